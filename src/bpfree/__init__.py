@@ -1,0 +1,43 @@
+"""bpfree trains neural networks without end-to-end backpropagation.
+
+>>> import bpfree
+>>> run = bpfree.fit("mlp", "digits", rule="mono_forward", epochs=1)
+>>> int(run.predict(run.test.x[:1]).shape[0])
+1
+"""
+
+from bpfree import data, nets, rules, tasks
+from bpfree._version import __version__
+from bpfree.api import Run, fit, load
+from bpfree.cut import cut, owners
+from bpfree.errors import DivergedError, UserError
+from bpfree.noise import Noise
+from bpfree.rule import BlackBoxRule, LocalRule, Rule
+from bpfree.trackers import Tracker
+from bpfree.trainer import EarlyStopping, Trainer
+from bpfree.types import Batch, Scalars, Task
+
+__all__ = [
+    "Batch",
+    "BlackBoxRule",
+    "DivergedError",
+    "EarlyStopping",
+    "LocalRule",
+    "Noise",
+    "Rule",
+    "Run",
+    "Scalars",
+    "Task",
+    "Tracker",
+    "Trainer",
+    "UserError",
+    "__version__",
+    "cut",
+    "data",
+    "fit",
+    "load",
+    "nets",
+    "owners",
+    "rules",
+    "tasks",
+]

@@ -1,0 +1,5 @@
+"""`python -m bpfree` is `bpfree`."""
+
+from bpfree.cli import main
+
+main()

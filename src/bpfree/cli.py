@@ -1,0 +1,229 @@
+"""The shell door. Knobs live in the config, so there are few verbs and few options; a test freezes them."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from bpfree import api
+from bpfree._version import __version__
+from bpfree.config import load_config, shipped
+from bpfree.data import DATASETS, data_directory
+from bpfree.data.dataset import Preprocess
+from bpfree.errors import UserError, check_choice
+from bpfree.nets import NETS
+from bpfree.rules import RULES
+
+app = typer.Typer(
+    help="Train neural networks without end-to-end backpropagation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where data sets are. Default: BPFREE_DATA, else the user cache.")]
+
+
+@contextmanager
+def _told_in_one_line(hint: Callable[[], str] = str) -> Iterator[None]:
+    """Errors at a user's hand end the command with one line and exit code 2."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        typer.echo(f"error: {' '.join(str(error).split())}{hint()}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted{hint()}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"bpfree {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: Annotated[str | None, typer.Argument(help="A YAML file or a shipped config such as digits/dfa.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.epochs=3 rule=backprop.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/<config>.")] = None,
+    data_dir: DataDir = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+) -> None:
+    """Train as a config says, and test."""
+    with _told_in_one_line():
+        if resume is not None:
+            if config or overrides or out:
+                raise UserError(
+                    "--resume: goes on as the run's own config says; it takes no CONFIG, KEY=VALUE or --out"
+                )
+            folder, start = resume, partial(api.resume, resume, data_dir)
+        else:
+            folder, start = _new_run(config, overrides or [], out, data_dir)
+    with _told_in_one_line(hint=lambda: _how_to_go_on(folder)):
+        finished = start()
+    _print_result(finished)
+
+
+def _new_run(
+    config: str | None, overrides: list[str], out: Path | None, data_dir: Path | None
+) -> tuple[Path, Callable[[], api.Run]]:
+    if config is None:
+        raise UserError("CONFIG: none was given. Try `bpfree train digits/dfa`; `bpfree list configs` shows them all")
+    loaded = load_config(config, overrides)
+    if data_dir is not None:
+        loaded.data.dir = str(data_dir)
+    folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
+    return folder, partial(api.train, loaded, out=folder)
+
+
+def _free_folder(name: str) -> Path:
+    runs = Path("runs")
+    candidates = (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 100_000))
+    return next(path for path in candidates if not path.exists())
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """Told when a run ends early, if there is something to go on from."""
+    if (folder / "last.ckpt").is_dir() and not (folder / "result.json").exists():
+        return f". The last good checkpoint is kept; go on with: bpfree train --resume {folder}"
+    return ""
+
+
+def _print_result(run: api.Run) -> None:
+    result = run.result
+    test = "no test split"
+    if result["test"]:
+        test = "test " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(result["test"].items()))
+    typer.echo(f"{result['rule']} on {result['dataset']}: {test}, {result['wall_seconds']:.1f} s. Run: {run.folder}")
+
+
+@app.command(name="eval")
+def evaluate(run: RunArgument, data_dir: DataDir = None) -> None:
+    """Evaluate a run on its test split; prints JSON."""
+    with _told_in_one_line():
+        loaded = api.load(run)
+        directory = data_directory(data_dir or loaded.config.data.dir)
+        dataset = DATASETS[loaded.config.data.name](directory)
+        if dataset.test is None:
+            raise UserError(f"data set '{dataset.name}' has no test split")
+        metrics = loaded.trainer.evaluate(loaded.batches(dataset.test))
+        typer.echo(json.dumps(metrics))
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, or .npy arrays of raw samples.")],
+) -> None:
+    """Print class and probability for each image."""
+    with _told_in_one_line():
+        loaded = api.load(run)
+        batches = [(file, _read_samples(file, loaded.preprocess)) for file in files]
+        for file, samples in batches:
+            for index, row in enumerate(loaded.predict_proba(samples)):
+                name = str(file) if len(samples) == 1 else f"{file}[{index}]"
+                typer.echo(f"{name}\t{int(row.argmax())}\t{float(row.max()):.4f}")
+
+
+def _read_samples(file: Path, preprocess: Preprocess) -> Tensor:
+    """[N, ...] raw samples of the run's shape.
+
+    Raises:
+        UserError: the file cannot be read or is of another shape.
+    """
+    shape = preprocess.shape
+    if file.suffix == ".npy":
+        values = torch.from_numpy(_read_npy(file))
+        if tuple(values.shape) in (shape, shape[1:]):
+            values = values.reshape(1, *shape)
+        elif tuple(values.shape[1:]) == shape[1:] and shape[0] == 1 and values.dim() == len(shape):
+            values = values.unsqueeze(1)
+        if tuple(values.shape[1:]) != shape:
+            raise UserError(
+                f"{file}: found the shape {list(values.shape)}, allowed: {list(shape)} or [N, *{list(shape)}]"
+            )
+        return values
+    return _read_image(file, preprocess)
+
+
+def _read_npy(file: Path) -> Any:
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{file}: not a .npy array of numbers ({error})") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
+        raise UserError(f"{file}: not a .npy array of numbers")
+    return values.astype(np.float32)
+
+
+def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    if len(preprocess.shape) != 3 or preprocess.shape[0] not in (1, 3):
+        raise UserError(f"{file}: the run takes samples of shape {list(preprocess.shape)}, no images. Give .npy files")
+    channels, height, width = preprocess.shape
+    try:
+        with Image.open(file) as image:
+            if image.size != (width, height):
+                raise UserError(
+                    f"{file}: found an image of {image.width}x{image.height} pixels, allowed: {width}x{height} as in "
+                    "training. Resize it first"
+                )
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{file}: no image that Pillow can read") from error
+    samples = torch.from_numpy(pixels).reshape(1, height, width, channels).permute(0, 3, 1, 2)
+    return samples * (preprocess.white / 255.0)
+
+
+@app.command(name="list")
+def list_names(
+    what: Annotated[str | None, typer.Argument(metavar="[rules|nets|datasets|configs]", help="Default: all.")] = None,
+) -> None:
+    """Show the names that a config can use."""
+    tables: dict[str, dict[str, Any]] = {
+        "rules": RULES,
+        "nets": NETS,
+        "datasets": DATASETS,
+        "configs": dict.fromkeys(shipped()),
+    }
+    with _told_in_one_line():
+        if what is not None:
+            check_choice("list", what, tables)
+    console = Console()
+    for kind in tables if what is None else [what]:
+        table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for name, thing in tables[kind].items():
+            table.add_row(name, *([] if thing is None else [_first_line(thing)]))
+        console.print(table)
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,194 @@
+"""The YAML door: sections, overrides, shipped configs."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import nn
+
+from bpfree.data import DATASETS
+from bpfree.errors import UserError, unknown
+from bpfree.nets import NETS
+from bpfree.optim import OPTIMIZERS, SCHEDULES
+from bpfree.rule import Rule
+from bpfree.rules import RULES
+from bpfree.spec import check_options, lookup, split_spec
+from bpfree.tasks import TASKS
+from bpfree.trainer import EarlyStopping
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DataConfig(_Section):
+    """Which data, and how it is cut into batches."""
+
+    name: str = "digits"
+    dir: str | None = None
+    batch_size: int = Field(default=64, ge=1)
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    shift: int = Field(default=0, ge=0)
+    flip: bool = False
+
+
+class EarlyStoppingConfig(_Section):
+    """See `bpfree.trainer.EarlyStopping`."""
+
+    metric: str = "accuracy"
+    patience: int = Field(default=10, ge=1)
+
+    def build(self) -> EarlyStopping:
+        """As the trainer takes it."""
+        return EarlyStopping(self.metric, self.patience)
+
+
+class TrainConfig(_Section):
+    """How long, on what, and from which seed."""
+
+    epochs: int = Field(default=10, ge=1)
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    clip: float | None = Field(default=None, gt=0)
+    early_stopping: EarlyStoppingConfig | None = None
+
+
+NamedSpec = dict[str, Any]
+
+
+class Config(_Section):
+    """A run, complete. A section with a name is a constructor call; see `bpfree.spec`."""
+
+    data: DataConfig = DataConfig()
+    net: NamedSpec = {"name": "mlp"}
+    rule: NamedSpec = {"name": "dfa"}
+    task: NamedSpec = {"name": "classify"}
+    optimizer: NamedSpec = {"name": "adam"}
+    schedule: NamedSpec = {"name": "constant"}
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("data", "net", "rule", "task", "optimizer", "schedule", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def check(self) -> None:
+        """Refuse unknown names and options before anything is loaded.
+
+        Raises:
+            UserError: one is unknown or of the wrong type.
+        """
+        if self.data.name not in DATASETS:
+            raise unknown("dataset", self.data.name, DATASETS)
+        _check_section("net", NETS, self.net, given=2, outside=nn.Module)
+        _check_section("rule", RULES, self.rule, given=0, outside=Rule)
+        _check_section("task", TASKS, self.task, given=1)
+        _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
+        _check_section("schedule", SCHEDULES, self.schedule, given=2)
+
+    def dump(self) -> str:
+        """As YAML, complete and re-runnable."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _check_section(
+    section: str, table: Mapping[str, Any], spec: NamedSpec, given: int, outside: type | None = None
+) -> None:
+    name, options = split_spec(spec, section)
+    check_options(lookup(table, name, section, outside), options, section, given)
+
+
+def parse(values: Mapping[str, Any], where: str = "config") -> Config:
+    """A config from plain values, checked.
+
+    Raises:
+        UserError: an unknown section, key or name, or a wrong type.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, where) from error
+    config.check()
+    return config
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        section = _model_at(path[:-1])
+        return unknown(f"key {'.'.join([*path[:-1], ''])}", path[-1], section.model_fields)
+    allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return UserError(f"{where}: {'.'.join(path)}: found {first['input']!r}, allowed: {allowed}")
+
+
+def _model_at(path: Sequence[str]) -> type[BaseModel]:
+    model: type[BaseModel] = Config
+    nested: dict[str, type[BaseModel]] = {
+        "data": DataConfig,
+        "train": TrainConfig,
+        "early_stopping": EarlyStoppingConfig,
+    }
+    for part in path:
+        model = nested.get(part, model)
+    return model
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """A config from a file, or a shipped one by name (`digits/dfa`), with `section.key=value` overrides.
+
+    Raises:
+        UserError: there is no such config, it is not YAML, or it does not hold.
+    """
+    text, where = _find_text(name)
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: found {type(values).__name__}, allowed: sections (data, net, rule, ...)")
+    for override in overrides:
+        _override(values, override)
+    return parse(values, where)
+
+
+def shipped() -> list[str]:
+    """Names of the configs that come with the package, as `<dataset>/<rule>`."""
+    root = resources.files("bpfree") / "configs"
+    folders = [folder for folder in root.iterdir() if folder.is_dir()]
+    files = [(d.name, f.name) for d in folders for f in d.iterdir() if f.name.endswith(".yaml")]
+    return sorted(f"{folder}/{file.removesuffix('.yaml')}" for folder, file in files)
+
+
+def _find_text(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    if name in shipped():
+        return (resources.files("bpfree") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"config file '{name}' does not exist. `bpfree list configs` shows the shipped ones")
+    raise unknown("config", name, shipped())
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key; a section given as a bare name becomes a mapping first."""
+    key, found, text = override.partition("=")
+    path = key.split(".")
+    if not found or not all(path):
+        raise UserError(f"override: found '{override}', allowed: section.key=value, such as train.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{override}': its value is not YAML") from error
+    for part in path[:-1]:
+        inner = values.get(part)
+        if not isinstance(inner, str | dict | None):
+            raise UserError(f"override '{override}': {part} is {inner!r}, allowed: a section")
+        values[part] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+        values = values[part]
+    values[path[-1]] = value

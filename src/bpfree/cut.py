@@ -1,0 +1,196 @@
+"""See any net as segments.
+
+A *tap* names a submodule; the graph is cut behind it. Taps t_1..t_k make k+1 segments: segment i ends at the output of
+t_i, and the last, called "output", at the output of the net. The cut is made by plain forward hooks that detach: the
+net is neither wrapped nor changed, and no module backward hook is used (they break with in-place activations).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import UserError, unknown
+from bpfree.noise import Noise
+
+OUTPUT = "output"
+Visit = Callable[[int, Tensor], None]
+
+_NORMS = {f"torch.nn.modules.{m}" for m in ("batchnorm", "normalization", "instancenorm")}
+_PASS_ON = {f"torch.nn.modules.{m}" for m in ("pooling", "dropout", "flatten", "padding", "upsampling")}
+
+
+class Segment(NamedTuple):
+    """One segment of a net.
+
+    Attributes:
+        name: its tap, or "output" for the last one.
+        shape: of its output for one sample.
+        parameters: names of the parameters that its loss reaches.
+    """
+
+    name: str
+    shape: torch.Size
+    parameters: tuple[str, ...]
+
+
+@contextmanager
+def cut(net: nn.Module, taps: Sequence[str], visit: Visit) -> Iterator[None]:
+    """While active, a forward pass hands each tapped output to `visit(index, h)` and goes on with `h` detached.
+
+    What `visit` leaves of the segment's graph is freed as the pass goes on: memory is that of one segment.
+
+    Args:
+        net: any module; untouched afterwards.
+        taps: names of submodules; `index` counts in this order.
+        visit: called with h [B, ...] still attached to its own segment.
+    """
+
+    def hook(index: int) -> Callable[[nn.Module, object, object], Tensor]:
+        def detach(module: nn.Module, args: object, h: object) -> Tensor:
+            if not isinstance(h, Tensor):
+                raise UserError(
+                    f"tap '{taps[index]}' gives {type(h).__name__}, allowed: a module whose output is one tensor. "
+                    "Tap a module inside or behind it."
+                )
+            visit(index, h)
+            return h.detach()
+
+        return detach
+
+    handles = [net.get_submodule(name).register_forward_hook(hook(i)) for i, name in enumerate(taps)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stages(net: nn.Module) -> tuple[str, ...]:
+    """Default taps: the ends of all stages of a Sequential but the last.
+
+    A stage begins at a child with weights and runs through the normalisations and activations behind it. Pooling,
+    dropout and reshaping belong to the next stage, so a signal meets the features before they are pooled.
+
+    Raises:
+        UserError: the net is no Sequential, so that nobody but its author knows where its stages end.
+    """
+    if not isinstance(net, nn.Sequential):
+        names = [name for name, _ in net.named_modules() if name]
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise UserError(
+            f"taps: none were given and {type(net).__name__} is no nn.Sequential, so its stages are unknown. "
+            f"Name the submodules after which to cut, such as taps=[...] from: {shown}"
+        )
+    taps: list[str] = []
+    end = None
+    for name, child in net._modules.items():
+        if child is None:
+            continue
+        if _begins_stage(child):
+            if end is not None:
+                taps.append(end)
+            end = name
+        elif end is not None and type(child).__module__ not in _PASS_ON:
+            end = name
+    return tuple(taps)
+
+
+def _begins_stage(child: nn.Module) -> bool:
+    is_extra = type(child).__module__ in _NORMS or isinstance(child, nn.PReLU)
+    return not is_extra and any(True for _ in child.parameters())
+
+
+@contextmanager
+def unchanged_buffers(net: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass does to buffers (batch-norm statistics) when it is only a rehearsal."""
+    saved = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)
+
+
+def owners(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Segment]:
+    """Which parameters each segment's loss reaches, found by a walk over the graph of one forward pass.
+
+    Args:
+        net: the net, as it will be trained; buffers and random state come out as they went in.
+        taps: names of submodules, in any order.
+        x: [B, ...], a few samples.
+
+    Returns:
+        The segments in the order in which they run; no parameter is in two of them.
+
+    Raises:
+        UserError: a tap that is not there, does not run, or runs twice; a connection around a tap that carries one
+            segment's loss into another segment's parameters; an in-place operation on a tapped activation.
+    """
+    modules = dict(net.named_modules())
+    for tap in taps:
+        if tap not in modules or not tap:
+            raise unknown("tap", tap, [name for name in modules if name])
+    seen: list[tuple[str, Tensor, int]] = []
+    reached: list[tuple[str, ...]] = []
+
+    def visit(index: int, h: Tensor) -> None:
+        seen.append((taps[index], h.detach(), h._version))
+        reached.append(_reached(net, h))
+
+    with unchanged_buffers(net), Noise().global_rng(x.device), torch.enable_grad(), cut(net, taps, visit):
+        out = net(x)
+    _refuse_repeated(taps, [name for name, _, _ in seen])
+    _refuse_in_place(seen)
+    ends = [*((name, h.shape[1:]) for name, h, _ in seen), (OUTPUT, out.shape[1:])]
+    reached.append(_reached(net, out))
+    segments = [Segment(name, shape, params) for (name, shape), params in zip(ends, reached, strict=True)]
+    _refuse_shared(segments)
+    return segments
+
+
+def _reached(net: nn.Module, h: Tensor) -> tuple[str, ...]:
+    """Names of the parameters from which h was computed, as far as the graph goes."""
+    seen, stack = set(), [h.grad_fn]
+    leaves = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        stack.extend(following for following, _ in node.next_functions)
+    return tuple(name for name, p in net.named_parameters() if id(p) in leaves)
+
+
+def _refuse_repeated(taps: Sequence[str], ran: Sequence[str]) -> None:
+    for tap in taps:
+        if (times := ran.count(tap)) != 1:
+            cure = "Give each place a module of its own." if times else "Remove it, or tap a module that runs."
+            raise UserError(f"tap '{tap}' ran {times} times in one forward pass, allowed: once. {cure}")
+
+
+def _refuse_in_place(seen: Sequence[tuple[str, Tensor, int]]) -> None:
+    for tap, h, version in seen:
+        if h._version != version:
+            raise UserError(
+                f"tap '{tap}': its output is changed in place by a later module, which would spoil the segment's "
+                "loss. Use inplace=False there, or move the tap behind that module."
+            )
+
+
+def _refuse_shared(segments: Sequence[Segment]) -> None:
+    first: dict[str, str] = {}
+    for segment in segments:
+        for name in segment.parameters:
+            if name in first:
+                raise UserError(
+                    f"parameter '{name}' of segment '{first[name]}' is reached by the loss of segment "
+                    f"'{segment.name}' too, by a connection around tap '{first[name]}' or by shared weights. "
+                    f"Drop that tap, or tap a module behind which the connection has joined."
+                )
+            first[name] = segment.name

@@ -1,0 +1,64 @@
+"""Data from Python: arrays, tensors, torch data sets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpfree.data.dataset import Dataset, Split
+from bpfree.errors import UserError
+
+
+def from_python(data: Any, test: Any = None, classes: int | None = None) -> Dataset:
+    """A Dataset from a pair (samples, labels) of arrays or tensors, or from a torch Dataset of such pairs.
+
+    uint8 samples are images and will be normalised; any others pass as they are. Labels are integers from 0.
+
+    Args:
+        data: for training.
+        test: for the final evaluation, likewise; optional.
+        classes: C; default: the largest label plus 1.
+
+    Raises:
+        UserError: neither a pair nor a data set, labels that are no integers or out of range, lengths that differ.
+    """
+    train_split = _split(data, "data")
+    test_split = None if test is None else _split(test, "test")
+    if classes is None:
+        labels = [split.y for split in (train_split, test_split) if split is not None and len(split.y)]
+        classes = max((int(y.max()) + 1 for y in labels), default=0)
+    return Dataset("arrays", train_split, test_split, max(classes, 2))
+
+
+def to_tensor(values: Any, what: str) -> Tensor:
+    """Numpy arrays, tensors and nested lists as a tensor; float64 arrays become float32, as torch users expect.
+
+    Raises:
+        UserError: the values are no array of numbers.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+        return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else np.ascontiguousarray(array))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: found {type(values).__name__}, allowed: an array or tensor of numbers") from error
+
+
+def _split(data: Any, what: str) -> Split:
+    if isinstance(data, torch.utils.data.Dataset):
+        samples = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
+        data = (
+            torch.stack([to_tensor(x, what) for x, _ in samples]),
+            torch.stack([torch.as_tensor(y) for _, y in samples]),
+        )
+    if not isinstance(data, Sequence) or len(data) != 2:
+        raise UserError(f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels) or a torch Dataset")
+    x, y = to_tensor(data[0], f"{what} (samples)"), to_tensor(data[1], f"{what} (labels)")
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.is_floating_point() and bool((y != y.round()).any()):
+        raise UserError(f"{what} (labels): found {y.dtype} with fractions, allowed: class numbers 0, 1, 2, ...")
+    return Split(x, y.long())

@@ -1,0 +1,51 @@
+"""The IDX format of MNIST: big-endian, magic 0 0 type rank, sizes as int32, then the values in row-major order."""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfree.errors import UserError
+
+_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_LARGEST = 1 << 31
+
+
+def read_idx(path: Path) -> npt.NDArray[np.generic]:
+    """Read an IDX file, gzipped or not.
+
+    Raises:
+        UserError: the file is truncated, corrupt, or no IDX file.
+    """
+    try:
+        with open(path, "rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else open(path, "rb") as file:
+            magic = file.read(4)
+            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES or magic[3] == 0:
+                raise UserError(f"{path}: not an IDX file: it begins with {magic.hex(' ') or 'nothing'}")
+            sizes = file.read(4 * magic[3])
+            if len(sizes) < 4 * magic[3]:
+                raise UserError(f"{path}: truncated: it ends within its header. Fetch it again")
+            shape = struct.unpack(f">{magic[3]}i", sizes)
+            return _read_values(path, file, np.dtype(_TYPES[magic[2]]), shape)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: corrupt or truncated gzip file ({error}). Delete it and fetch it again") from error
+
+
+def _read_values(path: Path, file: object, dtype: np.dtype, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if min(shape) < 0 or size > _LARGEST:
+        raise UserError(f"{path}: corrupt: its header claims the shape {list(shape)}")
+    values = file.read(size + 1)  # type: ignore[attr-defined]
+    if len(values) != size:
+        found = f"{len(values)}" if len(values) < size else f"more than {size}"
+        raise UserError(
+            f"{path}: truncated or corrupt: {found} bytes of values, its header says {size}. Fetch it again"
+        )
+    return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="))

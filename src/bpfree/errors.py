@@ -1,0 +1,37 @@
+"""What goes wrong at a user's hand, said in one line: the argument, the value found, what is allowed, the cure."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Input that cannot work. The shell prints its text and exits with 2; no traceback."""
+
+
+class DivergedError(UserError):
+    """A loss or a weight became NaN or infinite; the run was stopped and its last good checkpoint kept."""
+
+
+def unknown(kind: str, found: str, known: Iterable[str]) -> UserError:
+    """An error for a name that is in no table, with the nearest one that is.
+
+    >>> str(unknown("rule", "dfaa", ["dfa", "backprop"]))
+    "unknown rule 'dfaa'. Did you mean 'dfa'? Known: backprop, dfa"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UserError(f"unknown {kind} '{found}'.{hint} Known: {', '.join(names)}")
+
+
+def check_choice(argument: str, found: object, allowed: Iterable[str]) -> None:
+    """Raise UserError unless `found` is one of `allowed`."""
+    names = list(allowed)
+    if found not in names:
+        raise UserError(f"{argument}: found {found!r}, allowed: {', '.join(names)}")
+
+
+def check_positive(argument: str, found: float) -> None:
+    """Raise UserError unless `found` is a number above 0."""
+    if not found > 0:
+        raise UserError(f"{argument}: found {found!r}, allowed: a number above 0")

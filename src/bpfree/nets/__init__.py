@@ -1,0 +1,16 @@
+"""Nets to try a rule on. Any `nn.Module` works; `NETS` is the table that the config goes by.
+
+Every constructor takes the shape of one sample and the width of the output first, then its own options.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from bpfree.nets.conv import conv
+from bpfree.nets.denoiser import Denoiser
+from bpfree.nets.mlp import mlp
+
+NETS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv": conv, "denoiser": Denoiser}
+
+__all__ = ["NETS", "Denoiser", "conv", "mlp"]

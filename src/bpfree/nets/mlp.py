@@ -1,0 +1,55 @@
+"""Multilayer perceptron."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+from bpfree.errors import check_choice
+
+Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu", "sigmoid"]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def mlp(
+    in_shape: int | Sequence[int],
+    out_features: int,
+    *,
+    hidden: Sequence[int] = (256, 256),
+    activation: Activation = "relu",
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Flatten, then fully connected layers, as a Sequential whose stages are the layers.
+
+    Args:
+        in_shape: shape of one sample, or its number of values.
+        out_features: D.
+        hidden: width of each hidden layer.
+        activation: a name in ACTIVATIONS.
+        batch_norm: normalise before each activation.
+        dropout: probability of dropping a hidden unit.
+    """
+    check_choice("activation", activation, ACTIVATIONS)
+    width = in_shape if isinstance(in_shape, int) else prod(in_shape)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for i, features in enumerate(hidden, start=1):
+        layers[f"fc{i}"] = nn.Linear(width, features)
+        if batch_norm:
+            layers[f"norm{i}"] = nn.BatchNorm1d(features)
+        layers[f"act{i}"] = ACTIVATIONS[activation]()
+        if dropout:
+            layers[f"drop{i}"] = nn.Dropout(dropout)
+        width = features
+    layers[f"fc{len(hidden) + 1}"] = nn.Linear(width, out_features)
+    return nn.Sequential(layers)

@@ -1,0 +1,106 @@
+"""torch's optimisers and learning-rate schedules, by name."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn, optim
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
+
+from bpfree.errors import UserError
+from bpfree.spec import Spec, build, lookup, split_spec
+
+OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
+    "sgd": optim.SGD,
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "nadam": optim.NAdam,
+    "radam": optim.RAdam,
+    "rmsprop": optim.RMSprop,
+    "adagrad": optim.Adagrad,
+}
+
+
+def make_optimizer(spec: Spec, parameters: Sequence[nn.Parameter]) -> optim.Optimizer:
+    """An optimiser of OPTIMIZERS, fused where torch has it and nothing else was asked for.
+
+    Raises:
+        UserError: an unknown name or option, or a value out of range.
+    """
+    name, options = split_spec(spec, "optimizer")
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
+    has_fused = "fused" in inspect.signature(lookup(OPTIMIZERS, name, "optimizer")).parameters
+    fused_types = {"cpu", "cuda", "mps"}
+    able = has_fused and not chosen and all(p.device.type in fused_types for p in parameters)
+    spec = {"name": name, **options, **({"fused": True} if able else {})}
+    optimizer: optim.Optimizer = build(OPTIMIZERS, spec, parameters, section="optimizer")
+    return optimizer
+
+
+def constant(optimizer: optim.Optimizer, total_steps: int) -> LRScheduler:
+    """The learning rate stays as it is."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def cosine(optimizer: optim.Optimizer, total_steps: int, *, final: float = 0.0) -> LRScheduler:
+    """Half a cosine, from the learning rate to `final` at the last step."""
+    return CosineAnnealingLR(optimizer, T_max=total_steps, eta_min=final)
+
+
+def onecycle(
+    optimizer: optim.Optimizer,
+    total_steps: int,
+    *,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    cycle_momentum: bool = False,
+) -> LRScheduler:
+    """Up to the learning rate in the first `pct_start` of the steps, then down to nearly nothing (Smith 2018)."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(
+        optimizer,
+        max_lr=peaks,
+        total_steps=total_steps,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+        cycle_momentum=cycle_momentum,
+    )
+
+
+def step(
+    optimizer: optim.Optimizer,
+    total_steps: int,
+    *,
+    milestones: Sequence[float] = (0.5, 0.75, 0.89, 0.94),
+    gamma: float = 0.25,
+) -> LRScheduler:
+    """Times `gamma` at each milestone, a fraction of the steps (defaults: Nokland & Eidnes 2019)."""
+    return MultiStepLR(optimizer, [round(m * total_steps) for m in milestones], gamma)
+
+
+SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "onecycle": onecycle,
+    "step": step,
+}
+
+
+def make_schedule(spec: Spec, optimizer: optim.Optimizer, total_steps: int | None) -> LRScheduler:
+    """A schedule of SCHEDULES, stepped once per training step.
+
+    Raises:
+        UserError: an unknown name or option, or a schedule that must know the number of steps and does not.
+    """
+    name, options = split_spec(spec, "schedule")
+    if total_steps is None and name != "constant":
+        raise UserError(f"total_steps: found None, but schedule '{name}' must know how long training is. Give a number")
+    schedule: LRScheduler = build(SCHEDULES, {"name": name, **options}, optimizer, total_steps or 1, section="schedule")
+    return schedule
+
+
+def plain_state(schedule: LRScheduler) -> dict[str, Any]:
+    """The schedule's state without its functions, which a checkpoint must not hold."""
+    return {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}

@@ -1,0 +1,65 @@
+"""A progress bar for people at a terminal; nothing is printed anywhere else."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bpfree.data import Batches
+from bpfree.trackers import Record, Tracker
+from bpfree.trainer import Trainer
+from bpfree.types import Batch
+
+
+class ProgressBar(Tracker):
+    """Epoch, loss, accuracy and samples/s on standard error.
+
+    Args:
+        epochs: of the training.
+        batches: of an epoch.
+    """
+
+    def __init__(self, epochs: int, batches: Batches) -> None:
+        self.epochs = epochs
+        self.batches = batches
+        self.console = Console(stderr=True)
+        self.validation = ""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Show the bar if somebody is looking."""
+        if not self.console.is_terminal:
+            return
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        total = self.epochs * len(self.batches)
+        self.task = self.bar.add_task("training", total=total, completed=trainer.progress.step, figures="")
+        self.bar.start()
+
+    def on_step(self, trainer: Trainer, batch: Batch) -> None:
+        """Move on."""
+        if not self.console.is_terminal:
+            return
+        step, length = trainer.progress.step, len(self.batches)
+        means = trainer.progress.means() if trainer.progress.summed else {}
+        shown = [f"{name} {means[name]:.4f}" for name in ("loss", "accuracy") if name in means]
+        if speed := self.bar.tasks[self.task].speed:
+            shown.append(f"{speed * self.batches.batch_size:,.0f} samples/s")
+        epoch = min((step - 1) // length + 1, self.epochs)
+        figures = "  ".join([*shown, self.validation])
+        self.bar.update(self.task, completed=step, description=f"epoch {epoch}/{self.epochs}", figures=figures)
+
+    def on_epoch(self, trainer: Trainer, record: Record) -> None:
+        """Keep the validation figures in view."""
+        if not self.console.is_terminal:
+            return
+        if "validation" in record:
+            self.validation = f"validation accuracy {record['validation'].get('accuracy', float('nan')):.4f}"
+
+    def on_end(self) -> None:
+        """Leave the terminal as it was."""
+        if self.console.is_terminal and hasattr(self, "bar"):
+            self.bar.stop()

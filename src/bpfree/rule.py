@@ -1,0 +1,205 @@
+"""What a learning rule is: a way to write `.grad`. Three shapes of rule cover the field."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.cut import OUTPUT, Segment, cut, owners, stages, unchanged_buffers
+from bpfree.noise import Noise
+from bpfree.population import LoopEvaluator, Member, Perturbation, Shaping, accumulate
+from bpfree.types import Batch, Scalars, Task
+
+
+def trainable(*modules: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the modules that take part in training, in order."""
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def backward(loss: Tensor) -> None:
+    """Fill `.grad` from a loss. Autocast is off within: torch asks for it, and hooks run inside the forward pass."""
+    if not loss.requires_grad:
+        return  # every parameter behind it is frozen
+    if torch.is_autocast_enabled(loss.device.type):
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
+    else:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+class Rule(nn.Module, ABC):
+    """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
+
+        Raises:
+            UserError: the rule cannot train this net or this task.
+        """
+
+    @abstractmethod
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """ADD this batch's gradients to `.grad` of the net and of the rule itself.
+
+        Args:
+            net: the net, in training mode.
+            task: gives target and loss.
+            batch: x [B, ...], y [B].
+            noise: the key of this step; every random number comes from it.
+
+        Returns:
+            Detached scalars; among them `loss`, and `loss/<unit>` where units have losses of their own.
+        """
+
+    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Output of the trained net, [B, D]. Rules that do not read the net's own output override it."""
+        return net(x)  # type: ignore[no-any-return]
+
+    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
+        """Parts that train independently of each other: clipped apart, and free to live in other processes."""
+        return [trainable(net, self)]
+
+
+class LocalRule(Rule):
+    """A rule that says what each segment of a net minimises.
+
+    Without `needs_error` a segment learns while the forward pass goes by: at its tap its loss is differentiated
+    within the segment and its activations are freed. Peak activation memory is that of the largest segment.
+
+    With `needs_error` the output error must be known first. `memory="fast"` keeps the activations of one forward
+    pass; `memory="flat"` runs the net twice, first for the error and then learning on the way. Dropout masks are the
+    same in both passes and batch-norm statistics are updated once, so both give the same weights, to the bit.
+
+    Args:
+        taps: submodules after which the graph is cut; default: the stages of a Sequential (`bpfree.cut.stages`).
+    """
+
+    needs_error: ClassVar[bool] = False
+    memory: Literal["fast", "flat"] = "flat"
+    taps: tuple[str, ...]
+    segments: list[Segment]
+
+    def __init__(self, *, taps: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self._asked_taps = taps
+        self.taps = tuple(taps or ())
+        self.segments = []
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Find the segments; see `bpfree.cut.owners` for what is refused."""
+        taps = stages(net) if self._asked_taps is None else tuple(self._asked_taps)
+        self.segments = owners(net, taps, batch.x[:2])
+        self.taps = tuple(segment.name for segment in self.segments if segment.name != OUTPUT)
+
+    @abstractmethod
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """What segment `index` minimises, 0-d.
+
+        Args:
+            index: of the segment, 0 for the first; the output segment is not asked, it has the task's loss.
+            h: [B, ...], its output, attached to its own segment only.
+            signal: [B, D], the output error dLoss/dout if the rule `needs_error`, else the target.
+        """
+
+    def head(self, index: int) -> nn.Module | None:
+        """The part of the rule that trains together with segment `index`, if any."""
+        return None
+
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """One or two forward passes; see the class."""
+        if not self.needs_error:
+            return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
+        if self.memory == "flat":
+            with unchanged_buffers(net), noise.global_rng(batch.x.device), cut(net, self.taps, lambda i, h: None):
+                out = net(batch.x).detach()
+            return self._learn_on_the_way(net, task, batch, noise, output_error(task, out, batch))
+        return self._learn_afterwards(net, task, batch, noise)
+
+    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
+        """The segments, each with its head."""
+        parameters = dict(net.named_parameters())
+        units = []
+        for index, segment in enumerate(self.segments):
+            head = self.head(index)
+            units.append([parameters[name] for name in segment.parameters] + (trainable(head) if head else []))
+        return units
+
+    def _learn_on_the_way(self, net: nn.Module, task: Task, batch: Batch, noise: Noise, signal: Tensor) -> Scalars:
+        scalars: Scalars = {}
+
+        def learn(index: int, h: Tensor) -> None:
+            scalars.update(self._learn(index, h, signal))
+
+        with noise.global_rng(batch.x.device), cut(net, self.taps, learn):
+            out = net(batch.x)
+        return scalars | _learn_output(task, out, batch)
+
+    def _learn_afterwards(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        kept: list[tuple[int, Tensor]] = []
+        with noise.global_rng(batch.x.device), cut(net, self.taps, lambda i, h: kept.append((i, h))):
+            out = net(batch.x)
+        error = output_error(task, out, batch)
+        scalars: Scalars = {}
+        for index, h in kept:
+            scalars |= self._learn(index, h, error)
+        return scalars | _learn_output(task, out, batch)
+
+    def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
+        if not h.requires_grad:
+            return {}  # a segment without trainable parameters
+        loss = self.local_loss(index, h, signal)
+        backward(loss)
+        return {f"loss/{self.taps[index]}": loss.detach()}
+
+
+def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
+    """E = dLoss/dout [B, D], for a mean loss already divided by B."""
+    leaf = out.detach()
+    leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
+    return torch.autograd.grad(task.loss(leaf, batch), leaf)[0]
+
+
+def _learn_output(task: Task, out: Tensor, batch: Batch) -> Scalars:
+    loss = task.loss(out, batch)
+    backward(loss)
+    return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+
+
+class BlackBoxRule(Rule):
+    """A rule that tries perturbed copies of the parameters and never differentiates the net.
+
+    Member i has the parameters theta + E_i; `.grad` becomes -sum_i w_i E_i, with the weights w made from the members'
+    losses. A member is a key and a sign, its noise regenerated when needed: memory is that of inference and three times the
+    parameters (a copy, one member's noise, the accumulator), whatever the size of the population. The net runs in
+    evaluation mode: dropout is off and batch-norm statistics stay as they are.
+
+    Args:
+        perturbation: how members differ.
+        shaping: losses [P] -> weights [P].
+        population: P, the number of members.
+        mirrored: members come in pairs +E, -E; P must be even.
+    """
+
+    def __init__(self, perturbation: Perturbation, shaping: Shaping, *, population: int, mirrored: bool) -> None:
+        super().__init__()
+        self.perturbation = perturbation
+        self.shaping = shaping
+        self.evaluator = LoopEvaluator()
+        self.members = Member.all(population, mirrored)
+
+    @torch.no_grad()
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """Evaluate every member on this batch, shape the losses into weights, and add the weighted noise."""
+        training = net.training
+        net.eval()
+        try:
+            losses, scalars = self.evaluator(net, task, batch, self.perturbation.keyed(noise), self.members)
+        finally:
+            net.train(training)
+        weights = self.shaping(losses)
+        accumulate(trainable(net), self.perturbation.keyed(noise), self.members, -weights)
+        finite = losses.isfinite()
+        mean = torch.where(finite, losses, 0.0).sum() / finite.sum()  # NaN if every member failed
+        return scalars | {"loss": mean}

@@ -1,0 +1,134 @@
+"""A section of a config is a constructor call: `{name: dfa, feedback: orthogonal}` is `RULES["dfa"](feedback=...)`.
+
+The constructor's own signature is the schema; there is no second one.
+"""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bpfree.errors import UserError, unknown
+
+Spec = str | Mapping[str, Any]
+"""A name, or a mapping with `name` and the constructor's options."""
+
+
+def split_spec(spec: Spec, section: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a spec.
+
+    Raises:
+        UserError: it has no name.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    options = dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{section}.name: found {name!r}, allowed: the name of a {section}")
+    return name, options
+
+
+def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | None = None) -> Callable[..., Any]:
+    """The constructor of that name: from the table, or from outside as "package.module:Class".
+
+    Args:
+        outside: what a class from outside must derive from, so that a config cannot call just anything.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in table:
+        return table[name]  # type: ignore[no-any-return]
+    if outside is None or ":" not in name:
+        raise unknown(section, name, table)
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{section}.name: '{name}' cannot be imported ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, outside)):
+        raise UserError(f"{section}.name: '{name}' is no {outside.__name__}; allowed: a class that derives from it")
+    return found
+
+
+def check_options(
+    constructor: Callable[..., Any], options: Mapping[str, Any], section: str, given: int = 0
+) -> dict[str, Any]:
+    """The options, converted to the types of the constructor's signature.
+
+    Args:
+        given: how many leading arguments the library supplies itself.
+
+    Raises:
+        UserError: an unknown option, a wrong type, or a missing one.
+    """
+    parameters = list(inspect.signature(constructor).parameters.values())[given:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(options)
+    known = {p.name: p for p in parameters if p.kind is not p.VAR_POSITIONAL}
+    hints = _hints(constructor)
+    for key in options:
+        if key not in known:
+            raise unknown(f"key {section}.", key, known) if known else UserError(f"{section}: takes no key '{key}'")
+    for parameter in known.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise UserError(f"{section}.{parameter.name}: missing; {constructor.__name__} needs it")
+    return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
+
+
+def build(table: Mapping[str, Any], spec: Spec, *args: Any, section: str, outside: type | None = None) -> Any:
+    """Look up, check and call: table[name](*args, **options)."""
+    name, options = split_spec(spec, section)
+    constructor = lookup(table, name, section, outside)
+    checked = check_options(constructor, options, section, given=len(args))
+    try:
+        return constructor(*args, **checked)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # torch checks ranges itself, such as a negative learning rate
+        raise UserError(f"{section} {name}: {error}") from error
+
+
+def convert(annotation: Any, value: Any, where: str) -> Any:
+    """The value as that type, by pydantic's rules (so "1e-3" is a float).
+
+    Raises:
+        UserError: it cannot be.
+    """
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: found {value!r}, allowed: {describe(annotation)}") from error
+
+
+def describe(annotation: Any) -> str:
+    """A type in words.
+
+    >>> describe(int | None)
+    'int or none'
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(str(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(a) for a in args))
+    if origin is tuple:
+        return f"[{', '.join(describe(a) for a in args)}]"
+    if origin in (list, Sequence) and args:
+        return f"a list of {describe(args[0])}"
+    names = {type(None): "none", float: "number", bool: "true or false", str: "text"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _hints(constructor: Callable[..., Any]) -> dict[str, Any]:
+    target = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(target)
+    except NameError:  # an annotation that is only there for type checkers
+        return {}

@@ -1,0 +1,47 @@
+"""Classification by cross-entropy."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from bpfree.errors import UserError
+from bpfree.types import Batch, Scalars
+
+
+class Classify:
+    """Cross-entropy on class indices; metrics are accuracy and loss.
+
+    Args:
+        classes: C.
+    """
+
+    def __init__(self, classes: int) -> None:
+        if classes < 2:
+            raise UserError(f"classes: found {classes}, allowed: at least 2")
+        self.classes = classes
+
+    @property
+    def dim(self) -> int:
+        """C."""
+        return self.classes
+
+    def target(self, batch: Batch) -> Tensor:
+        """One-hot labels [B, C], of the type of x."""
+        return F.one_hot(batch.y, self.classes).to(batch.x.dtype)
+
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy of logits [B, C].
+
+        Raises:
+            UserError: the output has another shape.
+        """
+        if out.shape != (len(batch.y), self.classes):
+            raise UserError(
+                f"net: its output has the shape {list(out.shape)}, but {self.classes} classes and a batch of "
+                f"{len(batch.y)} need [{len(batch.y)}, {self.classes}]. End the net with a layer of {self.classes}"
+            )
+        return F.cross_entropy(out.float() if out.itemsize < 4 else out, batch.y)
+
+    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
+        """`loss` and `accuracy`, detached."""
+        accuracy = (out.detach().argmax(1) == batch.y).float().mean()
+        return {"loss": self.loss(out.detach(), batch), "accuracy": accuracy}

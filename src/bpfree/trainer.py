@@ -1,0 +1,354 @@
+"""The only training loop.
+
+One step: zero_grad -> rule.gradients -> clip per unit -> optimizer.step -> schedule.step. Neither the optimiser nor the
+clipping nor a checkpoint knows which rule wrote the gradients.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.cut import unchanged_buffers
+from bpfree.data import Batches
+from bpfree.errors import DivergedError, UserError, check_choice
+from bpfree.memory import peak_step_memory
+from bpfree.noise import Noise
+from bpfree.optim import make_optimizer, make_schedule
+from bpfree.rule import Rule, trainable
+from bpfree.rules import RULES
+from bpfree.spec import Spec, build
+from bpfree.trackers import Record, Tracker
+from bpfree.types import Batch, Scalars, Task
+
+_CHECK_EVERY = 20  # steps between two looks at the losses; each look waits for the device
+
+
+@dataclass
+class EarlyStopping:
+    """Stop when a validation metric has not improved for a while; the best weights are then the result.
+
+    Args:
+        metric: of the validation split; "loss" is to fall, all others are to rise.
+        patience: epochs without improvement.
+    """
+
+    metric: str = "accuracy"
+    patience: int = 10
+
+    def score(self, validation: dict[str, float]) -> float:
+        """Higher is better.
+
+        Raises:
+            UserError: no such metric.
+        """
+        if self.metric not in validation:
+            found = ", ".join(validation) or "none, since data.validation is 0"
+            raise UserError(f"early_stopping.metric: found '{self.metric}', allowed: {found}")
+        return -validation[self.metric] if self.metric == "loss" else validation[self.metric]
+
+
+@dataclass
+class Progress:
+    """How far a training is; saved with a checkpoint, so plain values only."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of the scalars of the running epoch's steps
+    summed: int = 0  # how many steps
+    best_score: float | None = None
+    best_epoch: int = 0
+    stale: int = 0  # epochs since the best
+    stopped: bool = False
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    history: list[Record] = field(default_factory=list)
+
+    def means(self) -> dict[str, float]:
+        """Of the running epoch, so far."""
+        return {name: total / self.summed for name, total in self.sums.items()}
+
+
+class Trainer:
+    """Trains a net by a rule. For those who own their loop, `step` is all there is to call.
+
+    Args:
+        net: any module; it is trained in place.
+        rule: a name, a spec, or a Rule.
+        task: see `bpfree.tasks`.
+        optimizer: a name or a spec (`{"name": "sgd", "lr": 0.1}`), or an optimiser made for the net's parameters, to
+            which those of the rule are added.
+        schedule: a name or a spec; stepped at every step.
+        clip: largest gradient norm, for each of the rule's units by itself.
+        precision: "bfloat16" runs forward passes under autocast; parameters stay as they are.
+        seed: of everything random in training.
+        total_steps: length of the schedule; `fit` knows it by itself.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> from bpfree.tasks import Classify
+        >>> trainer = Trainer(net, "dfa", Classify(2), "sgd")
+        >>> scalars = trainer.step(Batch(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])))
+        >>> sorted(scalars)
+        ['accuracy', 'loss', 'loss/1']
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        rule: Rule | Spec,
+        task: Task,
+        optimizer: torch.optim.Optimizer | Spec = "adam",
+        *,
+        schedule: Spec = "constant",
+        clip: float | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        seed: int = 0,
+        total_steps: int | None = None,
+    ) -> None:
+        check_choice("precision", precision, ("float32", "bfloat16"))
+        if not trainable(net):
+            raise UserError("net: it has no trainable parameters, allowed: at least one with requires_grad")
+        self.net = net
+        self.task = task
+        self.rule: Rule = rule if isinstance(rule, Rule) else build(RULES, rule, section="rule", outside=Rule)
+        self.device = trainable(net)[0].device
+        self.dtype = trainable(net)[0].dtype
+        self.clip = clip
+        self.precision = precision
+        self.noise = Noise(seed)
+        self.total_steps = total_steps
+        self.progress = Progress()
+        self._optimizer_spec = optimizer
+        self._schedule_spec = schedule
+        self._bound = False
+
+    def bind(self, batch: Batch) -> None:
+        """Bind the rule, once, and hand its parameters and the net's to the optimiser; `step` calls it."""
+        if self._bound:
+            return
+        self.net.train()
+        with self.noise.fold("bind").global_rng(self.device):
+            self.rule.bind(self.net, self.task, batch)
+        self.rule.to(self.device)
+        if isinstance(self._optimizer_spec, torch.optim.Optimizer):
+            self.optimizer = self._optimizer_spec
+            known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            if own := [p for p in trainable(self.rule) if id(p) not in known]:
+                self.optimizer.add_param_group({"params": own})
+        else:
+            self.optimizer = make_optimizer(self._optimizer_spec, trainable(self.net, self.rule))
+        self.schedule = make_schedule(self._schedule_spec, self.optimizer, self.total_steps)
+        self._units = self.rule.units(self.net)
+        self._bound = True
+
+    def step(self, batch: Batch) -> Scalars:
+        """One step of training on one batch, x as the net takes it.
+
+        Returns:
+            The rule's detached scalars, among them `loss`.
+        """
+        self.bind(batch)
+        self.net.train()
+        self.rule.train()
+        self.optimizer.zero_grad()
+        with self._autocast():
+            scalars = self.rule.gradients(self.net, self.task, batch, self.noise.at(self.progress.step))
+        if self.clip is not None:
+            for unit in self._units:
+                nn.utils.clip_grad_norm_(unit, self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.progress.step += 1
+        return scalars
+
+    def step_memory(self, batch: Batch) -> int:
+        """Peak bytes that the rule takes for the gradients of one batch, the gradients included; see `bpfree.memory`.
+
+        Nothing is learned: weights, buffers and gradients are left as if it had not been called.
+        """
+        self.bind(batch)
+        self.net.train()
+        self.optimizer.zero_grad()
+
+        def gradients() -> None:
+            with self._autocast():
+                self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
+
+        with unchanged_buffers(self.net):
+            peak = peak_step_memory(gradients, self.device)
+        self.optimizer.zero_grad()
+        return peak
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Output [B, D] in evaluation mode, x as the net takes it."""
+        training = self.net.training
+        self.net.eval()
+        self.rule.eval()
+        try:
+            with self._autocast():
+                return self.rule.predict(self.net, x)
+        finally:
+            self.net.train(training)
+
+    def evaluate(self, batches: Batches) -> dict[str, float]:
+        """The task's metrics, a mean over all samples."""
+        sums: dict[str, Tensor] = {}
+        samples = 0
+        for batch in batches.epoch():
+            metrics = self.task.metrics(self.predict(batch.x), batch)
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(batch.y)
+            samples += len(batch.y)
+        return {name: float(value) / samples for name, value in sums.items()}
+
+    def fit(
+        self,
+        train: Batches,
+        epochs: int,
+        *,
+        validation: Batches | None = None,
+        early_stopping: EarlyStopping | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        """Train up to `epochs` epochs, from wherever `progress` is.
+
+        Raises:
+            DivergedError: a loss or weight is no longer finite.
+            KeyboardInterrupt: Ctrl-C; `progress` is then that of a whole step, and trackers have been told.
+        """
+        self.total_steps = epochs * len(train)
+        self.bind(next(train.epoch()))
+        try:
+            for tracker in trackers:
+                tracker.on_start(self)
+            with _interrupt_between_steps() as interrupted:
+                while self.progress.step < self.total_steps and not self.progress.stopped:
+                    self._epoch(train, validation, early_stopping, trackers, interrupted)
+        finally:
+            for tracker in trackers:
+                tracker.on_end()
+
+    def _epoch(
+        self,
+        train: Batches,
+        validation: Batches | None,
+        early_stopping: EarlyStopping | None,
+        trackers: Sequence[Tracker],
+        interrupted: Callable[[], bool],
+    ) -> None:
+        epoch, done = divmod(self.progress.step, len(train))
+        wall, cpu = time.perf_counter(), time.process_time()
+        pending: list[Scalars] = []
+        for batch in train.epoch(epoch, start=done):
+            pending.append(self.step(batch))
+            if len(pending) == _CHECK_EVERY:
+                self._settle(pending)
+            for tracker in trackers:
+                tracker.on_step(self, batch)
+            if interrupted():
+                self._settle(pending)
+                self._spent(wall, cpu)
+                for tracker in trackers:
+                    tracker.on_interrupt(self)
+                raise KeyboardInterrupt
+        self._settle(pending)
+        seconds = time.perf_counter() - wall
+        record: Record = {
+            "kind": "epoch",
+            "epoch": epoch + 1,
+            "step": self.progress.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train": self.progress.means(),
+            "samples_per_second": (len(train) - done) * train.batch_size / seconds,
+        }
+        if validation is not None:
+            record["validation"] = self.evaluate(validation)
+        self._refuse_non_finite_weights()
+        self._judge(record, early_stopping)
+        self.progress.sums, self.progress.summed = {}, 0
+        self._spent(wall, cpu)
+        record["seconds"] = self.progress.wall_seconds
+        self.progress.history.append(record)
+        for tracker in trackers:
+            tracker.on_epoch(self, record)
+
+    def _spent(self, wall: float, cpu: float) -> None:
+        self.progress.wall_seconds += time.perf_counter() - wall
+        self.progress.cpu_seconds += time.process_time() - cpu
+
+    def _judge(self, record: Record, early_stopping: EarlyStopping | None) -> None:
+        """Note whether this epoch is the best so far, and whether to stop."""
+        progress = self.progress
+        if "validation" in record:
+            score = (early_stopping or EarlyStopping()).score(record["validation"])
+        else:
+            score = -record["train"]["loss"]
+        progress.stale += 1
+        if progress.best_score is None or score > progress.best_score:
+            progress.best_score, progress.best_epoch, progress.stale = score, record["epoch"], 0
+        progress.stopped = early_stopping is not None and progress.stale >= early_stopping.patience
+
+    def _settle(self, pending: list[Scalars]) -> None:
+        """Read the scalars of the last steps at once, check them, and add them to the epoch's sums."""
+        if not pending:
+            return
+        first = self.progress.step - len(pending)
+        names = list(pending[0])
+        table = torch.stack([torch.stack([s[name].float() for name in names]) for s in pending]).tolist()
+        for offset, row in enumerate(table):
+            for name, value in zip(names, row, strict=True):
+                if not math.isfinite(value):
+                    unit = f"unit '{name.removeprefix('loss/')}'" if "/" in name else f"'{name}'"
+                    raise self._diverged(f"the loss of {unit} became {value} at step {first + offset + 1}")
+                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        self.progress.summed += len(pending)
+        pending.clear()
+
+    def _refuse_non_finite_weights(self) -> None:
+        for part, module in (("net", self.net), ("rule", self.rule)):
+            for name, tensor in module.state_dict().items():
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise self._diverged(f"'{name}' of the {part} is not finite at step {self.progress.step}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        lr = self.optimizer.param_groups[0]["lr"]
+        clip = "a smaller train.clip" if self.clip else "train.clip=1"
+        return DivergedError(
+            f"training diverged: {what}. Try a smaller optimizer.lr (it is {lr:g} now), {clip}, or a schedule that "
+            "starts slowly (schedule=onecycle)"
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        # The cache of casts does not see weights that a rule changes in place during the step.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag, so that no step is cut in half; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[bool] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(_number: int, _frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)

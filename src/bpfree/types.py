@@ -1,0 +1,41 @@
+"""The nouns that everything shares.
+
+Shape legend, used in comments and docstrings throughout:
+    B batch, D output or target width, C classes, E label embedding, H hidden width,
+    P population, N parameters, L segments, T diffusion steps.
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+Scalars = dict[str, Tensor]
+"""Detached 0-d tensors by name. They stay on the device: reading one would stall a GPU."""
+
+
+class Batch(NamedTuple):
+    """One minibatch, preprocessed and on the device."""
+
+    x: Tensor  # [B, ...]
+    y: Tensor  # [B] class index, or [B, ...] what to rebuild
+
+
+class Task(Protocol):
+    """What the net is for: the target, the loss and the figures of merit."""
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the output."""
+        ...
+
+    def target(self, batch: Batch) -> Tensor:
+        """[B, D]: one-hot labels, or the flat image to rebuild."""
+        ...
+
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """0-d, the mean over the batch; differentiable in `out`."""
+        ...
+
+    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
+        """Detached means over the batch, among them `loss`."""
+        ...
