@@ -273,10 +273,13 @@ def _assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rul
 
 
 def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> run.RunFolder:
-    """The writer of a new folder, or of one whose last checkpoint is now in the trainer."""
+    """The writer of a new folder, or of one whose last checkpoint is now in the trainer.
+
+    The rule is bound first, so that a run that cannot begin leaves no folder.
+    """
+    this.trainer.total_steps = this.config.train.epochs * len(batches)
+    this.trainer.bind(next(batches.epoch()))
     if resume:
-        this.trainer.total_steps = this.config.train.epochs * len(batches)
-        this.trainer.bind(next(batches.epoch()))
         checkpoint.load(this.trainer, out / run.LAST)
     else:
         run.create(out, this.config.dump())

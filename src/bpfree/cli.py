@@ -78,7 +78,8 @@ def train(
                 raise UserError(
                     "--resume: goes on as the run's own config says; it takes no CONFIG, KEY=VALUE or --out"
                 )
-            folder, start = resume, partial(api.resume, resume, data_dir)
+            folder = resume
+            start: Callable[[], api.Run] = partial(api.resume, resume, data_dir)
         else:
             folder, start = _new_run(config, overrides or [], out, data_dir)
     with _told_in_one_line(hint=lambda: _how_to_go_on(folder)):

@@ -121,7 +121,7 @@ def _explain(error: ValidationError, where: str) -> UserError:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         section = _model_at(path[:-1])
-        return unknown(f"key {'.'.join([*path[:-1], ''])}", path[-1], section.model_fields)
+        return unknown("key", path[-1], section.model_fields, prefix=".".join([*path[:-1], ""]))
     allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(path)}: found {first['input']!r}, allowed: {allowed}")
 

@@ -12,16 +12,22 @@ class DivergedError(UserError):
     """A loss or a weight became NaN or infinite; the run was stopped and its last good checkpoint kept."""
 
 
-def unknown(kind: str, found: str, known: Iterable[str]) -> UserError:
+def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "") -> UserError:
     """An error for a name that is in no table, with the nearest one that is.
+
+    Args:
+        kind: what is looked up.
+        found: the name.
+        known: the table.
+        prefix: shown before the name, such as the section of a key.
 
     >>> str(unknown("rule", "dfaa", ["dfa", "backprop"]))
     "unknown rule 'dfaa'. Did you mean 'dfa'? Known: backprop, dfa"
     """
     names = sorted(known)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {kind} '{found}'.{hint} Known: {', '.join(names)}")
+    hint = f" Did you mean '{prefix}{near[0]}'?" if near else ""
+    return UserError(f"unknown {kind} '{prefix}{found}'.{hint} Known: {', '.join(names)}")
 
 
 def check_choice(argument: str, found: object, allowed: Iterable[str]) -> None:

@@ -171,9 +171,9 @@ class BlackBoxRule(Rule):
     """A rule that tries perturbed copies of the parameters and never differentiates the net.
 
     Member i has the parameters theta + E_i; `.grad` becomes -sum_i w_i E_i, with the weights w made from the members'
-    losses. A member is a key and a sign, its noise regenerated when needed: memory is that of inference and three times the
-    parameters (a copy, one member's noise, the accumulator), whatever the size of the population. The net runs in
-    evaluation mode: dropout is off and batch-norm statistics stay as they are.
+    losses. A member is a key and a sign, its noise regenerated when needed: memory is that of inference and three
+    times the parameters (a copy, one member's noise, the accumulator), whatever the size of the population. The net
+    runs in evaluation mode: dropout is off and batch-norm statistics stay as they are.
 
     Args:
         perturbation: how members differ.

@@ -74,7 +74,7 @@ def check_options(
     hints = _hints(constructor)
     for key in options:
         if key not in known:
-            raise unknown(f"key {section}.", key, known) if known else UserError(f"{section}: takes no key '{key}'")
+            raise unknown("key", key, known, f"{section}.") if known else UserError(f"{section}: takes no key '{key}'")
     for parameter in known.values():
         if parameter.default is parameter.empty and parameter.name not in options:
             raise UserError(f"{section}.{parameter.name}: missing; {constructor.__name__} needs it")

@@ -1,0 +1,29 @@
+"""Shared by all tests: the device, small nets, real data."""
+
+import os
+
+import pytest
+import torch
+
+from bpfree.data import Dataset, digits
+from bpfree.types import Batch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """From BPFREE_TEST_DEVICE, so that the same tests run on cuda or mps."""
+    return torch.device(os.environ.get("BPFREE_TEST_DEVICE", "cpu"))
+
+
+@pytest.fixture(scope="session")
+def digits_data(tmp_path_factory) -> Dataset:
+    return digits(tmp_path_factory.mktemp("unused"))
+
+
+@pytest.fixture
+def batch(digits_data: Dataset, device: torch.device) -> Batch:
+    """32 real digits in float64, roughly standardised."""
+    x = (digits_data.train.x[:32].double() - 5) / 6
+    return Batch(x.to(device), digits_data.train.y[:32].to(device))

@@ -1,0 +1,63 @@
+"""What several tests build."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.nets import NETS
+from bpfree.rules import RULES
+from bpfree.tasks import Classify
+from bpfree.types import Batch
+
+TASK = Classify(10)
+IN_SHAPE = (1, 8, 8)
+
+
+def net_for(rule: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A small net that the rule can train, with batch norm and dropout where the net has them."""
+    torch.manual_seed(0)
+    if hasattr(RULES[rule], "_blocks"):
+        net = NETS["denoiser"](IN_SHAPE, 10, blocks=3, width=16)
+    else:
+        net = NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16], batch_norm=True, dropout=0.2)
+    return net.to(device=device, dtype=dtype)
+
+
+def gradients(*modules: nn.Module) -> dict[str, Tensor]:
+    """Copies of all gradients by parameter name."""
+    return {
+        f"{type(module).__name__}.{name}": p.grad.clone()
+        for module in modules
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def zero_grad(*modules: nn.Module) -> None:
+    for module in modules:
+        module.zero_grad()
+
+
+def jolt(parameters: Iterable[nn.Parameter]) -> None:
+    """Change parameters by much."""
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(torch.randn_like(p))
+
+
+def autograd_of(loss: Tensor, net: nn.Module) -> dict[str, Tensor]:
+    parameters = dict(net.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+
+def bound(rule, net: nn.Module, batch: Batch, task=TASK):
+    torch.manual_seed(1)
+    rule.bind(net, task, batch)
+    return rule.to(batch.x.device)

@@ -1,0 +1,146 @@
+"""Every rule x every property. A new rule in RULES is tested here without a new test."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bpfree import BlackBoxRule, Noise, Trainer, UserError, fit
+from bpfree.rules import RULES
+from bpfree.types import Batch
+from tests.helpers import TASK, bound, gradients, net_for, same, zero_grad
+
+pytestmark = pytest.mark.parametrize("name", RULES)
+
+
+def written(name, batch, noise=None, net=None, rule=None):
+    """Gradients of one call on a fresh net, with net and rule."""
+    net = net or net_for(name, batch.x.device)
+    rule = rule or bound(RULES[name](), net, batch)
+    zero_grad(net, rule)
+    rule.gradients(net, TASK, batch, noise or Noise(0, 0))
+    return gradients(net, rule), net, rule
+
+
+def test_the_same_seed_gives_the_same_gradients_and_another_others(name, batch):
+    a, net, rule = written(name, batch)
+    b, _, _ = written(name, batch)
+    c, _, _ = written(name, batch, noise=Noise(1, 0))
+    d, _, _ = written(name, batch, noise=Noise(0, 1))
+    assert a
+    assert same(a, b)
+    assert not same(a, c)
+    assert not same(a, d)
+
+
+def test_training_twice_gives_the_same_weights(name, batch):
+    states = []
+    for seed in (0, 0, 1):
+        net = net_for(name, batch.x.device)
+        trainer = Trainer(net, name, TASK, "adam", seed=seed)
+        for _ in range(3):
+            trainer.step(batch)
+        states.append(copy.deepcopy(net.state_dict()))
+    assert same(states[0], states[1])
+    assert not same(states[0], states[2])
+
+
+def test_gradients_are_added(name, batch):
+    once, net, rule = written(name, batch)
+    rule.gradients(net, TASK, batch, Noise(0, 0))
+    for key, value in gradients(net, rule).items():
+        torch.testing.assert_close(value, 2 * once[key], rtol=1e-9, atol=1e-15)
+
+
+def test_every_trainable_parameter_is_in_one_unit_and_gets_a_gradient(name, batch):
+    _, net, rule = written(name, batch)
+    parameters = [p for p in [*net.parameters(), *rule.parameters()] if p.requires_grad]
+    owned = [id(p) for unit in rule.units(net) for p in unit]
+    assert sorted(owned) == sorted(id(p) for p in parameters)
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in net.parameters())
+
+
+def test_net_and_batch_are_left_as_they_were(name, batch):
+    net = net_for(name, batch.x.device)
+    keys = list(net.state_dict())
+    weights = copy.deepcopy(dict(net.named_parameters()))
+    kept = Batch(batch.x.clone(), batch.y.clone())
+    _, net, _ = written(name, batch, net=net)
+    assert list(net.state_dict()) == keys
+    assert net.training
+    assert not any(m._forward_hooks or m._backward_hooks for m in net.modules())
+    assert all(torch.equal(p, weights[key]) for key, p in net.named_parameters())
+    assert torch.equal(batch.x, kept.x)
+    assert torch.equal(batch.y, kept.y)
+
+
+def test_scalars_are_detached_finite_and_have_a_loss(name, batch):
+    net = net_for(name, batch.x.device)
+    scalars = bound(RULES[name](), net, batch).gradients(net, TASK, batch, Noise(0, 0))
+    assert "loss" in scalars
+    for value in scalars.values():
+        assert value.dim() == 0
+        assert not value.requires_grad
+        assert bool(value.isfinite())
+
+
+def test_state_survives_a_file(name, batch, tmp_path):
+    """Feedback, heads and read-outs come back, and predictions with them."""
+    _, net, rule = written(name, batch)
+    save_file({k: v.cpu().contiguous() for k, v in rule.state_dict().items()}, tmp_path / "rule.safetensors")
+    torch.manual_seed(99)
+    other = RULES[name]()
+    other.bind(net, TASK, batch)
+    other.to(batch.x.device).load_state_dict(load_file(tmp_path / "rule.safetensors"))
+    a, _, _ = written(name, batch, net=net, rule=rule)
+    b, _, _ = written(name, batch, net=net, rule=other)
+    assert same(a, b)
+    net.eval()
+    with torch.no_grad():
+        assert torch.equal(rule.predict(net, batch.x), other.predict(net, batch.x))
+
+
+def test_predictions_are_scores_and_the_same_one_by_one(name, batch):
+    _, net, rule = written(name, batch)
+    net.eval()
+    with torch.no_grad():
+        together = rule.predict(net, batch.x)
+        alone = torch.cat([rule.predict(net, batch.x[i : i + 1]) for i in range(len(batch.x))])
+    assert together.shape == (len(batch.y), 10)
+    torch.testing.assert_close(together, alone)
+
+
+def test_bfloat16_trains(name, batch):
+    net = net_for(name, batch.x.device, torch.float32)
+    trainer = Trainer(net, name, TASK, "adam", precision="bfloat16")
+    before = copy.deepcopy(net.state_dict())
+    scalars = trainer.step(Batch(batch.x.float(), batch.y))
+    assert bool(scalars["loss"].isfinite())
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters())
+    assert not same(before, net.state_dict())
+
+
+def test_no_graph_is_left_behind(name, batch):
+    _, net, rule = written(name, batch)
+    assert all(p.grad_fn is None and p.grad.grad_fn is None for p in net.parameters())
+    assert all(b.grad_fn is None for b in [*net.buffers(), *rule.buffers()])
+
+
+def test_it_learns_with_its_defaults(name, digits_data, device):
+    """On real data, without an argument, every rule leaves chance behind."""
+    train = digits_data.train
+    black_box = issubclass(RULES[name], BlackBoxRule)
+    optimizer = {"name": "sgd", "lr": 3.0} if black_box else {"name": "adam", "lr": 5e-3}
+    net = net_for(name, device, torch.float32)
+    run = fit(net, (train.x, train.y), name, epochs=20, optimizer=optimizer, test=digits_data.test, device=str(device))
+    assert run.result["test"]["accuracy"] > 0.5
+    losses = [record["train"]["loss"] for record in run.metrics]
+    assert losses[-1] < losses[0]
+
+
+def test_a_net_of_another_width_is_refused(name, batch):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 7)).to(batch.x)
+    with pytest.raises(UserError, match="net:"):
+        Trainer(net, name, TASK).step(batch)

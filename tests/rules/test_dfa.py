@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from bpfree import Noise, UserError
+from bpfree.feedback import FEEDBACKS, feedback_matrix
+from bpfree.rules import DFA, Backprop
+from tests.helpers import IN_SHAPE, TASK, bound, gradients, zero_grad
+from bpfree.nets import NETS
+
+
+def linear_net(device):
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 20), nn.Linear(20, 15), nn.Linear(15, 12), nn.Linear(12, 10)]
+    return nn.Sequential(nn.Flatten(), *layers).double().to(device)
+
+
+@pytest.mark.parametrize("memory", ["fast", "flat"])
+def test_with_the_true_downstream_product_on_a_linear_net_it_is_backprop(memory, batch):
+    net = linear_net(batch.x.device)
+    rule = bound(DFA(memory=memory), net, batch)
+    downstream = net[4].weight.detach()  # [C, H_3]
+    for index in (2, 1, 0):
+        rule.get_buffer(f"B{index}").copy_(downstream)
+        downstream = downstream @ net[index + 1].weight.detach()
+    written = []
+    for each in (rule, Backprop()):
+        zero_grad(net)
+        each.gradients(net, TASK, batch, Noise())
+        written.append(gradients(net))
+    for name, expected in written[1].items():
+        torch.testing.assert_close(written[0][name], expected, rtol=0, atol=1e-10)
+
+
+def test_it_is_not_backprop_otherwise(batch):
+    net = linear_net(batch.x.device)
+    rule = bound(DFA(), net, batch)
+    rule.gradients(net, TASK, batch, Noise())
+    hidden = net[1].weight.grad.clone()
+    zero_grad(net)
+    Backprop().gradients(net, TASK, batch, Noise())
+    cosine = torch.cosine_similarity(hidden.flatten(), net[1].weight.grad.flatten(), dim=0)
+    assert abs(float(cosine)) < 0.5
+
+
+def test_the_equation(batch):
+    """d_l = (e B_l) * f'(a_l); dW_l = d_l^T h_{l-1}; the output layer learns from e, written out by hand."""
+    net = NETS["mlp"](IN_SHAPE, 10, hidden=[12, 9], activation="tanh").double().to(batch.x.device)
+    rule = bound(DFA(signal_scale=3.0), net, batch)
+    rule.gradients(net, TASK, batch, Noise())
+    with torch.no_grad():
+        h0 = batch.x.flatten(1)
+        h1 = net.fc1(h0).tanh()
+        h2 = net.fc2(h1).tanh()
+        e = (net.fc3(h2).softmax(1) - TASK.target(batch)) / len(batch.y)
+        d1 = 3.0 * (e @ rule.B0) * (1 - h1**2)
+        d2 = 3.0 * (e @ rule.B1) * (1 - h2**2)
+    for layer, d, h in ((net.fc1, d1, h0), (net.fc2, d2, h1), (net.fc3, e, h2)):
+        torch.testing.assert_close(layer.weight.grad, d.T @ h)
+        torch.testing.assert_close(layer.bias.grad, d.sum(0))
+
+
+def test_feedback_is_fixed_and_no_parameter(batch):
+    net = linear_net(batch.x.device)
+    rule = bound(DFA(), net, batch)
+    before = rule.B1.clone()
+    optimizer = torch.optim.SGD([*net.parameters(), *rule.parameters()], lr=0.1)
+    rule.gradients(net, TASK, batch, Noise())
+    optimizer.step()
+    assert list(rule.parameters()) == []
+    assert sorted(rule.state_dict()) == ["B0", "B1", "B2"]
+    assert torch.equal(before, rule.B1)
+
+
+@pytest.mark.parametrize("name", FEEDBACKS)
+def test_initialisations_have_their_spread(name):
+    torch.manual_seed(0)
+    rows, columns = 10, 4000
+    matrix = feedback_matrix(name, rows, columns, torch.zeros((), dtype=torch.float64))
+    variance = {
+        "uniform": 1 / (3 * columns),
+        "kaiming": 2 / columns,
+        "xavier": 2 / (rows + columns),
+        "lecun": 1 / columns,
+        "orthogonal": 1 / columns,
+    }[name]
+    assert matrix.dtype == torch.float64
+    assert float(matrix.var()) == pytest.approx(variance, rel=0.05)
+    if name == "orthogonal":
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(rows, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(UserError, match="feedback: found 'randn', allowed: uniform, kaiming"):
+        DFA(feedback="randn")
+    with pytest.raises(UserError, match="memory: found 'slow', allowed: fast, flat"):
+        DFA(memory="slow")

@@ -1,0 +1,199 @@
+"""The shell door: what it prints, what it refuses, and that it stays as it is."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import bpfree
+from bpfree.cli import app
+from tests.data.test_idx import write_mnist
+
+SMALL = ["train.epochs=1"]
+
+
+def shell(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def refused(*args):
+    """The error line of a command that is refused as it should be."""
+    result = shell(*args)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return bpfree.fit("mlp", "digits", "mono_forward", epochs=10, out=tmp_path_factory.mktemp("runs") / "run").folder
+
+
+def test_the_commands_and_options_are_frozen():
+    """Knobs belong in the config. Whoever adds a verb or an option changes this test on purpose."""
+    found = {}
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        found[name] = list(command.callback.__annotations__)
+    assert found == {
+        "train": ["config", "overrides", "out", "data_dir", "resume", "return"],
+        "eval": ["run", "data_dir", "return"],
+        "predict": ["run", "files", "return"],
+        "list": ["what", "return"],
+    }
+
+
+def test_version_and_help():
+    assert shell("--version").stdout == f"bpfree {bpfree.__version__}\n"
+    assert "without end-to-end backpropagation" in shell("--help").stdout
+
+
+def test_train_then_eval_in_real_processes(tmp_path):
+    def bpfree_(*args):
+        command = [sys.executable, "-m", "bpfree", *args]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    for expected in ("runs/digits-dfa", "runs/digits-dfa-2"):
+        done = bpfree_("train", "digits/dfa", "train.epochs=2", "rule.feedback=orthogonal")
+        assert done.stdout.startswith("dfa on digits: test accuracy 0.")
+        assert done.stdout.rstrip().endswith(f"Run: {expected}")
+        assert done.stderr == "", "quiet when no terminal is there"
+    result = json.loads((tmp_path / expected / "result.json").read_text())
+    assert json.loads(bpfree_("eval", expected).stdout) == result["test"]
+
+
+def test_a_progress_bar_at_a_terminal(tmp_path):
+    """A real pseudo-terminal sees epoch, loss, accuracy and samples/s."""
+    pty = pytest.importorskip("pty")
+    import os
+
+    parent, child = pty.openpty()
+    args = ["train", "digits/dfa", "train.epochs=30", "--out", str(tmp_path / "run")]
+    env = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bpfree", *args], stderr=child, stdout=subprocess.DEVNULL, env=env
+    )
+    os.close(child)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(parent, 65536)
+        except OSError:
+            break
+    os.close(parent)
+    assert process.wait() == 0
+    text = seen.decode()
+    for part in ("epoch", "/30", "loss 0.", "accuracy 0.", "samples/s", "validation accuracy 0."):
+        assert part in text
+
+
+def test_list():
+    for kind, names in {"rules": ["dfa", "noprop_dt"], "nets": ["denoiser"], "datasets": ["fashion_mnist"]}.items():
+        listed = shell("list", kind).stdout
+        assert all(name in listed for name in names)
+    everything = shell("list").stdout
+    assert "digits/dfa" in everything
+    assert "Direct feedback alignment" in everything
+    assert "list: found 'rulez', allowed: rules, nets, datasets, configs" in refused("list", "rulez")
+
+
+def test_predict_images_and_arrays(run_folder, tmp_path, digits_data):
+    x, y = digits_data.test.x[:20], digits_data.test.y[:20]
+    np.save(tmp_path / "many.npy", x.numpy())
+    np.save(tmp_path / "grey.npy", x[0, 0].numpy())
+    Image.fromarray((x[0, 0].float() * 255 / 16).round().byte().numpy()).save(tmp_path / "one.png")
+    result = shell("predict", run_folder, tmp_path / "many.npy", tmp_path / "grey.npy", tmp_path / "one.png")
+    rows = [line.split("\t") for line in result.stdout.strip().splitlines()]
+    assert len(rows) == 22
+    assert np.mean([int(row[1]) == int(label) for row, label in zip(rows, y, strict=False)]) > 0.8
+    assert rows[0][0].endswith("many.npy[0]")
+    assert rows[0][1:] == rows[20][1:]
+    assert rows[21][1] == rows[0][1], "an image and the array it was made from are the same digit"
+    assert all(0 < float(row[2]) <= 1 for row in rows)
+
+
+def test_predict_refuses(run_folder, tmp_path):
+    Image.new("L", (28, 28)).save(tmp_path / "large.png")
+    assert "found an image of 28x28 pixels, allowed: 8x8" in refused("predict", run_folder, tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no image")
+    assert "no image that Pillow can read" in refused("predict", run_folder, tmp_path / "text.png")
+    np.save(tmp_path / "shape.npy", np.zeros((3, 5, 5)))
+    assert "found the shape [3, 5, 5], allowed: [1, 8, 8]" in refused("predict", run_folder, tmp_path / "shape.npy")
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    assert "not a .npy array of numbers" in refused("predict", run_folder, tmp_path / "objects.npy")
+    assert "No such file" in refused("predict", run_folder, tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "CONFIG: none was given. Try `bpfree train digits/dfa`"),
+        (["digits/dfaa"], "unknown config 'digits/dfaa'. Did you mean 'digits/dfa'?"),
+        (["digits/dfa", "rule=dfaa"], "unknown rule 'dfaa'. Did you mean 'dfa'?"),
+        (["digits/dfa", "net=cnov"], "unknown net 'cnov'. Did you mean 'conv'?"),
+        (["digits/dfa", "data=digit"], "unknown dataset 'digit'. Did you mean 'digits'?"),
+        (["digits/dfa", "trian.epochs=3"], "unknown key 'trian'. Did you mean 'train'?"),
+        (["digits/dfa", "train.epochs=-3"], "train.epochs: found -3"),
+        (["digits/dfa", "train.epochs=2.5"], "train.epochs: found 2.5"),
+        (["digits/dfa", "optimizer.lr=fast"], "optimizer.lr: found 'fast', allowed: number"),
+        (["digits/dfa", "optimizer.lr=-1"], "Invalid learning rate: -1"),
+        (["digits/dfa", "train.device=cuda:7"], "device: found 'cuda:7', which this machine does not have"),
+        (["digits/dfa", "train.device=toaster"], "device: found 'toaster'"),
+        (["digits/dfa", "rule.taps=[fc9]"], "unknown tap 'fc9'. Did you mean 'fc"),
+        (["digits/dfa", "rule=noprop_dt"], "net: found Sequential, but NoProp needs denoising blocks"),
+        (["digits/dfa", "net=denoiser"], "Denoiser is no nn.Sequential, so its stages are unknown"),
+        (["digits/recombine", "rule.population=3"], "population: found 3, allowed: an even number"),
+        (["--resume", "nowhere"], "nowhere is no run folder"),
+        (["digits/dfa", "--resume", "nowhere"], "--resume: goes on as the run's own config says"),
+    ],
+)
+def test_train_refuses(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused("train", *args)
+    assert message in line
+    assert not list(tmp_path.iterdir()), "nothing is left of a run that never began"
+
+
+def test_train_refuses_data_that_are_missing_or_broken(tmp_path, monkeypatch):
+    module = sys.modules["bpfree.data.mnist"]
+    monkeypatch.setattr(module, "MNIST", module.MNIST._replace(mirrors=("http://127.0.0.1:1/",)))
+    out = ["--out", tmp_path / "run"]
+    line = refused("train", "mnist/dfa", "--data-dir", tmp_path / "none", *out)
+    assert "could not be downloaded" in line
+    assert "--data-dir, BPFREE_DATA" in line
+    write_mnist(tmp_path / "cut" / "mnist", gzipped=False)
+    images = tmp_path / "cut" / "mnist" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-100])
+    assert "truncated or corrupt" in refused("train", "mnist/dfa", "--data-dir", tmp_path / "cut", *out)
+    write_mnist(tmp_path / "range" / "mnist", labels=[10] * 40)
+    assert "labels run from 10 to 10" in refused("train", "mnist/dfa", "--data-dir", tmp_path / "range", *out)
+    write_mnist(tmp_path / "length" / "mnist", labels=[1] * 30)
+    assert "allowed: 40 labels" in refused("train", "mnist/dfa", "--data-dir", tmp_path / "length", *out)
+    assert not (tmp_path / "run").exists(), "nothing is left of a run that never began"
+
+
+def test_folders_that_cannot_be_used(run_folder, tmp_path):
+    assert "holds another run" in refused("train", "digits/dfa", *SMALL, "--out", run_folder)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused("train", "digits/dfa", *SMALL, "--out", tmp_path / "file" / "x")
+    assert "is no run folder" in refused("eval", tmp_path)
+    (tmp_path / "config.yaml").write_text("rule: dfa\n")
+    assert "no checkpoint last.ckpt in it" in refused("eval", tmp_path)
+    assert "no checkpoint last.ckpt in it" in refused("train", "--resume", tmp_path)
+    assert "no checkpoint last.ckpt in it" in refused("predict", tmp_path, tmp_path / "x.png")
+
+
+def test_a_diverged_run_says_how_to_go_on(tmp_path):
+    args = ["digits/backprop", "optimizer=sgd", "optimizer.lr=1e30", "--out", tmp_path / "run"]
+    line = refused("train", *args)
+    assert "training diverged" in line
+    assert "smaller optimizer.lr" in line
+    assert f"bpfree train --resume {tmp_path / 'run'}" in line

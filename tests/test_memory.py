@@ -1,0 +1,59 @@
+"""Flat memory is the point of being local. Bytes are counted exactly, so this is no timed test."""
+
+import pytest
+import torch
+
+from bpfree.memory import peak_process_memory, peak_step_memory
+from bpfree.nets import NETS
+from bpfree.rules import RULES
+from bpfree.tasks import Classify
+from bpfree.trainer import Trainer
+from bpfree.types import Batch
+
+BATCH, WIDTH = 1024, 32
+
+
+def activation_memory(rule: str, depth: int, device, **options) -> float:
+    """Peak of one call of `gradients` beyond the gradients themselves, in layers' activations."""
+    torch.manual_seed(0)
+    net = NETS["mlp"](WIDTH, 10, hidden=[WIDTH] * depth).to(device)
+    trainer = Trainer(net, RULES[rule](**options), Classify(10))
+    batch = Batch(torch.randn(BATCH, WIDTH, device=device), torch.zeros(BATCH, dtype=torch.int64, device=device))
+    peak = trainer.step_memory(batch)
+    gradients = sum(4 * p.numel() for p in [*net.parameters(), *trainer.rule.parameters()])
+    return (peak - gradients) / (4 * BATCH * WIDTH)
+
+
+@pytest.mark.parametrize(("rule", "options"), [("mono_forward", {}), ("dfa", {"memory": "flat"})])
+def test_peak_activation_memory_is_flat_in_depth(rule, options, device):
+    shallow, deep = (activation_memory(rule, depth, device, **options) for depth in (4, 32))
+    assert deep < shallow + 0.5
+
+
+@pytest.mark.parametrize("rule", ["backprop", "dfa"])
+def test_it_grows_where_activations_are_kept(rule, device):
+    shallow, deep = (activation_memory(rule, depth, device) for depth in (4, 32))
+    assert deep > shallow + 20
+
+
+def test_a_population_of_any_size_takes_the_memory_of_one(device):
+    few, many = (activation_memory("recombine", 4, device, population=p) for p in (4, 64))
+    assert many < few + 0.5
+
+
+def test_the_peak_of_a_step_is_what_was_allocated_at_once():
+    def step():
+        a = torch.empty(1000, dtype=torch.uint8)
+        del a
+        b = torch.empty(700, dtype=torch.uint8)
+        c = torch.empty(600, dtype=torch.uint8)
+        return b, c
+
+    assert peak_step_memory(step) == pytest.approx(1300, abs=200)
+
+
+def test_the_peak_of_the_process_counts_what_was_touched(device):
+    with peak_process_memory(device) as peak:
+        before = peak()
+        torch.ones(50_000_000, device=device)
+        assert peak() - before > 150e6

@@ -1,0 +1,111 @@
+"""The two shapes of rule that share machinery: what a local rule may touch, and when."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bpfree.cut import cut
+from bpfree.nets import NETS
+from bpfree.noise import Noise
+from bpfree.rules import DFA, RULES, MonoForward
+from bpfree.trainer import Trainer
+from bpfree.types import Batch
+from tests.helpers import IN_SHAPE, TASK, bound, gradients, jolt, net_for, same, zero_grad
+
+
+def nets():
+    mlp = NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16, 12], batch_norm=True, dropout=0.3)
+    conv = NETS["conv"](IN_SHAPE, 10, channels=[4, 6], hidden=16, batch_norm=True, dropout=0.3)
+    return {"mlp": mlp.double(), "conv": conv.double()}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_flat_equals_fast_to_the_bit(kind, precision, batch):
+    """Same dropout masks, same batch statistics, and those updated once: three steps of training do not differ."""
+    states = []
+    for memory in ("fast", "flat"):
+        torch.manual_seed(0)
+        net = nets()[kind].float()
+        trainer = Trainer(net, DFA(memory=memory), TASK, "adam", precision=precision)
+        for _ in range(3):
+            trainer.step(Batch(batch.x.float().cpu(), batch.y.cpu()))
+        states.append(copy.deepcopy(net.state_dict()))
+    assert same(*states)
+    assert int(states[0]["norm1.num_batches_tracked"]) == 3
+
+
+@pytest.mark.parametrize("rule", [DFA(), DFA(memory="flat"), MonoForward()], ids=["dfa", "dfa-flat", "mono_forward"])
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_each_parameter_is_moved_by_its_own_segments_loss_alone(rule, kind, batch):
+    """What the rule wrote is, segment by segment, the gradient of that segment's loss and of nothing else."""
+    net = nets()[kind].to(batch.x.device)
+    bound(rule, net, batch)
+    noise = Noise(0, 0)
+    zero_grad(net, rule)
+    rule.gradients(net, TASK, batch, noise)
+    written = {name: p.grad for name, p in net.named_parameters()}
+    hidden = []
+    with noise.global_rng(batch.x.device), cut(net, rule.taps, lambda i, h: hidden.append(h)):
+        out = net(batch.x)
+    leaf = out.detach().requires_grad_()
+    error = torch.autograd.grad(TASK.loss(leaf, batch), leaf)[0]
+    signal = error if rule.needs_error else TASK.target(batch)
+    losses = [rule.local_loss(i, h, signal) for i, h in enumerate(hidden)] + [TASK.loss(out, batch)]
+    parameters = dict(net.named_parameters())
+    for segment, loss in zip(rule.segments, losses, strict=True):
+        own = torch.autograd.grad(loss, [parameters[name] for name in segment.parameters])
+        for name, expected in zip(segment.parameters, own, strict=True):
+            torch.testing.assert_close(written[name], expected, rtol=0, atol=1e-14)
+    assert sum(len(s.parameters) for s in rule.segments) == len(parameters)
+
+
+def test_a_segment_does_not_see_what_comes_after_it(batch):
+    net = net_for("mono_forward", batch.x.device)
+    rule = bound(MonoForward(), net, batch)
+    zero_grad(net, rule)
+    rule.gradients(net, TASK, batch, Noise(0, 0))
+    before = [[p.grad.clone() for p in unit] for unit in rule.units(net)]
+    for last in (2, 1):
+        jolt(rule.units(net)[last])
+        zero_grad(net, rule)
+        rule.gradients(net, TASK, batch, Noise(0, 0))
+        for unit, grads in list(zip(rule.units(net), before, strict=True))[:last]:
+            assert all(torch.equal(p.grad, g) for p, g in zip(unit, grads, strict=True))
+        assert not torch.equal(rule.units(net)[last][0].grad, before[last][0])
+
+
+def test_taps_by_name_on_any_module(batch):
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.ModuleDict({"first": nn.Linear(64, 20), "second": nn.Linear(20, 20)})
+            self.out = nn.Linear(20, 10)
+
+        def forward(self, x):
+            h = self.body["first"](x.flatten(1)).tanh()
+            return self.out(h + self.body["second"](h).tanh())
+
+    net = Mine().double().to(batch.x.device)
+    rule = bound(MonoForward(taps=["body.first"]), net, batch)
+    scalars = rule.gradients(net, TASK, batch, Noise(0, 0))
+    assert [s.name for s in rule.segments] == ["body.first", "output"]
+    assert {"loss/body.first", "loss", "accuracy"} <= scalars.keys()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_frozen_parameters_stay_out(name, batch):
+    """A frozen first layer gets no gradient, and the rest learns all the same."""
+    net = net_for(name, batch.x.device)
+    frozen = list(net.parameters())[:2]
+    for p in frozen:
+        p.requires_grad_(False)
+    rule = bound(RULES[name](), net, batch)
+    rule.gradients(net, TASK, batch, Noise(0, 0))
+    assert all(p.grad is None for p in frozen)
+    assert len(gradients(net)) > 2
+    owned = {id(p) for unit in rule.units(net) for p in unit}
+    assert not owned & {id(p) for p in frozen}
