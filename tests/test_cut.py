@@ -115,7 +115,7 @@ def test_owners_leaves_buffers_and_random_state_alone():
 
 def test_a_sound_skip_is_taken_and_a_leak_is_named():
     x = torch.randn(2, 4)
-    assert [s.parameters for s in owners(Skip(sound=True), ["act"], x)][0] == ("a.weight", "a.bias")
+    assert next(s.parameters for s in owners(Skip(sound=True), ["act"], x)) == ("a.weight", "a.bias")
     with pytest.raises(UserError, match=r"'a.weight' of segment 'act' is reached by the loss of segment 'output'"):
         owners(Skip(sound=False), ["act"], x)
 

@@ -203,7 +203,7 @@ def test_a_net_from_python_is_saved_and_loaded_with_its_class(tmp_path, digits_d
 def test_a_checkpoint_killed_between_its_two_renames_is_found(tmp_path):
     done = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / "run")
     x = done.test.x
-    os.rename(done.folder / "last.ckpt", done.folder / ".last.ckpt.old")
+    (done.folder / "last.ckpt").rename(done.folder / ".last.ckpt.old")
     assert torch.equal(bpfree.load(done.folder).predict(x), done.predict(x))
 
 

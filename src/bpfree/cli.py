@@ -94,7 +94,7 @@ def _new_run(
         raise UserError("CONFIG: none was given. Try `bpfree train digits/dfa`; `bpfree list configs` shows them all")
     loaded = load_config(config, overrides)
     if data_dir is not None:
-        loaded.data.dir = str(data_dir)
+        loaded.data.dir = str(data_dir.resolve())  # a resume may come from another folder
     folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
     return folder, partial(api.train, loaded, out=folder)
 

@@ -168,14 +168,21 @@ class Trainer:
         self.progress.step += 1
         return scalars
 
-    def step_memory(self, batch: Batch) -> int:
-        """Peak bytes that the rule takes for the gradients of one batch, the gradients included; see `bpfree.memory`.
+    def step_memory(self, batch: Batch, *, with_gradients: bool = True) -> int:
+        """Peak bytes that the rule takes for one batch, beyond parameters and optimiser state; see `bpfree.memory`.
 
-        Nothing is learned: weights, buffers and gradients are left as if it had not been called.
+        Nothing is learned: weights and buffers are left as if it had not been called, gradients are cleared.
+
+        Args:
+            with_gradients: count gradients, as they come into being. Without, they are there before, and what is
+                counted is activations and temporaries.
         """
         self.bind(batch)
         self.net.train()
         self.optimizer.zero_grad()
+        if not with_gradients:
+            for p in trainable(self.net, self.rule):
+                p.grad = torch.zeros_like(p)
 
         def gradients() -> None:
             with self._autocast():

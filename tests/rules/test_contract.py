@@ -25,7 +25,7 @@ def written(name, batch, noise=None, net=None, rule=None):
 
 
 def test_the_same_seed_gives_the_same_gradients_and_another_others(name, batch):
-    a, net, rule = written(name, batch)
+    a, _net, _rule = written(name, batch)
     b, _, _ = written(name, batch)
     c, _, _ = written(name, batch, noise=Noise(1, 0))
     d, _, _ = written(name, batch, noise=Noise(0, 1))

@@ -4,9 +4,9 @@ from torch import nn
 
 from bpfree import Noise, UserError
 from bpfree.feedback import FEEDBACKS, feedback_matrix
+from bpfree.nets import NETS
 from bpfree.rules import DFA, Backprop
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, zero_grad
-from bpfree.nets import NETS
 
 
 def linear_net(device):

@@ -11,11 +11,13 @@ Each block learns by itself to tell the label's embedding u_y from the image and
 for another, forwards or backwards. u^_t = softmax(block's logits) W_embed. Only the read-out learns from the CE term.
 
 Where we differ: the expectation over t is summed exactly, every block learning from every batch; inference is
-deterministic by default (z_0 = 0, eps = 0), since Eq. 3's noise only costs accuracy. Embeddings are one-hot.
+deterministic by default (z_0 = 0, eps = 0), since Eq. 3's noise only costs accuracy; the read-out starts as the
+nearest-embedding classifier z W_embed^T instead of at random. Embeddings are one-hot.
 """
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from bpfree.diffusion import CosineSchedule, DenoisingNet, OneHotEmbedding
@@ -64,6 +66,9 @@ class NoPropDT(Rule):
                 f"{self.embedding.dim}. Use net.embedding_dim={self.embedding.dim}"
             )
         self.readout = nn.Linear(self.embedding.dim, task.dim).to(like)
+        with torch.no_grad():
+            self.readout.weight.copy_(self.embedding.weight)
+            self.readout.bias.zero_()
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Each block in turn: forward, loss, gradients, and its activations are freed.
