@@ -141,10 +141,13 @@ class LocalRule(Rule):
         with noise.global_rng(batch.x.device), cut(net, self.taps, lambda i, h: kept.append((i, h))):
             out = net(batch.x)
         error = output_error(task, out, batch)
+        last = _learn_output(task, out, batch)
         scalars: Scalars = {}
-        for index, h in kept:
-            scalars |= self._learn(index, h, error)
-        return scalars | _learn_output(task, out, batch)
+        while kept:  # from the last, whose input is the output of the one before, so that each can be freed
+            index, h = kept.pop()
+            scalars = self._learn(index, h, error) | scalars
+            del h
+        return scalars | last
 
     def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
         if not h.requires_grad:

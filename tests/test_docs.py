@@ -1,0 +1,41 @@
+"""What the README shows, runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import bpfree
+from bpfree.rules import RULES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_of_the_readme_runs_in_one_go(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "'accuracy': 0.9" in printed
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_is_in_the_readme_and_cites_its_source(name):
+    assert f"| `{name}` |" in README
+    module = __import__(RULES[name].__module__, fromlist=["x"])
+    assert "https://" in module.__doc__
+
+
+def test_links_of_the_docs_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_public_name_is_documented():
+    for name in bpfree.__all__:
+        thing = getattr(bpfree, name)
+        if name not in ("Scalars", "__version__"):
+            assert thing.__doc__, name
