@@ -2,6 +2,8 @@
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: two workers on two cores, and equal bits
+
 import pytest
 import torch
 

@@ -16,6 +16,7 @@ from torch import nn
 import bpfree
 from bpfree import UserError, checkpoint, run
 from bpfree.api import resume
+from bpfree.config import load_config
 from bpfree.rules import RULES
 from tests.helpers import same
 
@@ -75,7 +76,7 @@ def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     """A real process is killed twice, mid-training; what it then comes to is what the undisturbed one came to."""
     args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.shift=1", "optimizer.lr=0.003"]
-    subprocess.run(command("train", *args, "--out", tmp_path / "whole"), check=True, capture_output=True)
+    bpfree.api.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     for epochs in (1, 4):
         first = command("train", *args, "--out", torn) if epochs == 1 else command("train", "--resume", torn)
@@ -85,7 +86,7 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
         process.kill()
         process.wait()
     assert not (torn / "result.json").exists(), "it was over before it could be killed; make it longer"
-    subprocess.run(command("train", "--resume", torn), check=True, capture_output=True)
+    resume(torn)
     assert same(weights(tmp_path / "whole"), weights(torn))
     assert same(weights(tmp_path / "whole", "best.ckpt"), weights(torn, "best.ckpt"))
     whole, again = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "whole", torn))
@@ -103,8 +104,8 @@ def finished_epochs(folder):
 
 
 def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
-    args = ["digits/dfa", "train.epochs=40", "data.batch_size=8", "data.shift=1"]
-    subprocess.run(command("train", *args, "--out", tmp_path / "whole"), check=True, capture_output=True)
+    args = ["digits/dfa", "train.epochs=20", "data.batch_size=8", "data.shift=1"]
+    bpfree.api.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     process = subprocess.Popen(command("train", *args, "--out", torn), stderr=subprocess.PIPE, text=True)
     while finished_epochs(torn) < 2:
@@ -117,7 +118,7 @@ def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
         f"interrupted. The last good checkpoint is kept; go on with: bpfree train --resume {torn}"
     )
     assert checkpoint.read_state(torn / "last.ckpt")["progress"]["step"] > 0
-    subprocess.run(command("train", "--resume", torn), check=True, capture_output=True)
+    resume(torn)
     assert same(weights(tmp_path / "whole"), weights(torn))
     records = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in (tmp_path / "whole", torn)]
     assert records[0]["train"] == records[1]["train"]
