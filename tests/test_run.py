@@ -194,8 +194,11 @@ def test_a_net_from_python_is_saved_and_loaded_with_its_class(tmp_path, digits_d
     folder = done.save(tmp_path / "run")
     with pytest.raises(UserError, match=r"its net was an object from Python.*bpfree.load\(folder, net=...\)"):
         bpfree.load(folder)
-    with pytest.raises(UserError, match="its net was an object"):
+    with pytest.raises(UserError, match="its net and rule and data came from Python"):
         resume(folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["net"] == {"name": "torch.nn.modules.container:Sequential"}
+    assert config["data"]["name"] == "arrays"
     loaded = bpfree.load(folder, net=make(), rule=RULES["dfa"]())
     assert torch.equal(loaded.predict(x), done.predict(x))
     assert same(loaded.trainer.rule.state_dict(), done.trainer.rule.state_dict())

@@ -152,10 +152,10 @@ def fit(
         True
     """
     classes = options.pop("classes", None)
-    values = {
+    values: dict[str, Any] = {
         "data": {"name": data} if isinstance(data, str) else {},
-        "net": _as_spec(net),
-        "rule": _as_spec(rule),
+        "net": "mlp" if isinstance(net, nn.Module) else net,
+        "rule": "backprop" if isinstance(rule, nn.Module) else rule,
         "optimizer": optimizer,
         "train": {"epochs": epochs, "seed": seed},
     }
@@ -169,6 +169,11 @@ def fit(
             raise unknown("argument", key, known - {"name"})
     config = parse(values, "fit")
     dataset = None if isinstance(data, str) else from_python(data, test, classes)
+    for section, value in (("net", net), ("rule", rule)):
+        if isinstance(value, nn.Module):  # named for the reader; `given` says that no config can rebuild it
+            setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})
+    if dataset is not None:
+        config.data.name = dataset.name
     return train(
         config,
         net=net if isinstance(net, nn.Module) else None,
@@ -176,13 +181,6 @@ def fit(
         dataset=dataset,
         out=None if out is None else Path(out),
     )
-
-
-def _as_spec(value: Any) -> Any:
-    """A module given from Python stands in the config as nothing but a default; `given` tells so in checkpoints."""
-    if isinstance(value, nn.Module):
-        return "backprop" if isinstance(value, Rule) else "mlp"
-    return value
 
 
 def train(
@@ -201,13 +199,14 @@ def train(
         out: the run folder; it must be new, unless the run is to be resumed.
         resume: go on from the folder's last checkpoint.
     """
+    given = [name for name, value in (("net", net), ("rule", rule), ("data", dataset)) if value is not None]
     if dataset is None:
         dataset = DATASETS[config.data.name](data_directory(config.data.dir))
     seed = config.train.seed
     train_split, validation_split = dataset.carve(config.data.validation, seed)
     preprocess = Preprocess.of(dataset, train_split)
     this = _assemble(config, preprocess, net, rule)
-    this.test = dataset.test
+    this.test, this.given = dataset.test, given
     trainer = this.trainer
     augment = Augment(config.data.shift, config.data.flip)
     batches = Batches(
@@ -248,7 +247,7 @@ def train(
 
 def _assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
     """Net, rule, task and trainer, on the device."""
-    seed, given_net = config.train.seed, net
+    seed = config.train.seed
     task = build(TASKS, config.task, preprocess.classes, section="task")
     if net is None:
         with Noise(seed).fold("net").global_rng():
@@ -267,9 +266,7 @@ def _assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rul
         precision=config.train.precision,
         seed=seed,
     )
-    this = Run(config, trainer, preprocess)
-    this.given = [name for name, given in (("net", given_net), ("rule", rule)) if given is not None]
-    return this
+    return Run(config, trainer, preprocess)
 
 
 def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> run.RunFolder:
@@ -296,10 +293,15 @@ def resume(path: str | Path, data_dir: str | Path | None = None) -> Run:
         UserError: the folder is no run, has no checkpoint, or its net came from Python.
     """
     folder = Path(path)
-    config = parse(run.read_config(folder), str(folder / run.CONFIG))
+    values = run.read_config(folder)
+    if given := checkpoint.read_state(folder / run.LAST)["given"]:
+        raise UserError(
+            f"{folder}: its {' and '.join(given)} came from Python as objects, so no config can rebuild the run. "
+            "Start it there again, with bpfree.fit"
+        )
+    config = parse(values, str(folder / run.CONFIG))
     if data_dir is not None:
         config.data.dir = str(data_dir)
-    _refuse_given(checkpoint.read_state(folder / run.LAST), folder, net=None, rule=None)
     if run.read_result(folder) is not None:
         return load(folder)
     return train(config, out=folder, resume=True)
@@ -325,14 +327,14 @@ def load(
         UserError: the folder is no run or is damaged, or an object is missing.
     """
     folder = Path(path)
-    config = parse(run.read_config(folder), str(folder / run.CONFIG))
-    config.train.device = device
+    values = run.read_config(folder)
     result = run.read_result(folder) or {}
     if weights not in (None, "last", "best"):
         raise UserError(f"weights: found {weights!r}, allowed: last or best")
     chosen = folder / f"{weights or result.get('weights', 'last')}.ckpt"
     state = checkpoint.read_state(chosen)
-    _refuse_given(state, folder, net, rule)
+    config = _rebuildable(values, state["given"], folder, {"net": net, "rule": rule})
+    config.train.device = device
     preprocess = Preprocess.load(state["preprocess"])
     this = _assemble(config, preprocess, net, rule)
     trainer = this.trainer
@@ -341,17 +343,23 @@ def load(
     trainer.bind(next(this.batches(blank).epoch()))
     checkpoint.load_weights(trainer, chosen)
     trainer.progress.history = state["progress"]["history"]
-    this.result, this.folder = result, folder
+    this.result, this.folder, this.given = result, folder, state["given"]
     return this
 
 
-def _refuse_given(state: dict[str, Any], folder: Path, net: nn.Module | None, rule: Rule | None) -> None:
-    for name, found in (("net", net), ("rule", rule)):
-        if name in state["given"] and found is None:
+def _rebuildable(values: dict[str, Any], given: list[str], folder: Path, objects: dict[str, Any]) -> Config:
+    """The config of a run, where objects stand in for what came from Python."""
+    for name in given:
+        if name in objects and objects[name] is None:
             raise UserError(
                 f"{folder}: its {name} was an object from Python, so no config can rebuild it. Load it there with "
                 f"bpfree.load(folder, {name}=...)"
             )
+    described = {name: values.pop(name, None) for name in given}
+    config = parse(values, str(folder / run.CONFIG))
+    for name, value in described.items():
+        setattr(config, name, DataConfig(**value) if name == "data" else value)
+    return config
 
 
 def resolve_device(name: str) -> torch.device:

@@ -125,6 +125,8 @@ def evaluate(run: RunArgument, data_dir: DataDir = None) -> None:
     """Evaluate a run on its test split; prints JSON."""
     with _told_in_one_line():
         loaded = api.load(run)
+        if "data" in loaded.given:
+            raise UserError(f"{run}: its data came from Python. Evaluate it there: bpfree.load(folder).evaluate(data)")
         directory = data_directory(data_dir or loaded.config.data.dir)
         dataset = DATASETS[loaded.config.data.name](directory)
         if dataset.test is None:

@@ -90,7 +90,11 @@ def build(table: Mapping[str, Any], spec: Spec, *args: Any, section: str, outsid
         return constructor(*args, **checked)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:  # torch checks ranges itself, such as a negative learning rate
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # torch checks ranges itself, such as a negative learning rate
         raise UserError(f"{section} {name}: {error}") from error
 
 

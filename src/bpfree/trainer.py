@@ -313,8 +313,8 @@ class Trainer:
         for offset, row in enumerate(table):
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
-                    unit = f"unit '{name.removeprefix('loss/')}'" if "/" in name else f"'{name}'"
-                    raise self._diverged(f"the loss of {unit} became {value} at step {first + offset + 1}")
+                    what = f"the loss of unit '{name.removeprefix('loss/')}'" if "/" in name else f"the {name}"
+                    raise self._diverged(f"{what} became {value} at step {first + offset + 1}")
                 self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         self.progress.summed += len(pending)
         pending.clear()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pooch
+import requests
 
 from bpfree.errors import UserError
 
@@ -51,7 +52,7 @@ def find(name: str, source: Source, file: str, data_dir: Path) -> Path:
         try:
             return _download(mirror + file, source.hashes[file], target, file)
         except Exception as error:  # whatever a downloader raises, the next mirror may do better
-            reasons.append(f"{mirror}: {_short(error)}")
+            reasons.append(f"{mirror} {_reason(error)}")
     raise UserError(
         f"data set '{name}': {file} is not in {target} and could not be downloaded ({'; '.join(reasons)}). Connect to "
         "the network, or put the file there, or name the directory that has it (--data-dir, BPFREE_DATA)"
@@ -64,6 +65,13 @@ def _download(url: str, known_hash: str, folder: Path, file: str) -> Path:
     return Path(pooch.retrieve(url, known_hash, fname=file, path=folder, downloader=downloader))
 
 
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"answers {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return "does not answer"
+    if isinstance(error, requests.RequestException):
+        return "cannot be reached, or broke off"
+    if isinstance(error, ValueError):  # pooch's word for a hash that differs
+        return "sent another file than the known one"
+    return " ".join(str(error).split()) or type(error).__name__
