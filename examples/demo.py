@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bpfree.api import Run, train
 from bpfree.config import load_config
 from bpfree.lab.plots import compare_training
 from bpfree.rules import RULES
+from bpfree.run import Run, train
 
 OUT = Path("runs/demo")
 

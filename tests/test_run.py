@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import bpfree
-from bpfree import UserError, checkpoint, run
+from bpfree import UserError, checkpoint, folder
 from bpfree.api import resume
 from bpfree.config import load_config
 from bpfree.rules import RULES
@@ -67,8 +67,8 @@ def test_a_run_folder_is_complete(tmp_path):
 
 def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
     bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "a", shift=1, precision="bfloat16")
-    config = bpfree.api.parse(yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()))
-    bpfree.api.train(config, out=tmp_path / "b")
+    config = bpfree.config.parse(yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()))
+    bpfree.run.train(config, out=tmp_path / "b")
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
@@ -76,7 +76,7 @@ def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     """A real process is killed twice, mid-training; what it then comes to is what the undisturbed one came to."""
     args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.shift=1", "optimizer.lr=0.003"]
-    bpfree.api.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
+    bpfree.run.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     for epochs in (1, 4):
         first = command("train", *args, "--out", torn) if epochs == 1 else command("train", "--resume", torn)
@@ -105,7 +105,7 @@ def finished_epochs(folder):
 
 def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
     args = ["digits/dfa", "train.epochs=20", "data.batch_size=8", "data.shift=1"]
-    bpfree.api.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
+    bpfree.run.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     process = subprocess.Popen(command("train", *args, "--out", torn), stderr=subprocess.PIPE, text=True)
     while finished_epochs(torn) < 2:
@@ -142,6 +142,29 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact(tmp_path, monkeypatch):
     assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == 53
     monkeypatch.undo()
     resume(tmp_path / "torn")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
+
+
+def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digits_data, monkeypatch):
+    def fit(out):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10))
+        return bpfree.fit(net, digits_data.train, "dfa", epochs=3, out=tmp_path / out, resume=True)
+
+    fit("whole")
+    real = bpfree.Trainer.step
+
+    def step(self, batch):
+        if self.progress.step == 30:
+            raise RuntimeError("power cut")
+        return real(self, batch)
+
+    monkeypatch.setattr(bpfree.Trainer, "step", step)
+    with pytest.raises(RuntimeError):
+        fit("torn")
+    monkeypatch.undo()
+    assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == 20
+    fit("torn")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
 
 
@@ -259,4 +282,4 @@ def test_seeds_differ(tmp_path):
     a, b, c = (bpfree.fit("mlp", "digits", "dfa", epochs=1, seed=seed) for seed in (0, 0, 1))
     assert same(a.net.state_dict(), b.net.state_dict())
     assert not same(a.net.state_dict(), c.net.state_dict())
-    assert run.read_result(tmp_path) is None
+    assert folder.read_result(tmp_path) is None

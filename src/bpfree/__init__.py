@@ -8,13 +8,15 @@
 
 from bpfree import data, nets, rules, tasks
 from bpfree._version import __version__
-from bpfree.api import Run, fit, load
+from bpfree.api import fit, load
 from bpfree.cut import cut, owners
 from bpfree.errors import DivergedError, UserError
 from bpfree.noise import Noise
 from bpfree.rule import BlackBoxRule, LocalRule, Rule
+from bpfree.run import Run
+from bpfree.state import EarlyStopping
 from bpfree.trackers import Tracker
-from bpfree.trainer import EarlyStopping, Trainer
+from bpfree.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
 
 __all__ = [

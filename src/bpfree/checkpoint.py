@@ -22,7 +22,8 @@ from torch import Tensor
 
 from bpfree.errors import UserError
 from bpfree.optim import plain_state
-from bpfree.trainer import Progress, Trainer
+from bpfree.state import Progress
+from bpfree.trainer import Trainer
 
 FORMAT = 1
 _FILES = ("weights.safetensors", "rule.safetensors", "optimizer.safetensors", "state.json")

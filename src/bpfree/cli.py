@@ -22,6 +22,8 @@ from bpfree.data.dataset import Preprocess
 from bpfree.errors import UserError, check_choice
 from bpfree.nets import NETS
 from bpfree.rules import RULES
+from bpfree.run import Run
+from bpfree.run import train as train_run
 
 app = typer.Typer(
     help="Train neural networks without end-to-end backpropagation.",
@@ -79,7 +81,7 @@ def train(
                     "--resume: goes on as the run's own config says; it takes no CONFIG, KEY=VALUE or --out"
                 )
             folder = resume
-            start: Callable[[], api.Run] = partial(api.resume, resume, data_dir)
+            start: Callable[[], Run] = partial(api.resume, resume, data_dir)
         else:
             folder, start = _new_run(config, overrides or [], out, data_dir)
     with _told_in_one_line(hint=lambda: _how_to_go_on(folder)):
@@ -89,14 +91,14 @@ def train(
 
 def _new_run(
     config: str | None, overrides: list[str], out: Path | None, data_dir: Path | None
-) -> tuple[Path, Callable[[], api.Run]]:
+) -> tuple[Path, Callable[[], Run]]:
     if config is None:
         raise UserError("CONFIG: none was given. Try `bpfree train digits/dfa`; `bpfree list configs` shows them all")
     loaded = load_config(config, overrides)
     if data_dir is not None:
         loaded.data.dir = str(data_dir.resolve())  # a resume may come from another folder
     folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
-    return folder, partial(api.train, loaded, out=folder)
+    return folder, partial(train_run, loaded, out=folder)
 
 
 def _free_folder(name: str) -> Path:
@@ -112,7 +114,7 @@ def _how_to_go_on(folder: Path) -> str:
     return ""
 
 
-def _print_result(run: api.Run) -> None:
+def _print_result(run: Run) -> None:
     result = run.result
     test = "no test split"
     if result["test"]:

@@ -16,8 +16,8 @@ from bpfree.optim import OPTIMIZERS, SCHEDULES
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import check_options, lookup, split_spec
+from bpfree.state import EarlyStopping
 from bpfree.tasks import TASKS
-from bpfree.trainer import EarlyStopping
 
 
 class _Section(BaseModel):
@@ -36,7 +36,7 @@ class DataConfig(_Section):
 
 
 class EarlyStoppingConfig(_Section):
-    """See `bpfree.trainer.EarlyStopping`."""
+    """See `bpfree.state.EarlyStopping`."""
 
     metric: str = "accuracy"
     patience: int = Field(default=10, ge=1)

@@ -1,137 +1,262 @@
-"""A run on disk: config.yaml, metrics.jsonl, result.json, last.ckpt/, best.ckpt/, events for TensorBoard, plots/."""
+"""A run: a net, the rule that trains it, and what came of it. Every door ends in `train`."""
 
-import json
-import tempfile
+import platform
 from pathlib import Path
 from typing import Any
 
-import yaml
-from torch.utils.tensorboard import SummaryWriter
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from bpfree import checkpoint
+from bpfree import checkpoint, folder
+from bpfree._version import __version__
+from bpfree.config import Config
+from bpfree.data import DATASETS, Augment, Batches, Dataset, Preprocess, Split, data_directory, from_python
+from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
+from bpfree.lab.plots import plot_training
+from bpfree.memory import peak_process_memory
+from bpfree.nets import NETS
+from bpfree.noise import Noise
+from bpfree.progress import ProgressBar
+from bpfree.rule import Rule, trainable
+from bpfree.spec import build, split_spec
+from bpfree.tasks import TASKS
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
 
-CONFIG, METRICS, RESULT, LAST, BEST = "config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt"
+_EVALUATION_BATCH = 500
 
 
-class RunFolder(Tracker):
-    """Writes a training to a folder as it goes. A killed process leaves whole files and a checkpoint to resume from.
+class Run:
+    """A net, the rule that trains it, and what came of it.
+
+    Attributes:
+        config: complete; what `bpfree train` would run.
+        trainer: with `net`, `rule` and `progress`.
+        result: test metrics and cost, as in result.json; empty until the training is over.
+        folder: where it is on disk, or None.
+    """
+
+    def __init__(self, config: Config, trainer: Trainer, preprocess: Preprocess, test: Split | None = None) -> None:
+        self.config = config
+        self.trainer = trainer
+        self.preprocess = preprocess
+        self.test = test
+        self.result: dict[str, Any] = {}
+        self.folder: Path | None = None
+        self.given: list[str] = []  # what came as objects from Python and no config can rebuild
+
+    @property
+    def net(self) -> nn.Module:
+        """The trained net."""
+        return self.trainer.net
+
+    @property
+    def metrics(self) -> list[Record]:
+        """One record per epoch, as in metrics.jsonl."""
+        return self.trainer.progress.history
+
+    def scores(self, x: Any) -> Tensor:
+        """Output of the net [N, D] on raw samples [N, ...], given as the training data were."""
+        samples = to_tensor(x, "x")
+        blank = Split(samples, torch.zeros(len(samples), dtype=torch.int64))
+        outputs = [self.trainer.predict(batch.x) for batch in self.batches(blank).epoch()]
+        return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.preprocess.classes)
+
+    def predict(self, x: Any) -> Tensor:
+        """The most likely class of each sample, int64 [N].
+
+        Raises:
+            UserError: samples of another shape than those of training.
+        """
+        return self.scores(x).argmax(1)
+
+    def predict_proba(self, x: Any) -> Tensor:
+        """The probability of each class, [N, C]."""
+        return self.scores(x).softmax(1)
+
+    def evaluate(self, data: Any = None) -> dict[str, float]:
+        """Metrics on a pair (samples, labels) or a torch Dataset; without one, on the test split.
+
+        Raises:
+            UserError: there is no test split, or the data do not fit the training's.
+        """
+        if data is None and self.test is None:
+            raise UserError("data: none given, and the run has no test split. Give a pair (samples, labels)")
+        split = self.test if data is None else from_python(data, classes=self.preprocess.classes).train
+        assert split is not None
+        return self.trainer.evaluate(self.batches(split))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run to a new folder, to be loaded with `bpfree.load`.
+
+        Raises:
+            UserError: the folder cannot be written or holds another run.
+        """
+        out = Path(path)
+        folder.create(out, self.config.dump())
+        writer = folder.RunFolder(out, self.extra())
+        writer.on_start(self.trainer)
+        for name in (folder.LAST, folder.BEST):
+            checkpoint.save(self.trainer, out / name, self.extra())
+        writer.on_end()
+        writer.finish(self.result)
+        plot_training(self.metrics, out / "plots" / "training.png")
+        return out
+
+    def batches(self, split: Split) -> Batches:
+        """Batches of a split in order, for evaluation."""
+        device, dtype = self.trainer.device, self.trainer.dtype
+        return Batches(split, self.preprocess, _EVALUATION_BATCH, device=device, dtype=dtype)
+
+    def training_batches(self, split: Split) -> Batches:
+        """Batches of a split, shuffled and augmented as the config says."""
+        data = self.config.data
+        return Batches(
+            split,
+            self.preprocess,
+            data.batch_size,
+            device=self.trainer.device,
+            dtype=self.trainer.dtype,
+            augment=Augment(data.shift, data.flip),
+            seed=self.config.train.seed,
+        )
+
+    def extra(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the training."""
+        return {"preprocess": self.preprocess.save(), "given": self.given, "version": __version__}
+
+
+def train(
+    config: Config,
+    *,
+    net: nn.Module | None = None,
+    rule: Rule | None = None,
+    dataset: Dataset | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train as the config says, and evaluate on the test split.
 
     Args:
-        path: of the folder, which exists.
-        extra: plain values that a checkpoint keeps for loading, such as the preprocessing.
+        net, rule, dataset: in place of those that the config names.
+        out: the run folder; it must be new, unless the run is to be resumed.
+        resume: go on from the folder's last checkpoint.
     """
-
-    def __init__(self, path: Path, extra: dict[str, Any]) -> None:
-        self.path = path
-        self.extra = extra
-        self._events: SummaryWriter | None = None
-
-    def on_start(self, trainer: Trainer) -> None:
-        """A checkpoint before the first step, so that whatever happens can be resumed."""
-        progress = trainer.progress
-        if progress.step == 0:
-            checkpoint.save(trainer, self.path / LAST, self.extra)
-        self._write_metrics(progress.history)
-        self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)
-
-    def on_epoch(self, trainer: Trainer, record: Record) -> None:
-        """Metrics, events, and checkpoints; the last one last, since a resume starts from it."""
-        self._write_metrics(trainer.progress.history)
-        if trainer.progress.best_epoch == record["epoch"]:
-            checkpoint.save(trainer, self.path / BEST, self.extra)
-        checkpoint.save(trainer, self.path / LAST, self.extra)
-        self._write_events(record)
-
-    def on_interrupt(self, trainer: Trainer) -> None:
-        """A checkpoint between two steps."""
-        checkpoint.save(trainer, self.path / LAST, self.extra)
-
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json: the run is over."""
-        checkpoint.write_text(self.path / RESULT, json.dumps(result, indent=1) + "\n")
-
-    def on_end(self) -> None:
-        """Flush the events."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-
-    def _write_metrics(self, history: list[Record]) -> None:
-        checkpoint.write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in history))
-
-    def _write_events(self, record: Record) -> None:
-        assert self._events is not None
-        scalars = {"lr": record["lr"], "samples_per_second": record["samples_per_second"]}
-        for split in ("train", "validation"):
-            scalars |= {f"{split}/{name}": value for name, value in record.get(split, {}).items()}
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, record["step"])
-        self._events.flush()
+    given = [name for name, value in (("net", net), ("rule", rule), ("data", dataset)) if value is not None]
+    dataset = dataset or DATASETS[config.data.name](data_directory(config.data.dir))
+    train_split, validation_split = dataset.carve(config.data.validation, config.train.seed)
+    this = assemble(config, Preprocess.of(dataset, train_split), net, rule)
+    this.test, this.given = dataset.test, given
+    trainer, batches = this.trainer, this.training_batches(train_split)
+    validation = None if validation_split is None else this.batches(validation_split)
+    stopping = config.train.early_stopping.build() if config.train.early_stopping else None
+    keeper = folder.KeepBest() if out is None else _open_folder(this, batches, out, resume)
+    trackers: list[Tracker] = [ProgressBar(config.train.epochs, batches), keeper]
+    with peak_process_memory(trainer.device) as peak:
+        trainer.fit(batches, config.train.epochs, validation=validation, early_stopping=stopping, trackers=trackers)
+        if stopping:
+            keeper.restore_best(trainer)
+        test = None if this.test is None else this.evaluate()
+        memory = {"peak_memory_bytes": peak()}
+    memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))
+    this.result = _result(this, dataset, test, "best" if stopping else "last") | memory
+    if isinstance(keeper, folder.RunFolder):
+        plot_training(this.metrics, keeper.path / "plots" / "training.png")
+        keeper.finish(this.result)
+    return this
 
 
-class KeepBest(Tracker):
-    """Holds the best weights in memory, for a training without a folder."""
+def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
+    """Net, rule, task and trainer, on the device; a net or rule of one's own takes the place of the config's."""
+    seed = config.train.seed
+    task = build(TASKS, config.task, preprocess.classes, section="task")
+    if net is None:
+        with Noise(seed).fold("net").global_rng():
+            net = build(NETS, config.net, preprocess.shape, preprocess.classes, section="net", outside=nn.Module)
+    assert net is not None
+    device = resolve_device(config.train.device)
+    if any(isinstance(module, nn.Conv2d) for module in net.modules()):
+        # The same values, in an order in which convolutions on a CPU are 1.3 times as fast.
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer(
+        net.to(device),
+        rule or config.rule,
+        task,
+        config.optimizer,
+        schedule=config.schedule,
+        clip=config.train.clip,
+        precision=config.train.precision,
+        seed=seed,
+    )
+    return Run(config, trainer, preprocess)
 
-    def __init__(self) -> None:
-        self._best: list[dict[str, Any]] = []
 
-    def on_epoch(self, trainer: Trainer, record: Record) -> None:
-        """Copy the weights if this epoch is the best."""
-        if trainer.progress.best_epoch == record["epoch"]:
-            modules = (trainer.net, trainer.rule)
-            self._best = [{k: v.clone() for k, v in module.state_dict().items()} for module in modules]
+def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder.RunFolder:
+    """The writer of a new folder, or of one whose last checkpoint is now in the trainer.
 
-    def restore(self, trainer: Trainer) -> None:
-        """Put the best weights back."""
-        for module, state in zip((trainer.net, trainer.rule), self._best, strict=True):
-            module.load_state_dict(state)
+    The rule is bound first, so that a run that cannot begin leaves no folder.
+    """
+    this.trainer.total_steps = this.config.train.epochs * len(batches)
+    this.trainer.bind(next(batches.epoch()))
+    if resume:
+        checkpoint.load(this.trainer, out / folder.LAST)
+    else:
+        folder.create(out, this.config.dump())
+    this.folder = out
+    return folder.RunFolder(out, this.extra())
 
 
-def create(path: Path, config_text: str) -> None:
-    """Make the folder of a new run, its config in it.
+def resolve_device(name: str) -> torch.device:
+    """A device by name; "auto" takes a GPU if there is one.
 
     Raises:
-        UserError: it cannot be written, or holds another run.
+        UserError: no such device on this machine.
     """
-    if (path / CONFIG).exists() or (path / METRICS).exists():
-        raise UserError(f"out: {path} holds another run. Choose another folder, or go on with --resume {path}")
+    if name == "auto":
+        accelerators = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+        name = next((kind for kind, there in accelerators if there), "cpu")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-        checkpoint.write_text(path / CONFIG, config_text)
-    except OSError as error:
-        raise UserError(f"out: {path} cannot be written ({error.strerror or error})") from error
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: found '{name}', which this machine does not have. Allowed: auto, cpu") from error
+    return device
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.yaml of a run.
+def _result(this: Run, dataset: Dataset, test: dict[str, float] | None, weights: str) -> dict[str, Any]:
+    """What a run comes to, in plain values."""
+    trainer, progress = this.trainer, this.trainer.progress
+    last = progress.history[-1] if progress.history else {}
+    return {
+        "test": test,
+        "validation": last.get("validation"),
+        "train": last.get("train"),
+        "weights": weights,
+        "rule": _name(this, "rule"),
+        "net": _name(this, "net"),
+        "dataset": dataset.name,
+        "seed": this.config.train.seed,
+        "epochs": len(progress.history),
+        "best_epoch": progress.best_epoch,
+        "parameters": sum(p.numel() for p in trainable(trainer.net)),
+        "rule_parameters": sum(p.numel() for p in trainable(trainer.rule)),
+        "wall_seconds": progress.wall_seconds,
+        "cpu_seconds": progress.cpu_seconds,
+        "device": str(trainer.device),
+        "precision": trainer.precision,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "bpfree": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+    }
 
-    Raises:
-        UserError: the folder is no run.
-    """
-    try:
-        values = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"run: {path} is no run folder: no readable {CONFIG} in it") from error
-    if not isinstance(values, dict):
-        raise UserError(f"run: {path / CONFIG} is damaged")
-    return values
 
-
-def read_result(path: Path) -> dict[str, Any] | None:
-    """result.json of a run, or None if it is not over.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        result: dict[str, Any] = json.loads((path / RESULT).read_text(encoding="utf-8"))
-        return result
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / RESULT}: damaged ({error})") from error
+def _name(this: Run, section: str) -> str:
+    module = this.trainer.net if section == "net" else this.trainer.rule
+    return type(module).__name__ if section in this.given else split_spec(getattr(this.config, section), section)[0]

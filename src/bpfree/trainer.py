@@ -5,12 +5,9 @@ clipping nor a checkpoint knows which rule wrote the gradients.
 """
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -19,60 +16,18 @@ from torch import Tensor, nn
 from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
 from bpfree.errors import DivergedError, UserError, check_choice
+from bpfree.interrupt import interrupt_between_steps
 from bpfree.memory import peak_step_memory
 from bpfree.noise import Noise
 from bpfree.optim import make_optimizer, make_schedule
 from bpfree.rule import Rule, trainable
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
+from bpfree.state import EarlyStopping, Progress
 from bpfree.trackers import Record, Tracker
 from bpfree.types import Batch, Scalars, Task
 
 _CHECK_EVERY = 20  # steps between two looks at the losses; each look waits for the device
-
-
-@dataclass
-class EarlyStopping:
-    """Stop when a validation metric has not improved for a while; the best weights are then the result.
-
-    Args:
-        metric: of the validation split; "loss" is to fall, all others are to rise.
-        patience: epochs without improvement.
-    """
-
-    metric: str = "accuracy"
-    patience: int = 10
-
-    def score(self, validation: dict[str, float]) -> float:
-        """Higher is better.
-
-        Raises:
-            UserError: no such metric.
-        """
-        if self.metric not in validation:
-            found = ", ".join(validation) or "none, since data.validation is 0"
-            raise UserError(f"early_stopping.metric: found '{self.metric}', allowed: {found}")
-        return -validation[self.metric] if self.metric == "loss" else validation[self.metric]
-
-
-@dataclass
-class Progress:
-    """How far a training is; saved with a checkpoint, so plain values only."""
-
-    step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # of the scalars of the running epoch's steps
-    summed: int = 0  # how many steps
-    best_score: float | None = None
-    best_epoch: int = 0
-    stale: int = 0  # epochs since the best
-    stopped: bool = False
-    wall_seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    history: list[Record] = field(default_factory=list)
-
-    def means(self) -> dict[str, float]:
-        """Of the running epoch, so far."""
-        return {name: total / self.summed for name, total in self.sums.items()}
 
 
 class Trainer:
@@ -236,7 +191,7 @@ class Trainer:
         try:
             for tracker in trackers:
                 tracker.on_start(self)
-            with _interrupt_between_steps() as interrupted:
+            with interrupt_between_steps() as interrupted:
                 while self.progress.step < self.total_steps and not self.progress.stopped:
                     self._epoch(train, validation, early_stopping, trackers, interrupted)
         finally:
@@ -338,24 +293,3 @@ class Trainer:
             return nullcontext()
         # The cache of casts does not see weights that a rule changes in place during the step.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-
-
-@contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag, so that no step is cut in half; a second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked: list[bool] = []
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(_number: int, _frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(True)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,141 @@
+"""The folder of a run: config.yaml, metrics.jsonl, result.json, last.ckpt, best.ckpt, events for TensorBoard, plots."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from bpfree import checkpoint
+from bpfree.errors import UserError
+from bpfree.trackers import Record, Tracker
+from bpfree.trainer import Trainer
+
+CONFIG, METRICS, RESULT, LAST, BEST = "config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt"
+
+
+class RunFolder(Tracker):
+    """Writes a training to a folder as it goes. A killed process leaves whole files and a checkpoint to resume from.
+
+    Args:
+        path: of the folder, which exists.
+        extra: plain values that a checkpoint keeps for loading, such as the preprocessing.
+    """
+
+    def __init__(self, path: Path, extra: dict[str, Any]) -> None:
+        self.path = path
+        self.extra = extra
+        self._events: SummaryWriter | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """A checkpoint before the first step, so that whatever happens can be resumed."""
+        progress = trainer.progress
+        if progress.step == 0:
+            checkpoint.save(trainer, self.path / LAST, self.extra)
+        self._write_metrics(progress.history)
+        self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)
+
+    def on_epoch(self, trainer: Trainer, record: Record) -> None:
+        """Metrics, events, and checkpoints; the last one last, since a resume starts from it."""
+        self._write_metrics(trainer.progress.history)
+        if trainer.progress.best_epoch == record["epoch"]:
+            checkpoint.save(trainer, self.path / BEST, self.extra)
+        checkpoint.save(trainer, self.path / LAST, self.extra)
+        self._write_events(record)
+
+    def on_interrupt(self, trainer: Trainer) -> None:
+        """A checkpoint between two steps."""
+        checkpoint.save(trainer, self.path / LAST, self.extra)
+
+    def restore_best(self, trainer: Trainer) -> None:
+        """Put the best weights back."""
+        checkpoint.load_weights(trainer, self.path / BEST)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json: the run is over."""
+        checkpoint.write_text(self.path / RESULT, json.dumps(result, indent=1) + "\n")
+
+    def on_end(self) -> None:
+        """Flush the events."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _write_metrics(self, history: list[Record]) -> None:
+        checkpoint.write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in history))
+
+    def _write_events(self, record: Record) -> None:
+        assert self._events is not None
+        scalars = {"lr": record["lr"], "samples_per_second": record["samples_per_second"]}
+        for split in ("train", "validation"):
+            scalars |= {f"{split}/{name}": value for name, value in record.get(split, {}).items()}
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, record["step"])
+        self._events.flush()
+
+
+class KeepBest(Tracker):
+    """Holds the best weights in memory, for a training without a folder."""
+
+    def __init__(self) -> None:
+        self._best: list[dict[str, Any]] = []
+
+    def on_epoch(self, trainer: Trainer, record: Record) -> None:
+        """Copy the weights if this epoch is the best."""
+        if trainer.progress.best_epoch == record["epoch"]:
+            modules = (trainer.net, trainer.rule)
+            self._best = [{k: v.clone() for k, v in module.state_dict().items()} for module in modules]
+
+    def restore_best(self, trainer: Trainer) -> None:
+        """Put the best weights back."""
+        for module, state in zip((trainer.net, trainer.rule), self._best, strict=True):
+            module.load_state_dict(state)
+
+
+def create(path: Path, config_text: str) -> None:
+    """Make the folder of a new run, its config in it.
+
+    Raises:
+        UserError: it cannot be written, or holds another run.
+    """
+    if (path / CONFIG).exists() or (path / METRICS).exists():
+        raise UserError(f"out: {path} holds another run. Choose another folder, or go on with --resume {path}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+        checkpoint.write_text(path / CONFIG, config_text)
+    except OSError as error:
+        raise UserError(f"out: {path} cannot be written ({error.strerror or error})") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.yaml of a run.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    try:
+        values = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"run: {path} is no run folder: no readable {CONFIG} in it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"run: {path / CONFIG} is damaged")
+    return values
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """result.json of a run, or None if it is not over.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads((path / RESULT).read_text(encoding="utf-8"))
+        return result
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / RESULT}: damaged ({error})") from error

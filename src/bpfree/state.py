@@ -1,0 +1,50 @@
+"""How far a training is, and when it has gone far enough."""
+
+from dataclasses import dataclass, field
+
+from bpfree.errors import UserError
+from bpfree.trackers import Record
+
+
+@dataclass
+class EarlyStopping:
+    """Stop when a validation metric has not improved for a while; the best weights are then the result.
+
+    Args:
+        metric: of the validation split; "loss" is to fall, all others are to rise.
+        patience: epochs without improvement.
+    """
+
+    metric: str = "accuracy"
+    patience: int = 10
+
+    def score(self, validation: dict[str, float]) -> float:
+        """Higher is better.
+
+        Raises:
+            UserError: no such metric.
+        """
+        if self.metric not in validation:
+            found = ", ".join(validation) or "none, since data.validation is 0"
+            raise UserError(f"early_stopping.metric: found '{self.metric}', allowed: {found}")
+        return -validation[self.metric] if self.metric == "loss" else validation[self.metric]
+
+
+@dataclass
+class Progress:
+    """How far a training is; saved with a checkpoint, so plain values only."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of the scalars of the running epoch's steps
+    summed: int = 0  # how many steps
+    best_score: float | None = None
+    best_epoch: int = 0
+    stale: int = 0  # epochs since the best
+    stopped: bool = False
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    history: list[Record] = field(default_factory=list)
+
+    def means(self) -> dict[str, float]:
+        """Of the running epoch, so far."""
+        return {name: total / self.summed for name, total in self.sums.items()}

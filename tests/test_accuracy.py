@@ -1,0 +1,25 @@
+"""Shipped configs reach what they are shipped for: on digits always, on MNIST with -m slow where the data are."""
+
+import pytest
+
+from bpfree.config import load_config
+from bpfree.data import data_directory
+from bpfree.run import train
+
+DIGITS = {"backprop": 0.96, "dfa": 0.96, "mono_forward": 0.96, "noprop_dt": 0.96, "recombine": 0.88}
+MNIST = {"dfa": 0.975, "mono_forward": 0.975, "noprop_dt": 0.993, "recombine": 0.85}
+
+
+@pytest.mark.parametrize("rule", DIGITS)
+def test_digits(rule):
+    result = train(load_config(f"digits/{rule}")).result
+    assert result["test"]["accuracy"] >= DIGITS[rule]
+    assert result["cpu_seconds"] < 60, "it is to take under 20 seconds; this bound only catches a runaway"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", MNIST)
+def test_mnist(rule):
+    if not (data_directory() / "mnist").is_dir():
+        pytest.skip("no MNIST in the data directory; set BPFREE_DATA")
+    assert train(load_config(f"mnist/{rule}")).result["test"]["accuracy"] >= MNIST[rule]
