@@ -93,6 +93,15 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
+def clean(run: Path) -> None:
+    """Remove what a killed process left half-written in a run folder; call it once a checkpoint is loaded or saved."""
+    for leftover in run.glob(".*.*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def locate(folder: Path) -> Path:
     """Where the checkpoint of that name is, also if a process was killed while replacing it.
 

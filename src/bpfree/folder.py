@@ -32,8 +32,8 @@ class RunFolder(Tracker):
     def on_start(self, trainer: Trainer) -> None:
         """A checkpoint before the first step, so that whatever happens can be resumed."""
         progress = trainer.progress
-        if progress.step == 0:
-            checkpoint.save(trainer, self.path / LAST, self.extra)
+        checkpoint.save(trainer, self.path / LAST, self.extra)
+        checkpoint.clean(self.path)
         self._write_metrics(progress.history)
         self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)
 
