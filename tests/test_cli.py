@@ -150,6 +150,8 @@ def test_predict_refuses(run_folder, tmp_path):
         (["digits/dfa", "rule.taps=[fc9]"], "unknown tap 'fc9'. Did you mean 'fc"),
         (["digits/dfa", "rule=noprop_dt"], "net: found Sequential, but NoProp needs denoising blocks"),
         (["digits/dfa", "net=denoiser"], "Denoiser is no nn.Sequential, so its stages are unknown"),
+        (["digits/mono_forward", "net.batch_norm=true", "data.batch_size=1"], "Expected more than 1 value per channel"),
+        (["digits/dfa", "net.hidden=[-3]"], "net mlp: Trying to create tensor with negative dimension"),
         (["digits/recombine", "rule.population=3"], "population: found 3, allowed: an even number"),
         (["--resume", "nowhere"], "nowhere is no run folder"),
         (["digits/dfa", "--resume", "nowhere"], "--resume: goes on as the run's own config says"),

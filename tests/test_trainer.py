@@ -188,6 +188,35 @@ def test_what_cannot_work_is_refused(batch32):
         Trainer(net32(), "dfa", TASK, {"name": "adam", "lr": "fast"}).step(batch32)
 
 
+def test_a_net_that_does_not_fit_the_data_is_explained(batch32):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(63, 10))
+    with pytest.raises(
+        UserError, match=r"failed on a batch of shape \[32, 1, 8, 8\]: mat1 and mat2.*samples of that shape"
+    ):
+        Trainer(net, "backprop", TASK).step(batch32)
+    one = Batch(batch32.x[:1], batch32.y[:1])
+    with pytest.raises(UserError, match="Expected more than 1 value per channel.*batches of that size"):
+        Trainer(net32(batch_norm=True), "mono_forward", TASK).step(one)
+
+
+def test_tokens_stay_integers():
+    """Integer samples other than bytes are names; an embedding takes them, under a local rule too."""
+
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix, self.out = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.out(self.mix(self.embed(x).mean(1)).relu())
+
+    torch.manual_seed(0)
+    x = torch.randint(0, 20, (200, 5))
+    y = ((x >= 10).sum(1) >= 3).long()
+    run = bpfree.fit(Text(), (x, y), MonoForward(taps=["mix"]), epochs=15, optimizer={"name": "adam", "lr": 0.02})
+    assert run.metrics[-1]["train"]["accuracy"] > 0.75
+
+
 def test_the_tables_are_public():
     net = bpfree.nets.NETS["mlp"]((1, 8, 8), 10)
     trainer = bpfree.Trainer(net, bpfree.rules.RULES["dfa"](memory="flat"), bpfree.tasks.TASKS["classify"](10))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.cut import OUTPUT, Segment, cut, owners, stages, unchanged_buffers
+from bpfree.errors import UserError
 from bpfree.noise import Noise
 from bpfree.population import LoopEvaluator, Member, Perturbation, Shaping, accumulate
 from bpfree.types import Batch, Scalars, Task
@@ -108,7 +109,13 @@ class LocalRule(Rule):
         return None
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """One or two forward passes; see the class."""
+        """One or two forward passes; see the class.
+
+        Raises:
+            UserError: the rule is not bound, so that nothing would be cut.
+        """
+        if not self.segments:
+            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
         if not self.needs_error:
             return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
         if self.memory == "flat":

@@ -6,8 +6,8 @@ clipping nor a checkpoint knows which rule wrote the gradients.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -89,7 +89,7 @@ class Trainer:
         if self._bound:
             return
         self.net.train()
-        with self.noise.fold("bind").global_rng(self.device):
+        with _explained(batch), self.noise.fold("bind").global_rng(self.device):
             self.rule.bind(self.net, self.task, batch)
         self.rule.to(self.device)
         if isinstance(self._optimizer_spec, torch.optim.Optimizer):
@@ -109,6 +109,12 @@ class Trainer:
         Returns:
             The rule's detached scalars, among them `loss`.
         """
+        if self.progress.step == 0:
+            with _explained(batch):
+                return self._step(batch)
+        return self._step(batch)
+
+    def _step(self, batch: Batch) -> Scalars:
         self.bind(batch)
         for module in (self.net, self.rule):
             if not module.training:  # asked first: a walk over all modules costs a small net 7 % of its step
@@ -294,3 +300,17 @@ class Trainer:
             return nullcontext()
         # The cache of casts does not see weights that a rule changes in place during the step.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+
+@contextmanager
+def _explained(batch: Batch) -> Iterator[None]:
+    """What torch raises on the first batch is most often a net that does not fit the data."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the first step failed on a batch of shape {list(batch.x.shape)}: {' '.join(str(error).split())}. Does "
+            "the net take samples of that shape, and batches of that size?"
+        ) from error

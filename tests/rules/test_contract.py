@@ -1,5 +1,6 @@
 """Every rule x every property. A new rule in RULES is tested here without a new test."""
 
+import contextlib
 import copy
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bpfree import BlackBoxRule, Noise, Trainer, UserError, fit
+from bpfree import BlackBoxRule, Noise, Rule, Trainer, UserError, fit
 from bpfree.rules import RULES
 from bpfree.types import Batch
 from tests.helpers import TASK, bound, gradients, net_for, same, zero_grad
@@ -138,6 +139,33 @@ def test_it_learns_with_its_defaults(name, digits_data, device):
     assert run.result["test"]["accuracy"] > 0.5
     losses = [record["train"]["loss"] for record in run.metrics]
     assert losses[-1] < losses[0]
+
+
+def test_a_rule_that_was_not_bound_says_so(name, batch):
+    """Without its cuts a local rule would be backprop under another name."""
+    net = net_for(name, batch.x.device)
+    rule = RULES[name]()
+    if type(rule).bind is Rule.bind:
+        rule.gradients(net, TASK, batch, Noise(0, 0))
+        return
+    with pytest.raises(UserError, match="not bound to a net"):
+        rule.gradients(net, TASK, batch, Noise(0, 0))
+
+
+def test_binding_again_to_another_net(name, batch):
+    """Nothing of the first net stays."""
+    rule = RULES[name]()
+    wide = nn.Sequential(
+        nn.Flatten(), *(m for _ in range(5) for m in (nn.LazyLinear(30), nn.ReLU())), nn.LazyLinear(10)
+    )
+    wide = wide.to(batch.x)
+    wide(batch.x)
+    with contextlib.suppress(UserError):  # NoProp's
+        bound(rule, wide, batch)
+    net = net_for(name, batch.x.device)
+    bound(rule, net, batch)
+    fresh = bound(RULES[name](), net, batch)
+    assert {k: v.shape for k, v in rule.state_dict().items()} == {k: v.shape for k, v in fresh.state_dict().items()}
 
 
 def test_a_net_of_another_width_is_refused(name, batch):

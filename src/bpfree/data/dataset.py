@@ -126,6 +126,8 @@ class Preprocess:
         """
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(f"samples have the shape {list(x.shape[1:])}, allowed: {list(self.shape)}, as in training")
+        if not x.is_floating_point() and x.dtype != torch.uint8:
+            return x  # tokens and the like are names, not quantities
         x = x.to(dtype, copy=True)
         per_channel = (-1, *[1] * (len(self.shape) - 1)) if len(self.mean) > 1 else (1,)
         mean, std = (torch.tensor(v, dtype=dtype, device=x.device).view(per_channel) for v in (self.mean, self.std))

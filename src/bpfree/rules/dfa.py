@@ -53,6 +53,7 @@ class DFA(LocalRule):
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Draw B_l [D, H_l] for every hidden segment, as the buffer `B<l>`."""
         super().bind(net, task, batch)
+        self._buffers.clear()  # of an earlier net
         like = trainable(net)[0]
         for index, segment in enumerate(self.segments[:-1]):
             matrix = feedback_matrix(self.feedback, task.dim, segment.shape.numel(), like)

@@ -65,7 +65,8 @@ class MonoForward(LocalRule):
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(G_l, y)."""
-        return F.cross_entropy(self.goodness(index, h), signal)
+        goodness = self.goodness(index, h)
+        return F.cross_entropy(goodness, signal.to(goodness.dtype))
 
     def predict(self, net: nn.Module, x: Tensor) -> Tensor:
         """Scores [B, C]; see `read`."""

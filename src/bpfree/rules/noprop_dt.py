@@ -76,6 +76,8 @@ class NoPropDT(Rule):
         `accuracy` is that of block 1 alone, which sees pure noise; later blocks see the label in their z.
         """
         blocks = self._blocks(net)
+        if not hasattr(self, "readout"):
+            raise UserError("NoPropDT: not bound to a net. Call rule.bind(net, task, batch) first")
         u = self.embedding(batch.y)  # [B, E]
         kl = self.schedule.kl(u)
         scalars: Scalars = {}

@@ -1,5 +1,6 @@
 """Classification by cross-entropy."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,8 +26,9 @@ class Classify:
         return self.classes
 
     def target(self, batch: Batch) -> Tensor:
-        """One-hot labels [B, C], of the type of x."""
-        return F.one_hot(batch.y, self.classes).to(batch.x.dtype)
+        """One-hot labels [B, C], of the type of x if that is a floating one."""
+        dtype = batch.x.dtype if batch.x.is_floating_point() else torch.get_default_dtype()
+        return F.one_hot(batch.y, self.classes).to(dtype)
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy of logits [B, C].

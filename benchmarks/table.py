@@ -1,0 +1,45 @@
+"""A Markdown table of finished runs: mean and spread over the seeds of each config.
+
+python benchmarks/table.py runs/*/
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+COLUMNS = ["data", "rule", "test accuracy %", "seeds", "epochs", "CPU s", "step memory MB", "parameters"]
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, for several values, the standard deviation."""
+    mean = statistics.fmean(values)
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def main(folders: list[str]) -> None:
+    """Read result.json of each folder and print the table."""
+    groups = defaultdict(list)
+    for folder in folders:
+        result = json.loads((Path(folder) / "result.json").read_text())
+        groups[result["dataset"], result["rule"]].append(result)
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 2))
+    for (dataset, rule), results in sorted(groups.items()):
+        first = results[0]
+        cells = [
+            dataset,
+            f"`{rule}`",
+            spread([100 * r["test"]["accuracy"] for r in results]),
+            str(len(results)),
+            str(first["epochs"]),
+            f"{statistics.fmean(r['cpu_seconds'] for r in results):.0f}",
+            f"{first['step_memory_bytes'] / 1e6:.1f}",
+            f"{first['parameters']:,}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
