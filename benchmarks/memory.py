@@ -16,15 +16,17 @@ from rich.console import Console
 from rich.table import Table
 
 from bpfree.nets import mlp
-from bpfree.rules import DFA, Backprop, MonoForward, Recombine
+from bpfree.rules import DFA, DRTP, FA, Backprop, MonoForward, Recombine
 from bpfree.tasks import Classify
 from bpfree.trainer import Trainer
 from bpfree.types import Batch
 
 RULES = {
     "backprop": Backprop,
+    "fa": FA,
     "dfa (memory: fast)": DFA,
     "dfa (memory: flat)": lambda: DFA(memory="flat"),
+    "drtp": DRTP,
     "mono_forward": MonoForward,
     "recombine": lambda: Recombine(population=4),
 }
@@ -32,7 +34,7 @@ RULES = {
 
 def peaks(make_rule, depth: int, width: int, batch_size: int, device: str) -> tuple[int, int]:
     """Peak bytes of a step: activations and temporaries, and the same with gradients."""
-    net = mlp(width, 10, hidden=[width] * depth).to(device)
+    net = mlp(width, 10, hidden=[width] * depth, activation="tanh").to(device)
     trainer = Trainer(net, make_rule(), Classify(10))
     x = torch.randn(batch_size, width, device=device)
     batch = Batch(x, torch.zeros(batch_size, dtype=torch.int64, device=device))

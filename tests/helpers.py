@@ -20,7 +20,7 @@ def net_for(rule: str, device: torch.device | str = "cpu", dtype: torch.dtype = 
     if hasattr(RULES[rule], "_blocks"):
         net = NETS["denoiser"](IN_SHAPE, 10, blocks=3, width=16)
     else:
-        net = NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16], batch_norm=True, dropout=0.2)
+        net = NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16], activation="tanh", batch_norm=True, dropout=0.2)
     return net.to(device=device, dtype=dtype)
 
 

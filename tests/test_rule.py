@@ -106,6 +106,6 @@ def test_frozen_parameters_stay_out(name, batch):
     rule = bound(RULES[name](), net, batch)
     rule.gradients(net, TASK, batch, Noise(0, 0))
     assert all(p.grad is None for p in frozen)
-    assert len(gradients(net)) > 2
+    assert len(gradients(net)) >= 2
     owned = {id(p) for unit in rule.units(net) for p in unit}
     assert not owned & {id(p) for p in frozen}

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bpfree import Noise, UserError
-from bpfree.feedback import FEEDBACKS, feedback_matrix
+from bpfree.feedback import FEEDBACKS, random_like
 from bpfree.nets import NETS
 from bpfree.rules import DFA, Backprop
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, zero_grad
@@ -76,7 +76,7 @@ def test_feedback_is_fixed_and_no_parameter(batch):
 def test_initialisations_have_their_spread(name):
     torch.manual_seed(0)
     rows, columns = 10, 4000
-    matrix = feedback_matrix(name, rows, columns, torch.zeros((), dtype=torch.float64))
+    matrix = random_like(name, torch.zeros(rows, columns, dtype=torch.float64))
     variance = {
         "uniform": 1 / (3 * columns),
         "kaiming": 2 / columns,

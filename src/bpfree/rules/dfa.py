@@ -1,28 +1,70 @@
-"""Direct feedback alignment.
+"""Direct feedback: every hidden layer learns from one signal at the output, through a fixed matrix of its own.
 
-Nokland 2016, "Direct Feedback Alignment Provides Learning in Deep Neural Networks", https://arxiv.org/abs/1609.01596
+DFA: Nokland 2016, "Direct Feedback Alignment Provides Learning in Deep Neural Networks",
+https://arxiv.org/abs/1609.01596
+DRTP: Frenkel, Lefebvre, Bol 2021, "Learning without feedback: fixed random learning signals allow for feedforward
+training of deep neural networks", https://arxiv.org/abs/1909.01311
 
-    d_l = (e B_l) * f'(a_l),    e = dLoss/dlogits [B, C],    B_l [C, H_l] fixed and random
+    DFA      d_l = (e B_l) * f'(a_l),    e = dLoss/dlogits [B, C],    B_l [C, H_l] fixed and random
+    DRTP     d_l = (-Y B_l) * f'(a_l),   Y one-hot [B, C]
+    shallow  d_l = 0: the hidden layers stay as they were drawn, the control that every comparison needs
 
-The output error goes to every hidden layer directly, through a matrix of its own. The signal e B_l enters at the tap,
-behind the activation; what lies within the segment (f', batch norm) contributes its true local derivative.
+The signal enters at the tap, behind the activation; what lies within the segment (f', batch norm) contributes its true
+local derivative. The output layer always learns from the true error.
 
-Where we differ: e is that of the mean loss, (softmax - Y)/B, so the size of a step does not grow with the batch as in
-public code; `signal_scale` multiplies it.
+Where we differ: signals are divided by the batch size, as e of the mean loss is by itself, so the size of a step does
+not grow with the batch as in public code; `signal_scale` multiplies them. DRTP's authors use sigmoid outputs with
+binary cross-entropy; here the output has the task's loss.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from bpfree.errors import check_choice
-from bpfree.feedback import FEEDBACKS, feedback_matrix
+from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.rule import LocalRule, trainable
 from bpfree.types import Batch, Task
 
+UNBOUNDED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
 
-class DFA(LocalRule):
+
+class DirectFeedback(LocalRule):
+    """What DFA and DRTP share.
+
+    Args:
+        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        signal_scale: multiplies the hidden signal.
+        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+    """
+
+    def __init__(
+        self, *, feedback: Feedback = "uniform", signal_scale: float = 1.0, taps: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(taps=taps)
+        check_choice("feedback", feedback, FEEDBACKS)
+        self.feedback = feedback
+        self.signal_scale = signal_scale
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Draw B_l [D, H_l] for every hidden segment, as the buffer `B<l>`."""
+        super().bind(net, task, batch)
+        self._buffers.clear()  # of an earlier net
+        like = trainable(net)[0]
+        for index, segment in enumerate(self.segments[:-1]):
+            shape = like.new_empty(()).expand(task.dim, segment.shape.numel())
+            self.register_buffer(f"B{index}", random_like(self.feedback, shape))
+
+    def deliver(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """<h, signal B>, whose gradient in h is signal B; signal [B, D]. Its value has no meaning of its own."""
+        matrix: Tensor = self.get_buffer(f"B{index}")  # [D, H]
+        delivered = self.signal_scale * (signal.to(matrix.dtype) @ matrix)  # [B, H]
+        return (h.flatten(1) * delivered).sum()
+
+
+class DFA(DirectFeedback):
     """Direct feedback alignment.
 
     Args:
@@ -38,29 +80,52 @@ class DFA(LocalRule):
     def __init__(
         self,
         *,
-        feedback: Literal["uniform", "kaiming", "xavier", "lecun", "orthogonal"] = "uniform",
+        feedback: Feedback = "uniform",
         signal_scale: float = 1.0,
         memory: Literal["fast", "flat"] = "fast",
         taps: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(taps=taps)
-        check_choice("feedback", feedback, FEEDBACKS)
+        super().__init__(feedback=feedback, signal_scale=signal_scale, taps=taps)
         check_choice("memory", memory, ("fast", "flat"))
-        self.feedback = feedback
-        self.signal_scale = signal_scale
         self.memory = memory
 
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """<h, e B_l>."""
+        return self.deliver(index, h, signal)
+
+
+class DRTP(DirectFeedback):
+    """Direct random target projection: the label takes the place of the error, so no layer waits for the output.
+
+    Args:
+        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        signal_scale: multiplies the hidden signal.
+        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+    """
+
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Draw B_l [D, H_l] for every hidden segment, as the buffer `B<l>`."""
+        """As for DFA; warns of activations without a bound, which grow for ever since the signal never ends."""
         super().bind(net, task, batch)
-        self._buffers.clear()  # of an earlier net
-        like = trainable(net)[0]
-        for index, segment in enumerate(self.segments[:-1]):
-            matrix = feedback_matrix(self.feedback, task.dim, segment.shape.numel(), like)
-            self.register_buffer(f"B{index}", matrix)
+        unbounded = [tap for tap in self.taps if isinstance(net.get_submodule(tap), UNBOUNDED)]
+        if unbounded:
+            warnings.warn(
+                f"drtp: the outputs of {', '.join(unbounded)} have no bound, and DRTP's signal never fades, so they "
+                "may run away. Use net.activation=tanh, or a small optimizer.lr",
+                stacklevel=2,
+            )
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """<h, e B>, whose gradient in h is e B. Its value has no meaning of its own."""
-        matrix: Tensor = self.get_buffer(f"B{index}")  # [D, H]
-        delivered = self.signal_scale * (signal.to(matrix.dtype) @ matrix)  # [B, H]
-        return (h.flatten(1) * delivered).sum()
+        """<h, -Y B_l>, divided by the batch size."""
+        return self.deliver(index, h, signal / -len(signal))
+
+
+class Shallow(LocalRule):
+    """The control: only the output segment learns, on random features."""
+
+    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
+        """The output segment alone."""
+        return super().units(net)[-1:]
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """0, detached from the segment, so nothing moves."""
+        return h.detach().new_zeros(())

@@ -1,0 +1,219 @@
+"""Feedback alignment and sign-symmetry: backprop whose backward pass reads other matrices than the forward pass.
+
+FA: Lillicrap et al. 2016, "Random synaptic feedback weights support error backpropagation for deep learning",
+https://doi.org/10.1038/ncomms13276. Sign-symmetry: Xiao et al. 2018, https://arxiv.org/abs/1811.03567, and Moskovitz et
+al. 2018, https://arxiv.org/abs/1812.06488.
+
+    d_l = (d_{l+1} B_{l+1}) * f'(a_l),    dW_l = d_l^T h_{l-1}
+
+    FA      B fixed and random
+    uSF     B = s sign(W),       s = sqrt(2/(fan_in + fan_out))
+    brSF    B = |R| sign(W),     R redrawn at every step
+    frSF    B = |R| sign(W),     R fixed
+
+B has the shape of W; a convolution carries the error back by the transposed convolution with B. Everything that is
+neither Linear nor convolution (normalisation, activation, pooling, a skip connection) has its true derivative. None of
+these rules saves memory or time over backprop: they are about weight transport.
+
+A weight of exactly 0 counts as positive (copysign: one pass over memory instead of three).
+
+Where we differ from public code: B is a buffer, so a net has no extra parameters; layers are neither replaced nor
+wrapped. A forward hook detaches a layer's input and delivers g B to it instead of g W.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import UserError, check_choice
+from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.noise import Noise
+from bpfree.rule import Rule, backward
+from bpfree.types import Batch, Scalars, Task
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class FA(Rule):
+    """Feedback alignment.
+
+    Args:
+        feedback: how B is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+    """
+
+    def __init__(self, *, feedback: Feedback = "kaiming") -> None:
+        super().__init__()
+        check_choice("feedback", feedback, FEEDBACKS)
+        self.feedback = feedback
+        self.names: list[str] = []
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Find the layers that carry an error back, and draw their B as the buffers `B<i>`.
+
+        Raises:
+            UserError: a weight is used outside Linear and convolution layers, so its true value would carry errors.
+        """
+        layers: dict[str, nn.Module] = {
+            name: module for name, module in net.named_modules() if isinstance(module, LAYERS)
+        }
+        _refuse_weights_outside(net, layers)
+        self.names = list(layers)
+        self._buffers.clear()  # of an earlier net
+        for index, name in enumerate(self.names):
+            self.register_buffer(f"B{index}", self.draw(net.get_parameter(f"{name}.weight").detach()))
+
+    def draw(self, weight: Tensor) -> Tensor | None:
+        """What is drawn once, of the shape of the weight; None for nothing."""
+        return random_like(self.feedback, weight)
+
+    def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
+        """B for this step."""
+        assert drawn is not None
+        return drawn
+
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """A forward pass as ever, and a backward pass through B."""
+        if not self.names:
+            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        matrices = {}
+        for index, name in enumerate(self.names):
+            weight = net.get_parameter(f"{name}.weight").detach()
+            matrices[name] = partial(self.matrix, weight, self._buffers[f"B{index}"], noise.fold("B", index))
+        with noise.global_rng(batch.x.device), fed_back(net, matrices):
+            out = net(batch.x)
+        loss = task.loss(out, batch)
+        backward(loss)
+        return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+
+
+class USF(FA):
+    """Uniform sign-symmetry: B = s sign(W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def draw(self, weight: Tensor) -> Tensor | None:
+        """Nothing: B follows W."""
+        return None
+
+    def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
+        """B = s sign(W)."""
+        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+        return torch.copysign(weight.new_tensor((2 / (fan_in + fan_out)) ** 0.5), weight)
+
+
+class FRSF(FA):
+    """Fixed random-magnitude sign-symmetry: B = |R| sign(W), R fixed.
+
+    Args:
+        feedback: how R is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+    """
+
+    def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
+        """B = |R| sign(W)."""
+        assert drawn is not None
+        return torch.copysign(drawn, weight)
+
+
+class BRSF(FA):
+    """Batchwise random-magnitude sign-symmetry: B = |R| sign(W), R redrawn at every step.
+
+    Args:
+        feedback: how R is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+    """
+
+    def draw(self, weight: Tensor) -> Tensor | None:
+        """Nothing: R is drawn at every step."""
+        return None
+
+    def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
+        """|R| sign(W), R from the key of the step."""
+        with noise.global_rng(weight.device):
+            return torch.copysign(random_like(self.feedback, weight), weight)
+
+
+@contextmanager
+def fed_back(net: nn.Module, matrices: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
+    """While active, layers of the net send errors to their input through the given matrices.
+
+    Args:
+        net: its layers are hooked, and unhooked afterwards.
+        matrices: B by the name of the layer, of the shape of its weight; asked for when an error comes by, and not
+            for the first layer, whose input needs none.
+    """
+    handles = []
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def detach(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        inputs[layer] = args[0]
+        return (args[0].detach(), *args[1:])
+
+    def deliver(matrix: Callable[[], Tensor]) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(layer: nn.Module, args: object, out: Tensor) -> Tensor:
+            x = inputs.pop(layer)
+            delivered: Tensor = _Deliver.apply(out, x, matrix, layer) if x.requires_grad else out  # type: ignore[no-untyped-call]
+            return delivered
+
+        return hook
+
+    for name, matrix in matrices.items():
+        layer = net.get_submodule(name)
+        handles += [layer.register_forward_pre_hook(detach), layer.register_forward_hook(deliver(matrix))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Deliver(torch.autograd.Function):
+    """The identity on a layer's output; backwards, g goes on to the layer's weight and g B to its input."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, x: Tensor, matrix: Callable[[], Tensor], layer: nn.Module) -> Tensor:
+        ctx.shape, ctx.dtype, ctx.matrix, ctx.layer = x.shape, x.dtype, matrix, layer
+        ctx.mark_dirty(out)  # so that an in-place activation may follow
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (g,) = grads
+        matrix = ctx.matrix().to(g.dtype)
+        delivered = g @ matrix if isinstance(ctx.layer, nn.Linear) else _conv_input(ctx.layer, ctx.shape, matrix, g)
+        return g, delivered.to(ctx.dtype), None, None
+
+
+def _conv_input(layer: Any, shape: torch.Size, matrix: Tensor, g: Tensor) -> Tensor:
+    """The gradient of a convolution in its input, with another weight."""
+    padded = layer.padding_mode != "zeros"
+    padding = layer.padding
+    if isinstance(padding, str):
+        sides = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+        ]
+        padding = tuple(side // 2 for side in sides)
+        padded = padded or any(side % 2 for side in sides)
+    if padded:
+        raise UserError("net: feedback alignment takes convolutions with zero padding, the same on both sides, only")
+    x = g.new_empty(1).expand(shape)
+    zeros = [0] * len(padding)
+    grads = torch.ops.aten.convolution_backward(
+        g, x, matrix, None, layer.stride, padding, layer.dilation, False, zeros, layer.groups, [True, False, False]
+    )
+    return grads[0]  # type: ignore[no-any-return]
+
+
+def _refuse_weights_outside(net: nn.Module, layers: dict[str, nn.Module]) -> None:
+    covered = {id(layer.weight) for layer in layers.values()}
+    first_lookups = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
+    for name, p in net.named_parameters():
+        if p.dim() > 1 and id(p) not in covered | first_lookups:
+            kinds = ", ".join(kind.__name__ for kind in LAYERS)
+            raise UserError(
+                f"parameter '{name}' is no weight of a layer of {kinds}, so errors would pass through its true value. "
+                "Build the net from those layers, or use a rule without weight transport such as dfa or mono_forward"
+            )
