@@ -196,7 +196,8 @@ def test_early_stopping_gives_back_the_best_weights(tmp_path):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_loaded_run_predicts_the_same(rule, tmp_path, digits_data):
-    net = {"name": "denoiser", "blocks": 2, "width": 16} if rule == "noprop_dt" else "conv"
+    conv = {"name": "conv", "activation": "tanh"}
+    net = {"name": "denoiser", "blocks": 2, "width": 16} if rule == "noprop_dt" else conv
     done = bpfree.fit(net, "digits", rule, epochs=1, out=tmp_path / "run")
     loaded = bpfree.load(tmp_path / "run")
     x = digits_data.test.x

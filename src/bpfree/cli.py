@@ -1,6 +1,7 @@
 """The shell door. Knobs live in the config, so there are few verbs and few options; a test freezes them."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -231,4 +232,5 @@ def _first_line(thing: object) -> str:
 
 def main() -> None:
     """Entry point."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     app()
