@@ -81,6 +81,7 @@ class LocalRule(Rule):
     memory: Literal["fast", "flat"] = "flat"
     taps: tuple[str, ...]
     segments: list[Segment]
+    output_weight: float = 1.0  # of the task's loss, which the output segment minimises
 
     def __init__(self, *, taps: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -141,20 +142,25 @@ class LocalRule(Rule):
 
         with noise.global_rng(batch.x.device), cut(net, self.taps, learn):
             out = net(batch.x)
-        return scalars | _learn_output(task, out, batch)
+        return scalars | self._learn_output(task, out, batch)
 
     def _learn_afterwards(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         kept: list[tuple[int, Tensor]] = []
         with noise.global_rng(batch.x.device), cut(net, self.taps, lambda i, h: kept.append((i, h))):
             out = net(batch.x)
         error = output_error(task, out, batch)
-        last = _learn_output(task, out, batch)
+        last = self._learn_output(task, out, batch)
         scalars: Scalars = {}
         while kept:  # from the last, whose input is the output of the one before, so that each can be freed
             index, h = kept.pop()
             scalars = self._learn(index, h, error) | scalars
             del h
         return scalars | last
+
+    def _learn_output(self, task: Task, out: Tensor, batch: Batch) -> Scalars:
+        loss = task.loss(out, batch)
+        backward(loss if self.output_weight == 1 else self.output_weight * loss)
+        return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
     def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
         if not h.requires_grad:
@@ -169,12 +175,6 @@ def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
     leaf = out.detach()
     leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
     return torch.autograd.grad(task.loss(leaf, batch), leaf)[0]
-
-
-def _learn_output(task: Task, out: Tensor, batch: Batch) -> Scalars:
-    loss = task.loss(out, batch)
-    backward(loss)
-    return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
 
 class BlackBoxRule(Rule):

@@ -4,8 +4,10 @@ from bpfree.rule import Rule
 from bpfree.rules.backprop import Backprop
 from bpfree.rules.dfa import DFA, DRTP, Shallow
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
+from bpfree.rules.local import Local
 from bpfree.rules.mono_forward import MonoForward
 from bpfree.rules.noprop_dt import NoPropDT
+from bpfree.rules.predsim import Pred, PredSim, Sim
 from bpfree.rules.recombine import Recombine
 
 RULES: dict[str, type[Rule]] = {
@@ -17,7 +19,11 @@ RULES: dict[str, type[Rule]] = {
     "dfa": DFA,
     "drtp": DRTP,
     "shallow": Shallow,
+    "local": Local,
     "mono_forward": MonoForward,
+    "pred": Pred,
+    "sim": Sim,
+    "predsim": PredSim,
     "noprop_dt": NoPropDT,
     "recombine": Recombine,
 }
@@ -31,8 +37,12 @@ __all__ = [
     "RULES",
     "USF",
     "Backprop",
+    "Local",
     "MonoForward",
     "NoPropDT",
+    "Pred",
+    "PredSim",
     "Recombine",
     "Shallow",
+    "Sim",
 ]

@@ -1,0 +1,65 @@
+"""Local errors through fixed random classifiers.
+
+Mostafa, Ramesh, Cauwenberghs 2018, "Deep Supervised Learning Using Local Errors", https://arxiv.org/abs/1711.06756
+
+    segment l minimises CE(h_l C_l, y),    C_l [H_l, C] fixed and random
+
+Nothing is learned but the segment itself: its features must become what a random classifier can read. The error goes
+back through C_l^T, or through a random matrix of the same signs, so that not even the classifier is transported.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.errors import check_choice
+from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.rule import LocalRule, trainable
+from bpfree.types import Batch, Task
+
+
+class Local(LocalRule):
+    """Local cross-entropy through a fixed random classifier.
+
+    Args:
+        feedback: how C_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        backward: "transpose" sends the error through C_l^T, "sign" through random magnitudes with the signs of C_l.
+        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+    """
+
+    def __init__(
+        self,
+        *,
+        feedback: Feedback = "uniform",
+        backward: Literal["transpose", "sign"] = "transpose",
+        taps: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(taps=taps)
+        check_choice("feedback", feedback, FEEDBACKS)
+        check_choice("backward", backward, ("transpose", "sign"))
+        self.feedback = feedback
+        self.backward = backward
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Draw C_l^T [C, H_l] as the buffer `C<l>`, and what carries the error back as `R<l>` if it is another."""
+        super().bind(net, task, batch)
+        self._buffers.clear()  # of an earlier net
+        like = trainable(net)[0]
+        for index, segment in enumerate(self.segments[:-1]):
+            shape = like.new_empty(()).expand(task.dim, segment.shape.numel())
+            forth = random_like(self.feedback, shape)
+            self.register_buffer(f"C{index}", forth)
+            if self.backward == "sign":
+                self.register_buffer(f"R{index}", torch.copysign(random_like(self.feedback, shape), forth))
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """CE(h C_l, y); signal [B, D] is one-hot."""
+        h = h.flatten(1)
+        scores = h @ self.get_buffer(f"C{index}").T  # [B, C]
+        if self.backward == "sign":  # the value of the one, the derivative of the other
+            through = h @ self.get_buffer(f"R{index}").T
+            scores = through + (scores - through).detach()
+        return F.cross_entropy(scores, signal.to(scores.dtype))

@@ -1,0 +1,113 @@
+"""Local error signals: prediction and similarity matching.
+
+Nokland & Eidnes 2019, "Training Neural Networks with Local Error Signals", https://arxiv.org/abs/1901.06656
+
+    pred     CE(D_l pool(h_l), y)                          D_l learned, starting at zero
+    sim      mse(S(g_l(h_l)), S(Y))                        g_l learned: linear, or a 3x3 convolution
+    predsim  (1 - beta) pred + beta sim,  beta = 0.99;     the output layer's CE also times 1 - beta
+
+S(X) is the matrix [B, B] of cosine similarities between the mean-centred rows of X; a feature map is first reduced to
+its standard deviation over space, channel by channel. pool averages a feature map down to at most 1,024 features.
+
+Where we differ: nothing that we know of. The loss is taken behind the activation and before dropout and pooling, as in
+the authors' blocks, which are what the default taps cut out.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.errors import UserError
+from bpfree.rule import LocalRule, trainable
+from bpfree.types import Batch, Task
+
+_POOLED = 1024  # features at most, behind which D_l reads
+
+
+class PredSim(LocalRule):
+    """Prediction and similarity matching together.
+
+    Args:
+        beta: weight of the similarity loss, in [0, 1]; 1 - beta is that of the prediction loss and of the output's.
+        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+    """
+
+    def __init__(self, *, beta: float = 0.99, taps: Sequence[str] | None = None) -> None:
+        super().__init__(taps=taps)
+        if not 0 <= beta <= 1:
+            raise UserError(f"beta: found {beta}, allowed: a number from 0 to 1")
+        self.beta = beta
+        self.output_weight = 1 - beta
+        self.heads = nn.ModuleList()
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Make g_l and D_l, as far as beta asks for them, for every hidden segment."""
+        super().bind(net, task, batch)
+        like = trainable(net)[0]
+        heads = (_Head(tuple(s.shape), task.dim, self.beta) for s in self.segments[:-1])
+        self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
+
+    def head(self, index: int) -> nn.Module | None:
+        """g_l and D_l, trained together with their segment."""
+        return self.heads[index] if index < len(self.heads) else None
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """(1 - beta) pred + beta sim; signal [B, D] is one-hot."""
+        head = self.heads[index]
+        assert isinstance(head, _Head)
+        loss = h.new_zeros(())
+        if self.beta < 1:
+            scores = head.decode(head.pool(h).flatten(1))
+            loss = loss + (1 - self.beta) * F.cross_entropy(scores, signal.to(scores.dtype))
+        if self.beta > 0:
+            loss = loss + self.beta * F.mse_loss(similarity(head.match(h)), similarity(signal))
+        return loss
+
+
+class Pred(PredSim):
+    """Prediction loss alone: local cross-entropy through a learned classifier."""
+
+    def __init__(self, *, taps: Sequence[str] | None = None) -> None:
+        super().__init__(beta=0.0, taps=taps)
+
+
+class Sim(PredSim):
+    """Similarity matching alone; the output layer has its full loss."""
+
+    def __init__(self, *, taps: Sequence[str] | None = None) -> None:
+        super().__init__(beta=1.0, taps=taps)
+        self.output_weight = 1.0
+
+
+class _Head(nn.Module):
+    """D_l behind a pooling, and g_l, for features of the given shape."""
+
+    pool: nn.Module
+    decode: nn.Module
+    match: nn.Module
+
+    def __init__(self, shape: tuple[int, ...], classes: int, beta: float) -> None:
+        super().__init__()
+        image = len(shape) == 3
+        if beta < 1:
+            side = 1
+            while image and shape[0] * -(-shape[1] // side) * -(-shape[2] // side) > _POOLED and side < max(shape[1:]):
+                side += 1
+            self.pool = nn.AvgPool2d(side, ceil_mode=True) if image else nn.Identity()
+            features = shape[0]
+            for length in shape[1:]:
+                features *= -(-length // side)
+            self.decode = nn.Linear(features, classes)
+            nn.init.zeros_(self.decode.weight)
+            nn.init.zeros_(self.decode.bias)
+        if beta > 0:
+            self.match = nn.Conv2d(shape[0], shape[0], 3, padding=1) if image else nn.Linear(shape[-1], shape[-1])
+
+
+def similarity(x: Tensor) -> Tensor:
+    """S(x): cosine similarities [B, B] between mean-centred samples of x [B, ...], in float32 or wider."""
+    x = x.float() if x.itemsize < 4 else x
+    x = x.flatten(2).std(dim=2) if x.dim() == 4 else x.flatten(1)
+    x = F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
+    return x @ x.T
