@@ -1,6 +1,6 @@
 """CPU seconds of one training step of each rule, as a ratio to backprop on the same net with the same optimiser.
 
-    python benchmarks/step_time.py [--rounds 30]
+    python benchmarks/step_time.py [--rounds 30] [--precision float32]
 
 MLP 784-1000-1000-1000-10 of tanh, batch 128, fused Adam, one thread, float32. The rules take turns, step by step, so a
 machine that slows down slows all of them; the ratio is of medians, the spread that of the rounds' own ratios (10th to
@@ -9,7 +9,6 @@ local rule saves the one that carries the error to the layer below, except in th
 """
 
 import argparse
-import platform
 import statistics
 import time
 
@@ -40,13 +39,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--precision", default="float32", help="float32_torch: without the faster library on AMD")
     options = parser.parse_args()
     torch.set_num_threads(1)
     batch = Batch(torch.randn(128, 784), torch.randint(0, 10, (128,)))
-    trainers = {
-        name: Trainer(mlp(784, 10, hidden=[1000] * 3, activation="tanh"), make(), Classify(10))
-        for name, make in RULES.items()
-    }
+    trainers = {}
+    for name, make in RULES.items():
+        net = mlp(784, 10, hidden=[1000] * 3, activation="tanh")
+        trainers[name] = Trainer(net, make(), Classify(10), precision=options.precision)
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for round_ in range(options.rounds + 3):
         for name, trainer in trainers.items():
@@ -54,7 +54,7 @@ def main() -> None:
             trainer.step(batch)
             if round_ >= 3:
                 seconds[name].append(time.process_time() - before)
-    table = Table(title=f"{options.rounds} rounds, one thread, {platform.machine()}, torch {torch.__version__}")
+    table = Table(title=f"{options.rounds} rounds, {options.precision}, one thread, torch {torch.__version__}")
     for heading in ("rule", "CPU ms per step", "ratio to backprop", "spread"):
         table.add_column(heading, justify="left" if heading == "rule" else "right")
     base = seconds["backprop"]

@@ -40,7 +40,8 @@ def test_bare_use_is_what_the_trainer_does(batch32):
     for step in range(3):
         trainer.step(batch32)
         optimizer.zero_grad()
-        rule.gradients(other, TASK, batch32, Noise(0, step))
+        with bpfree.fast_float32():
+            rule.gradients(other, TASK, batch32, Noise(0, step))
         optimizer.step()
     assert same(net.state_dict(), other.state_dict())
 
@@ -178,7 +179,7 @@ def test_measuring_a_step_changes_nothing(batch32):
 def test_what_cannot_work_is_refused(batch32):
     with pytest.raises(UserError, match=r"unknown rule 'dfaa'. Did you mean 'dfa'\?"):
         Trainer(net32(), "dfaa", TASK)
-    with pytest.raises(UserError, match="precision: found 'fp8', allowed: float32, bfloat16"):
+    with pytest.raises(UserError, match="precision: found 'fp8', allowed: float32, float32_torch, bfloat16"):
         Trainer(net32(), "dfa", TASK, precision="fp8")
     with pytest.raises(UserError, match="no trainable parameters"):
         Trainer(nn.Flatten(), "dfa", TASK)

@@ -11,6 +11,7 @@ from bpfree._version import __version__
 from bpfree.api import fit, load
 from bpfree.cut import cut, owners
 from bpfree.errors import DivergedError, UserError
+from bpfree.matmul import fast_float32
 from bpfree.noise import Noise
 from bpfree.rule import BlackBoxRule, LocalRule, Rule
 from bpfree.run import Run
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "cut",
     "data",
+    "fast_float32",
     "fit",
     "load",
     "nets",

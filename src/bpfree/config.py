@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -18,6 +18,7 @@ from bpfree.rules import RULES
 from bpfree.spec import check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
 from bpfree.tasks import TASKS
+from bpfree.trainer import Precision
 
 
 class _Section(BaseModel):
@@ -51,7 +52,7 @@ class TrainConfig(_Section):
 
     epochs: int = Field(default=10, ge=1)
     seed: int = Field(default=0, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     device: str = "auto"
     clip: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStoppingConfig | None = None

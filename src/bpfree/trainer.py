@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
 from bpfree.errors import DivergedError, UserError, check_choice
 from bpfree.interrupt import interrupt_between_steps
+from bpfree.matmul import fast_float32
 from bpfree.memory import peak_step_memory
 from bpfree.noise import Noise
 from bpfree.optim import make_optimizer, make_schedule
@@ -26,6 +27,8 @@ from bpfree.spec import Spec, build
 from bpfree.state import EarlyStopping, Progress
 from bpfree.trackers import Record, Tracker
 from bpfree.types import Batch, Scalars, Task
+
+Precision = Literal["float32", "float32_torch", "bfloat16"]
 
 _CHECK_EVERY = 20  # steps between two looks at the losses; each look waits for the device
 
@@ -41,7 +44,9 @@ class Trainer:
             which those of the rule are added.
         schedule: a name or a spec; stepped at every step.
         clip: largest gradient norm, for each of the rule's units by itself.
-        precision: "bfloat16" runs forward passes under autocast; parameters stay as they are.
+        precision: "bfloat16" runs forward passes under autocast; parameters stay as they are. "float32" may take
+            another library for matrix products where it is as accurate and faster (`bpfree.matmul`);
+            "float32_torch" leaves that to torch.
         seed: of everything random in training.
         total_steps: length of the schedule; `fit` knows it by itself.
 
@@ -63,11 +68,11 @@ class Trainer:
         *,
         schedule: Spec = "constant",
         clip: float | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         seed: int = 0,
         total_steps: int | None = None,
     ) -> None:
-        check_choice("precision", precision, ("float32", "bfloat16"))
+        check_choice("precision", precision, get_args(Precision))
         if not trainable(net):
             raise UserError("net: it has no trainable parameters, allowed: at least one with requires_grad")
         self.net = net
@@ -120,7 +125,7 @@ class Trainer:
             if not module.training:  # asked first: a walk over all modules costs a small net 7 % of its step
                 module.train()
         self.optimizer.zero_grad()
-        with self._autocast():
+        with self._arithmetic():
             scalars = self.rule.gradients(self.net, self.task, batch, self.noise.at(self.progress.step))
         if self.clip is not None:
             for unit in self._units:
@@ -147,7 +152,7 @@ class Trainer:
                 p.grad = torch.zeros_like(p)
 
         def gradients() -> None:
-            with self._autocast():
+            with self._arithmetic():
                 self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
 
         with unchanged_buffers(self.net):
@@ -162,7 +167,7 @@ class Trainer:
         self.net.eval()
         self.rule.eval()
         try:
-            with self._autocast():
+            with self._arithmetic():
                 return self.rule.predict(self.net, x)
         finally:
             self.net.train(training)
@@ -295,8 +300,10 @@ class Trainer:
             "starts slowly (schedule=onecycle)"
         )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _arithmetic(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
+            return fast_float32()
+        if self.precision == "float32_torch":
             return nullcontext()
         # The cache of casts does not see weights that a rule changes in place during the step.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
