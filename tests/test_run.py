@@ -16,8 +16,9 @@ from torch import nn
 import bpfree
 from bpfree import UserError, checkpoint, folder
 from bpfree.api import resume
-from bpfree.config import load_config
+from bpfree.config import load_config, parse
 from bpfree.rules import RULES
+from bpfree.run import train
 from tests.helpers import same
 
 OVERRIDES = {
@@ -67,16 +68,16 @@ def test_a_run_folder_is_complete(tmp_path):
 
 def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
     bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "a", shift=1, precision="bfloat16")
-    config = bpfree.config.parse(yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()))
-    bpfree.run.train(config, out=tmp_path / "b")
+    config = parse(yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()))
+    train(config, out=tmp_path / "b")
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["backprop", "dfa", "mono_forward", "noprop_dt", "recombine"])
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     """A real process is killed twice, mid-training; what it then comes to is what the undisturbed one came to."""
     args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.shift=1", "optimizer.lr=0.003"]
-    bpfree.run.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
+    train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     (tmp_path / "torn" / ".last.ckpt.abc").mkdir(parents=True)  # as if killed within a save
     for epochs in (1, 4):
@@ -106,7 +107,7 @@ def finished_epochs(folder):
 
 def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
     args = ["digits/dfa", "train.epochs=20", "data.batch_size=8", "data.shift=1"]
-    bpfree.run.train(load_config(args[0], args[1:]), out=tmp_path / "whole")
+    train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     process = subprocess.Popen(command("train", *args, "--out", torn), stderr=subprocess.PIPE, text=True)
     while finished_epochs(torn) < 2:
@@ -166,6 +167,30 @@ def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digit
     monkeypatch.undo()
     assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == 20
     fit("torn")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_resumes_exactly(rule, tmp_path, monkeypatch):
+    """The same as for kill -9, in one process and for every rule: the power fails in the second epoch of three."""
+    net = (
+        {"name": "denoiser", "blocks": 2, "width": 16} if rule == "noprop_dt" else {"name": "mlp", "activation": "tanh"}
+    )
+    values = {"data": {"name": "digits", "batch_size": 128}, "net": net, "rule": rule, "train": {"epochs": 3}}
+    config = parse({**values, "schedule": "cosine"})
+    train(config, out=tmp_path / "whole")
+    real = bpfree.Trainer.step
+
+    def step(self, batch):
+        if self.progress.step == 15:
+            raise RuntimeError("power cut")
+        return real(self, batch)
+
+    monkeypatch.setattr(bpfree.Trainer, "step", step)
+    with pytest.raises(RuntimeError):
+        train(config, out=tmp_path / "torn")
+    monkeypatch.undo()
+    resume(tmp_path / "torn")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
 
 
