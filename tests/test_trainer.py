@@ -93,6 +93,17 @@ def test_schedules(schedule, expected, batch32):
         assert used == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_learning_rate_of_the_users_own_is_left_alone(batch32):
+    net = net32()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    halve = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    trainer = Trainer(net, "mono_forward", TASK, optimizer)
+    for _ in range(3):
+        trainer.step(batch32)
+        halve.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+
+
 def test_a_schedule_must_know_its_length(batch32):
     with pytest.raises(UserError, match="total_steps: found None, but schedule 'cosine'"):
         Trainer(net32(), "dfa", TASK, schedule="cosine").step(batch32)

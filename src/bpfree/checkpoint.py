@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bpfree.errors import UserError
-from bpfree.optim import plain_state
 from bpfree.state import Progress
 from bpfree.trainer import Trainer
 
@@ -70,7 +69,7 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
             "format": FORMAT,
             "progress": asdict(trainer.progress),
             "optimizer": plain,
-            "schedule": plain_state(trainer.schedule),
+            "schedule": trainer.schedule.state_dict(),
             **extra,
         }
         _write_synced(temporary / _FILES[3], json.dumps(state, indent=1))

@@ -2,10 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from torch import nn, optim
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch import Tensor, nn, optim
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from bpfree.errors import UserError
 from bpfree.spec import Spec, build, lookup, split_spec
@@ -37,9 +36,16 @@ def make_optimizer(spec: Spec, parameters: Sequence[nn.Parameter]) -> optim.Opti
     return optimizer
 
 
+class _Untouched(LRScheduler):
+    """Leaves learning rates alone, those included that somebody else changes while training."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
 def constant(optimizer: optim.Optimizer, total_steps: int) -> LRScheduler:
-    """The learning rate stays as it is."""
-    return LambdaLR(optimizer, lambda step: 1.0)
+    """The learning rate stays as it is, or as the owner of the optimiser sets it."""
+    return _Untouched(optimizer)
 
 
 def cosine(optimizer: optim.Optimizer, total_steps: int, *, final: float = 0.0) -> LRScheduler:
@@ -99,8 +105,3 @@ def make_schedule(spec: Spec, optimizer: optim.Optimizer, total_steps: int | Non
         raise UserError(f"total_steps: found None, but schedule '{name}' must know how long training is. Give a number")
     schedule: LRScheduler = build(SCHEDULES, {"name": name, **options}, optimizer, total_steps or 1, section="schedule")
     return schedule
-
-
-def plain_state(schedule: LRScheduler) -> dict[str, Any]:
-    """The schedule's state without its functions, which a checkpoint must not hold."""
-    return {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}
