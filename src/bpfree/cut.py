@@ -16,7 +16,8 @@ from bpfree.errors import UserError, unknown
 from bpfree.noise import Noise
 
 OUTPUT = "output"
-Visit = Callable[[int, Tensor], None]
+Visit = Callable[[int, Tensor], object]
+"""What is done with a tapped output; a tensor that it returns goes on in place of that output."""
 
 _NORMS = {f"torch.nn.modules.{m}" for m in ("batchnorm", "normalization", "instancenorm")}
 _PASS_ON = {f"torch.nn.modules.{m}" for m in ("pooling", "dropout", "flatten", "padding", "upsampling")}
@@ -45,7 +46,7 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit) -> Iterator[None]:
     Args:
         net: any module; untouched afterwards.
         taps: names of submodules; `index` counts in this order.
-        visit: called with h [B, ...] still attached to its own segment.
+        visit: called with h [B, ...] still attached to its own segment; it may return what is to go on instead.
     """
 
     def hook(index: int) -> Callable[[nn.Module, object, object], Tensor]:
@@ -55,8 +56,8 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit) -> Iterator[None]:
                     f"tap '{taps[index]}' gives {type(h).__name__}, allowed: a module whose output is one tensor. "
                     "Tap a module inside or behind it."
                 )
-            visit(index, h)
-            return h.detach()
+            instead = visit(index, h)
+            return (instead if isinstance(instead, Tensor) else h).detach()
 
         return detach
 

@@ -109,6 +109,10 @@ class LocalRule(Rule):
         """The part of the rule that trains together with segment `index`, if any."""
         return None
 
+    def pass_on(self, index: int, h: Tensor) -> Tensor:
+        """What the next segment sees of the output h of segment `index`; default: h itself."""
+        return h
+
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """One or two forward passes; see the class.
 
@@ -120,7 +124,7 @@ class LocalRule(Rule):
         if not self.needs_error:
             return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
         if self.memory == "flat":
-            with unchanged_buffers(net), noise.global_rng(batch.x.device), cut(net, self.taps, lambda i, h: None):
+            with unchanged_buffers(net), noise.global_rng(batch.x.device), cut(net, self.taps, self.pass_on):
                 out = net(batch.x).detach()
             return self._learn_on_the_way(net, task, batch, noise, output_error(task, out, batch))
         return self._learn_afterwards(net, task, batch, noise)
@@ -137,8 +141,9 @@ class LocalRule(Rule):
     def _learn_on_the_way(self, net: nn.Module, task: Task, batch: Batch, noise: Noise, signal: Tensor) -> Scalars:
         scalars: Scalars = {}
 
-        def learn(index: int, h: Tensor) -> None:
+        def learn(index: int, h: Tensor) -> Tensor:
             scalars.update(self._learn(index, h, signal))
+            return self.pass_on(index, h.detach())
 
         with noise.global_rng(batch.x.device), cut(net, self.taps, learn):
             out = net(batch.x)
@@ -146,7 +151,12 @@ class LocalRule(Rule):
 
     def _learn_afterwards(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         kept: list[tuple[int, Tensor]] = []
-        with noise.global_rng(batch.x.device), cut(net, self.taps, lambda i, h: kept.append((i, h))):
+
+        def keep(index: int, h: Tensor) -> Tensor:
+            kept.append((index, h))
+            return self.pass_on(index, h.detach())
+
+        with noise.global_rng(batch.x.device), cut(net, self.taps, keep):
             out = net(batch.x)
         error = output_error(task, out, batch)
         last = self._learn_output(task, out, batch)

@@ -4,6 +4,7 @@ from bpfree.rule import Rule
 from bpfree.rules.backprop import Backprop
 from bpfree.rules.dfa import DFA, DRTP, Shallow
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
+from bpfree.rules.forward_forward import ForwardForward
 from bpfree.rules.local import Local
 from bpfree.rules.mono_forward import MonoForward
 from bpfree.rules.noprop_dt import NoPropDT
@@ -24,6 +25,7 @@ RULES: dict[str, type[Rule]] = {
     "pred": Pred,
     "sim": Sim,
     "predsim": PredSim,
+    "forward_forward": ForwardForward,
     "noprop_dt": NoPropDT,
     "recombine": Recombine,
 }
@@ -37,6 +39,7 @@ __all__ = [
     "RULES",
     "USF",
     "Backprop",
+    "ForwardForward",
     "Local",
     "MonoForward",
     "NoPropDT",

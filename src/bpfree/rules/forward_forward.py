@@ -1,0 +1,122 @@
+"""Forward-forward.
+
+Hinton 2022, "The Forward-Forward Algorithm: Some Preliminary Investigations", https://arxiv.org/abs/2212.13345
+
+    g(h) = mean of squares of h
+    segment l minimises softplus(theta - g(h_l^pos)) + softplus(g(h_l^neg) - theta)
+    the next segment sees h_l / sqrt(g(h_l)): the direction of h_l, and not how good it was
+
+The label is written over the first C inputs, the true one for positive samples and a wrong one for negative samples. A
+class is predicted by the goodness that its label gives, summed over all hidden segments but the first (over all, if
+there is but one).
+
+Where we differ: goodness is the mean of squares, not the sum, so that theta does not depend on the width; wrong labels
+are drawn evenly. The net's output layer is not used and stays as it was drawn.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.cut import cut, unchanged_buffers
+from bpfree.errors import UserError, check_positive
+from bpfree.noise import Noise
+from bpfree.rule import LocalRule, trainable
+from bpfree.types import Batch, Scalars, Task
+
+
+class ForwardForward(LocalRule):
+    """Forward-forward with the label in the input.
+
+    Args:
+        theta: goodness that parts positive from negative samples.
+        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+    """
+
+    label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
+
+    def __init__(self, *, theta: float = 2.0, taps: Sequence[str] | None = None) -> None:
+        super().__init__(taps=taps)
+        check_positive("theta", theta)
+        self.theta = theta
+        self.classes = 0
+        self.register_buffer("label_value", torch.ones(()))
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Find the segments and the size of a written label.
+
+        Raises:
+            UserError: the input has fewer values than there are classes, or the net has no hidden segment.
+        """
+        super().bind(net, task, batch)
+        if batch.x[0].numel() < task.dim:
+            raise UserError(
+                f"net: samples have {batch.x[0].numel()} values, but forward-forward writes the label over the first "
+                f"{task.dim}"
+            )
+        if len(self.segments) < 2:
+            raise UserError("net: it has no hidden segment, which forward-forward trains. Add a layer")
+        with torch.no_grad(), unchanged_buffers(net):
+            task.loss(net(batch.x), batch)  # refuses an output of another width, though it is not used
+        self.classes = task.dim
+        self.label_value = batch.x.max().to(trainable(net)[0])
+
+    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
+        """The hidden segments."""
+        return super().units(net)[:-1]
+
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """One pass of 2B samples, in which each segment learns on the way."""
+        if not self.segments:
+            raise UserError("ForwardForward: not bound to a net. Call rule.bind(net, task, batch) first")
+        shift = 1 + torch.randint(self.classes - 1, batch.y.shape, generator=noise.fold("negative").generator())
+        wrong = (batch.y + shift.to(batch.y.device)) % self.classes
+        both = torch.cat([self.write(batch.x, batch.y), self.write(batch.x, wrong)])
+        scalars: Scalars = {}
+
+        def learn(index: int, h: Tensor) -> Tensor:
+            scalars.update(self._learn(index, h, both))
+            return self.pass_on(index, h.detach())
+
+        with noise.global_rng(batch.x.device), cut(net, self.taps, learn):
+            net(both)
+        return scalars | {"loss": torch.stack([loss.float() for loss in scalars.values()]).mean()}
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """softplus(theta - g_pos) + softplus(g_neg - theta); h [2B, ...], positive samples first."""
+        positive, negative = goodness(h).chunk(2)
+        return F.softplus(self.theta - positive).mean() + F.softplus(negative - self.theta).mean()
+
+    def pass_on(self, index: int, h: Tensor) -> Tensor:
+        """h, of length 1 per value."""
+        length = goodness(h).sqrt().clamp_min(1e-6).to(h.dtype)
+        return h / length.view(-1, *[1] * (h.dim() - 1))
+
+    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Goodness of each label [B, C], by C passes."""
+        scores = []
+        for label in range(self.classes):
+            layers: list[Tensor] = []
+
+            def look(index: int, h: Tensor, layers: list[Tensor] = layers) -> Tensor:
+                layers.append(goodness(h))
+                return self.pass_on(index, h)
+
+            with cut(net, self.taps, look):
+                net(self.write(x, x.new_full((len(x),), label, dtype=torch.int64)))
+            scores.append(torch.stack(layers[1:] or layers).sum(0))
+        return torch.stack(scores, dim=1)
+
+    def write(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The samples x [B, ...] with one-hot labels [B] over its first C values."""
+        written = x.flatten(1).clone()
+        written[:, : self.classes] = F.one_hot(labels, self.classes).to(x.dtype) * self.label_value.to(x.dtype)
+        return written.view_as(x)
+
+
+def goodness(h: Tensor) -> Tensor:
+    """Mean of squares of each sample, [B], in float32 or wider."""
+    h = h.flatten(1)
+    return (h.float() if h.itemsize < 4 else h).square().mean(1)
