@@ -1,8 +1,10 @@
 """The shell door: what it prints, what it refuses, and that it stays as it is."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,8 +75,6 @@ def test_train_then_eval_in_real_processes(tmp_path):
 def test_a_progress_bar_at_a_terminal(tmp_path):
     """A real pseudo-terminal sees epoch, loss, accuracy and samples/s."""
     pty = pytest.importorskip("pty")
-    import os
-
     parent, child = pty.openpty()
     args = ["train", "digits/dfa", "train.epochs=30", "--out", str(tmp_path / "run")]
     env = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
@@ -130,6 +130,76 @@ def test_predict_refuses(run_folder, tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     assert "not a .npy array of numbers" in refused("predict", run_folder, tmp_path / "objects.npy")
     assert "No such file" in refused("predict", run_folder, tmp_path / "gone.png")
+    np.save(tmp_path / "nan.npy", np.full((1, 8, 8), np.nan))
+    assert "NaN or infinite" in refused("predict", run_folder, tmp_path / "nan.npy")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and so on")
+    assert "not a .npy array" in refused("predict", run_folder, tmp_path / "zip.npy")
+    whole = (tmp_path / "large.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    assert "cut.png" in refused("predict", run_folder, tmp_path / "cut.png")
+
+
+def test_predict_a_bomb(run_folder, tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "no image that Pillow can read (Image size (4096 pixels)" in refused(
+        "predict", run_folder, tmp_path / "bomb.png"
+    )
+
+
+def test_predict_16_bit_images_and_no_samples(run_folder, tmp_path, digits_data):
+    x = digits_data.test.x[0, 0].float().numpy()
+    Image.fromarray((x * 255 / 16).round().astype(np.uint8)).save(tmp_path / "8.png")
+    Image.fromarray((x * 65535 / 16).round().astype(np.uint16)).save(tmp_path / "16.png")
+    np.save(tmp_path / "none.npy", np.zeros((0, 1, 8, 8)))
+    result = shell("predict", run_folder, tmp_path / "8.png", tmp_path / "16.png", tmp_path / "none.npy")
+    eight, sixteen = (line.split("\t") for line in result.stdout.strip().splitlines())
+    assert eight[1] == sixteen[1]
+    assert float(eight[2]) == pytest.approx(float(sixteen[2]), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wrong"), [((3, 8, 8), (8, 8)), ((64,), ()), ((8, 8), (8,)), ((8, 8), (3, 8)), ((1, 8, 8), (2, 64))]
+)
+def test_predict_refuses_arrays_of_another_shape(shape, wrong, tmp_path):
+    x = np.random.default_rng(0).integers(0, 255, (40, *shape), dtype=np.uint8)
+    run = bpfree.fit("mlp", (x, np.arange(40) % 2), "dfa", epochs=1, out=tmp_path / "run")
+    np.save(tmp_path / "wrong.npy", np.zeros(wrong))
+    np.save(tmp_path / "right.npy", x[0])
+    assert f"found the shape {list(wrong)}" in refused("predict", run.folder, tmp_path / "wrong.npy")
+    assert len(shell("predict", run.folder, tmp_path / "right.npy").stdout.splitlines()) == 1
+
+
+def test_images_have_no_scale_where_training_had_floats(tmp_path):
+    x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
+    run = bpfree.fit("mlp", (x, np.arange(40) % 2), "dfa", epochs=1, out=tmp_path / "run")
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    assert "trained on float32 samples" in refused("predict", run.folder, tmp_path / "image.png")
+
+
+def test_a_config_that_is_no_text(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"rule: \xff\xfe")
+    assert "not a text file in UTF-8" in refused("train", tmp_path / "bad.yaml")
+
+
+def test_a_rule_beside_the_config_and_a_home_directory(tmp_path, digits_data):
+    """By the installed console script: what lies in the current folder is found, and ~ is the home."""
+    script = Path(sys.executable).parent / "bpfree"
+    if not script.exists():
+        pytest.skip("bpfree is not installed as a script")
+    (tmp_path / "mine.py").write_text("from bpfree.rules import Backprop\n\nclass Contrast(Backprop):\n    pass\n")
+    args = ["train", "digits/backprop", "rule=mine:Contrast", "train.epochs=1", "--data-dir=~/d"]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([script, *args], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("mine:Contrast on digits")
+    assert f"dir: {tmp_path}/d" in (tmp_path / "runs" / "digits-Contrast" / "config.yaml").read_text()
+
+
+def test_a_closed_stderr_does_not_fail_a_run(tmp_path):
+    command = f"'{sys.executable}' -m bpfree train digits/dfa train.epochs=1 --out run 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +221,17 @@ def test_predict_refuses(run_folder, tmp_path):
         (["digits/dfa", "rule=noprop_dt"], "net: found Sequential, but NoProp needs denoising blocks"),
         (["digits/dfa", "net=denoiser"], "Denoiser is no nn.Sequential, so its stages are unknown"),
         (["digits/mono_forward", "net.batch_norm=true", "data.batch_size=1"], "Expected more than 1 value per channel"),
-        (["digits/dfa", "net.hidden=[-3]"], "net mlp: Trying to create tensor with negative dimension"),
+        (["digits/dfa", "net.hidden=[-3]"], "net.hidden: found -3, allowed: a number above 0"),
+        (["digits/dfa", "net.hidden=[0]"], "net.hidden: found 0"),
+        (["digits/dfa", "rule=:x"], "rule.name: ':x' cannot be imported"),
+        (["digits/dfa", "rule=.a:X"], "rule.name: '.a:X' cannot be imported"),
+        (["digits/dfa", "train.device=privateuseone"], "device: found 'privateuseone'"),
+        (["digits/dfa", "optimizer.capturable=true"], "optimizer.capturable: found true, allowed on a GPU only"),
+        (
+            ["digits/dfa", "train.early_stopping.metric=f1"],
+            "early_stopping.metric: found 'f1', allowed: loss, accuracy",
+        ),
+        (["digits/dfa", "train.early_stopping={}", "data.validation=0"], "needs validation samples"),
         (["digits/recombine", "rule.population=3"], "population: found 3, allowed: an even number"),
         (["--resume", "nowhere"], "nowhere is no run folder"),
         (["digits/dfa", "--resume", "nowhere"], "--resume: goes on as the run's own config says"),
@@ -193,9 +273,9 @@ def test_folders_that_cannot_be_used(run_folder, tmp_path):
     assert "no checkpoint last.ckpt in it" in refused("predict", tmp_path, tmp_path / "x.png")
 
 
-def test_a_diverged_run_says_how_to_go_on(tmp_path):
+def test_a_diverged_run_says_what_to_try_and_what_is_kept(tmp_path):
     args = ["digits/backprop", "optimizer=sgd", "optimizer.lr=1e30", "--out", tmp_path / "run"]
     line = refused("train", *args)
     assert "training diverged" in line
     assert "smaller optimizer.lr" in line
-    assert f"bpfree train --resume {tmp_path / 'run'}" in line
+    assert line.endswith(f"The last good checkpoint is kept in {tmp_path / 'run'}")

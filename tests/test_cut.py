@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bpfree.cut import cut, owners, stages
+from bpfree.cut import cut, owners, stages, unchanged_buffers
 from bpfree.errors import UserError
 from bpfree.nets import NETS
 
@@ -149,3 +149,46 @@ def test_a_tap_must_exist_run_once_and_give_a_tensor():
         owners(net, ["act"], torch.randn(2, 4))
     with pytest.raises(UserError, match=r"tap '0' gives tuple"):
         owners(nn.Sequential(nn.GRU(4, 4)), ["0"], torch.randn(2, 4, 4))
+
+
+def test_shared_activations_are_named_by_every_place():
+    """The default taps of such a Sequential name one module twice, and the error says so."""
+    act = nn.Tanh()
+    net = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act, nn.Linear(4, 2))
+    with pytest.raises(UserError, match=r"tap '1' ran 2 times.*a module of its own"):
+        owners(net, stages(net), torch.randn(2, 4))
+
+
+def test_a_tap_at_the_end_of_the_net_is_refused():
+    """The task's loss would train nothing."""
+    x = torch.randn(2, 4)
+    for net in (mlp(), nn.Sequential(*mlp(), nn.Softmax(1)), nn.Sequential(*mlp(), nn.Flatten())):
+        with pytest.raises(UserError, match=r"tap '4' leaves no parameter to the output segment"):
+            owners(net, ["1", "4"], x)
+    frozen = mlp()
+    frozen[4].requires_grad_(False)
+    assert owners(frozen, ["1", "3"], x)[-1].parameters == (), "a frozen read-out is the user's own wish"
+    with pytest.raises(UserError, match=r"tap '4' leaves no parameter"):
+        owners(frozen, ["1", "4"], x)
+
+
+class Reassigns(nn.Module):
+    """Keeps a running mean, as many nets do, by assignment."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.layer(x - self.mean)
+
+
+def test_a_rehearsal_leaves_reassigned_buffers_alone():
+    net = Reassigns()
+    before = net.mean
+    with unchanged_buffers(net):
+        net(torch.ones(3, 4))
+    assert net.mean is before
+    assert torch.equal(before, torch.zeros(4))

@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from bpfree.noise import Noise
@@ -32,3 +33,7 @@ def test_global_rng_is_keyed_within_and_untouched_after(device):
 
 def test_permutation_is_one():
     assert sorted(Noise(0).permutation(100).tolist()) == list(range(100))
+
+
+def test_numpys_integers_are_integers():
+    assert Noise(np.int64(3), np.int32(1)).fold("z", np.int64(2)).key() == Noise(3, 1).fold("z", 2).key()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bpfree.cut import cut
+from bpfree.errors import UserError
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.rules import DFA, RULES, MonoForward
@@ -109,3 +110,24 @@ def test_frozen_parameters_stay_out(name, batch):
     assert len(gradients(net)) >= 2
     owned = {id(p) for unit in rule.units(net) for p in unit}
     assert not owned & {id(p) for p in frozen}
+
+
+@pytest.mark.parametrize("name", ["dfa", "drtp", "mono_forward", "local", "predsim", "shallow"])
+def test_a_net_in_one_piece_is_refused_and_not_trained_by_backprop(name, batch):
+    net = nn.Sequential(NETS["mlp"](IN_SHAPE, 10, activation="tanh")).double().to(batch.x.device)
+    with pytest.raises(UserError, match=r"one stage with 3 layers \(0.fc1, .*taps=\['0.fc1'\]"):
+        bound(RULES[name](), net, batch)
+    bound(RULES[name](taps=["0.act1"]), net, batch)
+    single = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(batch.x)
+    bound(RULES[name](), single, batch)
+
+
+def test_heads_of_frozen_segments_learn(batch):
+    """Predictions may be read from them."""
+    net = NETS["mlp"](IN_SHAPE, 10, hidden=[12, 9]).double().to(batch.x.device)
+    net.fc1.requires_grad_(False)
+    rule = bound(MonoForward(read="sum"), net, batch)
+    scalars = rule.gradients(net, TASK, batch, Noise())
+    assert "loss/act1" in scalars
+    assert all(bool(head.weight.grad.abs().sum() > 0) for head in rule.heads)
+    assert net.fc1.weight.grad is None

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +20,7 @@ import bpfree
 from bpfree import UserError, checkpoint, folder
 from bpfree.api import resume
 from bpfree.config import load_config, parse
+from bpfree.optim import SCHEDULES
 from bpfree.rules import RULES
 from bpfree.run import train
 from tests.helpers import same
@@ -79,7 +83,8 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.shift=1", "optimizer.lr=0.003"]
     train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
-    (tmp_path / "torn" / ".last.ckpt.abc").mkdir(parents=True)  # as if killed within a save
+    (torn / ".last.ckpt.abc").mkdir(parents=True)  # as if killed within a save
+    (torn / ".own.notes.txt").write_text("the user's")
     for epochs in (1, 4):
         first = command("train", *args, "--out", torn) if epochs == 1 else command("train", "--resume", torn)
         process = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -95,7 +100,7 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     assert (whole["test"], whole["train"]) == (again["test"], again["train"])
     metrics = [json.loads(line) for line in (torn / "metrics.jsonl").read_text().splitlines()]
     assert [m["epoch"] for m in metrics] == list(range(1, 13))
-    assert not list(torn.glob(".*")), "leftovers of the killed processes"
+    assert [f.name for f in torn.glob(".*")] == [".own.notes.txt"], "nothing but what the killed processes left goes"
 
 
 def finished_epochs(folder):
@@ -126,25 +131,135 @@ def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
     assert records[0]["train"] == records[1]["train"]
 
 
-def test_a_resume_in_the_middle_of_an_epoch_is_exact(tmp_path, monkeypatch):
-    """The same without a race: the interruption comes at a chosen step."""
+@pytest.mark.parametrize("at", [39, 40, 53, 80])
+def test_a_resume_from_any_step_is_exact(at, tmp_path, monkeypatch):
+    """The same without a race: the interruption comes in an epoch of 40 steps, or at the very end of one."""
     options = {"epochs": 2, "batch_size": 32, "early_stopping": {"patience": 5}, "schedule": "onecycle"}
     bpfree.fit("mlp", "digits", "mono_forward", out=tmp_path / "whole", **options)
+    with power_cut(monkeypatch, at, by_ctrl_c=True), pytest.raises(KeyboardInterrupt):
+        bpfree.fit("mlp", "digits", "mono_forward", out=tmp_path / "torn", **options)
+    assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == at
+    resume(tmp_path / "torn")
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(weights(tmp_path / "whole", name), weights(tmp_path / "torn", name))
+    records = [
+        [(m["epoch"], m["train"], m["validation"]) for m in bpfree.load(tmp_path / f).metrics]
+        for f in ("whole", "torn")
+    ]
+    assert records[0] == records[1]
+
+
+@contextmanager
+def power_cut(monkeypatch, at, by_ctrl_c=False):
+    """Training ends after the given step."""
     real = bpfree.Trainer.step
 
     def step(self, batch):
         scalars = real(self, batch)
-        if self.progress.step == 53:
+        if self.progress.step == at:
+            if not by_ctrl_c:
+                raise RuntimeError("power cut")
             os.kill(os.getpid(), signal.SIGINT)
         return scalars
 
-    monkeypatch.setattr(bpfree.Trainer, "step", step)
-    with pytest.raises(KeyboardInterrupt):
-        bpfree.fit("mlp", "digits", "mono_forward", out=tmp_path / "torn", **options)
-    assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == 53
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(bpfree.Trainer, "step", step)
+        yield
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_every_schedule_and_fused_optimiser_resumes_exactly_on_a_conv_net(schedule, optimizer, tmp_path, monkeypatch):
+    """Convolutions lie in memory channel by channel, and so must what their optimiser remembers."""
+    spec = {"name": optimizer, "lr": 0.01} | ({"momentum": 0.9} if optimizer == "sgd" else {})
+    values = {
+        "data": {"name": "digits", "batch_size": 128},
+        "net": {"name": "conv", "channels": [6, 5], "hidden": 12},
+        "rule": "mono_forward",
+        "optimizer": spec,
+        "schedule": schedule,
+        "train": {"epochs": 3},
+    }
+    train(parse(values), out=tmp_path / "whole")
+    with power_cut(monkeypatch, 17), pytest.raises(RuntimeError):
+        train(parse(values), out=tmp_path / "torn")
     resume(tmp_path / "torn")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
+
+
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(tmp_path, monkeypatch, digits_data):
+    run = tmp_path / "run"
+    with power_cut(monkeypatch, 25), pytest.raises(RuntimeError):
+        bpfree.fit("mlp", "digits", "dfa", epochs=3, out=run)
+    before = weights(run)
+    again = partial(bpfree.fit, "mlp", "digits", "dfa", out=run, resume=True)
+    with pytest.raises(UserError, match=r"begun with train.epochs=3, found 5"):
+        again(epochs=5)
+    with pytest.raises(UserError, match=r"begun with optimizer.name=adam, found sgd"):
+        again(epochs=3, optimizer="sgd")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("epochs: 3", "epochs: 4"))
+    with pytest.raises(UserError, match=r"begun with train.epochs=3, found 4"):
+        resume(run)
+    (run / "config.yaml").write_text(text)
+    assert same(before, weights(run)), "nothing is lost by a refusal"
+    again(epochs=3)
+    x, y = digits_data.train
+    with power_cut(monkeypatch, 25), pytest.raises(RuntimeError):
+        bpfree.fit("mlp", (x, y), "dfa", epochs=3, out=tmp_path / "arrays")
+    with pytest.raises(UserError, match="begun for 60 steps, and now it would have 39"):
+        bpfree.fit("mlp", (x[:960], y[:960]), "dfa", epochs=3, out=tmp_path / "arrays", resume=True)
+
+
+def test_a_process_killed_before_its_first_checkpoint_leaves_no_dead_end(tmp_path, monkeypatch):
+    """Whatever was written, the same command works again."""
+    for moment in ("save", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, moment, lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+            with pytest.raises(RuntimeError):
+                bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
+        done = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
+        assert done.result["epochs"] == 1
+
+
+def test_a_run_killed_between_two_renames_goes_on(tmp_path, monkeypatch):
+    with power_cut(monkeypatch, 25), pytest.raises(RuntimeError):
+        bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "torn")
+    (tmp_path / "torn" / "last.ckpt").rename(tmp_path / "torn" / ".last.ckpt.old")
+    bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "torn", resume=True)
+    bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "whole")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
+
+
+def test_saving_a_run_elsewhere_keeps_its_best_and_what_is_not_over(tmp_path, monkeypatch):
+    options = {"epochs": 13, "optimizer": {"name": "sgd", "lr": 0.5}}
+    done = bpfree.fit("mlp", "digits", "backprop", out=tmp_path / "run", **options)
+    assert done.result["best_epoch"] < 13
+    done.save(tmp_path / "copy")
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(weights(tmp_path / "run", name), weights(tmp_path / "copy", name))
+    with torch.no_grad():
+        done.net.fc1.weight.mul_(2)
+    saved = bpfree.load(done.save(tmp_path / "changed"))
+    assert same(saved.net.state_dict(), done.net.state_dict())
+    with power_cut(monkeypatch, 45), pytest.raises(RuntimeError):
+        bpfree.fit("mlp", "digits", "backprop", out=tmp_path / "torn", **options)
+    bpfree.load(tmp_path / "torn").save(tmp_path / "moved")
+    assert not (tmp_path / "moved" / "result.json").exists()
+    resume(tmp_path / "moved")
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "moved"))
+
+
+def test_a_net_of_two_and_three_dimensional_convolutions(digits_data):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.deep, self.out = nn.Conv2d(1, 4, 3), nn.Conv3d(1, 2, 3), nn.Linear(2 * 2 * 4 * 4, 10)
+
+        def forward(self, x):
+            return self.out(self.deep(self.flat(x).relu().unsqueeze(1)).flatten(1))
+
+    assert bpfree.fit(Both(), digits_data.train, "backprop", epochs=1).metrics
 
 
 def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digits_data, monkeypatch):
@@ -154,17 +269,8 @@ def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digit
         return bpfree.fit(net, digits_data.train, "dfa", epochs=3, out=tmp_path / out, resume=True)
 
     fit("whole")
-    real = bpfree.Trainer.step
-
-    def step(self, batch):
-        if self.progress.step == 30:
-            raise RuntimeError("power cut")
-        return real(self, batch)
-
-    monkeypatch.setattr(bpfree.Trainer, "step", step)
-    with pytest.raises(RuntimeError):
+    with power_cut(monkeypatch, 30), pytest.raises(RuntimeError):
         fit("torn")
-    monkeypatch.undo()
     assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == 20
     fit("torn")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
@@ -179,17 +285,8 @@ def test_every_rule_resumes_exactly(rule, tmp_path, monkeypatch):
     values = {"data": {"name": "digits", "batch_size": 128}, "net": net, "rule": rule, "train": {"epochs": 3}}
     config = parse({**values, "schedule": "cosine"})
     train(config, out=tmp_path / "whole")
-    real = bpfree.Trainer.step
-
-    def step(self, batch):
-        if self.progress.step == 15:
-            raise RuntimeError("power cut")
-        return real(self, batch)
-
-    monkeypatch.setattr(bpfree.Trainer, "step", step)
-    with pytest.raises(RuntimeError):
+    with power_cut(monkeypatch, 15), pytest.raises(RuntimeError):
         train(config, out=tmp_path / "torn")
-    monkeypatch.undo()
     resume(tmp_path / "torn")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
 
@@ -261,6 +358,15 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(tmp_path):
     assert torch.equal(bpfree.load(done.folder).predict(x), done.predict(x))
 
 
+def forget(path, *keys):
+    values = json.loads(path.read_text())
+    inner = values
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    path.write_text(json.dumps(values))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -269,11 +375,14 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(tmp_path):
         (lambda f: (f / "last.ckpt" / "state.json").write_text("{"), "state.json: damaged"),
         (lambda f: (f / "last.ckpt" / "state.json").write_text("{}"), "not a checkpoint of format 1"),
         (lambda f: (f / "result.json").write_text("{"), "result.json: damaged"),
+        (lambda f: (f / "result.json").write_text("{}"), "result.json: damaged: it holds no result"),
+        (lambda f: forget(f / "last.ckpt" / "state.json", "given"), "state.json: damaged, given is missing"),
+        (lambda f: forget(f / "last.ckpt" / "state.json", "preprocess", "shape"), "preprocessing is damaged"),
         (lambda f: (f / "config.yaml").write_text("net: {name: mlp, hidden: [3]}"), "do not fit"),
         (lambda f: (f / "config.yaml").write_text("!!python/object/apply:os.system [echo]"), "no readable config.yaml"),
         (lambda f: (f / "config.yaml").unlink(), "no run folder"),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_damage_is_named(damage, message, tmp_path):
     bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / "run")
@@ -303,6 +412,15 @@ def test_no_file_is_ever_half_written(tmp_path):
         checkpoint.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_of_numpy_and_torch_are_plain_in_a_config(tmp_path):
+    net = {"name": "mlp", "hidden": [np.int64(8)]}
+    optimizer = {"name": "adam", "lr": torch.tensor(0.01)}
+    run = bpfree.fit(net, "digits", "dfa", epochs=1, optimizer=optimizer, out=tmp_path / "run")
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["net"]["hidden"] == [8]
+    with pytest.raises(UserError, match="net.hidden: found object, allowed: plain values"):
+        bpfree.fit({"name": "mlp", "hidden": [object()]}, "digits", "dfa")
 
 
 def test_seeds_differ(tmp_path):

@@ -141,8 +141,12 @@ def test_early_stopping_waits_for_its_patience(digits_data):
     trainer.fit(data, 50, validation=batches(digits_data, seed=None), early_stopping=EarlyStopping(patience=3))
     assert len(trainer.progress.history) == 4
     assert trainer.progress.best_epoch == 1
+    trainer = Trainer(net32(), "backprop", TASK)
     with pytest.raises(UserError, match="early_stopping.metric: found 'f1', allowed: loss, accuracy"):
-        Trainer(net32(), "backprop", TASK).fit(data, 1, validation=data, early_stopping=EarlyStopping("f1"))
+        trainer.fit(data, 1, validation=data, early_stopping=EarlyStopping("f1"))
+    with pytest.raises(UserError, match="data.validation is 0"):
+        trainer.fit(data, 1, early_stopping=EarlyStopping())
+    assert trainer.progress.step == 0, "it fails before it trains"
 
 
 def test_a_diverged_run_says_which_unit_which_step_and_what_to_try(digits_data):
@@ -194,6 +198,8 @@ def test_what_cannot_work_is_refused(batch32):
         Trainer(net32(), "dfa", TASK, precision="fp8")
     with pytest.raises(UserError, match="no trainable parameters"):
         Trainer(nn.Flatten(), "dfa", TASK)
+    with pytest.raises(UserError, match="clip: found -1, allowed: a number above 0"):
+        Trainer(net32(), "dfa", TASK, clip=-1)
     with pytest.raises(UserError, match="optimizer adam: Invalid learning rate: -1"):
         Trainer(net32(), "dfa", TASK, {"name": "adam", "lr": -1}).step(batch32)
     with pytest.raises(UserError, match=r"optimizer.lr: found 'fast', allowed: number"):
@@ -211,7 +217,7 @@ def test_a_net_that_does_not_fit_the_data_is_explained(batch32):
         Trainer(net32(batch_norm=True), "mono_forward", TASK).step(one)
 
 
-def test_tokens_stay_integers():
+def test_tokens_stay_integers(tmp_path):
     """Integer samples other than bytes are names; an embedding takes them, under a local rule too."""
 
     class Text(nn.Module):
@@ -227,6 +233,11 @@ def test_tokens_stay_integers():
     y = ((x >= 10).sum(1) >= 3).long()
     run = bpfree.fit(Text(), (x, y), MonoForward(taps=["mix"]), epochs=15, optimizer={"name": "adam", "lr": 0.02})
     assert run.metrics[-1]["train"]["accuracy"] > 0.75
+    with pytest.raises(UserError, match="samples are torch.float32, allowed: integers"):
+        run.predict(x.float())
+    run.save(tmp_path / "run")
+    loaded = bpfree.load(tmp_path / "run", net=Text(), rule=MonoForward(taps=["mix"]))
+    assert torch.equal(loaded.predict(x), run.predict(x))
 
 
 def test_the_tables_are_public():
@@ -250,3 +261,50 @@ def test_a_split_smaller_than_a_batch_is_one_batch(digits_data):
     trainer = Trainer(net32(), "dfa", TASK)
     trainer.fit(Batches(split, Preprocess.of(digits_data, split), 64, seed=0), 2)
     assert trainer.progress.step == 2
+
+
+def test_gradients_of_what_the_optimiser_does_not_hold_are_cleared(batch32):
+    """They would grow for ever, and count when clipping."""
+    net = net32()
+    optimizer = torch.optim.SGD([p for name, p in net.named_parameters() if not name.startswith("fc1")], lr=0.0)
+    trainer = Trainer(net, "backprop", TASK, optimizer)
+    trainer.step(batch32)
+    first = net.fc1.weight.grad.clone()
+    trainer.step(batch32)
+    torch.testing.assert_close(net.fc1.weight.grad, first)
+
+
+def test_a_constant_that_is_infinite_is_no_divergence(digits_data):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net32()
+            self.register_buffer("mask", torch.full((10,), -torch.inf).index_fill(0, torch.arange(10), 0.0))
+            self.register_buffer("constant", torch.tensor(-torch.inf))
+
+        def forward(self, x):
+            return self.body(x) + self.mask
+
+    trainer = Trainer(Masked(), "backprop", TASK)
+    trainer.fit(batches(digits_data), 1)
+    assert len(trainer.progress.history) == 1
+
+
+def test_nets_and_labels_that_cannot_work_are_explained(batch32):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net32()
+
+        def forward(self, x):
+            return self.body(x), x
+
+    for rule in (Backprop(), MonoForward(taps=["body.act1"])):
+        with pytest.raises(UserError, match="net: it gives tuple, allowed: one tensor"):
+            Trainer(Two(), rule, TASK).step(batch32)
+    with pytest.raises(UserError, match="labels in that range"):
+        Trainer(net32(), "backprop", TASK).step(Batch(batch32.x, batch32.y + 5))
+    frozen = net32().requires_grad_(False)
+    for name in ("dfa", "mono_forward", "predsim", "local", "forward_forward"):
+        with pytest.raises(UserError, match="net: it has no trainable parameters"):
+            RULES[name]().bind(frozen, TASK, batch32)

@@ -1,7 +1,7 @@
 """The Python door: fit, resume, load."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -83,7 +83,7 @@ def fit(
         rule=rule if isinstance(rule, Rule) else None,
         dataset=dataset,
         out=None if out is None else Path(out),
-        resume=resume and out is not None and (Path(out) / folder.LAST).exists(),
+        resume=resume and out is not None and (Path(out) / folder.CONFIG).exists(),
     )
 
 
@@ -115,7 +115,7 @@ def load(
     *,
     net: nn.Module | None = None,
     rule: Rule | None = None,
-    weights: str | None = None,
+    weights: Literal["last", "best"] | None = None,
     device: str = "auto",
 ) -> Run:
     """A run from its folder, ready to predict. No code of the folder is executed.
@@ -132,9 +132,10 @@ def load(
     path = Path(path)
     values = folder.read_config(path)
     result = folder.read_result(path) or {}
-    if weights not in (None, "last", "best"):
+    weights = weights or result.get("weights", "last")
+    if weights not in ("last", "best"):
         raise UserError(f"weights: found {weights!r}, allowed: last or best")
-    chosen = path / f"{weights or result.get('weights', 'last')}.ckpt"
+    chosen = path / f"{weights}.ckpt"
     state = checkpoint.read_state(chosen)
     config = _rebuildable(values, state["given"], path, {"net": net, "rule": rule})
     config.train.device = device
@@ -142,11 +143,11 @@ def load(
     this = assemble(config, preprocess, net, rule)
     trainer = this.trainer
     trainer.total_steps = 1
-    blank = Split(torch.zeros(2, *preprocess.shape), torch.zeros(2, dtype=torch.int64))
+    blank = Split(preprocess.blank(2), torch.zeros(2, dtype=torch.int64))
     trainer.bind(next(this.batches(blank).epoch()))
     checkpoint.load_weights(trainer, chosen)
     trainer.progress.history = state["progress"]["history"]
-    this.result, this.folder, this.given = result, path, state["given"]
+    this.result, this.weights, this.folder, this.given = result, weights, path, state["given"]
     return this
 
 

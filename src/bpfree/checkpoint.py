@@ -3,14 +3,14 @@
 weights.safetensors     the net's state_dict
 rule.safetensors        the rule's: feedback matrices, heads
 optimizer.safetensors   tensors of the optimiser's state, as "<parameter>.<name>"
-state.json              everything else: counters, the optimiser's and the schedule's plain values, preprocessing
+state.json              everything else: counters, the optimiser's and the schedule's plain values, config, data
 """
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from bpfree.trainer import Trainer
 
 FORMAT = 1
 _FILES = ("weights.safetensors", "rule.safetensors", "optimizer.safetensors", "state.json")
+_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # what of a schedule changes while training
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -61,21 +62,39 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         temporary.chmod(0o755)
-        _save_tensors(trainer.net.state_dict(), temporary / _FILES[0])
-        _save_tensors(trainer.rule.state_dict(), temporary / _FILES[1])
+        _save_weights(trainer, temporary)
         tensors, plain = _split_optimizer(trainer.optimizer.state_dict())
         _save_tensors(tensors, temporary / _FILES[2])
         state = {
             "format": FORMAT,
             "progress": asdict(trainer.progress),
+            "total_steps": trainer.total_steps,
             "optimizer": plain,
-            "schedule": trainer.schedule.state_dict(),
+            "schedule": {name: getattr(trainer.schedule, name) for name in _SCHEDULE},
             **extra,
         }
         _write_synced(temporary / _FILES[3], json.dumps(state, indent=1))
         _replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy(checkpoint: Path, folder: Path, weights_of: Trainer | None = None) -> None:
+    """Copy a checkpoint into another run folder, there with the weights that a trainer holds now, if one is given."""
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{checkpoint.name}."))
+    try:
+        temporary.chmod(0o755)
+        shutil.copytree(locate(checkpoint), temporary, dirs_exist_ok=True)
+        if weights_of is not None:
+            _save_weights(weights_of, temporary)
+        _replace_folder(temporary, folder / checkpoint.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_weights(trainer: Trainer, folder: Path) -> None:
+    _save_tensors(trainer.net.state_dict(), folder / _FILES[0])
+    _save_tensors(trainer.rule.state_dict(), folder / _FILES[1])
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -92,13 +111,19 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def clean(run: Path) -> None:
-    """Remove what a killed process left half-written in a run folder; call it once a checkpoint is loaded or saved."""
-    for leftover in run.glob(".*.*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+def clean(folder: Path, names: Sequence[str]) -> None:
+    """Remove what a killed process left half-written under these names, once a checkpoint is loaded or saved."""
+    for name in names:
+        for leftover in folder.glob(f".{name}.*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def exists(folder: Path) -> bool:
+    """Whether `locate` finds the checkpoint of that name."""
+    return folder.is_dir() or _aside(folder).is_dir()
 
 
 def locate(folder: Path) -> Path:
@@ -128,6 +153,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of format {FORMAT}, which is what this version reads")
+    needed = {"progress", "total_steps", "optimizer", "schedule", "preprocess", "given", "config"}
+    if missing := sorted(needed - state.keys()):
+        raise UserError(f"{path}: damaged, {', '.join(missing)} is missing")
     return state
 
 
@@ -135,9 +163,15 @@ def load(trainer: Trainer, folder: Path) -> None:
     """Put a checkpoint into a bound trainer of the same net, rule and optimiser.
 
     Raises:
-        UserError: the checkpoint is missing, damaged, or of another net, rule or optimiser.
+        UserError: the checkpoint is missing, damaged, or of another net, rule or optimiser, or of other data.
     """
     state = read_state(folder)
+    if state["total_steps"] != trainer.total_steps:
+        raise UserError(
+            f"{folder}: the run was begun for {state['total_steps']} steps, and now it would have "
+            f"{trainer.total_steps}: its data or epochs are others. Resume with those it was begun with, or train in "
+            "another folder"
+        )
     load_weights(trainer, folder)
     optimizer = state["optimizer"]
     joined: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in optimizer["state"].items()}
@@ -149,8 +183,20 @@ def load(trainer: Trainer, folder: Path) -> None:
         trainer.optimizer.load_state_dict({"state": joined, "param_groups": groups})
     except (ValueError, KeyError) as error:
         raise UserError(f"{folder}: its optimiser does not fit the config ({error})") from error
-    trainer.schedule.load_state_dict({**trainer.schedule.state_dict(), **state["schedule"]})
+    _restore_layouts(trainer.optimizer)
+    trainer.schedule.load_state_dict(state["schedule"])
     trainer.progress = Progress(**state["progress"])
+
+
+def _restore_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give state the memory order of its parameter again, channels_last for convolutions.
+
+    Files do not know it, and fused optimisers walk parameter and state side by side as they lie in memory.
+    """
+    for p, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                values[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 def load_weights(trainer: Trainer, folder: Path) -> None:

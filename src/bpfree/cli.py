@@ -1,12 +1,14 @@
 """The shell door. Knobs live in the config, so there are few verbs and few options; a test freezes them."""
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bpfree import api
+from bpfree import api, checkpoint
 from bpfree._version import __version__
 from bpfree.config import load_config, shipped
 from bpfree.data import DATASETS, data_directory
 from bpfree.data.dataset import Preprocess
-from bpfree.errors import UserError, check_choice
+from bpfree.errors import DivergedError, UserError, check_choice
+from bpfree.folder import LAST, RESULT
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.run import Run
@@ -37,15 +40,15 @@ DataDir = Annotated[Path | None, typer.Option(help="Where data sets are. Default
 
 
 @contextmanager
-def _told_in_one_line(hint: Callable[[], str] = str) -> Iterator[None]:
+def _told_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
     """Errors at a user's hand end the command with one line and exit code 2."""
     try:
         yield
     except (UserError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}{hint()}", err=True)
+        typer.echo(f"error: {' '.join(str(error).split())}{hint(error)}", err=True)
         raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted{hint()}", err=True)
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted{hint(error)}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -85,7 +88,7 @@ def train(
             start: Callable[[], Run] = partial(api.resume, resume, data_dir)
         else:
             folder, start = _new_run(config, overrides or [], out, data_dir)
-    with _told_in_one_line(hint=lambda: _how_to_go_on(folder)):
+    with _told_in_one_line(hint=partial(_how_to_go_on, folder)):
         finished = start()
     _print_result(finished)
 
@@ -97,7 +100,7 @@ def _new_run(
         raise UserError("CONFIG: none was given. Try `bpfree train digits/dfa`; `bpfree list configs` shows them all")
     loaded = load_config(config, overrides)
     if data_dir is not None:
-        loaded.data.dir = str(data_dir.resolve())  # a resume may come from another folder
+        loaded.data.dir = str(data_dir.expanduser().resolve())  # a resume may come from another folder
     folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
     return folder, partial(train_run, loaded, out=folder)
 
@@ -108,11 +111,13 @@ def _free_folder(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _how_to_go_on(folder: Path, error: BaseException) -> str:
     """Told when a run ends early, if there is something to go on from."""
-    if (folder / "last.ckpt").is_dir() and not (folder / "result.json").exists():
-        return f". The last good checkpoint is kept; go on with: bpfree train --resume {folder}"
-    return ""
+    if not checkpoint.exists(folder / LAST) or (folder / RESULT).exists():
+        return ""
+    if isinstance(error, DivergedError):  # it would diverge again
+        return f". The last good checkpoint is kept in {folder}"
+    return f". The last good checkpoint is kept; go on with: bpfree train --resume {folder}"
 
 
 def _print_result(run: Run) -> None:
@@ -162,13 +167,14 @@ def _read_samples(file: Path, preprocess: Preprocess) -> Tensor:
     shape = preprocess.shape
     if file.suffix == ".npy":
         values = torch.from_numpy(_read_npy(file))
-        if tuple(values.shape) in (shape, shape[1:]):
+        is_grey = len(shape) == 3 and shape[0] == 1
+        if tuple(values.shape) == shape or (is_grey and tuple(values.shape) == shape[1:]):
             values = values.reshape(1, *shape)
-        elif tuple(values.shape[1:]) == shape[1:] and shape[0] == 1 and values.dim() == len(shape):
+        elif is_grey and values.dim() == 3 and tuple(values.shape[1:]) == shape[1:]:
             values = values.unsqueeze(1)
-        if tuple(values.shape[1:]) != shape:
+        if values.dim() == 0 or tuple(values.shape[1:]) != shape:
             raise UserError(
-                f"{file}: found the shape {list(values.shape)}, allowed: {list(shape)} or [N, *{list(shape)}]"
+                f"{file}: found the shape {list(values.shape)}, allowed: {list(shape)}, or [N, ...] of those"
             )
         return values
     return _read_image(file, preprocess)
@@ -176,19 +182,25 @@ def _read_samples(file: Path, preprocess: Preprocess) -> Tensor:
 
 def _read_npy(file: Path) -> Any:
     try:
-        values = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with open(file, "rb") as opened:  # numpy would leave a broken one open
+            values = np.load(opened, allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{file}: not a .npy array of numbers ({error})") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
         raise UserError(f"{file}: not a .npy array of numbers")
-    return values.astype(np.float32)
+    return values if values.dtype.kind == "i" else values.astype(np.float32)
 
 
 def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if len(preprocess.shape) != 3 or preprocess.shape[0] not in (1, 3):
         raise UserError(f"{file}: the run takes samples of shape {list(preprocess.shape)}, no images. Give .npy files")
+    if preprocess.dtype != "uint8":
+        raise UserError(
+            f"{file}: the run was trained on {preprocess.dtype} samples, whose scale an image file does not tell. Give "
+            ".npy files"
+        )
     channels, height, width = preprocess.shape
     try:
         with Image.open(file) as image:
@@ -197,11 +209,24 @@ def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
                     f"{file}: found an image of {image.width}x{image.height} pixels, allowed: {width}x{height} as in "
                     "training. Resize it first"
                 )
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{file}: no image that Pillow can read") from error
+            pixels = _pixels(image, "L" if channels == 1 else "RGB", file)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's words for damage
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: no image that Pillow can read ({error})") from error
     samples = torch.from_numpy(pixels).reshape(1, height, width, channels).permute(0, 3, 1, 2)
     return samples * (preprocess.white / 255.0)
+
+
+def _pixels(image: Any, mode: str, file: Path) -> Any:
+    """Values 0..255, float32."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image, dtype=np.float32)[..., None].repeat(len(mode), 2) * (255 / 65535)
+    if image.mode in ("I", "F"):
+        raise UserError(f"{file}: found pixels of mode {image.mode}, allowed: 8 or 16 bits a channel")
+    return np.asarray(image.convert(mode), dtype=np.float32)
 
 
 @app.command(name="list")
@@ -231,6 +256,8 @@ def _first_line(thing: object) -> str:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Rules and nets of one's own are looked for where the command is given, as `python -m` does."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     app()

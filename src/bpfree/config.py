@@ -5,9 +5,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from torch import nn
+from torch import Tensor, nn
 
 from bpfree.data import DATASETS
 from bpfree.errors import UserError, unknown
@@ -91,9 +92,13 @@ class Config(_Section):
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
 
+    def plain(self) -> dict[str, Any]:
+        """As plain values, complete and re-runnable."""
+        return self.model_dump(mode="json")
+
     def dump(self) -> str:
-        """As YAML, complete and re-runnable."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """As YAML."""
+        return yaml.safe_dump(self.plain(), sort_keys=False)
 
 
 def _check_section(
@@ -109,12 +114,28 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Config:
     Raises:
         UserError: an unknown section, key or name, or a wrong type.
     """
+    values = {section: _plain(value, section) for section, value in values.items()}
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise _explain(error, where) from error
     config.check()
     return config
+
+
+def _plain(value: Any, where: str) -> Any:
+    """What YAML can hold: numbers of numpy and torch become Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, where) for inner in value]
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise UserError(f"{where}: found {type(value).__name__}, allowed: plain values (numbers, text, lists, mappings)")
 
 
 def _explain(error: ValidationError, where: str) -> UserError:
@@ -168,7 +189,10 @@ def shipped() -> list[str]:
 def _find_text(name: str) -> tuple[str, str]:
     path = Path(name)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not a text file in UTF-8 ({error})") from error
     if name in shipped():
         return (resources.files("bpfree") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name
     if path.suffix in (".yaml", ".yml"):

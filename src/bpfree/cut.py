@@ -107,13 +107,19 @@ def _begins_stage(child: nn.Module) -> bool:
 @contextmanager
 def unchanged_buffers(net: nn.Module) -> Iterator[None]:
     """Undo what a forward pass does to buffers (batch-norm statistics) when it is only a rehearsal."""
-    saved = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    saved = [
+        (module, name, buffer, buffer.clone())
+        for module in net.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, before in saved:
+            for module, name, buffer, before in saved:
                 buffer.copy_(before)
+                module._buffers[name] = buffer  # a forward pass may have put another in its place
 
 
 def owners(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Segment]:
@@ -131,7 +137,7 @@ def owners(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Segment]:
         UserError: a tap that is not there, does not run, or runs twice; a connection around a tap that carries one
             segment's loss into another segment's parameters; an in-place operation on a tapped activation.
     """
-    modules = dict(net.named_modules())
+    modules = dict(net.named_modules(remove_duplicate=False))
     for tap in taps:
         if tap not in modules or not tap:
             raise unknown("tap", tap, [name for name in modules if name])
@@ -140,20 +146,23 @@ def owners(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Segment]:
 
     def visit(index: int, h: Tensor) -> None:
         seen.append((taps[index], h.detach(), h._version))
-        reached.append(_reached(net, h))
+        reached.append(reached_parameters(net, h))
 
     with unchanged_buffers(net), Noise().global_rng(x.device), torch.enable_grad(), cut(net, taps, visit):
         out = net(x)
+    if not isinstance(out, Tensor):
+        raise UserError(f"net: it gives {type(out).__name__}, allowed: one tensor [B, ...]. Wrap it to give its scores")
     _refuse_repeated(taps, [name for name, _, _ in seen])
     _refuse_in_place(seen)
     ends = [*((name, h.shape[1:]) for name, h, _ in seen), (OUTPUT, out.shape[1:])]
-    reached.append(_reached(net, out))
+    reached.append(reached_parameters(net, out))
     segments = [Segment(name, shape, params) for (name, shape), params in zip(ends, reached, strict=True)]
     _refuse_shared(segments)
+    _refuse_idle_output(net, segments, out, seen)
     return segments
 
 
-def _reached(net: nn.Module, h: Tensor) -> tuple[str, ...]:
+def reached_parameters(net: nn.Module, h: Tensor) -> tuple[str, ...]:
     """Names of the parameters from which h was computed, as far as the graph goes."""
     seen, stack = set(), [h.grad_fn]
     leaves = set()
@@ -195,3 +204,18 @@ def _refuse_shared(segments: Sequence[Segment]) -> None:
                     f"Drop that tap, or tap a module behind which the connection has joined."
                 )
             first[name] = segment.name
+
+
+def _refuse_idle_output(
+    net: nn.Module, segments: Sequence[Segment], out: Tensor, seen: Sequence[tuple[str, Tensor, int]]
+) -> None:
+    """With a tap at the net's very end nothing would learn from the task's loss; a frozen output layer may be meant."""
+    if segments[-1].parameters or not seen:
+        return
+    tap, h, _ = seen[-1]
+    is_tapped = out.untyped_storage().data_ptr() == h.untyped_storage().data_ptr()
+    if is_tapped or all(p.requires_grad for p in net.parameters()):
+        raise UserError(
+            f"tap '{tap}' leaves no parameter to the output segment, which learns from the true error. Drop that tap: "
+            "the net's output ends the last segment by itself"
+        )

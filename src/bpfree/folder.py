@@ -14,26 +14,37 @@ from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
 
 CONFIG, METRICS, RESULT, LAST, BEST = "config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt"
+PLOTS, TRAINING_PLOT = "plots", "training.png"
 
 
 class RunFolder(Tracker):
     """Writes a training to a folder as it goes. A killed process leaves whole files and a checkpoint to resume from.
 
     Args:
-        path: of the folder, which exists.
+        path: of the folder.
+        config_text: of config.yaml for a new run; None if the run is resumed.
         extra: plain values that a checkpoint keeps for loading, such as the preprocessing.
     """
 
-    def __init__(self, path: Path, extra: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config_text: str | None, extra: dict[str, Any]) -> None:
         self.path = path
+        self.config_text = config_text
         self.extra = extra
         self._events: SummaryWriter | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """A checkpoint before the first step, so that whatever happens can be resumed."""
+        """A checkpoint before the first step, so that whatever happens can be resumed.
+
+        config.yaml comes after it: a folder with a config is a run with a checkpoint, whenever a process was killed.
+        """
         progress = trainer.progress
+        if self.config_text is not None:
+            create(self.path)
         checkpoint.save(trainer, self.path / LAST, self.extra)
-        checkpoint.clean(self.path)
+        if self.config_text is not None:
+            checkpoint.write_text(self.path / CONFIG, self.config_text)
+        checkpoint.clean(self.path, (CONFIG, METRICS, RESULT, LAST, BEST))
+        checkpoint.clean(self.path / PLOTS, (TRAINING_PLOT,))
         self._write_metrics(progress.history)
         self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)
 
@@ -94,8 +105,8 @@ class KeepBest(Tracker):
             module.load_state_dict(state)
 
 
-def create(path: Path, config_text: str) -> None:
-    """Make the folder of a new run, its config in it.
+def create(path: Path) -> None:
+    """Make the folder of a new run.
 
     Raises:
         UserError: it cannot be written, or holds another run.
@@ -106,7 +117,6 @@ def create(path: Path, config_text: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-        checkpoint.write_text(path / CONFIG, config_text)
     except OSError as error:
         raise UserError(f"out: {path} cannot be written ({error.strerror or error})") from error
 
@@ -133,9 +143,11 @@ def read_result(path: Path) -> dict[str, Any] | None:
         UserError: the file is damaged.
     """
     try:
-        result: dict[str, Any] = json.loads((path / RESULT).read_text(encoding="utf-8"))
-        return result
+        result = json.loads((path / RESULT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path / RESULT}: damaged ({error})") from error
+    if not isinstance(result, dict) or not {"test", "weights", "rule", "dataset", "wall_seconds"} <= result.keys():
+        raise UserError(f"{path / RESULT}: damaged: it holds no result. Delete it and go on with --resume")
+    return result

@@ -39,8 +39,14 @@ def peak_step_memory(step: Callable[[], Any], device: torch.device | str = "cpu"
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
     """Torch's profiler writes lines of its own to file descriptor 2, past Python and every log level."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # the shell closed it
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield

@@ -44,7 +44,8 @@ class Noise:
 
     def key(self) -> int:
         """The key as an integer of 63 bits."""
-        text = repr((self.seed, self.step, self.units)).encode()
+        units = tuple(unit if isinstance(unit, str) else int(unit) for unit in self.units)
+        text = repr((int(self.seed), int(self.step), units)).encode()  # numpy's integers have another repr
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:

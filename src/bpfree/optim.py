@@ -30,6 +30,8 @@ def make_optimizer(spec: Spec, parameters: Sequence[nn.Parameter]) -> optim.Opti
     chosen = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
     has_fused = "fused" in inspect.signature(lookup(OPTIMIZERS, name, "optimizer")).parameters
     fused_types = {"cpu", "cuda", "mps"}
+    if options.get("capturable") and any(p.device.type == "cpu" for p in parameters):
+        raise UserError("optimizer.capturable: found true, allowed on a GPU only. Leave it out")
     able = has_fused and not chosen and all(p.device.type in fused_types for p in parameters)
     spec = {"name": name, **options, **({"fused": True} if able else {})}
     optimizer: optim.Optimizer = build(OPTIMIZERS, spec, parameters, section="optimizer")

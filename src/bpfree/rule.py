@@ -19,6 +19,18 @@ def trainable(*modules: nn.Module) -> list[nn.Parameter]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
+def first_trainable(net: nn.Module) -> nn.Parameter:
+    """The parameter whose type and device buffers and heads take.
+
+    Raises:
+        UserError: the net has none.
+    """
+    for p in net.parameters():
+        if p.requires_grad:
+            return p
+    raise UserError("net: it has no trainable parameters, allowed: at least one with requires_grad")
+
+
 def backward(loss: Tensor) -> None:
     """Fill `.grad` from a loss. Autocast is off within: torch asks for it, and hooks run inside the forward pass."""
     if not loss.requires_grad:
@@ -92,6 +104,8 @@ class LocalRule(Rule):
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Find the segments; see `bpfree.cut.owners` for what is refused."""
         taps = stages(net) if self._asked_taps is None else tuple(self._asked_taps)
+        if self._asked_taps is None and not taps:
+            _refuse_one_stage(net)
         self.segments = owners(net, taps, batch.x[:2])
         self.taps = tuple(segment.name for segment in self.segments if segment.name != OUTPUT)
 
@@ -173,11 +187,22 @@ class LocalRule(Rule):
         return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
     def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
-        if not h.requires_grad:
-            return {}  # a segment without trainable parameters
+        if not h.requires_grad and self.head(index) is None:
+            return {}  # nothing here is trainable
         loss = self.local_loss(index, h, signal)
         backward(loss)
         return {f"loss/{self.taps[index]}": loss.detach()}
+
+
+def _refuse_one_stage(net: nn.Module) -> None:
+    """A net in one piece would be trained by backprop under another name."""
+    layers = [name for name, m in net.named_modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
+    if len(layers) > 1:
+        raise UserError(
+            f"taps: none were given, and the net is a Sequential of one stage with {len(layers)} layers "
+            f"({', '.join(layers[:20])}), so nothing would be cut. Name the submodules after which to cut, such as "
+            f"taps=['{layers[0]}']"
+        )
 
 
 def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:

@@ -49,7 +49,7 @@ def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | No
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no name, a relative one
         raise UserError(f"{section}.name: '{name}' cannot be imported ({error})") from error
     if not (isinstance(found, type) and issubclass(found, outside)):
         raise UserError(f"{section}.name: '{name}' is no {outside.__name__}; allowed: a class that derives from it")

@@ -25,8 +25,7 @@ class EarlyStopping:
             UserError: no such metric.
         """
         if self.metric not in validation:
-            found = ", ".join(validation) or "none, since data.validation is 0"
-            raise UserError(f"early_stopping.metric: found '{self.metric}', allowed: {found}")
+            raise UserError(f"early_stopping.metric: found '{self.metric}', allowed: {', '.join(validation)}")
         return -validation[self.metric] if self.metric == "loss" else validation[self.metric]
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
-from bpfree.errors import DivergedError, UserError, check_choice
+from bpfree.errors import DivergedError, UserError, check_choice, check_positive
 from bpfree.interrupt import interrupt_between_steps
 from bpfree.matmul import fast_float32
 from bpfree.memory import peak_step_memory
 from bpfree.noise import Noise
 from bpfree.optim import make_optimizer, make_schedule
-from bpfree.rule import Rule, trainable
+from bpfree.rule import Rule, first_trainable, trainable
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
 from bpfree.state import EarlyStopping, Progress
@@ -73,13 +73,14 @@ class Trainer:
         total_steps: int | None = None,
     ) -> None:
         check_choice("precision", precision, get_args(Precision))
-        if not trainable(net):
-            raise UserError("net: it has no trainable parameters, allowed: at least one with requires_grad")
+        if clip is not None:
+            check_positive("clip", clip)
+        like = first_trainable(net)
         self.net = net
         self.task = task
         self.rule: Rule = rule if isinstance(rule, Rule) else build(RULES, rule, section="rule", outside=Rule)
-        self.device = trainable(net)[0].device
-        self.dtype = trainable(net)[0].dtype
+        self.device = like.device
+        self.dtype = like.dtype
         self.clip = clip
         self.precision = precision
         self.noise = Noise(seed)
@@ -97,6 +98,7 @@ class Trainer:
         with _explained(batch), self.noise.fold("bind").global_rng(self.device):
             self.rule.bind(self.net, self.task, batch)
         self.rule.to(self.device)
+        self._not_finite = set(self._find_non_finite())
         if isinstance(self._optimizer_spec, torch.optim.Optimizer):
             self.optimizer = self._optimizer_spec
             known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -106,6 +108,8 @@ class Trainer:
             self.optimizer = make_optimizer(self._optimizer_spec, trainable(self.net, self.rule))
         self.schedule = make_schedule(self._schedule_spec, self.optimizer, self.total_steps)
         self._units = self.rule.units(self.net)
+        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self._not_optimized = [p for p in (*self.net.parameters(), *self.rule.parameters()) if id(p) not in known]
         self._bound = True
 
     def step(self, batch: Batch) -> Scalars:
@@ -124,7 +128,7 @@ class Trainer:
         for module in (self.net, self.rule):
             if not module.training:  # asked first: a walk over all modules costs a small net 7 % of its step
                 module.train()
-        self.optimizer.zero_grad()
+        self._zero_grad()
         with self._arithmetic():
             scalars = self.rule.gradients(self.net, self.task, batch, self.noise.at(self.progress.step))
         if self.clip is not None:
@@ -134,6 +138,11 @@ class Trainer:
         self.schedule.step()
         self.progress.step += 1
         return scalars
+
+    def _zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+        for p in self._not_optimized:  # those too count when clipping
+            p.grad = None
 
     def step_memory(self, batch: Batch, *, with_gradients: bool = True) -> int:
         """Peak bytes that the rule takes for one batch, beyond parameters and optimiser state; see `bpfree.memory`.
@@ -146,7 +155,7 @@ class Trainer:
         """
         self.bind(batch)
         self.net.train()
-        self.optimizer.zero_grad()
+        self._zero_grad()
         if not with_gradients:
             for p in trainable(self.net, self.rule):
                 p.grad = torch.zeros_like(p)
@@ -157,7 +166,7 @@ class Trainer:
 
         with unchanged_buffers(self.net):
             peak = peak_step_memory(gradients, self.device)
-        self.optimizer.zero_grad()
+        self._zero_grad()
         return peak
 
     @torch.no_grad()
@@ -195,11 +204,14 @@ class Trainer:
         """Train up to `epochs` epochs, from wherever `progress` is.
 
         Raises:
+            UserError: early stopping without a validation split, or on a metric that the task has not.
             DivergedError: a loss or weight is no longer finite.
             KeyboardInterrupt: Ctrl-C; `progress` is then that of a whole step, and trackers have been told.
         """
         self.total_steps = epochs * len(train)
         self.bind(next(train.epoch()))
+        if early_stopping is not None:
+            self._try_early_stopping(early_stopping, validation)
         try:
             for tracker in trackers:
                 tracker.on_start(self)
@@ -227,12 +239,10 @@ class Trainer:
                 self._settle(pending)
             for tracker in trackers:
                 tracker.on_step(self, batch)
-            if interrupted():
+            if interrupted() and self.progress.step % len(train):
                 self._settle(pending)
                 self._spent(wall, cpu)
-                for tracker in trackers:
-                    tracker.on_interrupt(self)
-                raise KeyboardInterrupt
+                self._interrupt(trackers)
         self._settle(pending)
         seconds = time.perf_counter() - wall
         record: Record = {
@@ -253,6 +263,21 @@ class Trainer:
         self.progress.history.append(record)
         for tracker in trackers:
             tracker.on_epoch(self, record)
+        if interrupted():
+            self._interrupt(trackers)
+
+    def _interrupt(self, trackers: Sequence[Tracker]) -> None:
+        for tracker in trackers:
+            tracker.on_interrupt(self)
+        raise KeyboardInterrupt
+
+    def _try_early_stopping(self, early_stopping: EarlyStopping, validation: Batches | None) -> None:
+        """Fail now and not after an epoch."""
+        if validation is None:
+            raise UserError("early_stopping: needs validation samples, but data.validation is 0. Use 0.1, say")
+        batch = next(validation.epoch())
+        metrics = self.task.metrics(self.predict(batch.x), batch)
+        early_stopping.score({name: float(value) for name, value in metrics.items()})
 
     def _spent(self, wall: float, cpu: float) -> None:
         self.progress.wall_seconds += time.perf_counter() - wall
@@ -286,11 +311,16 @@ class Trainer:
         self.progress.summed += len(pending)
         pending.clear()
 
-    def _refuse_non_finite_weights(self) -> None:
+    def _find_non_finite(self) -> Iterator[str]:
         for part, module in (("net", self.net), ("rule", self.rule)):
             for name, tensor in module.state_dict().items():
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise self._diverged(f"'{name}' of the {part} is not finite at step {self.progress.step}")
+                    yield f"'{name}' of the {part}"
+
+    def _refuse_non_finite_weights(self) -> None:
+        for found in self._find_non_finite():
+            if found not in self._not_finite:  # a constant such as the -inf of a mask
+                raise self._diverged(f"{found} is not finite at step {self.progress.step}")
 
     def _diverged(self, what: str) -> DivergedError:
         lr = self.optimizer.param_groups[0]["lr"]
@@ -316,8 +346,8 @@ def _explained(batch: Batch) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range
         raise UserError(
             f"the first step failed on a batch of shape {list(batch.x.shape)}: {' '.join(str(error).split())}. Does "
-            "the net take samples of that shape, and batches of that size?"
+            "the net take samples of that shape, batches of that size, and labels in that range?"
         ) from error

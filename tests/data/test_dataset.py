@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import bpfree
 from bpfree.data import Augment, Batches, Dataset, Preprocess, Split, from_python
 from bpfree.errors import UserError
 from bpfree.noise import Noise
@@ -125,6 +126,50 @@ def test_data_that_cannot_work(data, message):
         from_python(data)
 
 
+class Items(torch.utils.data.Dataset):
+    def __init__(self, *items):
+        self.items = items
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+    def __len__(self):
+        return len(self.items)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(2), 0)])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Items(), "found no samples"),
+        (Items((torch.zeros(2), 0, 1)), "pairs"),
+        (Items({"x": torch.zeros(2), "y": 0}, {"x": torch.zeros(2), "y": 0}), "array or tensor of numbers"),
+        (Items((torch.zeros(2), 0), (torch.zeros(3), 1)), "all samples of one shape"),
+        (Items((torch.zeros(2), "cat"), (torch.zeros(2), "dog")), "class number"),
+        (Endless(), "with a length"),
+    ],
+    ids=range(6),
+)
+def test_torch_datasets_that_cannot_work(data, message):
+    with pytest.raises(UserError, match=message):
+        from_python(data)
+
+
 def test_labels_beyond_the_classes_given():
     with pytest.raises(UserError, match="labels run from 0 to 5, allowed: 0 to 2"):
         from_python((np.zeros((6, 2)), np.arange(6)), classes=3)
+
+
+def test_what_was_trained_on_bytes_predicts_from_any_numbers(digits_data):
+    run = bpfree.fit("mlp", (digits_data.train.x, digits_data.train.y), "dfa", epochs=1)
+    x = digits_data.test.x[:5]
+    expected = run.predict_proba(x)
+    for same in (x.long(), x.double(), x.tolist(), x.numpy().astype(np.float64)):
+        assert torch.equal(run.predict_proba(same), expected)
+    assert run.predict(x[:0]).shape == (0,)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        run.predict(np.full((2, 1, 8, 8), np.nan))

@@ -50,6 +50,7 @@ GOOD = idx(np.arange(60).reshape(3, 4, 5))
         (b"", "not an IDX file: it begins with nothing"),
         (b"PK\x03\x04 zip", "not an IDX file: it begins with 50 4b"),
         (b"\0\0\x07\x01" + bytes(8), "not an IDX file"),
+        (b"\0\0\x08\xff" + struct.pack(">i", 1) * 255 + b"x", "not an IDX file"),
         (GOOD[:10], "truncated: it ends within its header"),
         (GOOD[:-1], "truncated or corrupt: 59 bytes of values, its header says 60"),
         (GOOD + b"x", "more than 60 bytes of values"),
@@ -59,7 +60,7 @@ GOOD = idx(np.arange(60).reshape(3, 4, 5))
         (gzip.compress(GOOD)[:-6] + b"\xff" * 6, "corrupt or truncated gzip file"),
         (b"\x1f\x8b not gzip at all", "corrupt or truncated gzip file"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_broken_files_are_named(data, message, tmp_path):
     (tmp_path / "file").write_bytes(data)

@@ -163,3 +163,18 @@ def gradients_twice(batch):
     zero_grad(net)
     rule.gradients(net, TASK, batch, Noise())
     return gradients(net)
+
+
+def test_a_weight_used_past_its_layer_is_refused(batch):
+    class Tied(nn.Module):
+        def __init__(self, called):
+            super().__init__()
+            self.first, self.second, self.called = nn.Linear(64, 10), nn.Linear(10, 10), called
+
+        def forward(self, x):
+            h = self.first(x.flatten(1)).tanh()
+            return self.second(h) if self.called else h @ self.second.weight.T
+
+    with pytest.raises(UserError, match="parameter 'second.weight' is used without calling 'second'"):
+        bound(FA(), Tied(called=False).to(batch.x), batch)
+    bound(FA(), Tied(called=True).to(batch.x), batch)

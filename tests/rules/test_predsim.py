@@ -81,3 +81,8 @@ def test_pred_is_cross_entropy_of_its_decoder(batch):
 def test_beta_is_a_fraction():
     with pytest.raises(UserError, match="beta: found 1.2"):
         PredSim(beta=1.2)
+
+
+def test_maps_of_one_pixel_have_no_spread_over_space(batch):
+    maps = torch.randn(5, 7, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(similarity(maps), similarity(maps.flatten(1)))

@@ -47,13 +47,28 @@ def to_tensor(values: Any, what: str) -> Tensor:
         raise UserError(f"{what}: found {type(values).__name__}, allowed: an array or tensor of numbers") from error
 
 
+def _collect(data: torch.utils.data.Dataset[Any], what: str) -> tuple[Tensor, Tensor]:
+    try:
+        pairs = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
+        if not pairs:
+            raise UserError(f"{what}: found no samples, allowed: at least one")
+        xs, ys = zip(*((to_tensor(x, what), torch.as_tensor(y)) for x, y in pairs), strict=True)
+        return torch.stack(xs), torch.stack(ys)
+    except (TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{what}: found a {type(data).__name__} that does not fit ({reason}), allowed: a torch Dataset with a "
+            "length, whose items are pairs (sample, class number), all samples of one shape"
+        ) from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{what}: its items do not unpack, allowed: pairs (sample, class number) ({error})") from error
+
+
 def _split(data: Any, what: str) -> Split:
     if isinstance(data, torch.utils.data.Dataset):
-        samples = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-        data = (
-            torch.stack([to_tensor(x, what) for x, _ in samples]),
-            torch.stack([torch.as_tensor(y) for _, y in samples]),
-        )
+        data = _collect(data, what)
     if not isinstance(data, Sequence) or len(data) != 2:
         raise UserError(f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels) or a torch Dataset")
     x, y = to_tensor(data[0], f"{what} (samples)"), to_tensor(data[1], f"{what} (labels)")

@@ -83,7 +83,7 @@ class Batches:
             raise UserError(f"batch_size: found {batch_size}, allowed: at least 1")
         self.x, self.y = split.x.to(device), split.y.to(device)
         self.preprocess = preprocess
-        self.batch_size = min(batch_size, len(self.y))
+        self.batch_size = min(batch_size, max(len(self.y), 1))
         self.dtype = dtype
         self.augment = augment or Augment()
         self.seed = seed

@@ -93,6 +93,7 @@ class Preprocess:
         std: likewise.
         white: the raw value of a white pixel.
         classes: C.
+        dtype: of the raw samples, such as "uint8"; integers other than bytes are names (tokens), not quantities.
     """
 
     shape: tuple[int, ...]
@@ -100,19 +101,27 @@ class Preprocess:
     std: tuple[float, ...]
     white: float
     classes: int
+    dtype: str
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Preprocess":
         """Statistics of the training samples for uint8; floating values pass as they are."""
         shape = tuple(train.x.shape[1:])
         mean, std = _statistics(train.x) if train.x.dtype == torch.uint8 else ((0.0,), (1.0,))
-        return cls(shape, mean, std, dataset.white, dataset.classes)
+        return cls(shape, mean, std, dataset.white, dataset.classes, str(train.x.dtype).removeprefix("torch."))
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Preprocess":
-        """The inverse of `save`."""
-        shape, mean, std = (tuple(saved[key]) for key in ("shape", "mean", "std"))
-        return cls(shape, mean, std, saved["white"], saved["classes"])
+        """The inverse of `save`.
+
+        Raises:
+            UserError: a value is missing.
+        """
+        try:
+            shape, mean, std = (tuple(saved[key]) for key in ("shape", "mean", "std"))
+            return cls(shape, mean, std, saved["white"], saved["classes"], saved["dtype"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"checkpoint: its preprocessing is damaged ({error})") from error
 
     def save(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -122,16 +131,28 @@ class Preprocess:
         """[B, ...] raw -> [B, ...] input.
 
         Raises:
-            UserError: samples of another shape than those of training.
+            UserError: samples of another shape than those of training, or no tokens where those were.
         """
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(f"samples have the shape {list(x.shape[1:])}, allowed: {list(self.shape)}, as in training")
-        if not x.is_floating_point() and x.dtype != torch.uint8:
-            return x  # tokens and the like are names, not quantities
+        if self.has_tokens:
+            if x.is_floating_point():
+                raise UserError(f"samples are {x.dtype}, allowed: integers, as in training")
+            return x.to(getattr(torch, self.dtype))
         x = x.to(dtype, copy=True)
         per_channel = (-1, *[1] * (len(self.shape) - 1)) if len(self.mean) > 1 else (1,)
         mean, std = (torch.tensor(v, dtype=dtype, device=x.device).view(per_channel) for v in (self.mean, self.std))
         return x.sub_(mean).div_(std)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether samples are names, which pass as they are."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return not dtype.is_floating_point and dtype not in (torch.uint8, torch.bool)
+
+    def blank(self, n: int) -> Tensor:
+        """Raw samples [n, ...] of zeros."""
+        return torch.zeros(n, *self.shape, dtype=getattr(torch, self.dtype))
 
 
 def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -12,6 +12,7 @@ from bpfree.errors import UserError
 
 _TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _LARGEST = 1 << 31
+_RANKS = range(1, 9)
 
 
 def read_idx(path: Path) -> npt.NDArray[np.generic]:
@@ -25,7 +26,7 @@ def read_idx(path: Path) -> npt.NDArray[np.generic]:
             zipped = raw.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped else open(path, "rb") as file:
             magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES or magic[3] == 0:
+            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES or magic[3] not in _RANKS:
                 raise UserError(f"{path}: not an IDX file: it begins with {magic.hex(' ') or 'nothing'}")
             sizes = file.read(4 * magic[3])
             if len(sizes) < 4 * magic[3]:

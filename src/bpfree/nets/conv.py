@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from bpfree.errors import UserError, check_choice
+from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.nets.mlp import ACTIVATIONS, Activation
 
 
@@ -34,6 +34,8 @@ def conv(
         UserError: the input is no image, or too small to be halved once per convolution.
     """
     check_choice("activation", activation, ACTIVATIONS)
+    for features in (*channels, hidden):
+        check_positive("net.channels, net.hidden", features)
     scale = 2 ** len(channels)
     if isinstance(in_shape, int) or len(in_shape) != 3 or min(in_shape[1:]) < scale:
         raise UserError(f"net conv: found samples of shape {in_shape}, allowed: [channels, height, width] >= {scale}")

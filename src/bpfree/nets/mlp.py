@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from bpfree.errors import check_choice
+from bpfree.errors import check_choice, check_positive
 
 Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu", "sigmoid"]
 
@@ -41,6 +41,8 @@ def mlp(
         dropout: probability of dropping a hidden unit.
     """
     check_choice("activation", activation, ACTIVATIONS)
+    for features in hidden:
+        check_positive("net.hidden", features)
     width = in_shape if isinstance(in_shape, int) else prod(in_shape)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, features in enumerate(hidden, start=1):

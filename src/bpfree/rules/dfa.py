@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import check_choice
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
-from bpfree.rule import LocalRule, trainable
+from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
 UNBOUNDED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
@@ -52,7 +52,7 @@ class DirectFeedback(LocalRule):
         """Draw B_l [D, H_l] for every hidden segment, as the buffer `B<l>`."""
         super().bind(net, task, batch)
         self._buffers.clear()  # of an earlier net
-        like = trainable(net)[0]
+        like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
             shape = like.new_empty(()).expand(task.dim, segment.shape.numel())
             self.register_buffer(f"B{index}", random_like(self.feedback, shape))

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree.cut import reached_parameters, unchanged_buffers
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.noise import Noise
@@ -55,12 +56,14 @@ class FA(Rule):
         """Find the layers that carry an error back, and draw their B as the buffers `B<i>`.
 
         Raises:
-            UserError: a weight is used outside Linear and convolution layers, so its true value would carry errors.
+            UserError: a weight is used outside Linear and convolution layers, or past its layer's forward, so that its
+                true value would carry errors.
         """
         layers: dict[str, nn.Module] = {
             name: module for name, module in net.named_modules() if isinstance(module, LAYERS)
         }
         _refuse_weights_outside(net, layers)
+        _refuse_layers_passed_by(net, layers, batch)
         self.names = list(layers)
         self._buffers.clear()  # of an earlier net
         for index, name in enumerate(self.names):
@@ -216,4 +219,22 @@ def _refuse_weights_outside(net: nn.Module, layers: dict[str, nn.Module]) -> Non
             raise UserError(
                 f"parameter '{name}' is no weight of a layer of {kinds}, so errors would pass through its true value. "
                 "Build the net from those layers, or use a rule without weight transport such as dfa or mono_forward"
+            )
+
+
+def _refuse_layers_passed_by(net: nn.Module, layers: dict[str, nn.Module], batch: Batch) -> None:
+    ran: set[str] = set()
+    handles = [layer.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, layer in layers.items()]
+    try:
+        with unchanged_buffers(net), Noise().global_rng(batch.x.device), torch.enable_grad():
+            out = net(batch.x[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    reached = reached_parameters(net, out)
+    for name in layers:
+        if name not in ran and f"{name}.weight" in reached:
+            raise UserError(
+                f"parameter '{name}.weight' is used without calling '{name}', so errors would pass through its true "
+                "value. Call the layer itself, or use a rule without weight transport such as dfa or mono_forward"
             )

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from bpfree.cut import cut, unchanged_buffers
 from bpfree.errors import UserError, check_positive
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule, trainable
+from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -61,7 +61,7 @@ class ForwardForward(LocalRule):
         with torch.no_grad(), unchanged_buffers(net):
             task.loss(net(batch.x), batch)  # refuses an output of another width, though it is not used
         self.classes = task.dim
-        self.label_value = batch.x.max().to(trainable(net)[0])
+        self.label_value = batch.x.max().to(first_trainable(net))
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The hidden segments."""

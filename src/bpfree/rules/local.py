@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bpfree.errors import check_choice
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
-from bpfree.rule import LocalRule, trainable
+from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
 
@@ -47,7 +47,7 @@ class Local(LocalRule):
         """Draw C_l^T [C, H_l] as the buffer `C<l>`, and what carries the error back as `R<l>` if it is another."""
         super().bind(net, task, batch)
         self._buffers.clear()  # of an earlier net
-        like = trainable(net)[0]
+        like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
             shape = like.new_empty(()).expand(task.dim, segment.shape.numel())
             forth = random_like(self.feedback, shape)

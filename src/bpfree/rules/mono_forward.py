@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from bpfree.cut import cut
 from bpfree.errors import UserError, check_choice
-from bpfree.rule import LocalRule, trainable
+from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
 
@@ -48,7 +48,7 @@ class MonoForward(LocalRule):
             UserError: `read: last` on a net without a hidden segment.
         """
         super().bind(net, task, batch)
-        like = trainable(net)[0]
+        like = first_trainable(net)
         hidden = self.segments[:-1]
         if self.read == "last" and not hidden:
             raise UserError("read: found 'last', but the net has no hidden segment. Use read: net")

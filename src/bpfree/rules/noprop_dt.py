@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bpfree.diffusion import CosineSchedule, DenoisingNet, OneHotEmbedding
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.noise import Noise
-from bpfree.rule import Rule, backward, trainable
+from bpfree.rule import Rule, backward, first_trainable, trainable
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -57,7 +57,7 @@ class NoPropDT(Rule):
             UserError: the net has no denoising blocks, or ones of another width.
         """
         blocks = self._blocks(net)
-        like = trainable(net)[0]
+        like = first_trainable(net)
         self.schedule = CosineSchedule(len(blocks.heads), self.abar_max)
         self.embedding = OneHotEmbedding(task.dim).to(like)
         if blocks.embedding_dim != self.embedding.dim:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.errors import UserError
-from bpfree.rule import LocalRule, trainable
+from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
 _POOLED = 1024  # features at most, behind which D_l reads
@@ -44,7 +44,7 @@ class PredSim(LocalRule):
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make g_l and D_l, as far as beta asks for them, for every hidden segment."""
         super().bind(net, task, batch)
-        like = trainable(net)[0]
+        like = first_trainable(net)
         heads = (_Head(tuple(s.shape), task.dim, self.beta) for s in self.segments[:-1])
         self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
 
@@ -108,6 +108,7 @@ class _Head(nn.Module):
 def similarity(x: Tensor) -> Tensor:
     """S(x): cosine similarities [B, B] between mean-centred samples of x [B, ...], in float32 or wider."""
     x = x.float() if x.itemsize < 4 else x
-    x = x.flatten(2).std(dim=2) if x.dim() == 4 else x.flatten(1)
+    has_space = x.dim() == 4 and x[0, 0].numel() > 1
+    x = x.flatten(2).std(dim=2) if has_space else x.flatten(1)
     x = F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
     return x @ x.T

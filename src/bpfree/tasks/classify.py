@@ -36,6 +36,8 @@ class Classify:
         Raises:
             UserError: the output has another shape.
         """
+        if not isinstance(out, Tensor):
+            raise UserError(f"net: it gives {type(out).__name__}, allowed: one tensor [B, {self.classes}] of scores")
         if out.shape != (len(batch.y), self.classes):
             raise UserError(
                 f"net: its output has the shape {list(out.shape)}, but {self.classes} classes and a batch of "
