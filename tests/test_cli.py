@@ -102,7 +102,7 @@ def test_list():
     everything = shell("list").stdout
     assert "digits/dfa" in everything
     assert "Direct feedback alignment" in everything
-    assert "list: found 'rulez', allowed: rules, nets, datasets, configs" in refused("list", "rulez")
+    assert "list: found 'rulez', allowed: rules, nets, tasks, datasets, configs" in refused("list", "rulez")
 
 
 def test_predict_images_and_arrays(run_folder, tmp_path, digits_data):

@@ -32,7 +32,8 @@ def fit(
 
     Args:
         net: any `nn.Module`, or the name or spec of one in `bpfree.nets.NETS`.
-        data: name of a data set, a pair (samples, labels) of arrays or tensors, or a torch Dataset.
+        data: name of a data set, a pair (samples, labels) of arrays or tensors, or a torch Dataset; with
+            `task="reconstruct"` samples alone will do.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         epochs: passes over the training data.
         optimizer: a name or spec from `bpfree.optim.OPTIMIZERS`.
@@ -71,7 +72,8 @@ def fit(
             known = {*DataConfig.model_fields, *TrainConfig.model_fields, "schedule", "task", "classes"}
             raise unknown("argument", key, known - {"name"})
     config = parse(values, "fit")
-    dataset = None if isinstance(data, str) else from_python(data, test, classes)
+    unlabelled = config.task["name"] == "reconstruct"
+    dataset = None if isinstance(data, str) else from_python(data, test, classes, without_labels=unlabelled)
     for section, value in (("net", net), ("rule", rule)):
         if isinstance(value, nn.Module):  # named for the reader; `given` says that no config can rebuild it
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})

@@ -28,6 +28,7 @@ from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.run import Run
 from bpfree.run import train as train_run
+from bpfree.tasks import TASKS, Classify
 
 app = typer.Typer(
     help="Train neural networks without end-to-end backpropagation.",
@@ -148,14 +149,25 @@ def predict(
     run: RunArgument,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, or .npy arrays of raw samples.")],
 ) -> None:
-    """Print class and probability for each image."""
+    """Print class and probability for each image; of a run that reconstructs, the error."""
     with _told_in_one_line():
         loaded = api.load(run)
         batches = [(file, _read_samples(file, loaded.preprocess)) for file in files]
         for file, samples in batches:
-            for index, row in enumerate(loaded.predict_proba(samples)):
+            for index, answer in enumerate(_answers(loaded, samples)):
                 name = str(file) if len(samples) == 1 else f"{file}[{index}]"
-                typer.echo(f"{name}\t{int(row.argmax())}\t{float(row.max()):.4f}")
+                typer.echo(f"{name}\t{answer}")
+
+
+def _answers(run: Run, samples: Tensor) -> Iterator[str]:
+    """Class and probability of each sample, or how far its reconstruction is from it."""
+    if isinstance(run.task, Classify):
+        for row in run.predict_proba(samples):
+            yield f"{int(row.argmax())}\t{float(row.max()):.4f}"
+    else:
+        errors = run.predict(samples) - run.preprocess.target(samples)
+        for error in errors.flatten(1).square().mean(1):
+            yield f"mse {float(error):.6f}"
 
 
 def _read_samples(file: Path, preprocess: Preprocess) -> Tensor:
@@ -231,12 +243,15 @@ def _pixels(image: Any, mode: str, file: Path) -> Any:
 
 @app.command(name="list")
 def list_names(
-    what: Annotated[str | None, typer.Argument(metavar="[rules|nets|datasets|configs]", help="Default: all.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(metavar="[rules|nets|tasks|datasets|configs]", help="Default: all.")
+    ] = None,
 ) -> None:
     """Show the names that a config can use."""
     tables: dict[str, dict[str, Any]] = {
         "rules": RULES,
         "nets": NETS,
+        "tasks": TASKS,
         "datasets": DATASETS,
         "configs": dict.fromkeys(shipped()),
     }

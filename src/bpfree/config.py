@@ -14,7 +14,7 @@ from bpfree.data import DATASETS
 from bpfree.errors import UserError, unknown
 from bpfree.nets import NETS
 from bpfree.optim import OPTIMIZERS, SCHEDULES
-from bpfree.rule import Rule
+from bpfree.rule import Rule, no_labels
 from bpfree.rules import RULES
 from bpfree.spec import check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
@@ -40,7 +40,7 @@ class DataConfig(_Section):
 class EarlyStoppingConfig(_Section):
     """See `bpfree.state.EarlyStopping`."""
 
-    metric: str = "accuracy"
+    metric: str | None = None
     patience: int = Field(default=10, ge=1)
 
     def build(self) -> EarlyStopping:
@@ -88,7 +88,10 @@ class Config(_Section):
             raise unknown("dataset", self.data.name, DATASETS)
         _check_section("net", NETS, self.net, given=2, outside=nn.Module)
         _check_section("rule", RULES, self.rule, given=0, outside=Rule)
-        _check_section("task", TASKS, self.task, given=1)
+        _check_section("task", {name: task.of for name, task in TASKS.items()}, self.task, given=1)
+        rule = lookup(RULES, self.rule["name"], "rule", Rule)
+        if self.task["name"] == "reconstruct" and getattr(rule, "needs_labels", False):
+            raise no_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
 

@@ -42,8 +42,18 @@ def backward(loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
+def no_labels(rule: str) -> UserError:
+    """The error for a rule that cannot rebuild samples, for want of class labels."""
+    return UserError(
+        f"rule '{rule}' learns from class labels, so it cannot reconstruct. Allowed: rules that learn from the "
+        "output's error (backprop, fa, dfa, ...) or from local reconstructions (local)"
+    )
+
+
 class Rule(nn.Module, ABC):
     """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
+
+    needs_labels: ClassVar[bool] = False  # does it read class labels, so that reconstruction is beyond it?
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
@@ -51,6 +61,8 @@ class Rule(nn.Module, ABC):
         Raises:
             UserError: the rule cannot train this net or this task.
         """
+        if self.needs_labels and batch.y.is_floating_point():
+            raise no_labels(type(self).__name__)
 
     @abstractmethod
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
@@ -103,6 +115,7 @@ class LocalRule(Rule):
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Find the segments; see `bpfree.cut.owners` for what is refused."""
+        super().bind(net, task, batch)
         taps = stages(net) if self._asked_taps is None else tuple(self._asked_taps)
         if self._asked_taps is None and not taps:
             _refuse_one_stage(net)
@@ -209,7 +222,7 @@ def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
     """E = dLoss/dout [B, D], for a mean loss already divided by B."""
     leaf = out.detach()
     leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
-    return torch.autograd.grad(task.loss(leaf, batch), leaf)[0]
+    return torch.autograd.grad(task.loss(leaf, batch), leaf)[0].flatten(1)
 
 
 class BlackBoxRule(Rule):

@@ -14,14 +14,14 @@ from bpfree.config import Config
 from bpfree.data import DATASETS, Augment, Batches, Dataset, Preprocess, Split, data_directory, from_python
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
-from bpfree.lab.plots import plot_training
+from bpfree.lab.plots import plot_images, plot_training
 from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.progress import ProgressBar
 from bpfree.rule import Rule, trainable
 from bpfree.spec import build, split_spec
-from bpfree.tasks import TASKS
+from bpfree.tasks import TASKS, Classify, Reconstruct
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
 
@@ -55,6 +55,12 @@ class Run:
         return self.trainer.net
 
     @property
+    def task(self) -> Classify | Reconstruct:
+        """What the net is trained for."""
+        task: Classify | Reconstruct = self.trainer.task  # type: ignore[assignment]
+        return task
+
+    @property
     def metrics(self) -> list[Record]:
         """One record per epoch, as in metrics.jsonl."""
         return self.trainer.progress.history
@@ -66,18 +72,24 @@ class Run:
             raise UserError("x: contains NaN or infinite values, allowed: finite ones")
         blank = Split(samples, torch.zeros(len(samples), dtype=torch.int64))
         outputs = [self.trainer.predict(batch.x) for batch in self.batches(blank).epoch()]
-        return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.preprocess.classes)
+        return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.task.dim)
 
     def predict(self, x: Any) -> Tensor:
-        """The most likely class of each sample, int64 [N].
+        """The most likely class of each sample, int64 [N]; to reconstruct, the rebuilt samples [N, ...].
 
         Raises:
             UserError: samples of another shape than those of training.
         """
-        return self.scores(x).argmax(1)
+        return self.task.decode(self.scores(x))
 
     def predict_proba(self, x: Any) -> Tensor:
-        """The probability of each class, [N, C]."""
+        """The probability of each class, [N, C].
+
+        Raises:
+            UserError: the run has no classes, since it reconstructs.
+        """
+        if not isinstance(self.task, Classify):
+            raise UserError("predict_proba: the run reconstructs samples and has no classes. Use predict")
         return self.scores(x).softmax(1)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
@@ -88,9 +100,13 @@ class Run:
         """
         if data is None and self.test is None:
             raise UserError("data: none given, and the run has no test split. Give a pair (samples, labels)")
-        split = self.test if data is None else from_python(data, classes=self.preprocess.classes).train
+        split = self.test if data is None else self._split(data)
         assert split is not None
         return self.trainer.evaluate(self.batches(split))
+
+    def _split(self, data: Any) -> Split:
+        unlabelled = isinstance(self.task, Reconstruct)
+        return from_python(data, classes=self.preprocess.classes, without_labels=unlabelled).train
 
     def save(self, path: str | Path) -> Path:
         """Write the run to a new folder, to be loaded with `bpfree.load`.
@@ -117,7 +133,8 @@ class Run:
     def batches(self, split: Split) -> Batches:
         """Batches of a split in order, for evaluation."""
         device, dtype = self.trainer.device, self.trainer.dtype
-        return Batches(split, self.preprocess, _EVALUATION_BATCH, device=device, dtype=dtype)
+        rebuild = isinstance(self.task, Reconstruct)
+        return Batches(split, self.preprocess, _EVALUATION_BATCH, device=device, dtype=dtype, rebuild=rebuild)
 
     def training_batches(self, split: Split) -> Batches:
         """Batches of a split, shuffled and augmented as the config says."""
@@ -130,6 +147,7 @@ class Run:
             dtype=self.trainer.dtype,
             augment=Augment(data.shift, data.flip),
             seed=self.config.train.seed,
+            rebuild=isinstance(self.task, Reconstruct),
         )
 
     def extra(self) -> dict[str, Any]:
@@ -179,6 +197,8 @@ def train(
     this.result = _result(this, dataset, test) | memory
     if isinstance(keeper, folder.RunFolder):
         plot_training(this.metrics, keeper.path / folder.PLOTS / folder.TRAINING_PLOT)
+        if isinstance(this.task, Reconstruct):
+            _plot_rebuilt(this, this.test or validation_split or train_split, keeper.path / folder.PLOTS)
         keeper.finish(this.result)
     return this
 
@@ -186,10 +206,10 @@ def train(
 def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
     """Net, rule, task and trainer, on the device; a net or rule of one's own takes the place of the config's."""
     seed = config.train.seed
-    task = build(TASKS, config.task, preprocess.classes, section="task")
+    task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     if net is None:
         with Noise(seed).fold("net").global_rng():
-            net = build(NETS, config.net, preprocess.shape, preprocess.classes, section="net", outside=nn.Module)
+            net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
     assert net is not None
     device = resolve_device(config.train.device)
     for p in net.parameters():
@@ -206,6 +226,12 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
         seed=seed,
     )
     return Run(config, trainer, preprocess)
+
+
+def _plot_rebuilt(this: Run, split: Split, plots: Path) -> None:
+    samples = split.take(torch.arange(min(10, len(split.y)))).x
+    if samples.dim() == 4 and samples.shape[1] in (1, 3):
+        plot_images([this.preprocess.target(samples), this.predict(samples)], plots / "reconstructions.png")
 
 
 def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder.RunFolder:

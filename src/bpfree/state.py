@@ -11,11 +11,12 @@ class EarlyStopping:
     """Stop when a validation metric has not improved for a while; the best weights are then the result.
 
     Args:
-        metric: of the validation split; "loss" is to fall, all others are to rise.
+        metric: of the validation split; "loss" is to fall, all others are to rise. Default: accuracy where the task has
+            it, else loss.
         patience: epochs without improvement.
     """
 
-    metric: str = "accuracy"
+    metric: str | None = None
     patience: int = 10
 
     def score(self, validation: dict[str, float]) -> float:
@@ -24,9 +25,10 @@ class EarlyStopping:
         Raises:
             UserError: no such metric.
         """
-        if self.metric not in validation:
-            raise UserError(f"early_stopping.metric: found '{self.metric}', allowed: {', '.join(validation)}")
-        return -validation[self.metric] if self.metric == "loss" else validation[self.metric]
+        metric = self.metric or ("accuracy" if "accuracy" in validation else "loss")
+        if metric not in validation:
+            raise UserError(f"early_stopping.metric: found '{metric}', allowed: {', '.join(validation)}")
+        return -validation[metric] if metric == "loss" else validation[metric]
 
 
 @dataclass

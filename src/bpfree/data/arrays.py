@@ -11,7 +11,7 @@ from bpfree.data.dataset import Dataset, Split
 from bpfree.errors import UserError
 
 
-def from_python(data: Any, test: Any = None, classes: int | None = None) -> Dataset:
+def from_python(data: Any, test: Any = None, classes: int | None = None, *, without_labels: bool = False) -> Dataset:
     """A Dataset from a pair (samples, labels) of arrays or tensors, or from a torch Dataset of such pairs.
 
     uint8 samples are images and will be normalised; any others pass as they are. Labels are integers from 0.
@@ -20,12 +20,13 @@ def from_python(data: Any, test: Any = None, classes: int | None = None) -> Data
         data: for training.
         test: for the final evaluation, likewise; optional.
         classes: C; default: the largest label plus 1.
+        without_labels: samples alone will do, since they are to be rebuilt.
 
     Raises:
         UserError: neither a pair nor a data set, labels that are no integers or out of range, lengths that differ.
     """
-    train_split = _split(data, "data")
-    test_split = None if test is None else _split(test, "test")
+    train_split = _split(data, "data", without_labels)
+    test_split = None if test is None else _split(test, "test", without_labels)
     if classes is None:
         labels = [split.y for split in (train_split, test_split) if split is not None and len(split.y)]
         classes = max((int(y.max()) + 1 for y in labels), default=0)
@@ -66,9 +67,12 @@ def _collect(data: torch.utils.data.Dataset[Any], what: str) -> tuple[Tensor, Te
         raise UserError(f"{what}: its items do not unpack, allowed: pairs (sample, class number) ({error})") from error
 
 
-def _split(data: Any, what: str) -> Split:
+def _split(data: Any, what: str, without_labels: bool) -> Split:
     if isinstance(data, torch.utils.data.Dataset):
         data = _collect(data, what)
+    if without_labels and isinstance(data, Tensor | np.ndarray):
+        x = to_tensor(data, what)
+        return Split(x, torch.zeros(len(x), dtype=torch.int64))
     if not isinstance(data, Sequence) or len(data) != 2:
         raise UserError(f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels) or a torch Dataset")
     x, y = to_tensor(data[0], f"{what} (samples)"), to_tensor(data[1], f"{what} (labels)")

@@ -66,6 +66,7 @@ class Batches:
         device, dtype: of the batches.
         augment: random changes, if any.
         seed: of the shuffling and the augmentation; None for neither.
+        rebuild: y is what is to be rebuilt of the sample, not its label.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Batches:
         dtype: torch.dtype = torch.float32,
         augment: Augment | None = None,
         seed: int | None = None,
+        rebuild: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size: found {batch_size}, allowed: at least 1")
@@ -87,6 +89,7 @@ class Batches:
         self.dtype = dtype
         self.augment = augment or Augment()
         self.seed = seed
+        self.rebuild = rebuild
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -103,4 +106,5 @@ class Batches:
             x = self.x[index]
             if self.seed is not None:
                 x = self.augment(x, Noise(self.seed, epoch).fold("batch", i))
-            yield Batch(self.preprocess(x, self.dtype), self.y[index])
+            y = self.preprocess.target(x, self.dtype) if self.rebuild else self.y[index]
+            yield Batch(self.preprocess(x, self.dtype), y)

@@ -94,6 +94,7 @@ class Preprocess:
         white: the raw value of a white pixel.
         classes: C.
         dtype: of the raw samples, such as "uint8"; integers other than bytes are names (tokens), not quantities.
+        limits: smallest and largest value of what is to be rebuilt, if that is the task.
     """
 
     shape: tuple[int, ...]
@@ -102,13 +103,17 @@ class Preprocess:
     white: float
     classes: int
     dtype: str
+    limits: tuple[float, float]
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Preprocess":
         """Statistics of the training samples for uint8; floating values pass as they are."""
         shape = tuple(train.x.shape[1:])
-        mean, std = _statistics(train.x) if train.x.dtype == torch.uint8 else ((0.0,), (1.0,))
-        return cls(shape, mean, std, dataset.white, dataset.classes, str(train.x.dtype).removeprefix("torch."))
+        is_image = train.x.dtype == torch.uint8
+        mean, std = _statistics(train.x) if is_image else ((0.0,), (1.0,))
+        limits = (0.0, 1.0) if is_image else (float(train.x.min()), float(train.x.max()))
+        dtype = str(train.x.dtype).removeprefix("torch.")
+        return cls(shape, mean, std, dataset.white, dataset.classes, dtype, limits)
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Preprocess":
@@ -118,9 +123,9 @@ class Preprocess:
             UserError: a value is missing.
         """
         try:
-            shape, mean, std = (tuple(saved[key]) for key in ("shape", "mean", "std"))
-            return cls(shape, mean, std, saved["white"], saved["classes"], saved["dtype"])
-        except (KeyError, TypeError) as error:
+            shape, mean, std, (low, high) = (tuple(saved[key]) for key in ("shape", "mean", "std", "limits"))
+            return cls(shape, mean, std, saved["white"], saved["classes"], saved["dtype"], (low, high))
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"checkpoint: its preprocessing is damaged ({error})") from error
 
     def save(self) -> dict[str, Any]:
@@ -143,6 +148,10 @@ class Preprocess:
         per_channel = (-1, *[1] * (len(self.shape) - 1)) if len(self.mean) > 1 else (1,)
         mean, std = (torch.tensor(v, dtype=dtype, device=x.device).view(per_channel) for v in (self.mean, self.std))
         return x.sub_(mean).div_(std)
+
+    def target(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, ...] raw -> what is to be rebuilt of them: images as [0, 1], floating values as they are."""
+        return x.to(dtype) / self.white if self.dtype == "uint8" else x.to(dtype)
 
     @property
     def has_tokens(self) -> bool:

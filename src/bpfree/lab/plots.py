@@ -6,6 +6,7 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from bpfree.checkpoint import write_atomically
 from bpfree.trackers import Record
@@ -15,7 +16,7 @@ Axis = Literal["epoch", "seconds"]
 
 def plot_training(history: Sequence[Record], path: Path) -> None:
     """Loss and accuracy of one run over its epochs, training and validation, as a PNG."""
-    figure, panels = _panels("epoch")
+    figure, panels = _panels("epoch", history)
     for metric, axes in panels.items():
         for split, style in (("train", "--"), ("validation", "-")):
             _draw(axes, history, "epoch", split, metric, f"{split}", style, "C0")
@@ -29,7 +30,7 @@ def compare_training(histories: Mapping[str, Sequence[Record]], path: Path) -> N
         histories: records of the epochs by the name of the run.
         path: of the PNG; its folder is made.
     """
-    figure, panels = _panels("seconds")
+    figure, panels = _panels("seconds", [record for history in histories.values() for record in history])
     for metric, axes in panels.items():
         axes.set(xscale="log", ylabel=f"validation {metric}", xlabel="seconds of training")
         for number, (name, history) in enumerate(histories.items()):
@@ -37,14 +38,29 @@ def compare_training(histories: Mapping[str, Sequence[Record]], path: Path) -> N
     _save(figure, panels, path)
 
 
-def _panels(x: Axis) -> tuple[Figure, dict[str, Axes]]:
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.set(xlabel=x, ylabel="loss", yscale="log")
-    accuracy.set(xlabel=x, ylabel="accuracy")
-    for axes in (loss, accuracy):
+def plot_images(rows: Sequence[Tensor], path: Path) -> None:
+    """Rows of images [N, 1 or 3, H, W] with values in [0, 1], one below the other, as a PNG."""
+    figure = Figure(figsize=(len(rows[0]), len(rows)))
+    figure.subplots_adjust(0, 0, 1, 1, wspace=0.05, hspace=0.05)
+    panels = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for row, images in zip(panels, rows, strict=True):
+        for axes, image in zip(row, images.float().cpu().clamp(0, 1), strict=True):
+            axes.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+            axes.axis("off")
+    _write(figure, path)
+
+
+def _panels(x: Axis, history: Sequence[Record]) -> tuple[Figure, dict[str, Axes]]:
+    """A panel for the loss, and one for the accuracy if there is any."""
+    found = any("accuracy" in record.get(split, {}) for record in history for split in ("train", "validation"))
+    metrics = ["loss", "accuracy"] if found else ["loss"]
+    figure = Figure(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
+    panels = dict(zip(metrics, figure.subplots(1, len(metrics), squeeze=False)[0], strict=True))
+    for metric, axes in panels.items():
+        axes.set(xlabel=x, ylabel=metric)
         axes.grid(alpha=0.3)
-    return figure, {"loss": loss, "accuracy": accuracy}
+    panels["loss"].set(yscale="log")
+    return figure, panels
 
 
 def _draw(
@@ -56,8 +72,12 @@ def _draw(
 
 
 def _save(figure: Figure, panels: Mapping[str, Axes], path: Path) -> None:
-    accuracy = panels["accuracy"]
-    if accuracy.get_legend_handles_labels()[0]:
-        accuracy.legend(loc="lower right", fontsize="small")
+    last = list(panels.values())[-1]
+    if last.get_legend_handles_labels()[0]:
+        last.legend(fontsize="small")
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

@@ -103,6 +103,8 @@ class DRTP(DirectFeedback):
         taps: submodules after which the graph is cut; default: the stages of a Sequential.
     """
 
+    needs_labels: ClassVar[bool] = True
+
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """As for DFA; warns of activations without a bound, which grow for ever since the signal never ends."""
         super().bind(net, task, batch)

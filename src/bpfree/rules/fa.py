@@ -59,6 +59,7 @@ class FA(Rule):
             UserError: a weight is used outside Linear and convolution layers, or past its layer's forward, so that its
                 true value would carry errors.
         """
+        super().bind(net, task, batch)
         layers: dict[str, nn.Module] = {
             name: module for name, module in net.named_modules() if isinstance(module, LAYERS)
         }

@@ -15,6 +15,7 @@ are drawn evenly. The net's output layer is not used and stays as it was drawn.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class ForwardForward(LocalRule):
         taps: submodules after which the graph is cut; default: the stages of a Sequential.
     """
 
+    needs_labels: ClassVar[bool] = True
     label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
 
     def __init__(self, *, theta: float = 2.0, taps: Sequence[str] | None = None) -> None:

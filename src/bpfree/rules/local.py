@@ -2,7 +2,8 @@
 
 Mostafa, Ramesh, Cauwenberghs 2018, "Deep Supervised Learning Using Local Errors", https://arxiv.org/abs/1711.06756
 
-    segment l minimises CE(h_l C_l, y),    C_l [H_l, C] fixed and random
+    segment l minimises CE(h_l C_l, y),          C_l [H_l, C] fixed and random
+    to rebuild x:       mse(g(h_l F_l), x),      F_l [H_l, D] fixed and random, g by the range of the data
 
 Nothing is learned but the segment itself: its features must become what a random classifier can read. The error goes
 back through C_l^T, or through a random matrix of the same signs, so that not even the classifier is transported.
@@ -22,10 +23,10 @@ from bpfree.types import Batch, Task
 
 
 class Local(LocalRule):
-    """Local cross-entropy through a fixed random classifier.
+    """Local cross-entropy through a fixed random classifier; to rebuild samples, local error of a fixed random decoder.
 
     Args:
-        feedback: how C_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how C_l or F_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
         backward: "transpose" sends the error through C_l^T, "sign" through random magnitudes with the signs of C_l.
         taps: submodules after which the graph is cut; default: the stages of a Sequential.
     """
@@ -42,10 +43,12 @@ class Local(LocalRule):
         check_choice("backward", backward, ("transpose", "sign"))
         self.feedback = feedback
         self.backward = backward
+        self._rebuilds: Task | None = None
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Draw C_l^T [C, H_l] as the buffer `C<l>`, and what carries the error back as `R<l>` if it is another."""
+        """Draw C_l^T [D, H_l] as the buffer `C<l>`, and what carries the error back as `R<l>` if it is another."""
         super().bind(net, task, batch)
+        self._rebuilds = task if batch.y.is_floating_point() else None
         self._buffers.clear()  # of an earlier net
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
@@ -56,10 +59,12 @@ class Local(LocalRule):
                 self.register_buffer(f"R{index}", torch.copysign(random_like(self.feedback, shape), forth))
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """CE(h C_l, y); signal [B, D] is one-hot."""
+        """CE(h C_l, y), signal [B, D] one-hot; or mse(g(h F_l), x), signal [B, D] the flat samples."""
         h = h.flatten(1)
         scores = h @ self.get_buffer(f"C{index}").T  # [B, C]
         if self.backward == "sign":  # the value of the one, the derivative of the other
             through = h @ self.get_buffer(f"R{index}").T
             scores = through + (scores - through).detach()
+        if self._rebuilds is not None:
+            return self._rebuilds.loss(scores, Batch(h, signal))
         return F.cross_entropy(scores, signal.to(scores.dtype))

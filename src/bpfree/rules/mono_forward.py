@@ -14,7 +14,7 @@ all G_l. Here the net keeps the output layer it came with, which learns from the
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class MonoForward(LocalRule):
             G and the output).
         taps: submodules after which the graph is cut; default: the stages of a Sequential.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Sequence[str] | None = None) -> None:
         super().__init__(taps=taps)

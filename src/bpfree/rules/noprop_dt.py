@@ -15,7 +15,7 @@ deterministic by default (z_0 = 0, eps = 0), since Eq. 3's noise only costs accu
 nearest-embedding classifier z W_embed^T instead of at random. Embeddings are one-hot.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class NoPropDT(Rule):
         abar_max: abar_T is clipped to it, in (0, 1); it sets the weight of the last block.
         inference: "deterministic", or "stochastic" as in Eq. 3, keyed so that it repeats.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class NoPropDT(Rule):
         Raises:
             UserError: the net has no denoising blocks, or ones of another width.
         """
+        super().bind(net, task, batch)
         blocks = self._blocks(net)
         like = first_trainable(net)
         self.schedule = CosineSchedule(len(blocks.heads), self.abar_max)

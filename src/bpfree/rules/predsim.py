@@ -14,6 +14,7 @@ the authors' blocks, which are what the default taps cut out.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +33,8 @@ class PredSim(LocalRule):
         beta: weight of the similarity loss, in [0, 1]; 1 - beta is that of the prediction loss and of the output's.
         taps: submodules after which the graph is cut; default: the stages of a Sequential.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     def __init__(self, *, beta: float = 0.99, taps: Sequence[str] | None = None) -> None:
         super().__init__(taps=taps)

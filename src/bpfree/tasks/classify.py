@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpfree.data.dataset import Preprocess
 from bpfree.errors import UserError
 from bpfree.types import Batch, Scalars
 
@@ -19,6 +20,11 @@ class Classify:
         if classes < 2:
             raise UserError(f"classes: found {classes}, allowed: at least 2")
         self.classes = classes
+
+    @classmethod
+    def of(cls, data: Preprocess) -> "Classify":
+        """For the classes of a data set."""
+        return cls(data.classes)
 
     @property
     def dim(self) -> int:
@@ -49,3 +55,7 @@ class Classify:
         """`loss` and `accuracy`, detached."""
         accuracy = (out.detach().argmax(1) == batch.y).float().mean()
         return {"loss": self.loss(out.detach(), batch), "accuracy": accuracy}
+
+    def decode(self, out: Tensor) -> Tensor:
+        """The most likely class, int64 [N]."""
+        return out.argmax(1)
