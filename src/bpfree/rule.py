@@ -1,7 +1,8 @@
 """What a learning rule is: a way to write `.grad`. Three shapes of rule cover the field."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from typing import ClassVar, Literal
 
 import torch
@@ -31,15 +32,18 @@ def first_trainable(net: nn.Module) -> nn.Parameter:
     raise UserError("net: it has no trainable parameters, allowed: at least one with requires_grad")
 
 
-def backward(loss: Tensor) -> None:
-    """Fill `.grad` from a loss. Autocast is off within: torch asks for it, and hooks run inside the forward pass."""
-    if not loss.requires_grad:
+def backward(out: Tensor, gradient: Tensor | None = None) -> None:
+    """Fill `.grad` from a loss, or from an output and the gradient in it.
+
+    Autocast is off within: torch asks for it, and hooks run inside the forward pass.
+    """
+    if not out.requires_grad:
         return  # every parameter behind it is frozen
-    if torch.is_autocast_enabled(loss.device.type):
-        with torch.autocast(loss.device.type, enabled=False):
-            loss.backward()  # type: ignore[no-untyped-call]
+    if torch.is_autocast_enabled(out.device.type):
+        with torch.autocast(out.device.type, enabled=False):
+            out.backward(gradient)  # type: ignore[no-untyped-call]
     else:
-        loss.backward()  # type: ignore[no-untyped-call]
+        out.backward(gradient)  # type: ignore[no-untyped-call]
 
 
 def no_labels(rule: str) -> UserError:
@@ -94,8 +98,9 @@ class LocalRule(Rule):
     within the segment and its activations are freed. Peak activation memory is that of the largest segment.
 
     With `needs_error` the output error must be known first. `memory="fast"` keeps the activations of one forward
-    pass; `memory="flat"` runs the net twice, first for the error and then learning on the way. Dropout masks are the
-    same in both passes and batch-norm statistics are updated once, so both give the same weights, to the bit.
+    pass; `memory="flat"` runs the net twice, first for the error and then learning on the way. The last hidden segment
+    and the output learn at the end of the first pass, which the second therefore need not repeat. Dropout masks are
+    the same in both passes and batch-norm statistics are updated once, so both give the same weights, to the bit.
 
     Args:
         taps: submodules after which the graph is cut; default: the stages of a Sequential (`bpfree.cut.stages`).
@@ -132,6 +137,13 @@ class LocalRule(Rule):
             signal: [B, D], the output error dLoss/dout if the rule `needs_error`, else the target.
         """
 
+    def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor | None:
+        """The gradient of `local_loss` in h, of its shape, where it is known without autograd; default: it is not.
+
+        It saves the passes over memory that a loss and its derivative take. h is detached.
+        """
+        return None
+
     def head(self, index: int) -> nn.Module | None:
         """The part of the rule that trains together with segment `index`, if any."""
         return None
@@ -150,11 +162,9 @@ class LocalRule(Rule):
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
         if not self.needs_error:
             return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
-        if self.memory == "flat":
-            with unchanged_buffers(net), noise.global_rng(batch.x.device), cut(net, self.taps, self.pass_on):
-                out = net(batch.x).detach()
-            return self._learn_on_the_way(net, task, batch, noise, output_error(task, out, batch))
-        return self._learn_afterwards(net, task, batch, noise)
+        if self.memory == "fast":
+            return self._learn_afterwards(net, task, batch, noise, keep_from=0)
+        return self._learn_in_two_passes(net, task, batch, noise)
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The segments, each with its head."""
@@ -176,17 +186,58 @@ class LocalRule(Rule):
             out = net(batch.x)
         return scalars | self._learn_output(task, out, batch)
 
-    def _learn_afterwards(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        kept: list[tuple[int, Tensor]] = []
+    def _learn_in_two_passes(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        last = len(self.taps) - 1
+        signal: list[Tensor] = []
+        final = self._learn_afterwards(net, task, batch, noise, keep_from=last, tell=signal.append)
+        scalars: Scalars = {}
 
-        def keep(index: int, h: Tensor) -> Tensor:
-            kept.append((index, h))
+        def learn(index: int, h: Tensor) -> Tensor:
+            scalars.update(self._learn(index, h, signal[0]))
+            if index == last - 1:
+                raise _Enough
             return self.pass_on(index, h.detach())
 
-        with noise.global_rng(batch.x.device), cut(net, self.taps, keep):
+        if last > 0:
+            with suppress(_Enough), noise.global_rng(batch.x.device), cut(net, self.taps, learn):
+                net(batch.x)
+        return scalars | final
+
+    def _learn_afterwards(
+        self,
+        net: nn.Module,
+        task: Task,
+        batch: Batch,
+        noise: Noise,
+        *,
+        keep_from: int,
+        tell: Callable[[Tensor], None] = lambda error: None,
+    ) -> Scalars:
+        """One pass that keeps the activations of the segments from `keep_from` on, which then learn.
+
+        What the segments before do to buffers is undone: theirs is yet to come.
+        """
+        kept: list[tuple[int, Tensor]] = []
+        rehearsal = ExitStack()
+
+        def keep(index: int, h: Tensor) -> Tensor:
+            if index >= keep_from:
+                kept.append((index, h))
+            if index == keep_from - 1:
+                rehearsal.close()
+            return self.pass_on(index, h.detach())
+
+        with rehearsal, noise.global_rng(batch.x.device), cut(net, self.taps, keep):
+            if keep_from > 0:
+                rehearsal.enter_context(unchanged_buffers(net))
             out = net(batch.x)
         error = output_error(task, out, batch)
-        last = self._learn_output(task, out, batch)
+        tell(error)
+        if self.output_weight == 1:  # it is the gradient that the output segment needs, too
+            backward(out, error.view_as(out).to(out.dtype))
+            last = task.metrics(out.detach(), batch)
+        else:
+            last = self._learn_output(task, out, batch)
         scalars: Scalars = {}
         while kept:  # from the last, whose input is the output of the one before, so that each can be freed
             index, h = kept.pop()
@@ -202,6 +253,10 @@ class LocalRule(Rule):
     def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
         if not h.requires_grad and self.head(index) is None:
             return {}  # nothing here is trainable
+        known = self.local_gradient(index, h.detach(), signal)
+        if known is not None:
+            backward(h, known)
+            return {f"loss/{self.taps[index]}": (h.detach() * known).sum()}
         loss = self.local_loss(index, h, signal)
         backward(loss)
         return {f"loss/{self.taps[index]}": loss.detach()}
@@ -223,6 +278,10 @@ def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
     leaf = out.detach()
     leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
     return torch.autograd.grad(task.loss(leaf, batch), leaf)[0].flatten(1)
+
+
+class _Enough(Exception):  # noqa: N818, no error
+    """Ends a forward pass of which the rest is known."""
 
 
 class BlackBoxRule(Rule):

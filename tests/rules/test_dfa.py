@@ -5,7 +5,7 @@ from torch import nn
 from bpfree import Noise, UserError
 from bpfree.feedback import FEEDBACKS, random_like
 from bpfree.nets import NETS
-from bpfree.rules import DFA, Backprop
+from bpfree.rules import DFA, DRTP, Backprop
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, zero_grad
 
 
@@ -95,3 +95,15 @@ def test_wrong_arguments_are_named():
         DFA(feedback="randn")
     with pytest.raises(UserError, match="memory: found 'slow', allowed: fast, flat"):
         DFA(memory="slow")
+
+
+@pytest.mark.parametrize("rule", [DFA(signal_scale=0.3), DRTP()], ids=["dfa", "drtp"])
+def test_the_known_gradient_is_that_of_the_local_loss(rule, batch):
+    """Two ways to the same numbers: the signal as it is, and autograd through <h, signal B>."""
+    net = NETS["conv"](IN_SHAPE, 10, channels=[4, 6], hidden=12, activation="tanh").double().to(batch.x.device)
+    bound(rule, net, batch)
+    signal = torch.randn(32, 10).to(batch.x)
+    for index, segment in enumerate(rule.segments[:-1]):
+        h = torch.randn(32, *segment.shape).to(batch.x).requires_grad_()
+        (expected,) = torch.autograd.grad(rule.local_loss(index, h, signal), h)
+        torch.testing.assert_close(rule.local_gradient(index, h.detach(), signal), expected, rtol=1e-12, atol=1e-16)

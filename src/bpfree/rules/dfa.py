@@ -18,6 +18,7 @@ binary cross-entropy; here the output has the task's loss.
 """
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -57,11 +58,21 @@ class DirectFeedback(LocalRule):
             shape = like.new_empty(()).expand(task.dim, segment.shape.numel())
             self.register_buffer(f"B{index}", random_like(self.feedback, shape))
 
-    def deliver(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """<h, signal B>, whose gradient in h is signal B; signal [B, D]. Its value has no meaning of its own."""
+    @abstractmethod
+    def teach(self, signal: Tensor) -> Tensor:
+        """The signal [B, D] that goes through B_l."""
+
+    def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """The signal through B_l, of the shape of h; signal [B, D]."""
         matrix: Tensor = self.get_buffer(f"B{index}")  # [D, H]
-        delivered = self.signal_scale * (signal.to(matrix.dtype) @ matrix)  # [B, H]
-        return (h.flatten(1) * delivered).sum()
+        taught = self.teach(signal).to(matrix.dtype)
+        if self.signal_scale != 1:
+            taught = self.signal_scale * taught
+        return (taught @ matrix).view_as(h).to(h.dtype)
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """<h, signal B_l>, whose gradient in h is signal B_l. Its value has no meaning of its own."""
+        return (h * self.local_gradient(index, h.detach(), signal)).sum()
 
 
 class DFA(DirectFeedback):
@@ -89,9 +100,9 @@ class DFA(DirectFeedback):
         check_choice("memory", memory, ("fast", "flat"))
         self.memory = memory
 
-    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """<h, e B_l>."""
-        return self.deliver(index, h, signal)
+    def teach(self, signal: Tensor) -> Tensor:
+        """The error e itself."""
+        return signal
 
 
 class DRTP(DirectFeedback):
@@ -116,9 +127,9 @@ class DRTP(DirectFeedback):
                 stacklevel=2,
             )
 
-    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """<h, -Y B_l>, divided by the batch size."""
-        return self.deliver(index, h, signal / -len(signal))
+    def teach(self, signal: Tensor) -> Tensor:
+        """-Y, divided by the batch size."""
+        return signal / -len(signal)
 
 
 class Shallow(LocalRule):
