@@ -206,7 +206,7 @@ class LocalRule(Rule):
             return {}  # nothing here is trainable
         if h.requires_grad and h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last):
             # The loss sees h flat, so the error would come back in another order: 1.6 times as slow on a CPU.
-            h.register_hook(lambda error: error.contiguous(memory_format=torch.channels_last))
+            h.register_hook(lambda error: error.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
         loss = self.local_loss(index, h, signal)
         backward(loss)
         return {f"loss/{self.taps[index]}": loss.detach()}
