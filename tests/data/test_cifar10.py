@@ -1,5 +1,6 @@
 """The reader of CIFAR-10 against files of the official layout, loose and in an archive, whole and broken."""
 
+import gzip
 import hashlib
 import http.server
 import importlib
@@ -81,6 +82,25 @@ def test_an_archive_is_unpacked_once_and_nothing_but_the_known_files(place, tmp_
         (tmp_path / "data" / place / "cifar-10-binary.tar.gz").unlink(missing_ok=True)
     assert not list(tmp_path.rglob("evil*"))
     assert {p.name for p in (tmp_path / "data" / "cifar10").iterdir()} == set(files())
+
+
+def test_a_link_in_an_archive_is_not_followed(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for member in cifar10.CIFAR10.members:
+            info = tarfile.TarInfo(member)
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(info)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match=r"lacks cifar-10-batches-bin/data_batch_1.bin, "):
+        DATASETS["cifar10"](tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-binary.tar.gz", "cifar-10-binary.tar"])
+def test_archives_that_people_packed_themselves(name, tmp_path):
+    data = packed(files(), folder="./cifar-10-batches-bin")
+    (tmp_path / name).write_bytes(data if name.endswith("gz") else gzip.decompress(data))
+    expect(DATASETS["cifar10"](tmp_path), files())
 
 
 def test_files_that_lie_there_are_kept(tmp_path):

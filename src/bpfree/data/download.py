@@ -105,9 +105,11 @@ def _unpack(archive: Path, members: Sequence[str], folder: Path) -> list[Path]:
         with gzip.open(archive) if archive.suffix == ".gz" else open(archive, "rb") as stream:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
-                    if member.name in members and (content := tar.extractfile(member)) is not None:
-                        unpacked[member.name] = folder / Path(member.name).name
-                        with open(unpacked[member.name], "wb") as file:
+                    name = member.name.removeprefix("./")
+                    content = tar.extractfile(member) if member.isreg() and name in members else None
+                    if content is not None:
+                        unpacked[name] = folder / Path(name).name
+                        with open(unpacked[name], "wb") as file:
                             shutil.copyfileobj(content, file, 1 << 20)
             while stream.read(1 << 20):  # to the end, where gzip checks the whole
                 pass
