@@ -89,9 +89,9 @@ def test_a_resnet_learns_real_digits(rule, digits_data, device):
     ("spec", "shape", "message"),
     [
         ({"name": "resnet18"}, (64,), r"net resnet: found samples of shape \(64,\), allowed: \[channels"),
-        ({"name": "resnet18", "width": 0}, (1, 8, 8), "net resnet: width: found 0, allowed: at least 1"),
+        ({"name": "resnet18", "width": 0}, (1, 8, 8), "net.width: found 0, allowed: a number above 0"),
         ({"name": "vgg8b"}, (1, 8, 8), r"net vgg8b: found samples of shape \(1, 8, 8\), allowed: .* >= 16"),
-        ({"name": "vgg8b", "scale": 0}, (3, 32, 32), "scale: found 0, allowed: a number above 0"),
+        ({"name": "vgg8b", "scale": 0}, (3, 32, 32), "net.scale: found 0, allowed: a number above 0"),
     ],
 )
 def test_what_they_refuse(spec, shape, message):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bpfree.errors import UserError
+from bpfree.errors import UserError, check_positive
 
 
 class Residual(nn.Module):
@@ -86,8 +86,7 @@ def _resnet(
 ) -> nn.Sequential:
     if isinstance(in_shape, int) or len(in_shape) != 3:
         raise UserError(f"net resnet: found samples of shape {in_shape}, allowed: [channels, height, width]")
-    if width < 1:
-        raise UserError(f"net resnet: width: found {width}, allowed: at least 1")
+    check_positive("net.width", width)
     small = min(in_shape[1:]) < 64
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv"] = nn.Conv2d(in_shape[0], width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)

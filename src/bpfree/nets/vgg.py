@@ -41,7 +41,8 @@ def vgg8b(
         UserError: the input is no image, or too small to be halved four times.
     """
     check_choice("activation", activation, ACTIVATIONS)
-    check_positive("scale", scale)
+    check_positive("net.scale", scale)
+    check_positive("net.hidden", hidden)
     if isinstance(in_shape, int) or len(in_shape) != 3 or min(in_shape[1:]) < 16:
         raise UserError(f"net vgg8b: found samples of shape {in_shape}, allowed: [channels, height, width] >= 16")
     width, height, breadth = in_shape
