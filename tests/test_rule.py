@@ -63,6 +63,29 @@ def test_each_parameter_is_moved_by_its_own_segments_loss_alone(rule, kind, batc
     assert sum(len(s.parameters) for s in rule.segments) == len(parameters)
 
 
+@pytest.mark.parametrize("make", [DFA, MonoForward])
+def test_the_layout_of_images_changes_nothing_and_errors_come_in_it(make, batch):
+    """Nets are trained with channels last; an error in another order makes each step slower."""
+    written, strides = [], []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        net = nets()["conv"].to(device=batch.x.device, memory_format=layout)
+        rule = bound(make(), net, batch)
+        learn = rule._learn
+
+        def watched(index, h, signal, learn=learn):
+            h.grad_fn.register_prehook(lambda errors: strides.append((h.stride(), errors[0].stride())))
+            return learn(index, h, signal)
+
+        rule._learn = watched
+        rule.gradients(net, TASK, batch, Noise(0, 0))
+        written.append(gradients(net))
+    for name, expected in written[0].items():
+        torch.testing.assert_close(written[1][name], expected)
+    assert len(strides) == 6
+    assert all(error == h for h, error in strides)
+
+
 def test_a_segment_does_not_see_what_comes_after_it(batch):
     net = net_for("mono_forward", batch.x.device)
     rule = bound(MonoForward(), net, batch)

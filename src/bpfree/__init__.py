@@ -16,6 +16,7 @@ from bpfree.noise import Noise
 from bpfree.rule import BlackBoxRule, LocalRule, Rule
 from bpfree.run import Run
 from bpfree.state import EarlyStopping
+from bpfree.taps import taps
 from bpfree.trackers import Tracker
 from bpfree.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
@@ -43,5 +44,6 @@ __all__ = [
     "nets",
     "owners",
     "rules",
+    "taps",
     "tasks",
 ]

@@ -7,7 +7,7 @@ net is neither wrapped nor changed, and no module backward hook is used (they br
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from bpfree.errors import UserError, unknown
 from bpfree.noise import Noise
 
 OUTPUT = "output"
+Taps = Sequence[str] | Literal["auto"] | None
+"""Where a rule is asked to cut: names of submodules; "auto" and None for the stages of a Sequential."""
 Visit = Callable[[int, Tensor], object]
 """What is done with a tapped output; a tensor that it returns goes on in place of that output."""
 
@@ -83,6 +85,7 @@ def stages(net: nn.Module) -> tuple[str, ...]:
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise UserError(
             f"taps: none were given and {type(net).__name__} is no nn.Sequential, so its stages are unknown. "
+            "bpfree.taps(net, x) tells where a cut is sound. "
             f"Name the submodules after which to cut, such as taps=[...] from: {shown}"
         )
     taps: list[str] = []

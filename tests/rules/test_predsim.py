@@ -69,6 +69,19 @@ def test_heads_start_at_zero_and_pool_to_at_most_1024(batch):
     assert isinstance(rule.heads[2].match, nn.Linear)
 
 
+def test_pooling_goes_as_far_as_asked_for(batch):
+    model = NETS["conv"]((1, 8, 8), 10, channels=[64, 8], hidden=12).double().to(batch.x.device)
+    for pooled, expected in ((4096, 64 * 8 * 8), (2048, 64 * 4 * 4), (64, 64)):
+        assert bound(PredSim(pooled=pooled), model, batch).heads[0].decode.in_features == expected
+    with pytest.raises(UserError, match="pooled: found 0, allowed: a number above 0"):
+        Pred(pooled=0)
+
+
+def test_maps_of_one_pixel_have_no_spread_and_are_taken_as_they_are():
+    x = torch.randn(5, 7, 1, 1, dtype=torch.float64)
+    assert torch.equal(similarity(x), similarity(x.flatten(1)))
+
+
 def test_pred_is_cross_entropy_of_its_decoder(batch):
     model = net().to(batch.x.device).eval()
     rule = bound(Pred(), model, batch)

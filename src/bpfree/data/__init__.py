@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bpfree.data.arrays import from_python
 from bpfree.data.batches import Augment, Batches
+from bpfree.data.cifar10 import cifar10
 from bpfree.data.dataset import Dataset, Preprocess, Split
 from bpfree.data.digits import digits
 from bpfree.data.download import data_directory
@@ -14,6 +15,7 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
 }
 
 __all__ = [

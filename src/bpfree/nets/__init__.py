@@ -10,7 +10,17 @@ from torch import nn
 from bpfree.nets.conv import conv
 from bpfree.nets.denoiser import Denoiser
 from bpfree.nets.mlp import mlp
+from bpfree.nets.resnet import resnet18, resnet34, resnet50
+from bpfree.nets.vgg import vgg8b
 
-NETS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv": conv, "denoiser": Denoiser}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "conv": conv,
+    "vgg8b": vgg8b,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "denoiser": Denoiser,
+}
 
-__all__ = ["NETS", "Denoiser", "conv", "mlp"]
+__all__ = ["NETS", "Denoiser", "conv", "mlp", "resnet18", "resnet34", "resnet50", "vgg8b"]

@@ -19,11 +19,11 @@ binary cross-entropy; here the output has the task's loss.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from bpfree.cut import Taps
 from bpfree.errors import check_choice
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.rule import LocalRule, first_trainable
@@ -38,12 +38,10 @@ class DirectFeedback(LocalRule):
     Args:
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
         signal_scale: multiplies the hidden signal.
-        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    def __init__(
-        self, *, feedback: Feedback = "uniform", signal_scale: float = 1.0, taps: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, *, feedback: Feedback = "uniform", signal_scale: float = 1.0, taps: Taps = None) -> None:
         super().__init__(taps=taps)
         check_choice("feedback", feedback, FEEDBACKS)
         self.feedback = feedback
@@ -83,7 +81,7 @@ class DFA(DirectFeedback):
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
             one segment, and comes to the same weights.
-        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
     needs_error: ClassVar[bool] = True
@@ -94,7 +92,7 @@ class DFA(DirectFeedback):
         feedback: Feedback = "uniform",
         signal_scale: float = 1.0,
         memory: Literal["fast", "flat"] = "fast",
-        taps: Sequence[str] | None = None,
+        taps: Taps = None,
     ) -> None:
         super().__init__(feedback=feedback, signal_scale=signal_scale, taps=taps)
         check_choice("memory", memory, ("fast", "flat"))
@@ -111,7 +109,7 @@ class DRTP(DirectFeedback):
     Args:
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
         signal_scale: multiplies the hidden signal.
-        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
     needs_labels: ClassVar[bool] = True

@@ -14,14 +14,13 @@ Where we differ: goodness is the mean of squares, not the sum, so that theta doe
 are drawn evenly. The net's output layer is not used and stays as it was drawn.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.cut import cut, unchanged_buffers
+from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_positive
 from bpfree.noise import Noise
 from bpfree.rule import LocalRule, first_trainable
@@ -33,13 +32,13 @@ class ForwardForward(LocalRule):
 
     Args:
         theta: goodness that parts positive from negative samples.
-        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
     needs_labels: ClassVar[bool] = True
     label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
 
-    def __init__(self, *, theta: float = 2.0, taps: Sequence[str] | None = None) -> None:
+    def __init__(self, *, theta: float = 2.0, taps: Taps = None) -> None:
         super().__init__(taps=taps)
         check_positive("theta", theta)
         self.theta = theta

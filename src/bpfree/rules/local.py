@@ -9,13 +9,13 @@ Nothing is learned but the segment itself: its features must become what a rando
 back through C_l^T, or through a random matrix of the same signs, so that not even the classifier is transported.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpfree.cut import Taps
 from bpfree.errors import check_choice
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.rule import LocalRule, first_trainable
@@ -28,7 +28,7 @@ class Local(LocalRule):
     Args:
         feedback: how C_l or F_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
         backward: "transpose" sends the error through C_l^T, "sign" through random magnitudes with the signs of C_l.
-        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Local(LocalRule):
         *,
         feedback: Feedback = "uniform",
         backward: Literal["transpose", "sign"] = "transpose",
-        taps: Sequence[str] | None = None,
+        taps: Taps = None,
     ) -> None:
         super().__init__(taps=taps)
         check_choice("feedback", feedback, FEEDBACKS)

@@ -13,14 +13,13 @@ all G_l. Here the net keeps the output layer it came with, which learns from the
 `net(x)` alone is the trained classifier. `read: last` and `read: sum` give the paper's two.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.cut import cut
+from bpfree.cut import Taps, cut
 from bpfree.errors import UserError, check_choice
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
@@ -32,12 +31,12 @@ class MonoForward(LocalRule):
     Args:
         read: where a prediction is read: "net" (its output), "last" (G of the last hidden segment) or "sum" (of all
             G and the output).
-        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
     needs_labels: ClassVar[bool] = True
 
-    def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Sequence[str] | None = None) -> None:
+    def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
         super().__init__(taps=taps)
         check_choice("read", read, ("net", "last", "sum"))
         self.read = read

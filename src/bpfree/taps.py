@@ -1,0 +1,140 @@
+"""Where a net can be cut, and what each piece of it holds."""
+
+from collections import Counter
+from collections.abc import Callable
+from io import StringIO
+from textwrap import shorten
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, UntypedStorage, nn
+
+from bpfree.cut import OUTPUT, owners, reached_parameters, stages, unchanged_buffers
+from bpfree.errors import UserError
+from bpfree.noise import Noise
+
+_WIDTH = 160
+
+
+class Tap(NamedTuple):
+    """A place where a net can be cut, and the piece of the net between the tap before it and this one.
+
+    Attributes:
+        name: of the submodule, or "output" for the end of the net.
+        shape: of its output for one sample.
+        parameters: how many the piece has.
+        activation_bytes: what its backward pass keeps of one sample. A segment of several pieces keeps their sum.
+        auto: the net is cut here if nothing is said.
+        refused: why a cut here, and nowhere else, does not work; None if it does.
+    """
+
+    name: str
+    shape: torch.Size
+    parameters: int
+    activation_bytes: int
+    auto: bool
+    refused: str | None
+
+
+class TapList(list[Tap]):
+    """Taps in the order in which they run; printed, a table, in which long refusals are cut short."""
+
+    def __rich__(self) -> Table:
+        """One row for each tap."""
+        table = Table(box=None)
+        for heading in ("tap", "shape", "parameters", "bytes kept", "auto", "cut"):
+            table.add_column(heading, justify="left" if heading in ("tap", "cut") else "right")
+        for tap in self:
+            shape, numbers = "x".join(map(str, tap.shape)), (f"{tap.parameters:,}", f"{tap.activation_bytes:,}")
+            verdict = "sound" if tap.refused is None else escape(shorten(f"no: {tap.refused}", 80))
+            table.add_row(tap.name, shape, *numbers, "*" if tap.auto else "", verdict)
+        return table
+
+    def __repr__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=_WIDTH, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def taps(net: nn.Module, x: Tensor) -> TapList:
+    """What can be tapped: every submodule that runs once in a forward pass and gives one tensor.
+
+    Cuts that are sound alone are sound together. Looking takes a forward pass for each submodule.
+
+    Args:
+        net: the net, as it will be trained; buffers and random state come out as they went in.
+        x: [B, ...], a few samples, preprocessed.
+
+    Returns:
+        The taps in the order in which they run, and the end of the net as "output".
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> print(taps(net, torch.zeros(3, 4)))
+         tap     shape  parameters  bytes kept  auto  cut
+         0           8          40           0        sound
+         1           8           0          32     *  sound
+         output      2          18           0        no: the end of the net, which has the task's loss
+    """
+    sizes = {name: p.numel() for name, p in net.named_parameters()}
+    auto = stages(net) if isinstance(net, nn.Sequential) else ()
+    found, known, kept = TapList(), set[str](), 0
+    for run in _forward(net, x):
+        parameters = sum(sizes[name] for name in run.reached if name not in known)
+        size = (run.kept - kept) // len(x)
+        refused = _refusal(net, run.name, x) if run.name else "the end of the net, which has the task's loss"
+        found.append(Tap(run.name or OUTPUT, run.h.shape[1:], parameters, size, run.name in auto, refused))
+        known, kept = known.union(run.reached), run.kept
+    return found
+
+
+class _Run(NamedTuple):
+    name: str
+    h: Tensor
+    reached: tuple[str, ...]  # parameters from which h was computed
+    kept: int  # bytes for the backward pass until here
+
+
+def _forward(net: nn.Module, x: Tensor) -> list[_Run]:
+    """What ran once and gave one tensor, in order, in a pass without cuts; at last the net itself, named ""."""
+    held = {tensor.untyped_storage().data_ptr(): 0 for tensor in (x, *net.parameters(), *net.buffers())}
+    storages: list[UntypedStorage] = []  # held, so that no address is used twice
+    runs: list[_Run] = []
+    times: Counter[str] = Counter()
+
+    def pack(tensor: Tensor) -> None:
+        storages.append(tensor.untyped_storage())
+        held.setdefault(storages[-1].data_ptr(), storages[-1].nbytes())
+
+    def look(name: str, h: object) -> None:
+        times[name] += 1
+        if isinstance(h, Tensor):
+            runs.append(_Run(name, h, reached_parameters(net, h), sum(held.values())))
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, args, h: look(name, h)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in net.named_modules()]
+    try:
+        with (
+            unchanged_buffers(net),
+            Noise().global_rng(x.device),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing),
+        ):
+            out = net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [run for run in runs if times[run.name] == 1 and (run.h is not out or not run.name)]
+
+
+def _refusal(net: nn.Module, name: str, x: Tensor) -> str | None:
+    try:
+        owners(net, [name], x)
+    except UserError as error:
+        return str(error)
+    return None
