@@ -42,7 +42,7 @@ def fit(
         resume: go on with the run in `out` if one was begun there by the same call.
         test: a pair or Dataset for the final evaluation; a named data set brings its own.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, shift, flip;
-            precision, device, clip, early_stopping), the sections `schedule` and `task`, and `classes`.
+            precision, update, device, clip, early_stopping), the sections `schedule` and `task`, and `classes`.
 
     Returns:
         The finished run.

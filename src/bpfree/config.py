@@ -19,7 +19,7 @@ from bpfree.rules import RULES
 from bpfree.spec import check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
 from bpfree.tasks import TASKS
-from bpfree.trainer import Precision
+from bpfree.trainer import Precision, Update
 
 
 class _Section(BaseModel):
@@ -54,6 +54,7 @@ class TrainConfig(_Section):
     epochs: int = Field(default=10, ge=1)
     seed: int = Field(default=0, ge=0)
     precision: Precision = "float32"
+    update: Update = "together"
     device: str = "auto"
     clip: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStoppingConfig | None = None

@@ -108,6 +108,8 @@ class LocalRule(Rule):
     """
 
     needs_error: ClassVar[bool] = False
+    segment_done: Callable[[int], None] | None = None
+    """Told, if set, when the gradients of a segment are complete; it may use them up and free them at once."""
     memory: Literal["fast", "flat"] = "flat"
     taps: tuple[str, ...]
     segments: list[Segment]
@@ -171,12 +173,13 @@ class LocalRule(Rule):
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The segments, each with its head."""
-        parameters = dict(net.named_parameters())
-        units = []
-        for index, segment in enumerate(self.segments):
-            head = self.head(index)
-            units.append([parameters[name] for name in segment.parameters] + (trainable(head) if head else []))
-        return units
+        return [self.unit(net, index) for index in range(len(self.segments))]
+
+    def unit(self, net: nn.Module, index: int) -> list[nn.Parameter]:
+        """The parameters of segment `index` and of its head."""
+        head = self.head(index)
+        own = [net.get_parameter(name) for name in self.segments[index].parameters]
+        return own + (trainable(head) if head else [])
 
     def _learn_on_the_way(self, net: nn.Module, task: Task, batch: Batch, noise: Noise, signal: Tensor) -> Scalars:
         scalars: Scalars = {}
@@ -238,6 +241,7 @@ class LocalRule(Rule):
         tell(error)
         if self.output_weight == 1:  # it is the gradient that the output segment needs, too
             backward(out, error.view_as(out).to(out.dtype))
+            self._tell_done(len(self.taps))
             last = task.metrics(out.detach(), batch)
         else:
             last = self._learn_output(task, out, batch)
@@ -251,6 +255,7 @@ class LocalRule(Rule):
     def _learn_output(self, task: Task, out: Tensor, batch: Batch) -> Scalars:
         loss = task.loss(out, batch)
         backward(loss if self.output_weight == 1 else self.output_weight * loss)
+        self._tell_done(len(self.taps))
         return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
     def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
@@ -262,10 +267,16 @@ class LocalRule(Rule):
         known = self.local_gradient(index, h.detach(), signal)
         if known is not None:
             backward(h, known)
-            return {f"loss/{self.taps[index]}": (h.detach() * known).sum()}
-        loss = self.local_loss(index, h, signal)
-        backward(loss)
+            loss = (h.detach() * known).sum()
+        else:
+            loss = self.local_loss(index, h, signal)
+            backward(loss)
+        self._tell_done(index)
         return {f"loss/{self.taps[index]}": loss.detach()}
+
+    def _tell_done(self, index: int) -> None:
+        if self.segment_done is not None:
+            self.segment_done(index)
 
 
 def _refuse_one_stage(net: nn.Module) -> None:

@@ -223,6 +223,7 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
         schedule=config.schedule,
         clip=config.train.clip,
         precision=config.train.precision,
+        update=config.train.update,
         seed=seed,
     )
     return Run(config, trainer, preprocess)

@@ -27,8 +27,10 @@ from bpfree.spec import Spec, build
 from bpfree.state import EarlyStopping, Progress
 from bpfree.trackers import Record, Tracker
 from bpfree.types import Batch, Scalars, Task
+from bpfree.update import FusedUpdate
 
 Precision = Literal["float32", "float32_torch", "bfloat16"]
+Update = Literal["together", "fused"]
 
 _CHECK_EVERY = 20  # steps between two looks at the losses; each look waits for the device
 
@@ -47,6 +49,9 @@ class Trainer:
         precision: "bfloat16" runs forward passes under autocast; parameters stay as they are. "float32" may take
             another library for matrix products where it is as accurate and faster (`bpfree.matmul`);
             "float32_torch" leaves that to torch.
+        update: "together" steps all parameters when every gradient is there; "fused" steps a segment's as soon as its
+            own are, and frees them: the same weights, with the gradients of one segment at a time in memory. For local
+            rules.
         seed: of everything random in training.
         total_steps: length of the schedule; `fit` knows it by itself.
 
@@ -69,16 +74,19 @@ class Trainer:
         schedule: Spec = "constant",
         clip: float | None = None,
         precision: Precision = "float32",
+        update: Update = "together",
         seed: int = 0,
         total_steps: int | None = None,
     ) -> None:
         check_choice("precision", precision, get_args(Precision))
+        check_choice("update", update, get_args(Update))
         if clip is not None:
             check_positive("clip", clip)
         like = first_trainable(net)
         self.net = net
         self.task = task
         self.rule: Rule = rule if isinstance(rule, Rule) else build(RULES, rule, section="rule", outside=Rule)
+        self.update = update
         self.device = like.device
         self.dtype = like.dtype
         self.clip = clip
@@ -109,6 +117,7 @@ class Trainer:
         self.schedule = make_schedule(self._schedule_spec, self.optimizer, self.total_steps)
         self._units = self.rule.units(self.net)
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self._fused = FusedUpdate(self.net, self.rule, self.optimizer, self.clip) if self.update == "fused" else None
         self._not_optimized = [p for p in (*self.net.parameters(), *self.rule.parameters()) if id(p) not in known]
         self._bound = True
 
@@ -129,7 +138,7 @@ class Trainer:
             if not module.training:  # asked first: a walk over all modules costs a small net 7 % of its step
                 module.train()
         self._zero_grad()
-        with self._arithmetic():
+        with self._arithmetic(), self._fused.active() if self._fused else nullcontext():
             scalars = self.rule.gradients(self.net, self.task, batch, self.noise.at(self.progress.step))
         if self.clip is not None:
             for unit in self._units:
@@ -161,7 +170,7 @@ class Trainer:
                 p.grad = torch.zeros_like(p)
 
         def gradients() -> None:
-            with self._arithmetic():
+            with self._arithmetic(), self._fused.active(step=False) if self._fused else nullcontext():
                 self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
 
         with unchanged_buffers(self.net):
