@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint peers clean
 
 demo: $(READY)  ## train all rules on the embedded digits and compare them
 	$(BIN)/python examples/demo.py
@@ -16,6 +16,9 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+peers: $(READY)  ## what the benchmarks compare with; of BioTorch's own dependencies its layers need torch alone
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps biotorch==0.0.16
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

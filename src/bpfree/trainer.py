@@ -165,6 +165,8 @@ class Trainer:
         self.bind(batch)
         self.net.train()
         self._zero_grad()
+        with self._arithmetic():
+            pass  # what it checks once is no part of a step
         if not with_gradients:
             for p in trainable(self.net, self.rule):
                 p.grad = torch.zeros_like(p)

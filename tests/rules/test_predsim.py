@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from bpfree import Noise, UserError
 from bpfree.nets import NETS
 from bpfree.rules import Pred, PredSim, Sim
-from bpfree.rules.predsim import similarity
+from bpfree.rules.predsim import similarity, similarity_loss
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, zero_grad
 
 
@@ -99,3 +99,17 @@ def test_beta_is_a_fraction():
 def test_maps_of_one_pixel_have_no_spread_over_space(batch):
     maps = torch.randn(5, 7, 1, 1, dtype=torch.float64)
     torch.testing.assert_close(similarity(maps), similarity(maps.flatten(1)))
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 5, 3, 4), (6, 7, 1, 1)])
+def test_the_derivative_written_out_is_autograds(shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    target = similarity(F.one_hot(torch.tensor([0, 1, 2, 0, 1, 1]), 3).double())
+    plain = F.mse_loss(similarity(x), target)
+    fast = similarity_loss(x, target)
+    torch.testing.assert_close(fast, plain)
+    expected, found = (torch.autograd.grad(3 * loss, x)[0] for loss in (plain, fast))
+    torch.testing.assert_close(found, expected)
+    same = torch.ones(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.grad(similarity_loss(same, torch.eye(4).double()), same)[0].isfinite().all()

@@ -14,8 +14,9 @@ Where we differ: pool shrinks both sides of a map alike; the authors' code halve
 the activation and before dropout and pooling, as in the authors' blocks, which are what the default taps cut out.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,8 @@ from bpfree.cut import Taps
 from bpfree.errors import UserError, check_positive
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
+
+_TINY = 1e-12  # below which the length of a sample counts as this
 
 
 class PredSim(LocalRule):
@@ -66,7 +69,7 @@ class PredSim(LocalRule):
             scores = head.decode(head.pool(h).flatten(1))
             loss = loss + (1 - self.beta) * F.cross_entropy(scores, signal.to(scores.dtype))
         if self.beta > 0:
-            loss = loss + self.beta * F.mse_loss(similarity(head.match(h)), similarity(signal))
+            loss = loss + self.beta * similarity_loss(head.match(h), similarity(signal))
         return loss
 
 
@@ -115,8 +118,42 @@ class _Head(nn.Module):
 
 def similarity(x: Tensor) -> Tensor:
     """S(x): cosine similarities [B, B] between mean-centred samples of x [B, ...], in float32 or wider."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = _features(x)
+        x = F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
+        return x @ x.T
+
+
+def similarity_loss(x: Tensor, target: Tensor) -> Tensor:
+    """mse(S(x), target), target [B, B] symmetric; its derivative is written out, in half the passes over x."""
+    with torch.autocast(x.device.type, enabled=False):
+        loss: Tensor = _SimilarityLoss.apply(_features(x), target)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _features(x: Tensor) -> Tensor:
+    """[B, features]; of a feature map the standard deviation over space."""
     x = x.float() if x.itemsize < 4 else x
     has_space = x.dim() == 4 and x[0, 0].numel() > 1
-    x = x.flatten(2).std(dim=2) if has_space else x.flatten(1)
-    x = F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
-    return x @ x.T
+    return x.flatten(2).std(dim=2) if has_space else x.flatten(1)
+
+
+class _SimilarityLoss(torch.autograd.Function):
+    """With u = c/|c|, c = x - mean(x), D = u u^T - target: dL/du = 4 D u / B^2, then through the norm and the mean."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Tensor) -> Tensor:
+        u = x - x.mean(dim=1, keepdim=True)
+        norm = u.norm(dim=1, keepdim=True).clamp_min_(_TINY)
+        u /= norm
+        difference = torch.addmm(target.to(u.dtype), u, u.T, beta=-1)
+        ctx.save_for_backward(u, norm, difference)
+        return difference.square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        u, norm, difference = ctx.saved_tensors
+        along = difference @ u
+        along.addcmul_(u, (u * along).sum(dim=1, keepdim=True), value=-1)
+        along -= along.mean(dim=1, keepdim=True)
+        return along.mul_(4 * grads[0] / difference.numel() / norm), None

@@ -1,0 +1,97 @@
+"""What the benchmarks compare: rules of bpfree, backprop with activation checkpointing, and BioTorch.
+
+BioTorch (https://pypi.org/project/biotorch) is left out if it is not there: `make peers` installs it without its own
+dependencies, of which its layers need none but torch.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint_sequential
+
+from bpfree.nets import conv, mlp
+from bpfree.rule import Rule, backward
+from bpfree.rules import RULES
+from bpfree.tasks import Classify
+from bpfree.trainer import Trainer
+from bpfree.types import Batch
+
+CLASSES = 10
+
+
+class Checkpointed(Rule):
+    """Backprop that keeps sqrt(L) of L activations and computes the others again (Chen et al. 2016)."""
+
+    def gradients(self, net, task, batch, noise):
+        """The true gradient."""
+        layers = list(net.children())
+        pieces = round(len(layers) ** 0.5)
+        with noise.global_rng(batch.x.device):
+            loss = task.loss(checkpoint_sequential(layers, pieces, batch.x, use_reentrant=False), batch)
+        backward(loss)
+        return {"loss": loss.detach()}
+
+
+class BioTorch(Rule):
+    """A step of BioTorch, as its own trainer takes it: forward, loss, backward through its layers."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def gradients(self, net, task, batch, noise):
+        """What its layers write."""
+        extra = {"targets": batch.y, "loss_function": F.cross_entropy} if self.mode == "dfa" else {}
+        out = net(batch.x, **extra)
+        loss = F.cross_entropy(out, batch.y)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+
+def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], **options: Any) -> dict[str, Trainer]:
+    """A trainer for each name: a rule, `rule option=value`, `checkpointed`, or `biotorch <mode>`."""
+    made = {}
+    for name in names:
+        word, _, rest = name.partition(" ")
+        net = make_net()
+        if word == "biotorch":
+            if find_spec("biotorch") is None:
+                continue
+            with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints, and its hooks are deprecated
+                warnings.simplefilter("ignore")
+                from biotorch.module.biomodule import BioModule
+
+                net = BioModule(net, mode=rest, output_dim=CLASSES)
+            rule: Rule = BioTorch(rest)
+        elif word == "checkpointed":
+            rule = Checkpointed()
+        else:
+            pairs = dict(part.split("=") for part in rest.split())
+            rule = RULES[word](**{k: int(v) if v.isdigit() else v for k, v in pairs.items() if k != "update"})
+            made[name] = Trainer(net, rule, Classify(CLASSES), update=pairs.get("update", "together"), **options)
+            continue
+        made[name] = Trainer(net, rule, Classify(CLASSES), **options)
+    return made
+
+
+def mlp_and_batch(batch_size: int = 128) -> tuple[Callable[[], nn.Module], Batch]:
+    """MLP 784-1000-1000-1000-10 of tanh."""
+    batch = Batch(torch.randn(batch_size, 784), torch.randint(0, CLASSES, (batch_size,)))
+    return lambda: mlp(784, CLASSES, hidden=[1000] * 3, activation="tanh"), batch
+
+
+def conv_and_batch(batch_size: int = 128) -> tuple[Callable[[], nn.Module], Batch]:
+    """Convolutions of 32, 64 and 128 channels on 3x32x32, a hidden layer of 256, relu; channels last."""
+    batch = Batch(torch.randn(batch_size, 3, 32, 32), torch.randint(0, CLASSES, (batch_size,)))
+
+    def make() -> nn.Module:
+        return conv((3, 32, 32), CLASSES, channels=[32, 64, 128], hidden=256).to(memory_format=torch.channels_last)
+
+    return make, batch
