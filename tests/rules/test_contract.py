@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bpfree import BlackBoxRule, Noise, Rule, Trainer, UserError, fit
+from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.types import Batch
-from tests.helpers import TASK, bound, gradients, net_for, same, zero_grad
+from tests.helpers import IN_SHAPE, TASK, bound, gradients, net_for, same, zero_grad
 
 pytestmark = pytest.mark.parametrize("name", RULES)
 
@@ -53,6 +55,48 @@ def test_gradients_are_added(name, batch):
     rule.gradients(net, TASK, batch, Noise(0, 0))
     for key, value in gradients(net, rule).items():
         torch.testing.assert_close(value, 2 * once[key], rtol=1e-9, atol=1e-15)
+
+
+PAIRS_OR_DRAWS = {"sim", "predsim", "forward_forward", "noprop_dt", "recombine"}
+"""Rules whose loss is no mean over samples: it compares them in pairs, draws noise for them, or scores a batch."""
+
+
+def test_a_batch_is_the_mean_of_its_halves(name, batch):
+    """So gradients may be accumulated over micro-batches, or averaged over processes."""
+    if name in PAIRS_OR_DRAWS:
+        pytest.skip("its gradient is no mean over samples")
+    torch.manual_seed(0)
+    net = NETS["mlp"](IN_SHAPE, 10, hidden=[20, 20], activation="tanh").to(batch.x)
+    whole, net, rule = written(name, batch, net=net)
+    zero_grad(net, rule)
+    for half in (Batch(batch.x[:16], batch.y[:16]), Batch(batch.x[16:], batch.y[16:])):
+        rule.gradients(net, TASK, half, Noise(0, 0))
+    for key, value in gradients(net, rule).items():
+        torch.testing.assert_close(value / 2, whole[key], rtol=1e-9, atol=1e-14)
+
+
+class Tokens(nn.Sequential):
+    """Rows of an image as tokens [B, 8, 8]: layers on the last dimension, layer norm, no batch norm."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Flatten(1, 2),
+            *(nn.Linear(8, 12), nn.LayerNorm(12), nn.GELU(), nn.Dropout(0.1)),
+            *(nn.Linear(12, 10), nn.Softsign(), nn.Flatten(), nn.Linear(80, 10)),
+        )
+
+
+def test_inputs_and_features_of_any_rank(name, batch):
+    if hasattr(RULES[name], "_blocks"):
+        pytest.skip("its blocks bring their own trunk")
+    torch.manual_seed(0)
+    net = Tokens().to(batch.x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of DRTP, for the unbounded GELU
+        scalars = Trainer(net, name, TASK, {"name": "sgd", "lr": 0.1}).step(batch)
+    assert bool(scalars["loss"].isfinite())
+    hidden = [p.grad for key, p in net.named_parameters() if key.startswith("1.")]
+    assert (name == "shallow") == all(g is None for g in hidden)
 
 
 def test_units_are_disjoint_and_hold_what_gets_a_gradient(name, batch):
