@@ -55,7 +55,7 @@ def check_feedback(name: str) -> None:
 
 
 def mean_jacobians(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Tensor]:
-    """d out/d h [D, ...] at each tap, a mean over the samples x [B, ...]: on a linear net the product of the weights.
+    """The derivative of the output [D, ...] at each tap, a mean over samples: on a linear net the product of weights.
 
     Args:
         net: as it is trained (dropout, batch statistics); left as it was.

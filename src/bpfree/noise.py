@@ -61,15 +61,6 @@ class Noise:
         """Standard normal numbers of the given shape."""
         return torch.randn(*shape, generator=self.generator(device), device=device, dtype=dtype)
 
-    def rand(
-        self,
-        *shape: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Evenly distributed numbers in [0, 1) of the given shape."""
-        return torch.rand(*shape, generator=self.generator(device), device=device, dtype=dtype)
-
     def permutation(self, n: int) -> Tensor:
         """A shuffle of 0..n-1, int64 [n], on the CPU."""
         return torch.randperm(n, generator=self.generator())

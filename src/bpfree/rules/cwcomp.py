@@ -63,10 +63,13 @@ class CwComp(LocalRule):
 
     def goodness(self, h: Tensor) -> Tensor:
         """Mean of squares [B, C] of each class's channels; h [B, channels, ...]."""
-        h = h.float() if h.itemsize < 4 else h
-        by_channel = h.square().flatten(2).mean(2) if h.dim() > 2 else h.square()  # [B, channels]
-        groups = by_channel.tensor_split(self.classes, dim=1)
-        return torch.stack([group.mean(1) for group in groups], dim=1)
+        wide = torch.float32 if h.itemsize < 4 else h.dtype
+        if h.dim() > 2:  # a norm, since its sum of squares needs no wide copy of the map
+            space = tuple(range(2, h.dim()))
+            squares = torch.linalg.vector_norm(h, dim=space, dtype=wide).square() / h[0, 0].numel()
+        else:
+            squares = h.to(wide).square()  # [B, channels]
+        return torch.stack([group.mean(1) for group in squares.tensor_split(self.classes, dim=1)], dim=1)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(G_l, y); signal [B, C] is one-hot."""

@@ -13,13 +13,13 @@ The signal enters at the tap, behind the activation and before any pooling; what
 norm) contributes its true local derivative. The output layer always learns from the true error.
 
 On a feature map, `connection: dense` gives each value of the map a column of B_l [C, channels*space] of its own;
-`connection: channel` has B_l [C, channels] and delivers the same signal to a channel everywhere, which is cheap on large
-maps. It is divided by sqrt(space), so that a sample's signal is as long as by a dense matrix.
+`connection: channel` has B_l [C, channels] and delivers the same signal to a channel everywhere, which is cheap on
+large maps. It is divided by sqrt(space), so that a sample's signal is as long as by a dense matrix.
 
 `feedback: aligned` takes B_l from the net as it is when the rule is bound: the mean over the first batch of the
-derivative of the output in h_l. On a linear net that is B_L = W_out, B_{l-1} = B_l W_l, and the first step is backprop's;
-then the weights move on and B_l stays. Public code gets there from the other side and sets the weights by the feedback,
-which no rule may do here.
+derivative of the output in h_l. On a linear net that is B_L = W_out, B_{l-1} = B_l W_l, and the first step is
+backprop's; then the weights move on and B_l stays. Public code gets there from the other side and sets the weights by
+the feedback, which no rule may do here.
 
 Where we differ: signals are divided by the batch size, as e of the mean loss is by itself, so the size of a step does
 not grow with the batch as in public code; `signal_scale` multiplies them. DRTP's authors use sigmoid outputs with

@@ -3,15 +3,20 @@
 Hinton 2022, "The Forward-Forward Algorithm: Some Preliminary Investigations", https://arxiv.org/abs/2212.13345
 
     g(h) = mean of squares of h
-    segment l minimises softplus(theta - g(h_l^pos)) + softplus(g(h_l^neg) - theta)
+    segment l minimises softplus(s (theta - g(h_l^pos))) + softplus(s (g(h_l^neg) - theta))
     the next segment sees h_l / sqrt(g(h_l)): the direction of h_l, and not how good it was
 
 The label is written over the first C inputs, the true one for positive samples and a wrong one for negative samples. A
 class is predicted by the goodness that its label gives, summed over all hidden segments but the first (over all, if
 there is but one).
 
-Where we differ: goodness is the mean of squares, not the sum, so that theta does not depend on the width; wrong labels
-are drawn evenly. The net's output layer is not used and stays as it was drawn.
+Hard negatives: the sample is seen with a neutral label first, 1/C everywhere, and from those features the net's output
+layer learns to tell the classes apart. The wrong label is drawn by what that layer finds likely, the true label left
+out. With even negatives all wrong labels are as likely, and the output layer stays as it was drawn.
+
+Where we differ: goodness is the mean of squares, not the sum, so that theta does not depend on the width; s, the
+`steepness`, stands in for the width. The layer that finds hard negatives reads the last hidden segment, and not all
+but the first.
 """
 
 from typing import ClassVar, Literal
@@ -32,6 +37,8 @@ class ForwardForward(LocalRule):
 
     Args:
         theta: goodness that parts positive from negative samples.
+        steepness: s, how sharply it parts them.
+        negatives: how wrong labels are drawn, "hard" or "even".
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
@@ -41,8 +48,8 @@ class ForwardForward(LocalRule):
     def __init__(
         self,
         *,
-        theta: float = 2.0,
-        steepness: float = 1.0,
+        theta: float = 0.5,
+        steepness: float = 20.0,
         negatives: Literal["hard", "even"] = "hard",
         taps: Taps = None,
     ) -> None:
@@ -71,7 +78,7 @@ class ForwardForward(LocalRule):
         if len(self.segments) < 2:
             raise UserError("net: it has no hidden segment, which forward-forward trains. Add a layer")
         with torch.no_grad(), unchanged_buffers(net):
-            task.loss(net(batch.x), batch)  # refuses an output of another width, though it is not used
+            task.loss(net(batch.x), batch)  # refuses an output of another width
         self.classes = task.dim
         self.label_value = batch.x.max().to(first_trainable(net))
 
@@ -80,7 +87,7 @@ class ForwardForward(LocalRule):
         return super().units(net)[: -1 if self.negatives == "even" else None]
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """One pass of 2B samples, in which each segment learns on the way."""
+        """One pass of 2B samples, in which each segment learns on the way; for hard negatives one of B before it."""
         if not self.segments:
             raise UserError("ForwardForward: not bound to a net. Call rule.bind(net, task, batch) first")
         scalars: Scalars = {}
@@ -105,20 +112,18 @@ class ForwardForward(LocalRule):
         return (batch.y + shift.to(batch.y.device)) % self.classes
 
     def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
-        """A wrong label [B] for each sample, as likely as the net's output finds it; the output segment learns."""
+        """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
         neutral = batch.x.new_full((len(batch.y), self.classes), 1 / self.classes)
         with noise.fold("neutral").global_rng(batch.x.device), cut(net, self.taps, self.pass_on):
             out = net(self.write(batch.x, neutral))
         loss = task.loss(out, batch)
         backward(loss)
-        out = out.detach().float()
-        uniform = noise.fold("negative").rand(*out.shape, device=out.device)
-        gumbel = -(-uniform.clamp_min(1e-20).log()).log()
-        wrong = (out + gumbel).scatter(1, batch.y.view(-1, 1), -torch.inf).argmax(1)
-        return wrong, task.metrics(out, batch) | {"loss/output": loss.detach()}
+        likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
+        wrong = torch.multinomial(likely, 1, generator=noise.fold("negative").generator(likely.device)).flatten()
+        return wrong, task.metrics(out.detach(), batch) | {"loss/output": loss.detach()}
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """softplus(theta - g_pos) + softplus(g_neg - theta); h [2B, ...], positive samples first."""
+        """softplus(s (theta - g_pos)) + softplus(s (g_neg - theta)); h [2B, ...], positive samples first."""
         above = self.steepness * (goodness(h) - self.theta)
         positive, negative = above.chunk(2)
         return F.softplus(-positive).mean() + F.softplus(negative).mean()

@@ -50,7 +50,9 @@ class Pepita(LocalRule):
 
     F: Tensor  # [D, inputs]
 
-    def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Sequence[str] | None = None
+    ) -> None:
         super().__init__(taps=taps)
         check_choice("feedback", feedback, FEEDBACKS)
         check_positive("scale", scale)
@@ -136,10 +138,11 @@ def _attached_alone(net: nn.Module, layers: Sequence[str], attached: list[Tensor
 
 
 def _layer_of(net: nn.Module, segment: str, parameters: Sequence[str]) -> str | None:
+    """The one layer among these parameters; None if the segment is frozen."""
     if not parameters:
-        return None  # frozen
+        return None
     owned = {name.rpartition(".")[0] for name in parameters}
-    found = [name for name, module in net.named_modules() if name in owned and isinstance(module, LAYERS)]
+    found: list[str] = [name for name, module in net.named_modules() if name in owned and isinstance(module, LAYERS)]
     if len(found) != 1:
         raise UserError(
             f"segment '{segment}': found {', '.join(found) or 'no'} trainable Linear or convolution, allowed: one. "
