@@ -117,5 +117,8 @@ def test_what_cannot_work_is_refused(batch):
     rule = bound(Pepita(taps=["pool1", "act"]), net, batch)
     with pytest.raises(UserError, match=r"tap 'pool1': .* shape \[4, 4, 4\], but that of layer 'conv1' is \[4, 8, 8\]"):
         rule.gradients(net, TASK, batch, Noise())
+    tokens = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(32, 9), nn.ReLU(), nn.Linear(9, 10))
+    with pytest.raises(UserError, match="data: samples are of type torch.int64, but pepita adds the error to them"):
+        bound(Pepita(), tokens, batch._replace(x=torch.zeros(32, 8, dtype=torch.int64)))
     with pytest.raises(UserError, match="scale: found 0, allowed: a number above 0"):
         Pepita(scale=0)

@@ -65,9 +65,14 @@ class Pepita(LocalRule):
         """Find the layer of each hidden segment, and draw F [D, inputs].
 
         Raises:
-            UserError: a hidden segment has no such layer, or several.
+            UserError: a hidden segment has no such layer, or several; samples are no numbers to add to.
         """
         super().bind(net, task, batch)
+        if not batch.x.is_floating_point():
+            raise UserError(
+                f"data: samples are of type {batch.x.dtype}, but pepita adds the error to them, allowed: a floating "
+                "type. For tokens use a rule that leaves the input alone, such as dfa"
+            )
         self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
         self.features = [len(net.get_parameter(f"{name}.weight")) if name else 0 for name in self.layers]
         like = trainable(net)[0]
@@ -97,7 +102,7 @@ class Pepita(LocalRule):
         hooks = _attached_alone(net, [name for name in self.layers if name], attached)
         with unchanged_buffers(net), noise.global_rng(device), cut(net, self.taps, learn), hooks:
             last = net(batch.x + modulation.view_as(batch.x).to(batch.x.dtype))
-        backward((last * error.to(last.dtype)).sum())
+        backward((last.to(error.dtype) * error).sum())
         return task.metrics(out, batch)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
