@@ -32,7 +32,7 @@ from bpfree.cut import cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule, backward, output_error, trainable
+from bpfree.rule import LocalRule, backward, first_trainable, output_error, trainable
 from bpfree.types import Batch, Scalars, Task
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -75,7 +75,7 @@ class Pepita(LocalRule):
             )
         self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
         self.features = [len(net.get_parameter(f"{name}.weight")) if name else 0 for name in self.layers]
-        like = trainable(net)[0]
+        like = first_trainable(net)
         shape = like.new_empty(()).expand(task.dim, prod(batch.x.shape[1:]))
         self.register_buffer("F", self.scale * random_like(self.feedback, shape))
 
