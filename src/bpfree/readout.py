@@ -55,7 +55,8 @@ class Ridge(Tracker):
         try:
             for batch in self.batches.epoch():
                 trainer.predict(batch.x)
-                h = features.pop().cpu().double()
+                h = features[-1].cpu().double()
+                features.clear()
                 h = h if layer.bias is None else nn.functional.pad(h, (0, 1), value=1.0)
                 gram = gram + h.T @ h
                 moment = moment + h.T @ trainer.task.target(batch).cpu().double()

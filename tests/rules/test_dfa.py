@@ -153,6 +153,22 @@ def test_aligned_is_the_mean_jacobian(connection, batch):
     assert not any(m._forward_hooks for m in net.modules())
 
 
+@pytest.mark.parametrize("feedback", [*FEEDBACKS, "aligned"])
+@pytest.mark.parametrize("make", [DFA, DRTP])
+@pytest.mark.filterwarnings("ignore:drtp")
+def test_every_initialisation_lowers_the_loss(make, feedback, batch):
+    for connection in ("dense", "channel"):
+        net = conv_net(batch.x.device)
+        rule = bound(make(feedback=feedback, connection=connection), net, batch)
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        losses = []
+        for step in range(20):
+            zero_grad(net)
+            losses.append(float(rule.gradients(net, TASK, batch, Noise(0, step))["loss"]))
+            optimizer.step()
+        assert losses[-1] < losses[0]
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(UserError, match="feedback: found 'randn', allowed: uniform, kaiming, .*, aligned"):
         DFA(feedback="randn")
