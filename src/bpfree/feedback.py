@@ -12,7 +12,7 @@ from bpfree.errors import check_choice
 from bpfree.noise import Noise
 
 Feedback = Literal["uniform", "kaiming", "xavier", "lecun", "orthogonal"]
-AlignedFeedback = Literal["uniform", "kaiming", "xavier", "lecun", "orthogonal", "aligned"]
+AlignedFeedback = Feedback | Literal["aligned"]
 
 ALIGNED = "aligned"
 """Feedback is no random matrix but the one that backprop would use, as it is when the rule is bound."""

@@ -32,8 +32,11 @@ class Ridge(Tracker):
         self.ridge = ridge
 
     def on_start(self, trainer: Trainer) -> None:
-        """See `last_linear` for what is refused."""
-        last_linear(trainer, next(self.batches.epoch()).x)
+        """See `last_linear` for what is refused, besides reconstruction, whose output is no least-squares one."""
+        batch = next(self.batches.epoch())
+        if batch.y.is_floating_point():
+            raise UserError("readout: found 'ridge' on a reconstruction, allowed: classification. Use readout: none")
+        last_linear(trainer, batch.x)
 
     @torch.no_grad()
     def fit(self, trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ detached, and is the paper's softmax predictor; `read: last` is its goodness pre
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class CwComp(LocalRule):
             (of all hidden segments).
         taps: submodules after which the graph is cut; default: the stages of a Sequential.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Sequence[str] | None = None) -> None:
         super().__init__(taps=taps)

@@ -102,7 +102,7 @@ class Pepita(LocalRule):
         hooks = _attached_alone(net, [name for name in self.layers if name], attached)
         with unchanged_buffers(net), noise.global_rng(device), cut(net, self.taps, learn), hooks:
             last = net(batch.x + modulation.view_as(batch.x).to(batch.x.dtype))
-        backward((last.to(error.dtype) * error).sum())
+        backward((last.flatten(1).to(error.dtype) * error).sum())
         return task.metrics(out, batch)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
