@@ -126,6 +126,13 @@ def test_segments_learn_apart(batch):
     assert torch.equal(first, net.fc1.weight.grad)
 
 
+def test_an_output_that_is_no_number_leaves_it_to_the_trainer(batch):
+    net, rule = net_and_rule(batch)
+    with torch.no_grad():
+        net.fc3.bias.fill_(torch.nan)
+    assert bool(rule.gradients(net, TASK, batch, Noise(0, 0))["loss/output"].isnan())
+
+
 def test_what_cannot_work_is_refused(batch):
     with pytest.raises(UserError, match="negatives: found 'wrong', allowed: hard, even"):
         ForwardForward(negatives="wrong")

@@ -119,6 +119,7 @@ class ForwardForward(LocalRule):
         loss = task.loss(out, batch)
         backward(loss)
         likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
+        likely = likely.nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
         wrong = torch.multinomial(likely, 1, generator=noise.fold("negative").generator(likely.device)).flatten()
         return wrong, task.metrics(out.detach(), batch) | {"loss/output": loss.detach()}
 

@@ -143,8 +143,8 @@ def _attached_alone(net: nn.Module, layers: Sequence[str], attached: list[Tensor
 
 
 def _layer_of(net: nn.Module, segment: str, parameters: Sequence[str]) -> str | None:
-    """The one layer among these parameters; None if the segment is frozen."""
-    if not parameters:
+    """The one layer with these parameters; None if nothing but normalisations is trainable."""
+    if all(net.get_parameter(name).dim() < 2 for name in parameters):
         return None
     owned = {name.rpartition(".")[0] for name in parameters}
     found: list[str] = [name for name, module in net.named_modules() if name in owned and isinstance(module, LAYERS)]
