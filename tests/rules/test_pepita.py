@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from bpfree import Noise, UserError
 from bpfree.nets import NETS
 from bpfree.rules import Pepita
-from tests.helpers import IN_SHAPE, TASK, bound, gradients, zero_grad
+from tests.helpers import IN_SHAPE, TASK, bound, gradients, same, zero_grad
 
 
 def mlp(batch, **options):
@@ -88,6 +88,18 @@ def test_both_passes_have_the_same_dropout_and_the_first_ones_statistics(batch):
     assert float(net.norm1.running_mean.abs().max()) > 0
     assert int(net.norm1.num_batches_tracked) == 1
     assert net.norm1.weight.grad is None
+
+
+def test_an_activation_in_place_changes_nothing(batch):
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(inplace), nn.Linear(12, 9), nn.ReLU(inplace)]
+        net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(9, 10)).to(batch.x)
+        rule = bound(Pepita(), net, batch)
+        rule.gradients(net, TASK, batch, Noise())
+        found.append(gradients(net))
+    assert same(*found)
 
 
 def test_f_is_the_authors(batch):

@@ -102,11 +102,11 @@ class Pepita(LocalRule):
         hooks = _attached_alone(net, [name for name in self.layers if name], attached)
         with unchanged_buffers(net), noise.global_rng(device), cut(net, self.taps, learn), hooks:
             last = net(batch.x + modulation.view_as(batch.x).to(batch.x.dtype))
-        backward((last.flatten(1).to(error.dtype) * error).sum())
+        backward(last, error.view_as(last).to(last.dtype))
         return task.metrics(out, batch)
 
-    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """<a_l, h_l - h_l'>, a mean over the batch and over positions; `h` is a_l, the layer's own output.
+    def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """h_l - h_l', a mean over the batch and over positions; `h` is the layer's own output, before its activation.
 
         Raises:
             UserError: the segment's output has another shape than its layer's.
@@ -116,8 +116,11 @@ class Pepita(LocalRule):
                 f"tap '{self.taps[index]}': its output has the shape {list(signal.shape[1:])}, but that of layer "
                 f"'{self.layers[index]}' is {list(h.shape[1:])}, allowed: the same. Tap a module before pooling"
             )
-        dtype = signal.dtype if signal.itemsize > 2 else torch.float32
-        return (h.to(dtype) * signal.to(dtype)).sum() * self.features[index] / h.numel()
+        return (signal * (self.features[index] / h.numel())).to(h.dtype)
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """<a_l, h_l - h_l'>, whose gradient in a_l is that. Its value has no meaning of its own."""
+        return (h * self.local_gradient(index, h.detach(), signal)).sum()
 
 
 @contextmanager
