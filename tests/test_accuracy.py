@@ -20,7 +20,7 @@ MNIST = {
     "dfa": 0.975,
     "mono_forward": 0.975,
     "forward_forward": 0.985,
-    "cwcomp": 0.99,
+    "cwcomp": 0.98,
     "pepita": 0.975,
     "noprop_dt": 0.993,
     "recombine": 0.85,

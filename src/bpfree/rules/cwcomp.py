@@ -16,14 +16,13 @@ has C groups; both are the net's business and none of the rule's. The net's outp
 detached, and is the paper's softmax predictor; `read: last` is its goodness predictor.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.cut import cut
+from bpfree.cut import Taps, cut
 from bpfree.errors import UserError, check_choice
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
@@ -35,12 +34,12 @@ class CwComp(LocalRule):
     Args:
         read: where a prediction is read: "net" (its output), "last" (goodness of the last hidden segment) or "sum"
             (of all hidden segments).
-        taps: submodules after which the graph is cut; default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
     needs_labels: ClassVar[bool] = True
 
-    def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Sequence[str] | None = None) -> None:
+    def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
         super().__init__(taps=taps)
         check_choice("read", read, ("net", "last", "sum"))
         self.read = read

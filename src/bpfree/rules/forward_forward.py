@@ -118,6 +118,7 @@ class ForwardForward(LocalRule):
             out = net(self.write(batch.x, neutral))
         loss = task.loss(out, batch)
         backward(loss)
+        self._tell_done(len(self.taps))
         likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
         likely = likely.nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
         wrong = torch.multinomial(likely, 1, generator=noise.fold("negative").generator(likely.device)).flatten()

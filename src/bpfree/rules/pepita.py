@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import cut, unchanged_buffers
+from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.noise import Noise
@@ -44,15 +44,13 @@ class Pepita(LocalRule):
     Args:
         feedback: how F is drawn, a name in `bpfree.feedback.FEEDBACKS`.
         scale: multiplies F.
-        taps: submodules after which the graph is cut; default: the stages of a Sequential. Each hidden segment must
-            have one Linear or convolution, whose output has the shape of the segment's.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential. Each hidden
+            segment must have one Linear or convolution, whose output has the shape of the segment's.
     """
 
     F: Tensor  # [D, inputs]
 
-    def __init__(
-        self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Taps = None) -> None:
         super().__init__(taps=taps)
         check_choice("feedback", feedback, FEEDBACKS)
         check_positive("scale", scale)
@@ -79,9 +77,12 @@ class Pepita(LocalRule):
         shape = like.new_empty(()).expand(task.dim, prod(batch.x.shape[1:]))
         self.register_buffer("F", self.scale * random_like(self.feedback, shape))
 
-    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """The layer of each hidden segment, and the output segment."""
-        return [*(trainable(net.get_submodule(name)) for name in self.layers if name), super().units(net)[-1]]
+    def unit(self, net: nn.Module, index: int) -> list[nn.Parameter]:
+        """The layer of a hidden segment, or the output segment."""
+        if index == len(self.layers):
+            return super().unit(net, index)
+        name = self.layers[index]
+        return trainable(net.get_submodule(name)) if name else []
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Two forward passes; in the second, each segment learns on the way."""
@@ -103,6 +104,7 @@ class Pepita(LocalRule):
         with unchanged_buffers(net), noise.global_rng(device), cut(net, self.taps, learn), hooks:
             last = net(batch.x + modulation.view_as(batch.x).to(batch.x.dtype))
         backward(last, error.view_as(last).to(last.dtype))
+        self._tell_done(len(self.taps))
         return task.metrics(out, batch)
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
