@@ -6,8 +6,25 @@ from bpfree.config import load_config
 from bpfree.data import data_directory
 from bpfree.run import train
 
-DIGITS = {"backprop": 0.96, "dfa": 0.96, "mono_forward": 0.96, "noprop_dt": 0.96, "recombine": 0.88}
-MNIST = {"dfa": 0.975, "mono_forward": 0.975, "noprop_dt": 0.993, "recombine": 0.85}
+DIGITS = {
+    "backprop": 0.96,
+    "dfa": 0.96,
+    "mono_forward": 0.96,
+    "forward_forward": 0.96,
+    "cwcomp": 0.96,
+    "pepita": 0.95,
+    "noprop_dt": 0.96,
+    "recombine": 0.88,
+}
+MNIST = {
+    "dfa": 0.975,
+    "mono_forward": 0.975,
+    "forward_forward": 0.985,
+    "cwcomp": 0.98,
+    "pepita": 0.975,
+    "noprop_dt": 0.993,
+    "recombine": 0.85,
+}
 
 
 @pytest.mark.parametrize("rule", DIGITS)

@@ -14,6 +14,7 @@ from bpfree.data import DATASETS
 from bpfree.errors import UserError, unknown
 from bpfree.nets import NETS
 from bpfree.optim import OPTIMIZERS, SCHEDULES
+from bpfree.readout import Readout
 from bpfree.rule import Rule, no_labels
 from bpfree.rules import RULES
 from bpfree.spec import check_options, lookup, split_spec
@@ -58,6 +59,8 @@ class TrainConfig(_Section):
     device: str = "auto"
     clip: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStoppingConfig | None = None
+    readout: Readout = "none"
+    ridge: float = Field(default=1e-3, gt=0)
 
 
 NamedSpec = dict[str, Any]

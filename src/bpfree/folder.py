@@ -64,6 +64,10 @@ class RunFolder(Tracker):
         """Put the best weights back."""
         checkpoint.load_weights(trainer, self.path / BEST)
 
+    def replace(self, trainer: Trainer, name: str) -> None:
+        """Write a checkpoint anew: something changed the weights after the last epoch."""
+        checkpoint.save(trainer, self.path / name, self.extra)
+
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: the run is over."""
         checkpoint.write_text(self.path / RESULT, json.dumps(result, indent=1) + "\n")
@@ -103,6 +107,9 @@ class KeepBest(Tracker):
         """Put the best weights back."""
         for module, state in zip((trainer.net, trainer.rule), self._best, strict=True):
             module.load_state_dict(state)
+
+    def replace(self, trainer: Trainer, name: str) -> None:
+        """Nothing: the trainer has the weights."""
 
 
 def create(path: Path) -> None:

@@ -19,6 +19,7 @@ from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.progress import ProgressBar
+from bpfree.readout import Ridge
 from bpfree.rule import Rule, trainable
 from bpfree.spec import build, split_spec
 from bpfree.tasks import TASKS, Classify, Reconstruct
@@ -185,12 +186,16 @@ def train(
     validation = None if validation_split is None else this.batches(validation_split)
     stopping = config.train.early_stopping.build() if config.train.early_stopping else None
     keeper = folder.KeepBest() if out is None else _open_folder(this, batches, out, resume)
-    trackers: list[Tracker] = [ProgressBar(config.train.epochs, batches), keeper]
+    readout = Ridge(this.batches(train_split), config.train.ridge) if config.train.readout == "ridge" else None
+    trackers: list[Tracker] = [*([readout] if readout else []), ProgressBar(config.train.epochs, batches), keeper]
     with peak_process_memory(trainer.device) as peak:
         trainer.fit(batches, config.train.epochs, validation=validation, early_stopping=stopping, trackers=trackers)
         if stopping:
             keeper.restore_best(trainer)
             this.weights = "best"
+        if readout:
+            readout.fit(trainer)
+            keeper.replace(trainer, f"{this.weights}.ckpt")
         test = None if this.test is None else this.evaluate()
         memory = {"peak_memory_bytes": peak()}
     memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))

@@ -110,7 +110,7 @@ def test_units_are_disjoint_and_hold_what_gets_a_gradient(name, batch):
     assert len(owned) == len(set(owned))
     moved = {id(p) for p in parameters if p.grad is not None and bool(p.grad.abs().sum() > 0)}
     assert moved == set(owned)
-    assert (moved == {id(p) for p in parameters}) == (name not in ("shallow", "forward_forward"))
+    assert (moved == {id(p) for p in parameters}) == (name not in ("shallow", "pepita"))
 
 
 def test_net_and_batch_are_left_as_they_were(name, batch):

@@ -90,9 +90,90 @@ def test_initialisations_have_their_spread(name):
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(rows, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
+def conv_net(device, batch_norm=False):
+    torch.manual_seed(0)
+    return NETS["conv"](IN_SHAPE, 10, channels=[4, 6], hidden=12, batch_norm=batch_norm).double().to(device)
+
+
+@pytest.mark.parametrize("make", [DFA, DRTP])
+@pytest.mark.filterwarnings("ignore:drtp")
+def test_channel_is_dense_with_a_matrix_that_is_constant_over_space(make, batch):
+    net = conv_net(batch.x.device, batch_norm=True)
+    channel, dense = bound(make(connection="channel"), net, batch), bound(make(), net, batch)
+    assert [tuple(b.shape) for b in channel.buffers()] == [(10, 4), (10, 6), (10, 12)]
+    for index, space in enumerate((64, 16, 1)):
+        dense.get_buffer(f"B{index}").copy_(channel.get_buffer(f"B{index}").repeat_interleave(space, dim=1))
+    written = []
+    for each in (channel, dense):
+        zero_grad(net)
+        each.gradients(net, TASK, batch, Noise())
+        written.append(gradients(net))
+    for name, expected in written[1].items():
+        torch.testing.assert_close(written[0][name], expected, rtol=0, atol=1e-12)
+
+
+def test_a_channel_signal_is_as_long_as_a_dense_one(batch):
+    net = NETS["conv"](IN_SHAPE, 10, channels=[200, 100], hidden=12).double().to(batch.x.device)
+    channel, dense = bound(DFA(connection="channel"), net, batch), bound(DFA(), net, batch)
+    for index, space in enumerate((64, 16, 1)):
+        lengths = channel.get_buffer(f"B{index}").norm(dim=1) * space**0.5, dense.get_buffer(f"B{index}").norm(dim=1)
+        torch.testing.assert_close(lengths[0].mean(), lengths[1].mean(), rtol=0.1 if index < 2 else 0.3, atol=0)
+
+
+@pytest.mark.parametrize("memory", ["fast", "flat"])
+def test_aligned_on_a_linear_net_begins_as_backprop(memory, batch):
+    net = linear_net(batch.x.device)
+    rule = bound(DFA(feedback="aligned", memory=memory), net, batch)
+    for step, equal in ((0, True), (1, False)):
+        written = []
+        for each in (rule, Backprop()):
+            zero_grad(net)
+            each.gradients(net, TASK, batch, Noise())
+            written.append(gradients(net))
+        close = [torch.allclose(written[0][name], g, rtol=0, atol=1e-10) for name, g in written[1].items()]
+        assert all(close) == equal, step
+        torch.optim.SGD(net.parameters(), lr=0.5).step()
+
+
+@pytest.mark.parametrize("connection", ["dense", "channel"])
+def test_aligned_is_the_mean_jacobian(connection, batch):
+    """On a linear net, that of convolutions, the product of the weights; with a channel, its mean over space."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+    net = net.to(batch.x)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    rule = bound(DFA(feedback="aligned", connection=connection), net, batch)
+    last = net[3].weight.detach()
+    spread = last.view(10, 2, 6, 6)
+    first = torch.nn.functional.conv_transpose2d(spread, net[1].weight.detach())
+    for index, expected in enumerate((first, spread)):
+        expected = expected.mean((2, 3)) if connection == "channel" else expected.flatten(1)
+        torch.testing.assert_close(rule.get_buffer(f"B{index}"), expected)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("feedback", [*FEEDBACKS, "aligned"])
+@pytest.mark.parametrize("make", [DFA, DRTP])
+@pytest.mark.filterwarnings("ignore:drtp")
+def test_every_initialisation_lowers_the_loss(make, feedback, batch):
+    for connection in ("dense", "channel"):
+        net = conv_net(batch.x.device)
+        rule = bound(make(feedback=feedback, connection=connection), net, batch)
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        losses = []
+        for step in range(20):
+            zero_grad(net)
+            losses.append(float(rule.gradients(net, TASK, batch, Noise(0, step))["loss"]))
+            optimizer.step()
+        assert losses[-1] < losses[0]
+
+
 def test_wrong_arguments_are_named():
-    with pytest.raises(UserError, match="feedback: found 'randn', allowed: uniform, kaiming"):
+    with pytest.raises(UserError, match="feedback: found 'randn', allowed: uniform, kaiming, .*, aligned"):
         DFA(feedback="randn")
+    with pytest.raises(UserError, match="connection: found 'sparse', allowed: dense, channel"):
+        DFA(connection="sparse")
     with pytest.raises(UserError, match="memory: found 'slow', allowed: fast, flat"):
         DFA(memory="slow")
 

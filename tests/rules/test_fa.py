@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from bpfree import Noise, UserError
+from bpfree.feedback import FEEDBACKS
 from bpfree.nets import NETS
 from bpfree.rules import BRSF, FA, FRSF, USF, Backprop
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, same, zero_grad
@@ -75,6 +76,34 @@ def test_the_buffers_are_what_carries_the_error(kind, batch):
     written, true = compare(rule, net, batch)
     for name in true:
         torch.testing.assert_close(written[name], true[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", nets())
+@pytest.mark.parametrize("make", [FA, FRSF])
+def test_aligned_begins_as_backprop_and_stays_behind(kind, make, batch):
+    net = nets()[kind].to(batch.x.device)
+    rule = bound(make(feedback="aligned"), net, batch)
+    written, true = compare(rule, net, batch)
+    for name in true:
+        torch.testing.assert_close(written[name], true[name], rtol=0, atol=1e-10)
+    torch.optim.SGD(net.parameters(), lr=1.0).step()
+    written, true = compare(rule, net, batch)
+    assert not all(torch.allclose(written[name], true[name], rtol=0, atol=1e-10) for name in true)
+
+
+@pytest.mark.parametrize("make", [FA, FRSF, BRSF])
+@pytest.mark.parametrize("feedback", FEEDBACKS)
+def test_every_initialisation(feedback, make, batch):
+    net = nets()["conv"].to(batch.x.device)
+    rule = bound(make(feedback=feedback), net, batch)
+    zero_grad(net)
+    rule.gradients(net, TASK, batch, Noise())
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+def test_brsf_cannot_be_aligned():
+    with pytest.raises(UserError, match="feedback: found 'aligned', allowed: uniform"):
+        BRSF(feedback="aligned")
 
 
 def test_the_equation(batch):

@@ -9,14 +9,14 @@ from bpfree.rules import ForwardForward
 from tests.helpers import IN_SHAPE, TASK, bound, jolt, zero_grad
 
 
-def net_and_rule(batch, hidden=(12, 9)):
+def net_and_rule(batch, hidden=(12, 9), **options):
     torch.manual_seed(0)
     net = NETS["mlp"](IN_SHAPE, 10, hidden=hidden).double().to(batch.x.device)
-    return net, bound(ForwardForward(), net, batch)
+    return net, bound(ForwardForward(**options), net, batch)
 
 
 def inputs_of(net, call):
-    """What the first layer saw."""
+    """What the first layer saw in each pass."""
     seen = []
     handle = net.fc1.register_forward_hook(lambda m, args, out: seen.append(args[0].detach()))
     call()
@@ -24,46 +24,70 @@ def inputs_of(net, call):
     return seen
 
 
-def test_the_equation(batch):
-    """Gradients are those of the two losses, written out by hand on the samples that the net saw."""
-    net, rule = net_and_rule(batch)
-    (x,) = inputs_of(net, lambda: rule.gradients(net, TASK, batch, Noise(0, 0)))
-    written = {name: p.grad for name, p in net.named_parameters()}
+def by_hand(net, x):
+    """Both hidden layers, the first detached from the second."""
     h1 = net.fc1(x).relu()
     direction = h1.detach() / h1.detach().square().mean(1, keepdim=True).sqrt()
-    h2 = net.fc2(direction).relu()
+    return h1, net.fc2(direction).relu()
+
+
+@pytest.mark.parametrize("negatives", ["hard", "even"])
+def test_the_equation(negatives, batch):
+    """Gradients are those of the losses, written out by hand on the samples that the net saw."""
+    net, rule = net_and_rule(batch, theta=0.5, steepness=3.0, negatives=negatives)
+    *neutral, x = inputs_of(net, lambda: rule.gradients(net, TASK, batch, Noise(0, 0)))
+    written = {name: p.grad for name, p in net.named_parameters()}
     n = len(batch.y)
-    loss = sum(
-        F.softplus(2 - g[:n]).mean() + F.softplus(g[n:] - 2).mean() for g in (h.square().mean(1) for h in (h1, h2))
-    )
-    hidden = [net.fc1.weight, net.fc1.bias, net.fc2.weight, net.fc2.bias]
-    for p, expected in zip(hidden, torch.autograd.grad(loss, hidden), strict=True):
-        name = next(k for k, q in net.named_parameters() if q is p)
-        torch.testing.assert_close(written[name], expected)
-    assert written["fc3.weight"] is None
+    goods = [h.square().mean(1) for h in by_hand(net, x)]
+    loss = sum(F.softplus(3 * (0.5 - g[:n])).mean() + F.softplus(3 * (g[n:] - 0.5)).mean() for g in goods)
+    if negatives == "hard":  # the output layer learns from what the neutral label gives
+        _, h2 = by_hand(net, neutral[0])
+        loss = loss + F.cross_entropy(net.fc3(h2.detach() / h2.detach().square().mean(1, keepdim=True).sqrt()), batch.y)
+    expected = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+    for (name, found), wanted in zip(written.items(), expected, strict=True):
+        assert (found is None) == (wanted is None) == (negatives == "even" and "fc3" in name)
+        if wanted is not None:
+            torch.testing.assert_close(found, wanted)
 
 
-def test_positive_samples_have_the_true_label_and_negative_ones_a_wrong_one(batch):
-    net, rule = net_and_rule(batch)
+@pytest.mark.parametrize("negatives", ["hard", "even"])
+def test_positive_samples_have_the_true_label_and_negative_ones_a_wrong_one(negatives, batch):
+    net, rule = net_and_rule(batch, negatives=negatives)
     value = float(batch.x.max())
-    wrong = []
     for step in range(20):
-        (x,) = inputs_of(net, lambda step=step: rule.gradients(net, TASK, batch, Noise(0, step)))
+        *neutral, x = inputs_of(net, lambda step=step: rule.gradients(net, TASK, batch, Noise(0, step)))
         labels = (x[:, :10] / value).round(decimals=6)
         assert torch.equal(labels.sum(1), torch.ones(2 * len(batch.y), dtype=torch.float64))
         positive, negative = labels.argmax(1).chunk(2)
         assert torch.equal(positive, batch.y)
         assert not bool((negative == batch.y).any())
         assert torch.equal(x[:, 10:], batch.x.flatten(1)[:, 10:].repeat(2, 1))
-        wrong.append((negative - batch.y) % 10)
-    counts = torch.bincount(torch.cat(wrong), minlength=10)
-    assert counts[0] == 0
-    assert bool((counts[1:] > 40).all()), "wrong labels are drawn evenly"
+    for x in neutral:
+        torch.testing.assert_close(x[:, :10], torch.full_like(x[:, :10], value / 10))
+        assert torch.equal(x[:, 10:], batch.x.flatten(1)[:, 10:])
+
+
+@pytest.mark.parametrize("negatives", ["hard", "even"])
+def test_wrong_labels_are_as_likely_as_they_should_be(negatives, batch):
+    """Even ones all the same, hard ones by the output layer's softmax without the true label."""
+    net, rule = net_and_rule(batch, negatives=negatives)
+    odds = torch.arange(1.0, 11.0, dtype=torch.float64).to(batch.x) if negatives == "hard" else batch.x.new_ones(10)
+    with torch.no_grad():
+        net.fc3.weight.zero_()
+        net.fc3.bias.copy_(odds.log())
+    wrong = []
+    for step in range(200):
+        *_, x = inputs_of(net, lambda step=step: rule.gradients(net, TASK, batch, Noise(0, step)))
+        wrong.append(F.one_hot(x[len(batch.y) :, :10].argmax(1), 10).double())
+    true = F.one_hot(batch.y, 10).double()
+    expected = odds * (1 - true)
+    expected = (expected / expected.sum(1, keepdim=True)).mean(0)
+    torch.testing.assert_close(torch.stack(wrong).mean((0, 1)), expected, rtol=0, atol=0.015)
 
 
 def test_the_next_segment_does_not_see_how_good_a_sample_was(batch):
     """Scaling a layer changes its goodness and nothing behind it."""
-    net, rule = net_and_rule(batch)
+    net, rule = net_and_rule(batch, negatives="even")
     second = []
     handle = net.fc2.register_forward_hook(lambda m, args, out: second.append(args[0].detach()))
     for _ in range(2):
@@ -92,7 +116,7 @@ def test_a_prediction_scores_every_label_by_all_layers_but_the_first(batch):
 
 
 def test_segments_learn_apart(batch):
-    net, rule = net_and_rule(batch)
+    net, rule = net_and_rule(batch, negatives="even")  # hard ones are found by the layers behind
     zero_grad(net)
     rule.gradients(net, TASK, batch, Noise(0, 0))
     first = net.fc1.weight.grad.clone()
@@ -102,7 +126,16 @@ def test_segments_learn_apart(batch):
     assert torch.equal(first, net.fc1.weight.grad)
 
 
+def test_an_output_that_is_no_number_leaves_it_to_the_trainer(batch):
+    net, rule = net_and_rule(batch)
+    with torch.no_grad():
+        net.fc3.bias.fill_(torch.nan)
+    assert bool(rule.gradients(net, TASK, batch, Noise(0, 0))["loss/output"].isnan())
+
+
 def test_what_cannot_work_is_refused(batch):
+    with pytest.raises(UserError, match="negatives: found 'wrong', allowed: hard, even"):
+        ForwardForward(negatives="wrong")
     with pytest.raises(UserError, match="no hidden segment"):
         net_and_rule(batch, hidden=[])
     small = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 10)).double()

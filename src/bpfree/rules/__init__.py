@@ -2,12 +2,14 @@
 
 from bpfree.rule import Rule
 from bpfree.rules.backprop import Backprop
+from bpfree.rules.cwcomp import CwComp
 from bpfree.rules.dfa import DFA, DRTP, Shallow
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
 from bpfree.rules.local import Local
 from bpfree.rules.mono_forward import MonoForward
 from bpfree.rules.noprop_dt import NoPropDT
+from bpfree.rules.pepita import Pepita
 from bpfree.rules.predsim import Pred, PredSim, Sim
 from bpfree.rules.recombine import Recombine
 
@@ -26,6 +28,8 @@ RULES: dict[str, type[Rule]] = {
     "sim": Sim,
     "predsim": PredSim,
     "forward_forward": ForwardForward,
+    "cwcomp": CwComp,
+    "pepita": Pepita,
     "noprop_dt": NoPropDT,
     "recombine": Recombine,
 }
@@ -39,10 +43,12 @@ __all__ = [
     "RULES",
     "USF",
     "Backprop",
+    "CwComp",
     "ForwardForward",
     "Local",
     "MonoForward",
     "NoPropDT",
+    "Pepita",
     "Pred",
     "PredSim",
     "Recombine",

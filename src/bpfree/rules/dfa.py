@@ -9,8 +9,17 @@ training of deep neural networks", https://arxiv.org/abs/1909.01311
     DRTP     d_l = (-Y B_l) * f'(a_l),   Y one-hot [B, C]
     shallow  d_l = 0: the hidden layers stay as they were drawn, the control that every comparison needs
 
-The signal enters at the tap, behind the activation; what lies within the segment (f', batch norm) contributes its true
-local derivative. The output layer always learns from the true error.
+The signal enters at the tap, behind the activation and before any pooling; what lies within the segment (f', batch
+norm) contributes its true local derivative. The output layer always learns from the true error.
+
+On a feature map, `connection: dense` gives each value of the map a column of B_l [C, channels*space] of its own;
+`connection: channel` has B_l [C, channels] and delivers the same signal to a channel everywhere, which is cheap on
+large maps. It is divided by sqrt(space), so that a sample's signal is as long as by a dense matrix.
+
+`feedback: aligned` takes B_l from the net as it is when the rule is bound: the mean over the first batch of the
+derivative of the output in h_l. On a linear net that is B_L = W_out, B_{l-1} = B_l W_l, and the first step is
+backprop's; then the weights move on and B_l stays. Public code gets there from the other side and sets the weights by
+the feedback, which no rule may do here.
 
 Where we differ: signals are divided by the batch size, as e of the mean loss is by itself, so the size of a step does
 not grow with the batch as in public code; `signal_scale` multiplies them. DRTP's authors use sigmoid outputs with
@@ -25,9 +34,11 @@ from torch import Tensor, nn
 
 from bpfree.cut import Taps
 from bpfree.errors import check_choice
-from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
+
+Connection = Literal["dense", "channel"]
 
 UNBOUNDED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
 
@@ -36,25 +47,41 @@ class DirectFeedback(LocalRule):
     """What DFA and DRTP share.
 
     Args:
-        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
+        connection: of B_l to a feature map [B, channels, ...], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    def __init__(self, *, feedback: Feedback = "uniform", signal_scale: float = 1.0, taps: Taps = None) -> None:
+    def __init__(
+        self,
+        *,
+        feedback: AlignedFeedback = "uniform",
+        connection: Connection = "dense",
+        signal_scale: float = 1.0,
+        taps: Taps = None,
+    ) -> None:
         super().__init__(taps=taps)
-        check_choice("feedback", feedback, FEEDBACKS)
+        check_feedback(feedback)
+        check_choice("connection", connection, ("dense", "channel"))
         self.feedback = feedback
+        self.connection = connection
         self.signal_scale = signal_scale
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Draw B_l [D, H_l] for every hidden segment, as the buffer `B<l>`."""
+        """Make B_l [D, H_l] or [D, channels] for every hidden segment, as the buffer `B<l>`."""
         super().bind(net, task, batch)
         self._buffers.clear()  # of an earlier net
+        aligned = mean_jacobians(net, self.taps, batch.x) if self.feedback == ALIGNED else None
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
-            shape = like.new_empty(()).expand(task.dim, segment.shape.numel())
-            self.register_buffer(f"B{index}", random_like(self.feedback, shape))
+            columns = segment.shape[0] if self.connection == "channel" else segment.shape.numel()
+            space = segment.shape.numel() // columns
+            if aligned is None:
+                drawn = random_like(self.feedback, like.new_empty(()).expand(task.dim, columns)) / space**0.5
+            else:
+                drawn = aligned[index].reshape(task.dim, columns, space).mean(2)
+            self.register_buffer(f"B{index}", drawn)
 
     @abstractmethod
     def teach(self, signal: Tensor) -> Tensor:
@@ -62,11 +89,14 @@ class DirectFeedback(LocalRule):
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """The signal through B_l, of the shape of h; signal [B, D]."""
-        matrix: Tensor = self.get_buffer(f"B{index}")  # [D, H]
+        matrix: Tensor = self.get_buffer(f"B{index}")  # [D, H], or [D, channels]
         taught = self.teach(signal).to(matrix.dtype)
         if self.signal_scale != 1:
             taught = self.signal_scale * taught
-        return (taught @ matrix).view_as(h).to(h.dtype)
+        delivered = (taught @ matrix).to(h.dtype)
+        if self.connection == "dense":
+            return delivered.view_as(h)
+        return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).expand_as(h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """<h, signal B_l>, whose gradient in h is signal B_l. Its value has no meaning of its own."""
@@ -77,7 +107,8 @@ class DFA(DirectFeedback):
     """Direct feedback alignment.
 
     Args:
-        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
+        connection: of B_l to a feature map [B, channels, ...], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
             one segment, and comes to the same weights.
@@ -89,12 +120,13 @@ class DFA(DirectFeedback):
     def __init__(
         self,
         *,
-        feedback: Feedback = "uniform",
+        feedback: AlignedFeedback = "uniform",
+        connection: Connection = "dense",
         signal_scale: float = 1.0,
         memory: Literal["fast", "flat"] = "fast",
         taps: Taps = None,
     ) -> None:
-        super().__init__(feedback=feedback, signal_scale=signal_scale, taps=taps)
+        super().__init__(feedback=feedback, connection=connection, signal_scale=signal_scale, taps=taps)
         check_choice("memory", memory, ("fast", "flat"))
         self.memory = memory
 
@@ -107,7 +139,8 @@ class DRTP(DirectFeedback):
     """Direct random target projection: the label takes the place of the error, so no layer waits for the output.
 
     Args:
-        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
+        connection: of B_l to a feature map [B, channels, ...], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """

@@ -11,6 +11,8 @@ al. 2018, https://arxiv.org/abs/1812.06488.
     brSF    B = |R| sign(W),     R redrawn at every step
     frSF    B = |R| sign(W),     R fixed
 
+`feedback: aligned` makes B (and R) a copy of W as it is when the rule is bound, so that the first step is backprop's.
+
 B has the shape of W; a convolution carries the error back by the transposed convolution with B. Everything that is
 neither Linear nor convolution (normalisation, activation, pooling, a skip connection) has its true derivative. None of
 these rules saves memory or time over backprop: they are about weight transport.
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 
 from bpfree.cut import reached_parameters, unchanged_buffers
 from bpfree.errors import UserError, check_choice
-from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.feedback import ALIGNED, FEEDBACKS, AlignedFeedback, Feedback, check_feedback, random_like
 from bpfree.noise import Noise
 from bpfree.rule import Rule, backward
 from bpfree.types import Batch, Scalars, Task
@@ -43,12 +45,12 @@ class FA(Rule):
     """Feedback alignment.
 
     Args:
-        feedback: how B is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how B is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned" with W.
     """
 
-    def __init__(self, *, feedback: Feedback = "kaiming") -> None:
+    def __init__(self, *, feedback: AlignedFeedback = "kaiming") -> None:
         super().__init__()
-        check_choice("feedback", feedback, FEEDBACKS)
+        check_feedback(feedback)
         self.feedback = feedback
         self.names: list[str] = []
 
@@ -72,7 +74,7 @@ class FA(Rule):
 
     def draw(self, weight: Tensor) -> Tensor | None:
         """What is drawn once, of the shape of the weight; None for nothing."""
-        return random_like(self.feedback, weight)
+        return weight.clone() if self.feedback == ALIGNED else random_like(self.feedback, weight)
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
         """B for this step."""
@@ -114,7 +116,7 @@ class FRSF(FA):
     """Fixed random-magnitude sign-symmetry: B = |R| sign(W), R fixed.
 
     Args:
-        feedback: how R is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how R is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned" with W.
     """
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
@@ -129,6 +131,10 @@ class BRSF(FA):
     Args:
         feedback: how R is drawn, a name in `bpfree.feedback.FEEDBACKS`.
     """
+
+    def __init__(self, *, feedback: Feedback = "kaiming") -> None:
+        check_choice("feedback", feedback, FEEDBACKS)  # not aligned: |W| sign(W) at every step is backprop
+        super().__init__(feedback=feedback)
 
     def draw(self, weight: Tensor) -> Tensor | None:
         """Nothing: R is drawn at every step."""

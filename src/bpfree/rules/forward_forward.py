@@ -3,27 +3,32 @@
 Hinton 2022, "The Forward-Forward Algorithm: Some Preliminary Investigations", https://arxiv.org/abs/2212.13345
 
     g(h) = mean of squares of h
-    segment l minimises softplus(theta - g(h_l^pos)) + softplus(g(h_l^neg) - theta)
+    segment l minimises softplus(s (theta - g(h_l^pos))) + softplus(s (g(h_l^neg) - theta))
     the next segment sees h_l / sqrt(g(h_l)): the direction of h_l, and not how good it was
 
 The label is written over the first C inputs, the true one for positive samples and a wrong one for negative samples. A
 class is predicted by the goodness that its label gives, summed over all hidden segments but the first (over all, if
 there is but one).
 
-Where we differ: goodness is the mean of squares, not the sum, so that theta does not depend on the width; wrong labels
-are drawn evenly. The net's output layer is not used and stays as it was drawn.
+Hard negatives: the sample is seen with a neutral label first, 1/C everywhere, and from those features the net's output
+layer learns to tell the classes apart. The wrong label is drawn by what that layer finds likely, the true label left
+out. With even negatives all wrong labels are as likely, and the output layer stays as it was drawn.
+
+Where we differ: goodness is the mean of squares, not the sum, so that theta does not depend on the width; s, the
+`steepness`, stands in for the width. The layer that finds hard negatives reads the last hidden segment, and not all
+but the first.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.cut import Taps, cut, unchanged_buffers
-from bpfree.errors import UserError, check_positive
+from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule, first_trainable
+from bpfree.rule import LocalRule, backward, first_trainable
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -32,16 +37,29 @@ class ForwardForward(LocalRule):
 
     Args:
         theta: goodness that parts positive from negative samples.
+        steepness: s, how sharply it parts them.
+        negatives: how wrong labels are drawn, "hard" or "even".
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
     needs_labels: ClassVar[bool] = True
     label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
 
-    def __init__(self, *, theta: float = 2.0, taps: Taps = None) -> None:
+    def __init__(
+        self,
+        *,
+        theta: float = 0.5,
+        steepness: float = 20.0,
+        negatives: Literal["hard", "even"] = "hard",
+        taps: Taps = None,
+    ) -> None:
         super().__init__(taps=taps)
         check_positive("theta", theta)
+        check_positive("steepness", steepness)
+        check_choice("negatives", negatives, ("hard", "even"))
         self.theta = theta
+        self.steepness = steepness
+        self.negatives = negatives
         self.classes = 0
         self.register_buffer("label_value", torch.ones(()))
 
@@ -60,35 +78,57 @@ class ForwardForward(LocalRule):
         if len(self.segments) < 2:
             raise UserError("net: it has no hidden segment, which forward-forward trains. Add a layer")
         with torch.no_grad(), unchanged_buffers(net):
-            task.loss(net(batch.x), batch)  # refuses an output of another width, though it is not used
+            task.loss(net(batch.x), batch)  # refuses an output of another width
         self.classes = task.dim
         self.label_value = batch.x.max().to(first_trainable(net))
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """The hidden segments."""
-        return super().units(net)[:-1]
+        """The segments; without hard negatives the output segment is not used."""
+        return super().units(net)[: -1 if self.negatives == "even" else None]
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """One pass of 2B samples, in which each segment learns on the way."""
+        """One pass of 2B samples, in which each segment learns on the way; for hard negatives one of B before it."""
         if not self.segments:
             raise UserError("ForwardForward: not bound to a net. Call rule.bind(net, task, batch) first")
-        shift = 1 + torch.randint(self.classes - 1, batch.y.shape, generator=noise.fold("negative").generator())
-        wrong = (batch.y + shift.to(batch.y.device)) % self.classes
-        both = torch.cat([self.write(batch.x, batch.y), self.write(batch.x, wrong)])
         scalars: Scalars = {}
+        if self.negatives == "hard":
+            wrong, scalars = self._hard_labels(net, task, batch, noise)
+        else:
+            wrong = self._even_labels(batch, noise)
+        both = torch.cat([self.write(batch.x, self._one_hot(batch.y)), self.write(batch.x, self._one_hot(wrong))])
+        losses: Scalars = {}
 
         def learn(index: int, h: Tensor) -> Tensor:
-            scalars.update(self._learn(index, h, both))
+            losses.update(self._learn(index, h, both))
             return self.pass_on(index, h.detach())
 
         with noise.global_rng(batch.x.device), cut(net, self.taps, learn):
             net(both)
-        return scalars | {"loss": torch.stack([loss.float() for loss in scalars.values()]).mean()}
+        return scalars | losses | {"loss": torch.stack([loss.float() for loss in losses.values()]).mean()}
+
+    def _even_labels(self, batch: Batch, noise: Noise) -> Tensor:
+        """A wrong label [B] for each sample, all equally likely."""
+        shift = 1 + torch.randint(self.classes - 1, batch.y.shape, generator=noise.fold("negative").generator())
+        return (batch.y + shift.to(batch.y.device)) % self.classes
+
+    def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
+        """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
+        neutral = batch.x.new_full((len(batch.y), self.classes), 1 / self.classes)
+        with noise.fold("neutral").global_rng(batch.x.device), cut(net, self.taps, self.pass_on):
+            out = net(self.write(batch.x, neutral))
+        loss = task.loss(out, batch)
+        backward(loss)
+        self._tell_done(len(self.taps))
+        likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
+        likely = likely.nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
+        wrong = torch.multinomial(likely, 1, generator=noise.fold("negative").generator(likely.device)).flatten()
+        return wrong, task.metrics(out.detach(), batch) | {"loss/output": loss.detach()}
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """softplus(theta - g_pos) + softplus(g_neg - theta); h [2B, ...], positive samples first."""
-        positive, negative = goodness(h).chunk(2)
-        return F.softplus(self.theta - positive).mean() + F.softplus(negative - self.theta).mean()
+        """softplus(s (theta - g_pos)) + softplus(s (g_neg - theta)); h [2B, ...], positive samples first."""
+        above = self.steepness * (goodness(h) - self.theta)
+        positive, negative = above.chunk(2)
+        return F.softplus(-positive).mean() + F.softplus(negative).mean()
 
     def pass_on(self, index: int, h: Tensor) -> Tensor:
         """h, of length 1 per value."""
@@ -106,15 +146,18 @@ class ForwardForward(LocalRule):
                 return self.pass_on(index, h)
 
             with cut(net, self.taps, look):
-                net(self.write(x, x.new_full((len(x),), label, dtype=torch.int64)))
+                net(self.write(x, self._one_hot(x.new_full((len(x),), label, dtype=torch.int64))))
             scores.append(torch.stack(layers[1:] or layers).sum(0))
         return torch.stack(scores, dim=1)
 
     def write(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The samples x [B, ...] with one-hot labels [B] over its first C values."""
+        """The samples x [B, ...] with labels [B, C] over their first C values."""
         written = x.flatten(1).clone()
-        written[:, : self.classes] = F.one_hot(labels, self.classes).to(x.dtype) * self.label_value.to(x.dtype)
+        written[:, : self.classes] = labels.to(x.dtype) * self.label_value.to(x.dtype)
         return written.view_as(x)
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels, self.classes)
 
 
 def goodness(h: Tensor) -> Tensor:

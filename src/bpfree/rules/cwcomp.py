@@ -1,0 +1,87 @@
+"""Channel-wise competitive learning: forward-forward without negative samples.
+
+Papachristodoulou, Kyrkou, Timotheou, Theocharides 2024, "Convolutional Channel-Wise Competitive Learning for the
+Forward-Forward Algorithm", https://arxiv.org/abs/2312.12668
+
+    G_l [B, C]: mean of squares of h_l over the c-th of C groups of channels, and over space
+    segment l minimises CE(G_l, y)
+
+Each class has its own channels in every layer, and they compete to be the most active on its samples. There is no label
+in the input and no head: the groups are the classifier.
+
+Where we differ: the paper's number of channels is a multiple of C; here groups are as even as they can be, neighbours
+differing by one channel at most. All layers learn from the first step to the last, where the authors let a layer begin
+and end at epochs of its own. Their blocks normalise behind the activation and the pooling, and every second convolution
+has C groups; both are the net's business and none of the rule's. The net's output layer learns from the last features,
+detached, and is the paper's softmax predictor; `read: last` is its goodness predictor.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.cut import Taps, cut
+from bpfree.errors import UserError, check_choice
+from bpfree.rule import LocalRule
+from bpfree.types import Batch, Task
+
+
+class CwComp(LocalRule):
+    """Channel-wise competition of classes.
+
+    Args:
+        read: where a prediction is read: "net" (its output), "last" (goodness of the last hidden segment) or "sum"
+            (of all hidden segments).
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+    """
+
+    needs_labels: ClassVar[bool] = True
+
+    def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
+        super().__init__(taps=taps)
+        check_choice("read", read, ("net", "last", "sum"))
+        self.read = read
+        self.classes = 0
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Check that there is a channel for each class.
+
+        Raises:
+            UserError: a hidden segment has fewer channels than there are classes, or there is none to read.
+        """
+        super().bind(net, task, batch)
+        self.classes = task.dim
+        for segment in self.segments[:-1]:
+            if segment.shape[0] < task.dim:
+                raise UserError(
+                    f"net: '{segment.name}' has {segment.shape[0]} channels, allowed: at least one for each of the "
+                    f"{task.dim} classes. Widen that layer"
+                )
+        if self.read != "net" and len(self.segments) < 2:
+            raise UserError(f"read: found '{self.read}', but the net has no hidden segment. Use read: net")
+
+    def goodness(self, h: Tensor) -> Tensor:
+        """Mean of squares [B, C] of each class's channels; h [B, channels, ...]."""
+        wide = torch.float32 if h.itemsize < 4 else h.dtype
+        if h.dim() > 2:  # a norm, since its sum of squares needs no wide copy of the map
+            space = tuple(range(2, h.dim()))
+            squares = torch.linalg.vector_norm(h, dim=space, dtype=wide).square() / h[0, 0].numel()
+        else:
+            squares = h.to(wide).square()  # [B, channels]
+        return torch.stack([group.mean(1) for group in squares.tensor_split(self.classes, dim=1)], dim=1)
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """CE(G_l, y); signal [B, C] is one-hot."""
+        goodness = self.goodness(h)
+        return F.cross_entropy(goodness, signal.to(goodness.dtype))
+
+    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Scores [B, C]; see `read`."""
+        if self.read == "net":
+            return super().predict(net, x)
+        scores: list[Tensor] = []
+        with cut(net, self.taps, lambda index, h: scores.append(self.goodness(h))):
+            net(x)
+        return scores[-1] if self.read == "last" else torch.stack(scores).sum(0)

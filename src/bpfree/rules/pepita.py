@@ -1,0 +1,161 @@
+"""PEPITA: the error is added to the input, and layers learn from what that changes.
+
+Dellaferrera & Kreiman 2022, "Error-driven Input Modulation: Solving the Credit Assignment Problem without a Backward
+Pass", https://arxiv.org/abs/2201.11665
+
+    first pass    h_l = f(W_l h_{l-1}),            e = softmax(out) - Y
+    second pass   h_l' from x' = x + e F,          F [C, inputs] fixed and random, the same dropout masks
+    hidden        dW_l = (h_l - h_l')^T h'_{l-1}   the derivative of f does not enter
+    output        dW_L = e^T h'_{L-1}
+
+F is drawn as 0.05 U(+-sqrt(6/inputs)), which is `feedback: kaiming` with `scale: 0.05`. To first order in F the hidden
+signal is h_l - h_l' = -e F J_l, where J_l is the layer's Jacobian in the input.
+
+Of each segment one Linear or convolution learns, and the signal is that of the segment's output. A bias, which the
+authors' nets have not, gets sum_B of the signal. A convolution's gradient is averaged over the positions of its output
+and not summed, as in the authors' code. Normalisations are left as they were drawn, also as there; their statistics are
+those of the first pass.
+
+Where we differ: the output layer learns from the first pass' e, as the paper writes, where the authors' code takes the
+error of the second pass. For another loss, e is its derivative in the output.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.cut import Taps, cut, unchanged_buffers
+from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.noise import Noise
+from bpfree.rule import LocalRule, backward, first_trainable, output_error, trainable
+from bpfree.types import Batch, Scalars, Task
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Pepita(LocalRule):
+    """Error-driven input modulation.
+
+    Args:
+        feedback: how F is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        scale: multiplies F.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential. Each hidden
+            segment must have one Linear or convolution, whose output has the shape of the segment's.
+    """
+
+    F: Tensor  # [D, inputs]
+
+    def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Taps = None) -> None:
+        super().__init__(taps=taps)
+        check_choice("feedback", feedback, FEEDBACKS)
+        check_positive("scale", scale)
+        self.feedback = feedback
+        self.scale = scale
+        self.layers: list[str | None] = []  # the one that learns in each hidden segment
+        self.features: list[int] = []  # its outputs at each position
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Find the layer of each hidden segment, and draw F [D, inputs].
+
+        Raises:
+            UserError: a hidden segment has no such layer, or several; samples are no numbers to add to.
+        """
+        super().bind(net, task, batch)
+        if not batch.x.is_floating_point():
+            raise UserError(
+                f"data: samples are of type {batch.x.dtype}, but pepita adds the error to them, allowed: a floating "
+                "type. For tokens use a rule that leaves the input alone, such as dfa"
+            )
+        self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
+        self.features = [len(net.get_parameter(f"{name}.weight")) if name else 0 for name in self.layers]
+        like = first_trainable(net)
+        shape = like.new_empty(()).expand(task.dim, prod(batch.x.shape[1:]))
+        self.register_buffer("F", self.scale * random_like(self.feedback, shape))
+
+    def unit(self, net: nn.Module, index: int) -> list[nn.Parameter]:
+        """The layer of a hidden segment, or the output segment."""
+        if index == len(self.layers):
+            return super().unit(net, index)
+        name = self.layers[index]
+        return trainable(net.get_submodule(name)) if name else []
+
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """Two forward passes; in the second, each segment learns on the way."""
+        if not self.segments:
+            raise UserError("Pepita: not bound to a net. Call rule.bind(net, task, batch) first")
+        before: list[Tensor] = []
+        device = batch.x.device
+        with torch.no_grad(), noise.global_rng(device), cut(net, self.taps, lambda index, h: before.append(h)):
+            out = net(batch.x)
+        error = output_error(task, out, batch)  # [B, D], of the mean loss
+        modulation = (len(error) * error).to(self.F.dtype) @ self.F  # [B, inputs]
+        attached: list[Tensor] = []
+
+        def learn(index: int, h: Tensor) -> None:
+            if attached:
+                self._learn(index, attached.pop(), before[index] - h.detach())
+
+        hooks = _attached_alone(net, [name for name in self.layers if name], attached)
+        with unchanged_buffers(net), noise.global_rng(device), cut(net, self.taps, learn), hooks:
+            last = net(batch.x + modulation.view_as(batch.x).to(batch.x.dtype))
+        backward(last, error.view_as(last).to(last.dtype))
+        self._tell_done(len(self.taps))
+        return task.metrics(out, batch)
+
+    def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """h_l - h_l', a mean over the batch and over positions; `h` is the layer's own output, before its activation.
+
+        Raises:
+            UserError: the segment's output has another shape than its layer's.
+        """
+        if h.shape != signal.shape:
+            raise UserError(
+                f"tap '{self.taps[index]}': its output has the shape {list(signal.shape[1:])}, but that of layer "
+                f"'{self.layers[index]}' is {list(h.shape[1:])}, allowed: the same. Tap a module before pooling"
+            )
+        return (signal * (self.features[index] / h.numel())).to(h.dtype)
+
+    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """<a_l, h_l - h_l'>, whose gradient in a_l is that. Its value has no meaning of its own."""
+        return (h * self.local_gradient(index, h.detach(), signal)).sum()
+
+
+@contextmanager
+def _attached_alone(net: nn.Module, layers: Sequence[str], attached: list[Tensor]) -> Iterator[None]:
+    """While active, each layer's output is put into `attached`, reaching that layer's parameters and nothing else."""
+
+    def detach(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].detach(), *args[1:])
+
+    def keep(layer: nn.Module, args: object, out: Tensor) -> Tensor:
+        attached.append(out)
+        return out.detach()
+
+    handles = []
+    for name in layers:
+        layer = net.get_submodule(name)
+        handles += [layer.register_forward_pre_hook(detach), layer.register_forward_hook(keep)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_of(net: nn.Module, segment: str, parameters: Sequence[str]) -> str | None:
+    """The one layer with these parameters; None if nothing but normalisations is trainable."""
+    if all(net.get_parameter(name).dim() < 2 for name in parameters):
+        return None
+    owned = {name.rpartition(".")[0] for name in parameters}
+    found: list[str] = [name for name, module in net.named_modules() if name in owned and isinstance(module, LAYERS)]
+    if len(found) != 1:
+        raise UserError(
+            f"segment '{segment}': found {', '.join(found) or 'no'} trainable Linear or convolution, allowed: one. "
+            "Choose taps=[...] so that there is one between each tap and the next"
+        )
+    return found[0]

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bpfree import Noise, UserError
+from bpfree.nets import NETS
+from bpfree.rules import Pepita
+from tests.helpers import IN_SHAPE, TASK, bound, gradients, same, zero_grad
+
+
+def mlp(batch, **options):
+    torch.manual_seed(0)
+    return NETS["mlp"](IN_SHAPE, 10, hidden=[12, 9], activation="tanh", **options).double().to(batch.x.device)
+
+
+def error_of(net, batch):
+    """e of each sample: softmax - Y."""
+    with torch.no_grad():
+        return net(batch.x).softmax(1) - TASK.target(batch)
+
+
+def test_the_equation(batch):
+    """dW_l = (h_l - h_l')^T h'_{l-1}, dW_L = e^T h'_{L-1}, written out by hand; means over the batch."""
+    net = mlp(batch)
+    rule = bound(Pepita(scale=0.3), net, batch)
+    scalars = rule.gradients(net, TASK, batch, Noise())
+    n = len(batch.y)
+    with torch.no_grad():
+        e = error_of(net, batch)
+        x = batch.x.flatten(1)
+        h, modulated = [x], [x + e @ rule.F]
+        for layer in (net.fc1, net.fc2):
+            h.append(layer(h[-1]).tanh())
+            modulated.append(layer(modulated[-1]).tanh())
+    for layer, d, below in (
+        (net.fc1, h[1] - modulated[1], modulated[0]),
+        (net.fc2, h[2] - modulated[2], modulated[1]),
+        (net.fc3, e, modulated[2]),
+    ):
+        torch.testing.assert_close(layer.weight.grad, d.T @ below / n)
+        torch.testing.assert_close(layer.bias.grad, d.mean(0))
+    torch.testing.assert_close(scalars["loss"], TASK.loss(net(batch.x), batch).detach())
+
+
+def test_to_first_order_the_signal_is_the_error_through_the_jacobian(batch):
+    """As F goes to 0, dW_l / |F| tends to -(e F J_l)^T h_{l-1}, and ten times as small an F is ten times as near."""
+    net = mlp(batch)
+    x = batch.x.flatten(1)
+    distances = []
+    for scale in (1e-3, 1e-4):
+        rule = bound(Pepita(scale=scale), net, batch)
+        zero_grad(net)
+        rule.gradients(net, TASK, batch, Noise())
+        below, distance = x, 0.0
+        for layer, depth in ((net.fc1, 3), (net.fc2, 5)):
+            h, change = torch.autograd.functional.jvp(net[1:depth], x, error_of(net, batch) @ rule.F)
+            expected = -change.T @ below / len(x) / scale
+            distance += float((layer.weight.grad / scale - expected).norm() / expected.norm())
+            below = h
+        distances.append(distance)
+    assert distances[0] < 1e-2
+    assert distances[1] == pytest.approx(distances[0] / 10, rel=0.05)
+
+
+def test_a_convolution_gets_the_mean_over_positions(batch):
+    torch.manual_seed(0)
+    net = NETS["conv"](IN_SHAPE, 10, channels=[4, 6], hidden=12).double().to(batch.x.device)
+    rule = bound(Pepita(scale=0.3), net, batch)
+    rule.gradients(net, TASK, batch, Noise())
+    with torch.no_grad():
+        modulated = batch.x + (error_of(net, batch) @ rule.F).view_as(batch.x)
+        difference = net.conv1(batch.x).relu() - net.conv1(modulated).relu()  # before pooling
+        patches = F.unfold(modulated, 3, padding=1)  # [B, 9, positions]
+    expected = torch.einsum("bcp,bkp->ck", difference.flatten(2), patches) / len(batch.y) / 64
+    torch.testing.assert_close(net.conv1.weight.grad.flatten(1), expected)
+
+
+def test_both_passes_have_the_same_dropout_and_the_first_ones_statistics(batch):
+    """Without modulation nothing changes between the passes, so that hidden layers stand still."""
+    net = mlp(batch, dropout=0.5, batch_norm=True)
+    rule = bound(Pepita(), net, batch)
+    rule.F.zero_()
+    rule.gradients(net, TASK, batch, Noise(0, 0))
+    assert float(net.fc3.weight.grad.abs().max()) > 0
+    for layer in (net.fc1, net.fc2):
+        assert not bool(layer.weight.grad.any())
+    assert float(net.norm1.running_mean.abs().max()) > 0
+    assert int(net.norm1.num_batches_tracked) == 1
+    assert net.norm1.weight.grad is None
+
+
+def test_an_activation_in_place_changes_nothing(batch):
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(inplace), nn.Linear(12, 9), nn.ReLU(inplace)]
+        net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(9, 10)).to(batch.x)
+        rule = bound(Pepita(), net, batch)
+        rule.gradients(net, TASK, batch, Noise())
+        found.append(gradients(net))
+    assert same(*found)
+
+
+def test_f_is_the_authors(batch):
+    rule = bound(Pepita(), mlp(batch), batch)
+    bound_of_f = 0.05 * (6 / 64) ** 0.5
+    assert rule.F.shape == (10, 64)
+    assert 0.95 * bound_of_f < float(rule.F.abs().max()) <= bound_of_f
+    assert list(rule.parameters()) == []
+
+
+def test_frozen_layers_are_left_alone(batch):
+    net = mlp(batch)
+    net.fc1.requires_grad_(False)
+    rule = bound(Pepita(), net, batch)
+    rule.gradients(net, TASK, batch, Noise())
+    assert set(gradients(net)) == {f"Sequential.fc{i}.{p}" for i in (2, 3) for p in ("weight", "bias")}
+    assert [len(unit) for unit in rule.units(net)] == [0, 2, 2]
+
+
+def test_what_cannot_work_is_refused(batch):
+    deep = nn.Sequential(
+        nn.Flatten(), nn.Sequential(nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 9)), nn.Tanh(), nn.Linear(9, 10)
+    ).to(batch.x)
+    with pytest.raises(UserError, match=r"segment '2': found 1.0, 1.2 trainable Linear or convolution, allowed: one"):
+        bound(Pepita(), deep, batch)
+    net = NETS["conv"](IN_SHAPE, 10, channels=[4]).double().to(batch.x.device)
+    rule = bound(Pepita(taps=["pool1", "act"]), net, batch)
+    with pytest.raises(UserError, match=r"tap 'pool1': .* shape \[4, 4, 4\], but that of layer 'conv1' is \[4, 8, 8\]"):
+        rule.gradients(net, TASK, batch, Noise())
+    tokens = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(32, 9), nn.ReLU(), nn.Linear(9, 10))
+    with pytest.raises(UserError, match="data: samples are of type torch.int64, but pepita adds the error to them"):
+        bound(Pepita(), tokens, batch._replace(x=torch.zeros(32, 8, dtype=torch.int64)))
+    with pytest.raises(UserError, match="scale: found 0, allowed: a number above 0"):
+        Pepita(scale=0)
