@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from bpfree import Noise
+from bpfree.feedback import FEEDBACKS, random_like, random_magnitudes
 from bpfree.nets import NETS
 from bpfree.rules import DFA, DRTP, Local, Shallow
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, same, zero_grad
@@ -84,3 +85,18 @@ def test_local_learns_by_a_classifier_that_never_changes(backward, batch):
     if backward == "sign":
         assert torch.equal(rule.R0.sign(), rule.C0.sign())
         assert not torch.allclose(rule.R0, rule.C0)
+
+
+@pytest.mark.parametrize("name", FEEDBACKS)
+def test_magnitudes_by_key_have_the_distribution_of_the_initialisation(name):
+    weight = torch.empty(300, 40, 3, 3).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    once = random_like(name, weight)
+    keyed = random_magnitudes(name, weight, Noise(0, 3))
+    assert torch.equal(keyed, random_magnitudes(name, weight, Noise(0, 3)))
+    assert not torch.equal(keyed, random_magnitudes(name, weight, Noise(0, 4)))
+    assert once.stride() == keyed.stride() == weight.stride()
+    for moment in (lambda x: x.abs().mean(), lambda x: x.square().mean(), lambda x: x.abs().max()):
+        torch.testing.assert_close(moment(keyed), moment(once), rtol=0.3 if name in ("lecun", "orthogonal") else 0.02, atol=0)
+    halves = keyed.flatten().abs().chunk(2)
+    assert abs(float(torch.corrcoef(torch.stack(halves))[0, 1])) < 0.02

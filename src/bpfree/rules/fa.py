@@ -33,7 +33,15 @@ from torch import Tensor, nn
 
 from bpfree.cut import reached_parameters, unchanged_buffers
 from bpfree.errors import UserError, check_choice
-from bpfree.feedback import ALIGNED, FEEDBACKS, AlignedFeedback, Feedback, check_feedback, random_like
+from bpfree.feedback import (
+    ALIGNED,
+    FEEDBACKS,
+    AlignedFeedback,
+    Feedback,
+    check_feedback,
+    random_like,
+    random_magnitudes,
+)
 from bpfree.noise import Noise
 from bpfree.rule import Rule, backward
 from bpfree.types import Batch, Scalars, Task
@@ -142,8 +150,7 @@ class BRSF(FA):
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
         """|R| sign(W), R from the key of the step."""
-        with noise.global_rng(weight.device):
-            return torch.copysign(random_like(self.feedback, weight), weight)
+        return random_magnitudes(self.feedback, weight, noise).copysign_(weight)
 
 
 @contextmanager
