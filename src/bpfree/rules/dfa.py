@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from bpfree.cut import Taps
 from bpfree.errors import check_choice
 from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
+from bpfree.layout import spread
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
@@ -93,9 +94,9 @@ class DirectFeedback(LocalRule):
         taught = self.teach(signal).to(matrix.dtype)
         if self.signal_scale != 1:
             taught = self.signal_scale * taught
-        delivered = (taught @ matrix).to(h.dtype)
         if self.connection == "dense":
-            return delivered.view_as(h)
+            return spread(taught, matrix, h).to(h.dtype)
+        delivered = (taught @ matrix).to(h.dtype)
         return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).expand_as(h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:

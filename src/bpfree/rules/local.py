@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from bpfree.cut import Taps
 from bpfree.errors import check_choice
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.layout import project
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
@@ -60,10 +61,9 @@ class Local(LocalRule):
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(h C_l, y), signal [B, D] one-hot; or mse(g(h F_l), x), signal [B, D] the flat samples."""
-        h = h.flatten(1)
-        scores = h @ self.get_buffer(f"C{index}").T  # [B, C]
+        scores = project(h, self.get_buffer(f"C{index}"))  # [B, C]
         if self.backward == "sign":  # the value of the one, the derivative of the other
-            through = h @ self.get_buffer(f"R{index}").T
+            through = project(h, self.get_buffer(f"R{index}"))
             scores = through + (scores - through).detach()
         if self._rebuilds is not None:
             return self._rebuilds.loss(scores, Batch(h, signal))

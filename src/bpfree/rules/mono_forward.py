@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from bpfree.cut import Taps, cut
 from bpfree.errors import UserError, check_choice
+from bpfree.layout import project
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
@@ -62,7 +63,7 @@ class MonoForward(LocalRule):
 
     def goodness(self, index: int, h: Tensor) -> Tensor:
         """G_l = h M_l^T, [B, C]."""
-        return self.heads[index](h.flatten(1))  # type: ignore[no-any-return]
+        return project(h, self.heads[index].get_parameter("weight"))
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(G_l, y)."""

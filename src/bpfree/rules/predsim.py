@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from bpfree.cut import Taps
 from bpfree.errors import UserError, check_positive
+from bpfree.layout import lies_channels_last
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
@@ -134,8 +135,9 @@ def similarity_loss(x: Tensor, target: Tensor) -> Tensor:
 def _features(x: Tensor) -> Tensor:
     """[B, features]; of a feature map the standard deviation over space."""
     x = x.float() if x.itemsize < 4 else x
-    has_space = x.dim() == 4 and x[0, 0].numel() > 1
-    return x.flatten(2).std(dim=2) if has_space else x.flatten(1)
+    if x.dim() != 4 or x[0, 0].numel() == 1:
+        return x.flatten(1)
+    return x.permute(0, 2, 3, 1).flatten(1, 2).std(dim=1) if lies_channels_last(x) else x.flatten(2).std(dim=2)
 
 
 class _SimilarityLoss(torch.autograd.Function):

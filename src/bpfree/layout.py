@@ -1,0 +1,34 @@
+"""Products between flat features and a matrix, for feature maps as they lie in memory.
+
+Convolutions on a CPU want channels last, while a matrix [D, H] counts the features of a map channel by channel. The map
+is large and the matrix small, so it is the matrix that is put in order.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def project(h: Tensor, matrix: Tensor) -> Tensor:
+    """The product h.flatten(1) @ matrix.T, [B, D]; h [B, ...] with H values a sample, matrix [D, H]."""
+    if not lies_channels_last(h):
+        return F.linear(h.flatten(1), matrix)
+    return F.linear(h.permute(0, 2, 3, 1).flatten(1), _channels_last(matrix, h))
+
+
+def spread(signal: Tensor, matrix: Tensor, like: Tensor) -> Tensor:
+    """The product signal @ matrix, of the shape and memory order of `like` [B, ...]; signal [B, D], matrix [D, H]."""
+    if not lies_channels_last(like):
+        return (signal @ matrix).view_as(like)
+    b, channels, height, width = like.shape
+    return (signal @ _channels_last(matrix, like)).view(b, height, width, channels).permute(0, 3, 1, 2)
+
+
+def lies_channels_last(h: Tensor) -> bool:
+    """Whether h is a batch of feature maps with the channels of a pixel side by side, and in no other order."""
+    return h.dim() == 4 and not h.is_contiguous() and h.is_contiguous(memory_format=torch.channels_last)
+
+
+def _channels_last(matrix: Tensor, h: Tensor) -> Tensor:
+    """[D, H] with its columns in the order in which h lies."""
+    return matrix.view(len(matrix), *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
