@@ -202,7 +202,7 @@ def test_a_submodule_may_be_called_output(batch):
 @pytest.mark.parametrize("rule", [name for name in RULES if issubclass(RULES[name], bpfree.LocalRule)])
 def test_auto_is_the_default_in_so_many_words(rule, batch):
     config = load_config("digits/dfa", [f"rule={rule}", "rule.taps=auto"])
-    net = NETS["mlp"](IN_SHAPE, 10, hidden=[9, 8], activation="tanh").to(batch.x)
+    net = NETS["mlp"](IN_SHAPE, 10, hidden=[12, 11], activation="tanh").to(batch.x)
     found = [bound(RULES[rule](**options), net, batch).taps for options in ({}, {"taps": config.rule["taps"]})]
     assert found == [stages(net), stages(net)]
     with pytest.raises(UserError, match=r"taps: found 'fc1', allowed: 'auto', or a list of names such as \['fc1'\]"):

@@ -39,6 +39,16 @@ class Segment(NamedTuple):
     parameters: tuple[str, ...]
 
 
+def channel_axis(net: nn.Module, segment: Segment) -> int:
+    """Where the channels of a segment's output [B, ...] are: 1 in a feature map, -1 in tokens [B, T, H].
+
+    Three dimensions are a feature map only if a one-dimensional convolution made it.
+    """
+    layers = [net.get_submodule(name.rpartition(".")[0]) for name in segment.parameters]
+    is_map = len(segment.shape) != 2 or any(isinstance(layer, nn.Conv1d) for layer in layers)
+    return 1 if is_map else -1
+
+
 @contextmanager
 def cut(net: nn.Module, taps: Sequence[str], visit: Visit) -> Iterator[None]:
     """While active, a forward pass hands each tapped output to `visit(index, h)` and goes on with `h` detached.

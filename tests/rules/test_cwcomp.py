@@ -18,14 +18,20 @@ def test_goodness_is_the_mean_square_of_a_classes_channels(batch):
     _, rule = net_and_rule(batch)
     h = torch.randn(3, 20, 5, 4, dtype=torch.float64)
     for c in range(10):
-        torch.testing.assert_close(rule.goodness(h)[:, c], h[:, 2 * c : 2 * c + 2].square().mean((1, 2, 3)))
-        torch.testing.assert_close(rule.goodness(h[:, :, 0, 0])[:, c], h[:, 2 * c : 2 * c + 2, 0, 0].square().mean(1))
+        expected = h[:, 2 * c : 2 * c + 2].square().mean((1, 2, 3))
+        torch.testing.assert_close(rule.goodness(0, h)[:, c], expected)
+        flat = h[:, :, 0, 0]
+        torch.testing.assert_close(rule.goodness(2, flat)[:, c], flat[:, 2 * c : 2 * c + 2].square().mean(1))
+        rule.axes[1] = -1
+        torch.testing.assert_close(rule.goodness(1, h.flatten(2).mT)[:, c], expected)
 
 
 @pytest.mark.parametrize("channels", [10, 11, 24, 29, 30])
 def test_groups_are_as_even_as_can_be_and_every_channel_is_in_one(channels, batch):
     _, rule = net_and_rule(batch)
-    of = torch.stack([rule.goodness(row[None])[0] for row in torch.eye(channels, dtype=torch.float64)])  # [channels, C]
+    of = torch.stack(
+        [rule.goodness(2, row[None])[0] for row in torch.eye(channels, dtype=torch.float64)]
+    )  # [channels, C]
     assert bool(((of > 0).sum(1) == 1).all())
     sizes = (of > 0).sum(0)
     assert int(sizes.max() - sizes.min()) <= 1
@@ -41,7 +47,7 @@ def test_the_equation(batch):
     for name, layer in net.named_children():
         h = layer(h)
         if name.startswith("act"):
-            losses.append(F.cross_entropy(rule.goodness(h), batch.y))
+            losses.append(F.cross_entropy(rule.goodness(len(losses), h), batch.y))
             h = h.detach()
     losses.append(TASK.loss(h, batch))
     parameters = list(net.parameters())
@@ -70,7 +76,7 @@ def test_where_predictions_are_read(batch):
             h1 = net[:3](batch.x)
             h2 = net[3:7](h1)
             h3 = net[7:11](h2)
-            goods = [rule.goodness(h) for h in (h1, h2, h3)]
+            goods = [rule.goodness(i, h) for i, h in enumerate((h1, h2, h3))]
             torch.testing.assert_close(
                 scores[read], {"net": net(batch.x), "last": goods[-1], "sum": sum(goods)}[read], check_stride=False
             )

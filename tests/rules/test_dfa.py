@@ -112,6 +112,25 @@ def test_channel_is_dense_with_a_matrix_that_is_constant_over_space(make, batch)
         torch.testing.assert_close(written[0][name], expected, rtol=0, atol=1e-12)
 
 
+def test_a_channel_of_tokens_is_their_last_dimension(batch):
+    torch.manual_seed(0)
+    layers = [nn.Flatten(1, 2), nn.Linear(8, 12), nn.Tanh(), nn.Flatten(), nn.Linear(96, 10)]
+    net = nn.Sequential(*layers).to(batch.x)
+    for feedback in ("uniform", "aligned"):
+        channel = bound(DFA(connection="channel", feedback=feedback), net, batch)
+        dense = bound(DFA(feedback=feedback), net, batch)
+        if feedback == "aligned":
+            torch.testing.assert_close(channel.B0, dense.B0.view(10, 8, 12).mean(1))
+        dense.B0.copy_(channel.B0.repeat(1, 8))
+        written = []
+        for each in (channel, dense):
+            zero_grad(net)
+            each.gradients(net, TASK, batch, Noise())
+            written.append(gradients(net))
+        for name, expected in written[1].items():
+            torch.testing.assert_close(written[0][name], expected, rtol=0, atol=1e-12)
+
+
 def test_a_channel_signal_is_as_long_as_a_dense_one(batch):
     net = NETS["conv"](IN_SHAPE, 10, channels=[200, 100], hidden=12).double().to(batch.x.device)
     channel, dense = bound(DFA(connection="channel"), net, batch), bound(DFA(), net, batch)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.cut import Taps, cut
+from bpfree.cut import Taps, channel_axis, cut
 from bpfree.errors import UserError, check_choice
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
@@ -44,6 +44,7 @@ class CwComp(LocalRule):
         check_choice("read", read, ("net", "last", "sum"))
         self.read = read
         self.classes = 0
+        self.axes: list[int] = []  # of the channels in each hidden segment's output
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Check that there is a channel for each class.
@@ -53,28 +54,30 @@ class CwComp(LocalRule):
         """
         super().bind(net, task, batch)
         self.classes = task.dim
-        for segment in self.segments[:-1]:
-            if segment.shape[0] < task.dim:
+        self.axes = [channel_axis(net, segment) for segment in self.segments[:-1]]
+        for segment, axis in zip(self.segments, self.axes, strict=False):
+            if (channels := (1, *segment.shape)[axis]) < task.dim:
                 raise UserError(
-                    f"net: '{segment.name}' has {segment.shape[0]} channels, allowed: at least one for each of the "
+                    f"net: '{segment.name}' has {channels} channels, allowed: at least one for each of the "
                     f"{task.dim} classes. Widen that layer"
                 )
         if self.read != "net" and len(self.segments) < 2:
             raise UserError(f"read: found '{self.read}', but the net has no hidden segment. Use read: net")
 
-    def goodness(self, h: Tensor) -> Tensor:
-        """Mean of squares [B, C] of each class's channels; h [B, channels, ...]."""
+    def goodness(self, index: int, h: Tensor) -> Tensor:
+        """Mean of squares [B, C] of each class's channels; h [B, channels, ...] or tokens [B, T, channels]."""
         wide = torch.float32 if h.itemsize < 4 else h.dtype
         if h.dim() > 2:  # a norm, since its sum of squares needs no wide copy of the map
-            space = tuple(range(2, h.dim()))
-            squares = torch.linalg.vector_norm(h, dim=space, dtype=wide).square() / h[0, 0].numel()
+            axis = self.axes[index]
+            space = tuple(d for d in range(1, h.dim()) if d != axis % h.dim())
+            squares = torch.linalg.vector_norm(h, dim=space, dtype=wide).square() * (h.shape[axis] / h[0].numel())
         else:
             squares = h.to(wide).square()  # [B, channels]
         return torch.stack([group.mean(1) for group in squares.tensor_split(self.classes, dim=1)], dim=1)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(G_l, y); signal [B, C] is one-hot."""
-        goodness = self.goodness(h)
+        goodness = self.goodness(index, h)
         return F.cross_entropy(goodness, signal.to(goodness.dtype))
 
     def predict(self, net: nn.Module, x: Tensor) -> Tensor:
@@ -82,6 +85,6 @@ class CwComp(LocalRule):
         if self.read == "net":
             return super().predict(net, x)
         scores: list[Tensor] = []
-        with cut(net, self.taps, lambda index, h: scores.append(self.goodness(h))):
+        with cut(net, self.taps, lambda index, h: scores.append(self.goodness(index, h))):
             net(x)
         return scores[-1] if self.read == "last" else torch.stack(scores).sum(0)

@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from bpfree.cut import Taps
+from bpfree.cut import Taps, channel_axis
 from bpfree.errors import check_choice
 from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.layout import spread
@@ -49,7 +49,7 @@ class DirectFeedback(LocalRule):
 
     Args:
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
-        connection: of B_l to a feature map [B, channels, ...], "dense" or by "channel".
+        connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
@@ -68,20 +68,24 @@ class DirectFeedback(LocalRule):
         self.feedback = feedback
         self.connection = connection
         self.signal_scale = signal_scale
+        self.axes: list[int] = []  # of the channels in each hidden segment's output
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make B_l [D, H_l] or [D, channels] for every hidden segment, as the buffer `B<l>`."""
         super().bind(net, task, batch)
         self._buffers.clear()  # of an earlier net
+        self.axes = []
         aligned = mean_jacobians(net, self.taps, batch.x) if self.feedback == ALIGNED else None
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
-            columns = segment.shape[0] if self.connection == "channel" else segment.shape.numel()
+            axis = channel_axis(net, segment) if self.connection == "channel" else 1
+            self.axes.append(axis)
+            columns = (1, *segment.shape)[axis] if self.connection == "channel" else segment.shape.numel()
             space = segment.shape.numel() // columns
             if aligned is None:
                 drawn = random_like(self.feedback, like.new_empty(()).expand(task.dim, columns)) / space**0.5
             else:
-                drawn = aligned[index].reshape(task.dim, columns, space).mean(2)
+                drawn = aligned[index].movedim(axis, 1).reshape(task.dim, columns, space).mean(2)
             self.register_buffer(f"B{index}", drawn)
 
     @abstractmethod
@@ -97,7 +101,7 @@ class DirectFeedback(LocalRule):
         if self.connection == "dense":
             return spread(taught, matrix, h).to(h.dtype)
         delivered = (taught @ matrix).to(h.dtype)
-        return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).expand_as(h)
+        return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).movedim(1, self.axes[index]).expand_as(h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """<h, signal B_l>, whose gradient in h is signal B_l. Its value has no meaning of its own."""
@@ -109,7 +113,7 @@ class DFA(DirectFeedback):
 
     Args:
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
-        connection: of B_l to a feature map [B, channels, ...], "dense" or by "channel".
+        connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
             one segment, and comes to the same weights.
@@ -141,7 +145,7 @@ class DRTP(DirectFeedback):
 
     Args:
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
-        connection: of B_l to a feature map [B, channels, ...], "dense" or by "channel".
+        connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
