@@ -209,3 +209,14 @@ def test_auto_is_the_default_in_so_many_words(rule, batch):
         RULES[rule](taps="fc1")
     with pytest.raises(UserError, match=r"rule.taps: found 'fc1', allowed: a list of text or auto or none"):
         load_config("digits/dfa", [f"rule={rule}", "rule.taps=fc1"])
+
+
+def test_without_samples_the_first_layer_tells_what_the_net_takes():
+    for net, shape in (
+        (NETS["mlp"]((1, 8, 8), 10, hidden=[12]), (64,)),
+        (NETS["conv"]((3, 32, 32), 10, channels=[4, 4], hidden=8), (3, 32, 32)),
+        (NETS["resnet18"]((3, 224, 224), 10, width=2), (3, 8, 8)),
+    ):
+        assert taps(net) == taps(net, torch.zeros(2, *shape))
+    with pytest.raises(UserError, match="x: none was given, and what Embedding takes cannot be told"):
+        taps(nn.Embedding(5, 3))

@@ -15,8 +15,10 @@ from torch import Tensor, UntypedStorage, nn
 from bpfree.cut import OUTPUT, owners, reached_parameters, stages, unchanged_buffers
 from bpfree.errors import UserError
 from bpfree.noise import Noise
+from bpfree.rule import first_trainable
 
 _WIDTH = 160
+_SIDES = (8, 28, 32, 64, 96, 224)  # of images
 
 
 class Tap(NamedTuple):
@@ -59,26 +61,31 @@ class TapList(list[Tap]):
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def taps(net: nn.Module, x: Tensor) -> TapList:
+def taps(net: nn.Module, x: Tensor | None = None) -> TapList:
     """What can be tapped: every submodule that runs once in a forward pass and gives one tensor.
 
     Cuts that are sound alone are sound together. Looking takes a forward pass for each submodule.
 
     Args:
         net: the net, as it will be trained; buffers and random state come out as they went in.
-        x: [B, ...], a few samples, preprocessed.
+        x: [B, ...], a few samples, preprocessed. Default: zeros as the first layer takes them; for a convolution,
+            images of the smallest usual size that the net takes.
 
     Returns:
         The taps in the order in which they run, and the end of the net as "output".
 
+    Raises:
+        UserError: no x was given, and none of the usual shapes goes through the net.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-        >>> print(taps(net, torch.zeros(3, 4)))
+        >>> print(taps(net))
          tap     shape  parameters  bytes kept  auto  cut
          0           8          40           0        sound
          1           8           0          32     *  sound
          output      2          18           0        no: the end of the net, which has the task's loss
     """
+    x = _usual_input(net) if x is None else x
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     auto = stages(net) if isinstance(net, nn.Sequential) else ()
     found, known, kept = TapList(), set[str](), 0
@@ -89,6 +96,31 @@ def taps(net: nn.Module, x: Tensor) -> TapList:
         found.append(Tap(run.name or OUTPUT, run.h.shape[1:], parameters, size, run.name in auto, refused))
         known, kept = known.union(run.reached), run.kept
     return found
+
+
+def _usual_input(net: nn.Module) -> Tensor:
+    """Two samples of zeros that go through the net."""
+    like = first_trainable(net)
+    for shape in _usual_shapes(net):
+        x = like.new_zeros(2, *shape)
+        try:
+            with torch.no_grad(), unchanged_buffers(net), Noise().global_rng(x.device):
+                net(x)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            continue
+        return x
+    raise UserError(f"x: none was given, and what {type(net).__name__} takes cannot be told. Give it a few samples")
+
+
+def _usual_shapes(net: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of one sample that the first layer with weights might take."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            return [(module.in_features,)]
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            rank = len(module.kernel_size)
+            return [(module.in_channels, *[side] * rank) for side in _SIDES]
+    return []
 
 
 class _Run(NamedTuple):
