@@ -96,13 +96,18 @@ def test_a_progress_bar_at_a_terminal(tmp_path):
 
 
 def test_list():
-    for kind, names in {"rules": ["dfa", "noprop_dt"], "nets": ["denoiser"], "datasets": ["fashion_mnist"]}.items():
+    for kind, names in {
+        "rules": ["dfa", "noprop_dt"],
+        "nets": ["denoiser"],
+        "datasets": ["fashion_mnist"],
+        "trackers": ["bp_cosine"],
+    }.items():
         listed = shell("list", kind).stdout
         assert all(name in listed for name in names)
     everything = shell("list").stdout
     assert "digits/dfa" in everything
     assert "Direct feedback alignment" in everything
-    assert "list: found 'rulez', allowed: rules, nets, tasks, datasets, configs" in refused("list", "rulez")
+    assert "list: found 'rulez', allowed: rules, nets, tasks, datasets, trackers, configs" in refused("list", "rulez")
 
 
 def test_predict_images_and_arrays(run_folder, tmp_path, digits_data):

@@ -1,5 +1,6 @@
 """The Python door: fit, resume, load."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from bpfree.errors import UserError, unknown
 from bpfree.rule import Rule
 from bpfree.run import Run, assemble, train
 from bpfree.spec import Spec
+from bpfree.trackers import Tracker
 
 
 def fit(
@@ -26,6 +28,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     test: Any = None,
+    trackers: Sequence[Spec | Tracker] = (),
     **options: Any,
 ) -> Run:
     """Train a net without end-to-end backpropagation.
@@ -41,6 +44,7 @@ def fit(
         out: run folder to write; None for none.
         resume: go on with the run in `out` if one was begun there by the same call.
         test: a pair or Dataset for the final evaluation; a named data set brings its own.
+        trackers: what to watch: names or specs from `bpfree.trackers.TRACKERS`, or Trackers.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, shift, flip;
             precision, update, device, clip, early_stopping), the sections `schedule` and `task`, and `classes`.
 
@@ -62,6 +66,7 @@ def fit(
         "rule": "backprop" if isinstance(rule, nn.Module) else rule,
         "optimizer": optimizer,
         "train": {"epochs": epochs, "seed": seed},
+        "trackers": [tracker for tracker in trackers if not isinstance(tracker, Tracker)],
     }
     for key, value in options.items():
         if key in ("schedule", "task"):
@@ -84,6 +89,7 @@ def fit(
         net=net if isinstance(net, nn.Module) else None,
         rule=rule if isinstance(rule, Rule) else None,
         dataset=dataset,
+        trackers=[tracker for tracker in trackers if isinstance(tracker, Tracker)],
         out=None if out is None else Path(out),
         resume=resume and out is not None and (Path(out) / folder.CONFIG).exists(),
     )
@@ -149,6 +155,7 @@ def load(
     trainer.bind(next(this.batches(blank).epoch()))
     checkpoint.load_weights(trainer, chosen)
     trainer.progress.history = state["progress"]["history"]
+    trainer.progress.tracked = state["progress"].get("tracked", [])
     this.result, this.weights, this.folder, this.given = result, weights, path, state["given"]
     return this
 

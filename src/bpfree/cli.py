@@ -29,6 +29,7 @@ from bpfree.rules import RULES
 from bpfree.run import Run
 from bpfree.run import train as train_run
 from bpfree.tasks import TASKS, Classify
+from bpfree.trackers import TRACKERS
 
 app = typer.Typer(
     help="Train neural networks without end-to-end backpropagation.",
@@ -126,6 +127,8 @@ def _print_result(run: Run) -> None:
     test = "no test split"
     if result["test"]:
         test = "test " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(result["test"].items()))
+    for name, cost in result.get("trackers", {}).items():
+        typer.echo(f"watching {name}: {cost['seconds']:.1f} s in {cost['measurements']} measurements")
     typer.echo(f"{result['rule']} on {result['dataset']}: {test}, {result['wall_seconds']:.1f} s. Run: {run.folder}")
 
 
@@ -244,7 +247,7 @@ def _pixels(image: Any, mode: str, file: Path) -> Any:
 @app.command(name="list")
 def list_names(
     what: Annotated[
-        str | None, typer.Argument(metavar="[rules|nets|tasks|datasets|configs]", help="Default: all.")
+        str | None, typer.Argument(metavar="[rules|nets|tasks|datasets|trackers|configs]", help="Default: all.")
     ] = None,
 ) -> None:
     """Show the names that a config can use."""
@@ -253,6 +256,7 @@ def list_names(
         "nets": NETS,
         "tasks": TASKS,
         "datasets": DATASETS,
+        "trackers": TRACKERS,
         "configs": dict.fromkeys(shipped()),
     }
     with _told_in_one_line():

@@ -20,6 +20,7 @@ from bpfree.rules import RULES
 from bpfree.spec import check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
 from bpfree.tasks import TASKS
+from bpfree.trackers import TRACKERS, Tracker
 from bpfree.trainer import Precision, Update
 
 
@@ -76,11 +77,18 @@ class Config(_Section):
     optimizer: NamedSpec = {"name": "adam"}
     schedule: NamedSpec = {"name": "constant"}
     train: TrainConfig = TrainConfig()
+    trackers: list[NamedSpec] = []
 
     @field_validator("data", "net", "rule", "task", "optimizer", "schedule", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        specs = value if isinstance(value, list) else [value]
+        return [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
 
     def check(self) -> None:
         """Refuse unknown names and options before anything is loaded.
@@ -98,6 +106,8 @@ class Config(_Section):
             raise no_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
+        for spec in self.trackers:
+            _check_section("tracker", TRACKERS, spec, given=0, outside=Tracker)
 
     def plain(self) -> dict[str, Any]:
         """As plain values, complete and re-runnable."""

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bpfree import checkpoint
 from bpfree.errors import UserError
+from bpfree.state import Progress
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
+from bpfree.types import Batch
 
 CONFIG, METRICS, RESULT, LAST, BEST = "config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt"
 PLOTS, TRAINING_PLOT = "plots", "training.png"
@@ -31,6 +34,7 @@ class RunFolder(Tracker):
         self.config_text = config_text
         self.extra = extra
         self._events: SummaryWriter | None = None
+        self._sent = 0  # of the trackers' records
 
     def on_start(self, trainer: Trainer) -> None:
         """A checkpoint before the first step, so that whatever happens can be resumed.
@@ -44,20 +48,30 @@ class RunFolder(Tracker):
         if self.config_text is not None:
             checkpoint.write_text(self.path / CONFIG, self.config_text)
         checkpoint.clean(self.path, (CONFIG, METRICS, RESULT, LAST, BEST))
-        checkpoint.clean(self.path / PLOTS, (TRAINING_PLOT,))
-        self._write_metrics(progress.history)
+        checkpoint.clean(self.path / PLOTS, ("*.png",))
+        self._write_metrics(progress)
+        self._sent = len(progress.tracked)
         self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)
+
+    def on_step(self, trainer: Trainer, batch: Batch) -> None:
+        """Events of what trackers measured in this step."""
+        assert self._events is not None
+        for record in trainer.progress.tracked[self._sent :]:
+            for name, value in record["values"].items():
+                self._events.add_scalar(f"{record['tracker']}/{name}", value, record["step"])
+        self._sent = len(trainer.progress.tracked)
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Metrics, events, and checkpoints; the last one last, since a resume starts from it."""
-        self._write_metrics(trainer.progress.history)
+        self._write_metrics(trainer.progress)
         if trainer.progress.best_epoch == record["epoch"]:
             checkpoint.save(trainer, self.path / BEST, self.extra)
         checkpoint.save(trainer, self.path / LAST, self.extra)
         self._write_events(record)
 
     def on_interrupt(self, trainer: Trainer) -> None:
-        """A checkpoint between two steps."""
+        """A checkpoint between two steps, and what was measured before it."""
+        self._write_metrics(trainer.progress)
         checkpoint.save(trainer, self.path / LAST, self.extra)
 
     def restore_best(self, trainer: Trainer) -> None:
@@ -78,8 +92,10 @@ class RunFolder(Tracker):
             self._events.close()
             self._events = None
 
-    def _write_metrics(self, history: list[Record]) -> None:
-        checkpoint.write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in history))
+    def _write_metrics(self, progress: Progress) -> None:
+        """Trackers' records and epochs' by step; a step is measured before the epoch that it ends is over."""
+        records = sorted([*progress.tracked, *progress.history], key=itemgetter("step"))
+        checkpoint.write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
 
     def _write_events(self, record: Record) -> None:
         assert self._events is not None

@@ -74,6 +74,11 @@ def peak_process_memory(device: torch.device | str = "cpu") -> Iterator[Callable
     yield _resident_peak
 
 
+def peak_so_far(device: torch.device) -> int | None:
+    """What `peak_process_memory` would tell, without a new beginning."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak()
+
+
 def _resident_peak() -> int | None:
     try:
         for line in Path("/proc/self/status").read_text().splitlines():

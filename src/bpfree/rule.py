@@ -87,6 +87,20 @@ class Rule(nn.Module, ABC):
         """Output of the trained net, [B, D]. Rules that do not read the net's own output override it."""
         return net(x)  # type: ignore[no-any-return]
 
+    @property
+    def reads_output(self) -> bool:
+        """Whether a prediction is net(x), so that backprop of the task's loss is what the rule stands beside."""
+        return type(self).predict is Rule.predict
+
+    def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
+        """By layer, its weight and the feedback that stands for it on the way back, of one shape; default: none.
+
+        Args:
+            net: the net that the rule is bound to.
+            noise: the key of the step.
+        """
+        return {}
+
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """Parts that train independently of each other: clipped apart, and free to live in other processes."""
         return [trainable(net, self)]
@@ -152,6 +166,10 @@ class LocalRule(Rule):
 
     def head(self, index: int) -> nn.Module | None:
         """The part of the rule that trains together with segment `index`, if any."""
+        return None
+
+    def scores(self, index: int, h: Tensor) -> Tensor | None:
+        """Class scores [B, D] that segment `index` reads from its output h by a head of its own, if it has one."""
         return None
 
     def pass_on(self, index: int, h: Tensor) -> Tensor:

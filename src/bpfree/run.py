@@ -1,6 +1,7 @@
 """A run: a net, the rule that trains it, and what came of it. Every door ends in `train`."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from bpfree.config import Config
 from bpfree.data import DATASETS, Augment, Batches, Dataset, Preprocess, Split, data_directory, from_python
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
-from bpfree.lab.plots import plot_images, plot_training
+from bpfree.lab.plots import plot_images, plot_tracked, plot_training
 from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
 from bpfree.noise import Noise
@@ -23,7 +24,7 @@ from bpfree.readout import Ridge
 from bpfree.rule import Rule, trainable
 from bpfree.spec import build, split_spec
 from bpfree.tasks import TASKS, Classify, Reconstruct
-from bpfree.trackers import Record, Tracker
+from bpfree.trackers import TRACKERS, Measure, Record, Tracker
 from bpfree.trainer import Trainer
 
 _EVALUATION_BATCH = 500
@@ -65,6 +66,11 @@ class Run:
     def metrics(self) -> list[Record]:
         """One record per epoch, as in metrics.jsonl."""
         return self.trainer.progress.history
+
+    @property
+    def tracked(self) -> list[Record]:
+        """What trackers measured, as in metrics.jsonl: `tracker`, `step` (the first is 1) and `values` by layer."""
+        return self.trainer.progress.tracked
 
     def scores(self, x: Any) -> Tensor:
         """Output of the net [N, D] on raw samples [N, ...], given as the training data were."""
@@ -129,6 +135,7 @@ class Run:
         if self.result:
             writer.finish(self.result)
         plot_training(self.metrics, out / folder.PLOTS / folder.TRAINING_PLOT)
+        plot_tracked(self.tracked, out / folder.PLOTS)
         return out
 
     def batches(self, split: Split) -> Batches:
@@ -167,6 +174,7 @@ def train(
     net: nn.Module | None = None,
     rule: Rule | None = None,
     dataset: Dataset | None = None,
+    trackers: Sequence[Tracker] = (),
     out: Path | None = None,
     resume: bool = False,
 ) -> Run:
@@ -174,10 +182,13 @@ def train(
 
     Args:
         net, rule, dataset: in place of those that the config names.
+        trackers: beside those that the config names.
         out: the run folder; it must be new, unless the run is to be resumed.
         resume: go on from the folder's last checkpoint.
     """
-    given = [name for name, value in (("net", net), ("rule", rule), ("data", dataset)) if value is not None]
+    objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None))
+    given = [name for name, value in objects if value is not None]
+    watching = _trackers(config, trackers)
     dataset = dataset or DATASETS[config.data.name](data_directory(config.data.dir))
     train_split, validation_split = dataset.carve(config.data.validation, config.train.seed)
     this = assemble(config, Preprocess.of(dataset, train_split), net, rule)
@@ -187,9 +198,9 @@ def train(
     stopping = config.train.early_stopping.build() if config.train.early_stopping else None
     keeper = folder.KeepBest() if out is None else _open_folder(this, batches, out, resume)
     readout = Ridge(this.batches(train_split), config.train.ridge) if config.train.readout == "ridge" else None
-    trackers: list[Tracker] = [*([readout] if readout else []), ProgressBar(config.train.epochs, batches), keeper]
+    listeners = [*watching, *([readout] if readout else []), ProgressBar(config.train.epochs, batches), keeper]
     with peak_process_memory(trainer.device) as peak:
-        trainer.fit(batches, config.train.epochs, validation=validation, early_stopping=stopping, trackers=trackers)
+        trainer.fit(batches, config.train.epochs, validation=validation, early_stopping=stopping, trackers=listeners)
         if stopping:
             keeper.restore_best(trainer)
             this.weights = "best"
@@ -202,10 +213,25 @@ def train(
     this.result = _result(this, dataset, test) | memory
     if isinstance(keeper, folder.RunFolder):
         plot_training(this.metrics, keeper.path / folder.PLOTS / folder.TRAINING_PLOT)
+        plot_tracked(this.tracked, keeper.path / folder.PLOTS)
         if isinstance(this.task, Reconstruct):
             _plot_rebuilt(this, this.test or validation_split or train_split, keeper.path / folder.PLOTS)
         keeper.finish(this.result)
     return this
+
+
+def _trackers(config: Config, objects: Sequence[Tracker]) -> list[Tracker]:
+    """Those that the config names, then those from Python.
+
+    Raises:
+        UserError: two have the same name, so that nobody could tell their records apart.
+    """
+    trackers = [build(TRACKERS, spec, section="tracker", outside=Tracker) for spec in config.trackers]
+    trackers += objects
+    names = [tracker.name for tracker in trackers if isinstance(tracker, Measure)]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"trackers: found {repeated[0]} {len(repeated)} times, allowed: once")
+    return trackers
 
 
 def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
@@ -305,6 +331,8 @@ def _result(this: Run, dataset: Dataset, test: dict[str, float] | None) -> dict[
         "rule_parameters": sum(p.numel() for p in trainable(trainer.rule)),
         "wall_seconds": progress.wall_seconds,
         "cpu_seconds": progress.cpu_seconds,
+        "tracker_seconds": sum(cost["seconds"] for cost in progress.tracker_cost.values()),
+        "trackers": progress.tracker_cost,
         "device": str(trainer.device),
         "precision": trainer.precision,
         "threads": torch.get_num_threads(),

@@ -44,7 +44,9 @@ class Progress:
     stopped: bool = False
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
-    history: list[Record] = field(default_factory=list)
+    history: list[Record] = field(default_factory=list)  # of epochs
+    tracked: list[Record] = field(default_factory=list)  # of trackers
+    tracker_cost: dict[str, dict[str, float]] = field(default_factory=dict)  # by tracker: seconds, measurements
 
     def means(self) -> dict[str, float]:
         """Of the running epoch, so far."""

@@ -1,7 +1,7 @@
 """The only training loop.
 
-One step: zero_grad -> rule.gradients -> clip per unit -> optimizer.step -> schedule.step. Neither the optimiser nor the
-clipping nor a checkpoint knows which rule wrote the gradients.
+One step: zero_grad -> rule.gradients -> trackers -> clip per unit -> optimizer.step -> schedule.step. Neither the
+optimiser nor the clipping nor a checkpoint knows which rule wrote the gradients.
 """
 
 import math
@@ -96,6 +96,8 @@ class Trainer:
         self.progress = Progress()
         self._optimizer_spec = optimizer
         self._schedule_spec = schedule
+        self.data: Batches | None = None  # of the training that runs
+        self._watching: Sequence[Tracker] = ()
         self._bound = False
 
     def bind(self, batch: Batch) -> None:
@@ -138,8 +140,10 @@ class Trainer:
             if not module.training:  # asked first: a walk over all modules costs a small net 7 % of its step
                 module.train()
         self._zero_grad()
-        with self._arithmetic(), self._fused.active() if self._fused else nullcontext():
+        with self.arithmetic(), self._fused.active() if self._fused else nullcontext():
             scalars = self.rule.gradients(self.net, self.task, batch, self.noise.at(self.progress.step))
+        for tracker in self._watching:
+            tracker.on_gradients(self, batch, scalars)
         if self.clip is not None:
             for unit in self._units:
                 nn.utils.clip_grad_norm_(unit, self.clip)
@@ -165,14 +169,14 @@ class Trainer:
         self.bind(batch)
         self.net.train()
         self._zero_grad()
-        with self._arithmetic():
+        with self.arithmetic():
             pass  # what it checks once is no part of a step
         if not with_gradients:
             for p in trainable(self.net, self.rule):
                 p.grad = torch.zeros_like(p)
 
         def gradients() -> None:
-            with self._arithmetic(), self._fused.active(step=False) if self._fused else nullcontext():
+            with self.arithmetic(), self._fused.active(step=False) if self._fused else nullcontext():
                 self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
 
         with unchanged_buffers(self.net):
@@ -187,7 +191,7 @@ class Trainer:
         self.net.eval()
         self.rule.eval()
         try:
-            with self._arithmetic():
+            with self.arithmetic():
                 return self.rule.predict(self.net, x)
         finally:
             self.net.train(training)
@@ -223,6 +227,8 @@ class Trainer:
         self.bind(next(train.epoch()))
         if early_stopping is not None:
             self._try_early_stopping(early_stopping, validation)
+        self.data = train
+        self._watching = [t for t in trackers if type(t).on_gradients is not Tracker.on_gradients]
         try:
             for tracker in trackers:
                 tracker.on_start(self)
@@ -230,6 +236,7 @@ class Trainer:
                 while self.progress.step < self.total_steps and not self.progress.stopped:
                     self._epoch(train, validation, early_stopping, trackers, interrupted)
         finally:
+            self.data, self._watching = None, ()
             for tracker in trackers:
                 tracker.on_end()
 
@@ -341,7 +348,8 @@ class Trainer:
             "starts slowly (schedule=onecycle)"
         )
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """How forward passes are computed; see `precision`."""
         if self.precision == "float32":
             return fast_float32()
         if self.precision == "float32_torch":

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from bpfree.checkpoint import write_atomically
-from bpfree.trackers import Record
+from bpfree.trackers import TRACKERS, Record
 
 Axis = Literal["epoch", "seconds"]
 
@@ -36,6 +37,42 @@ def compare_training(histories: Mapping[str, Sequence[Record]], path: Path) -> N
         for number, (name, history) in enumerate(histories.items()):
             _draw(axes, history, "seconds", "validation", metric, name, "-", f"C{number}")
     _save(figure, panels, path)
+
+
+def plot_tracked(records: Sequence[Record], folder: Path) -> None:
+    """What each tracker measured over the steps, a line for each layer, first to last from dark to light, as PNGs.
+
+    Args:
+        records: of any number of trackers.
+        folder: gets `<tracker>.png` for each; it is made.
+    """
+    by_tracker: dict[str, list[Record]] = {}
+    for record in records:
+        by_tracker.setdefault(record["tracker"], []).append(record)
+    for tracker, own in by_tracker.items():
+        layers = list(dict.fromkeys(layer for record in own for layer in record["values"]))
+        known = TRACKERS.get(tracker)
+        unit = known.unit if known else ""
+        if layers:
+            groups = [layers] if unit or known is None else [[layer] for layer in layers]
+            _plot_layers(own, groups, f"{tracker} ({unit})" if unit else tracker, folder / f"{tracker}.png")
+
+
+def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], title: str, path: Path) -> None:
+    """A panel for each group of layers that share a unit."""
+    figure = Figure(figsize=(9, 1.5 + 3 * len(groups)), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+    for axes, layers in zip(panels, groups, strict=True):
+        axes.set(xlabel="step", ylabel=layers[0] if len(groups) > 1 else "")
+        axes.grid(alpha=0.3)
+        for number, layer in enumerate(layers):
+            points = [(record["step"], record["values"][layer]) for record in records if layer in record["values"]]
+            color = colormaps["viridis"](0.95 * number / max(len(layers) - 1, 1))
+            axes.plot(*zip(*points, strict=True), color=color, label=layer, marker="." if len(points) == 1 else "")
+        if len(groups) == 1:
+            axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(layers) // 25)
+    _write(figure, path)
 
 
 def plot_images(rows: Sequence[Tensor], path: Path) -> None:

@@ -75,10 +75,19 @@ class CwComp(LocalRule):
             squares = h.to(wide).square()  # [B, channels]
         return torch.stack([group.mean(1) for group in squares.tensor_split(self.classes, dim=1)], dim=1)
 
+    def scores(self, index: int, h: Tensor) -> Tensor | None:
+        """G_l."""
+        return self.goodness(h)
+
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(G_l, y); signal [B, C] is one-hot."""
         goodness = self.goodness(index, h)
         return F.cross_entropy(goodness, signal.to(goodness.dtype))
+
+    @property
+    def reads_output(self) -> bool:
+        """Only with `read: net`."""
+        return self.read == "net"
 
     def predict(self, net: nn.Module, x: Tensor) -> Tensor:
         """Scores [B, C]; see `read`."""

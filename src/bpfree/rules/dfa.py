@@ -36,6 +36,7 @@ from bpfree.cut import Taps, channel_axis
 from bpfree.errors import check_choice
 from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.layout import spread
+from bpfree.noise import Noise
 from bpfree.rule import LocalRule, first_trainable
 from bpfree.types import Batch, Task
 
@@ -106,6 +107,19 @@ class DirectFeedback(LocalRule):
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """<h, signal B_l>, whose gradient in h is signal B_l. Its value has no meaning of its own."""
         return (h * self.local_gradient(index, h.detach(), signal)).sum()
+
+    def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
+        """W_l with B_l^T B_{l-1}, the output layer's with B_L, where a segment has one weight, of that shape."""
+        matrices = list(self.buffers())  # [D, H_l]
+        paths = {}
+        for index, segment in enumerate(self.segments[1:]):
+            weights = {name: p.detach() for name in segment.parameters if (p := net.get_parameter(name)).dim() > 1}
+            is_output = index + 1 == len(matrices)
+            feedback = matrices[index] if is_output else matrices[index + 1].T @ matrices[index]
+            if [weight.shape for weight in weights.values()] == [feedback.shape]:
+                ((name, weight),) = weights.items()
+                paths[name.rpartition(".")[0]] = (weight, feedback)
+        return paths
 
 
 class DFA(DirectFeedback):

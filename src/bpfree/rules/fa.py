@@ -93,15 +93,23 @@ class FA(Rule):
         """A forward pass as ever, and a backward pass through B."""
         if not self.names:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
-        matrices = {}
-        for index, name in enumerate(self.names):
-            weight = net.get_parameter(f"{name}.weight").detach()
-            matrices[name] = partial(self.matrix, weight, self._buffers[f"B{index}"], noise.fold("B", index))
-        with noise.global_rng(batch.x.device), fed_back(net, matrices):
+        with noise.global_rng(batch.x.device), fed_back(net, self._matrices(net, noise)):
             out = net(batch.x)
         loss = task.loss(out, batch)
         backward(loss)
         return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+
+    def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
+        """W and B of every layer but the first, whose B carries nothing."""
+        matrices = self._matrices(net, noise)
+        return {name: (net.get_parameter(f"{name}.weight").detach(), matrices[name]()) for name in self.names[1:]}
+
+    def _matrices(self, net: nn.Module, noise: Noise) -> dict[str, Callable[[], Tensor]]:
+        matrices: dict[str, Callable[[], Tensor]] = {}
+        for index, name in enumerate(self.names):
+            weight = net.get_parameter(f"{name}.weight").detach()
+            matrices[name] = partial(self.matrix, weight, self._buffers[f"B{index}"], noise.fold("B", index))
+        return matrices
 
 
 class USF(FA):

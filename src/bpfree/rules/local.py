@@ -59,9 +59,13 @@ class Local(LocalRule):
             if self.backward == "sign":
                 self.register_buffer(f"R{index}", torch.copysign(random_like(self.feedback, shape), forth))
 
+    def scores(self, index: int, h: Tensor) -> Tensor:
+        """H C_l, [B, D]."""
+        return project(h, self.get_buffer(f"C{index}"))
+
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(h C_l, y), signal [B, D] one-hot; or mse(g(h F_l), x), signal [B, D] the flat samples."""
-        scores = project(h, self.get_buffer(f"C{index}"))  # [B, C]
+        scores = self.scores(index, h)
         if self.backward == "sign":  # the value of the one, the derivative of the other
             through = project(h, self.get_buffer(f"R{index}"))
             scores = through + (scores - through).detach()

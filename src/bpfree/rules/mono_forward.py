@@ -65,10 +65,19 @@ class MonoForward(LocalRule):
         """G_l = h M_l^T, [B, C]."""
         return project(h, self.heads[index].get_parameter("weight"))
 
+    def scores(self, index: int, h: Tensor) -> Tensor | None:
+        """G_l."""
+        return self.goodness(index, h)
+
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(G_l, y)."""
         goodness = self.goodness(index, h)
         return F.cross_entropy(goodness, signal.to(goodness.dtype))
+
+    @property
+    def reads_output(self) -> bool:
+        """Only with `read: net`."""
+        return self.read == "net"
 
     def predict(self, net: nn.Module, x: Tensor) -> Tensor:
         """Scores [B, C]; see `read`."""

@@ -61,13 +61,19 @@ class PredSim(LocalRule):
         """g_l and D_l, trained together with their segment."""
         return self.heads[index] if index < len(self.heads) else None
 
+    def scores(self, index: int, h: Tensor) -> Tensor | None:
+        """D pool(h), unless beta leaves no prediction loss."""
+        head = self.heads[index]
+        assert isinstance(head, _Head)
+        return head.scores(h) if self.beta < 1 else None
+
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """(1 - beta) pred + beta sim; signal [B, D] is one-hot."""
         head = self.heads[index]
         assert isinstance(head, _Head)
         loss = h.new_zeros(())
         if self.beta < 1:
-            scores = head.decode(head.pool(h).flatten(1))
+            scores = head.scores(h)
             loss = loss + (1 - self.beta) * F.cross_entropy(scores, signal.to(scores.dtype))
         if self.beta > 0:
             loss = loss + self.beta * similarity_loss(head.match(h), similarity(signal))
@@ -115,6 +121,11 @@ class _Head(nn.Module):
             self.match = (
                 nn.Conv2d(width, width, 3, padding=1, bias=False) if image else nn.Linear(width, width, bias=False)
             )
+
+    def scores(self, h: Tensor) -> Tensor:
+        """D pool(h), [B, C]."""
+        scores: Tensor = self.decode(self.pool(h).flatten(1))
+        return scores
 
 
 def similarity(x: Tensor) -> Tensor:
