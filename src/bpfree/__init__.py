@@ -6,7 +6,7 @@
 1
 """
 
-from bpfree import data, nets, rules, tasks
+from bpfree import data, nets, rules, tasks, trackers
 from bpfree._version import __version__
 from bpfree.api import fit, load
 from bpfree.cut import cut, owners
@@ -17,7 +17,7 @@ from bpfree.rule import BlackBoxRule, LocalRule, Rule
 from bpfree.run import Run
 from bpfree.state import EarlyStopping
 from bpfree.taps import taps
-from bpfree.trackers import Tracker
+from bpfree.trackers import Measure, Tracker
 from bpfree.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
 
@@ -27,6 +27,7 @@ __all__ = [
     "DivergedError",
     "EarlyStopping",
     "LocalRule",
+    "Measure",
     "Noise",
     "Rule",
     "Run",
@@ -46,4 +47,5 @@ __all__ = [
     "rules",
     "taps",
     "tasks",
+    "trackers",
 ]

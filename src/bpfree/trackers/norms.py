@@ -69,8 +69,17 @@ class LocalLoss(Measure):
             )
 
     def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
-        """Loss by unit."""
-        return read({n.removeprefix("loss/"): value for n, value in scalars.items() if n.startswith("loss/")})
+        """Loss by unit.
+
+        Raises:
+            UserError: the rule tells none.
+        """
+        losses = {name.removeprefix("loss/"): loss for name, loss in scalars.items() if name.startswith("loss/")}
+        if not losses:
+            raise self.refuse(
+                f"shows the losses of units, but those of {type(trainer.rule).__name__} have none. Drop it"
+            )
+        return read(losses)
 
 
 def _parameters(trainer: "Trainer") -> dict[str, torch.nn.Parameter]:
