@@ -24,7 +24,7 @@ from bpfree.readout import Ridge
 from bpfree.rule import Rule, trainable
 from bpfree.spec import build, split_spec
 from bpfree.tasks import TASKS, Classify, Reconstruct
-from bpfree.trackers import TRACKERS, Measure, Record, Tracker
+from bpfree.trackers import Record, Tracker, make_trackers
 from bpfree.trainer import Trainer
 
 _EVALUATION_BATCH = 500
@@ -188,7 +188,7 @@ def train(
     """
     objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None))
     given = [name for name, value in objects if value is not None]
-    watching = _trackers(config, trackers)
+    watching = make_trackers([*config.trackers, *trackers])
     dataset = dataset or DATASETS[config.data.name](data_directory(config.data.dir))
     train_split, validation_split = dataset.carve(config.data.validation, config.train.seed)
     this = assemble(config, Preprocess.of(dataset, train_split), net, rule)
@@ -218,20 +218,6 @@ def train(
             _plot_rebuilt(this, this.test or validation_split or train_split, keeper.path / folder.PLOTS)
         keeper.finish(this.result)
     return this
-
-
-def _trackers(config: Config, objects: Sequence[Tracker]) -> list[Tracker]:
-    """Those that the config names, then those from Python.
-
-    Raises:
-        UserError: two have the same name, so that nobody could tell their records apart.
-    """
-    trackers = [build(TRACKERS, spec, section="tracker", outside=Tracker) for spec in config.trackers]
-    trackers += objects
-    names = [tracker.name for tracker in trackers if isinstance(tracker, Measure)]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"trackers: found {repeated[0]} {len(repeated)} times, allowed: once")
-    return trackers
 
 
 def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:

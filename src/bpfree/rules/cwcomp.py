@@ -77,7 +77,7 @@ class CwComp(LocalRule):
 
     def scores(self, index: int, h: Tensor) -> Tensor | None:
         """G_l."""
-        return self.goodness(h)
+        return self.goodness(index, h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """CE(G_l, y); signal [B, C] is one-hot."""

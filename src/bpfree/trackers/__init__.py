@@ -3,6 +3,10 @@
 `TRACKERS` is the table that the config goes by; a tracker of one's own is a `Measure` with a name and one method.
 """
 
+from collections.abc import Sequence
+
+from bpfree.errors import UserError
+from bpfree.spec import Spec, build
 from bpfree.trackers.alignment import BPCosine, WeightAlignment
 from bpfree.trackers.base import Measure, Record, Tracker
 from bpfree.trackers.cost import Cost
@@ -19,6 +23,23 @@ TRACKERS: dict[str, type[Measure]] = {
     "cost": Cost,
 }
 
+
+def make_trackers(listed: Sequence[Spec | Tracker]) -> list[Tracker]:
+    """Trackers by name or spec, or as they are.
+
+    Raises:
+        UserError: two have the same name, so that nobody could tell their records apart.
+    """
+    trackers: list[Tracker] = [
+        tracker if isinstance(tracker, Tracker) else build(TRACKERS, tracker, section="tracker", outside=Tracker)
+        for tracker in listed
+    ]
+    names = [tracker.name for tracker in trackers if isinstance(tracker, Measure)]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"trackers: found {repeated[0]} {len(repeated)} times, allowed: once")
+    return trackers
+
+
 __all__ = [
     "TRACKERS",
     "BPCosine",
@@ -31,4 +52,5 @@ __all__ = [
     "Tracker",
     "WeightAlignment",
     "Weights",
+    "make_trackers",
 ]
