@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint_sequential
 
+from bpfree.grad import backward
 from bpfree.nets import conv, mlp
-from bpfree.rule import Rule, backward
+from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.tasks import Classify
 from bpfree.trainer import Trainer

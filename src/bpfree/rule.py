@@ -10,41 +10,11 @@ from torch import Tensor, nn
 
 from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
 from bpfree.errors import UserError
+from bpfree.grad import backward, output_error, trainable
 from bpfree.layout import lies_channels_last
 from bpfree.noise import Noise
 from bpfree.population import LoopEvaluator, Member, Perturbation, Shaping, accumulate
 from bpfree.types import Batch, Scalars, Task
-
-
-def trainable(*modules: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the modules that take part in training, in order."""
-    return [p for module in modules for p in module.parameters() if p.requires_grad]
-
-
-def first_trainable(net: nn.Module) -> nn.Parameter:
-    """The parameter whose type and device buffers and heads take.
-
-    Raises:
-        UserError: the net has none.
-    """
-    for p in net.parameters():
-        if p.requires_grad:
-            return p
-    raise UserError("net: it has no trainable parameters, allowed: at least one with requires_grad")
-
-
-def backward(out: Tensor, gradient: Tensor | None = None) -> None:
-    """Fill `.grad` from a loss, or from an output and the gradient in it.
-
-    Autocast is off within: torch asks for it, and hooks run inside the forward pass.
-    """
-    if not out.requires_grad:
-        return  # every parameter behind it is frozen
-    if torch.is_autocast_enabled(out.device.type):
-        with torch.autocast(out.device.type, enabled=False):
-            out.backward(gradient)  # type: ignore[no-untyped-call]
-    else:
-        out.backward(gradient)  # type: ignore[no-untyped-call]
 
 
 def no_labels(rule: str) -> UserError:
@@ -307,13 +277,6 @@ def _refuse_one_stage(net: nn.Module) -> None:
             f"({', '.join(layers[:20])}), so nothing would be cut. Name the submodules after which to cut, such as "
             f"taps=['{layers[0]}']"
         )
-
-
-def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
-    """E = dLoss/dout [B, D], for a mean loss already divided by B."""
-    leaf = out.detach()
-    leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
-    return torch.autograd.grad(task.loss(leaf, batch), leaf)[0].flatten(1)
 
 
 class _Enough(Exception):  # noqa: N818, no error

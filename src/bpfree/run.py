@@ -15,13 +15,14 @@ from bpfree.config import Config
 from bpfree.data import DATASETS, Augment, Batches, Dataset, Preprocess, Split, data_directory, from_python
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
+from bpfree.grad import trainable
 from bpfree.lab.plots import plot_images, plot_tracked, plot_training
 from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.progress import ProgressBar
 from bpfree.readout import Ridge
-from bpfree.rule import Rule, trainable
+from bpfree.rule import Rule
 from bpfree.spec import build, split_spec
 from bpfree.tasks import TASKS, Classify, Reconstruct
 from bpfree.trackers import Record, Tracker, make_trackers

@@ -14,8 +14,8 @@ from torch import Tensor, UntypedStorage, nn
 
 from bpfree.cut import OUTPUT, owners, reached_parameters, stages, unchanged_buffers
 from bpfree.errors import UserError
+from bpfree.grad import first_trainable
 from bpfree.noise import Noise
-from bpfree.rule import first_trainable
 
 _WIDTH = 160
 _SIDES = (8, 28, 32, 64, 96, 224)  # of images

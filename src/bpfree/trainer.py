@@ -6,8 +6,8 @@ optimiser nor the clipping nor a checkpoint knows which rule wrote the gradients
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
-from bpfree.errors import DivergedError, UserError, check_choice, check_positive
+from bpfree.divergence import diverged, explained, find_non_finite
+from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.grad import first_trainable, trainable
 from bpfree.interrupt import interrupt_between_steps
 from bpfree.matmul import fast_float32
 from bpfree.memory import peak_step_memory
 from bpfree.noise import Noise
 from bpfree.optim import make_optimizer, make_schedule
-from bpfree.rule import Rule, first_trainable, trainable
+from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
 from bpfree.state import EarlyStopping, Progress
@@ -105,10 +107,10 @@ class Trainer:
         if self._bound:
             return
         self.net.train()
-        with _explained(batch), self.noise.fold("bind").global_rng(self.device):
+        with explained(batch), self.noise.fold("bind").global_rng(self.device):
             self.rule.bind(self.net, self.task, batch)
         self.rule.to(self.device)
-        self._not_finite = set(self._find_non_finite())
+        self._not_finite = set(find_non_finite(self.net, self.rule))
         if isinstance(self._optimizer_spec, torch.optim.Optimizer):
             self.optimizer = self._optimizer_spec
             known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -130,7 +132,7 @@ class Trainer:
             The rule's detached scalars, among them `loss`.
         """
         if self.progress.step == 0:
-            with _explained(batch):
+            with explained(batch):
                 return self._step(batch)
         return self._step(batch)
 
@@ -324,29 +326,15 @@ class Trainer:
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
                     what = f"the loss of unit '{name.removeprefix('loss/')}'" if "/" in name else f"the {name}"
-                    raise self._diverged(f"{what} became {value} at step {first + offset + 1}")
+                    raise diverged(self.optimizer, self.clip, f"{what} became {value} at step {first + offset + 1}")
                 self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         self.progress.summed += len(pending)
         pending.clear()
 
-    def _find_non_finite(self) -> Iterator[str]:
-        for part, module in (("net", self.net), ("rule", self.rule)):
-            for name, tensor in module.state_dict().items():
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    yield f"'{name}' of the {part}"
-
     def _refuse_non_finite_weights(self) -> None:
-        for found in self._find_non_finite():
+        for found in find_non_finite(self.net, self.rule):
             if found not in self._not_finite:  # a constant such as the -inf of a mask
-                raise self._diverged(f"{found} is not finite at step {self.progress.step}")
-
-    def _diverged(self, what: str) -> DivergedError:
-        lr = self.optimizer.param_groups[0]["lr"]
-        clip = "a smaller train.clip" if self.clip else "train.clip=1"
-        return DivergedError(
-            f"training diverged: {what}. Try a smaller optimizer.lr (it is {lr:g} now), {clip}, or a schedule that "
-            "starts slowly (schedule=onecycle)"
-        )
+                raise diverged(self.optimizer, self.clip, f"{found} is not finite at step {self.progress.step}")
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """How forward passes are computed; see `precision`."""
@@ -356,17 +344,3 @@ class Trainer:
             return nullcontext()
         # The cache of casts does not see weights that a rule changes in place during the step.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-
-
-@contextmanager
-def _explained(batch: Batch) -> Iterator[None]:
-    """What torch raises on the first batch is most often a net that does not fit the data."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range
-        raise UserError(
-            f"the first step failed on a batch of shape {list(batch.x.shape)}: {' '.join(str(error).split())}. Does "
-            "the net take samples of that shape, batches of that size, and labels in that range?"
-        ) from error

@@ -7,8 +7,9 @@ Rumelhart, Hinton, Williams 1986, https://doi.org/10.1038/323533a0
 
 from torch import nn
 
+from bpfree.grad import backward
 from bpfree.noise import Noise
-from bpfree.rule import Rule, backward
+from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
 

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from bpfree.cut import Taps, channel_axis
 from bpfree.errors import check_choice
 from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
+from bpfree.grad import first_trainable
 from bpfree.layout import spread
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule, first_trainable
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
 
 Connection = Literal["dense", "channel"]

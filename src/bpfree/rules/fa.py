@@ -42,8 +42,9 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
+from bpfree.grad import backward
 from bpfree.noise import Noise
-from bpfree.rule import Rule, backward
+from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.grad import backward, first_trainable
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule, backward, first_trainable
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
 
 

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from bpfree.cut import Taps
 from bpfree.errors import check_choice
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.grad import first_trainable
 from bpfree.layout import project
-from bpfree.rule import LocalRule, first_trainable
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
 
 

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from bpfree.cut import Taps, cut
 from bpfree.errors import UserError, check_choice
+from bpfree.grad import first_trainable
 from bpfree.layout import project
-from bpfree.rule import LocalRule, first_trainable
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
 
 

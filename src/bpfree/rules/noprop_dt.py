@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from bpfree.diffusion import CosineSchedule, DenoisingNet, OneHotEmbedding
 from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.grad import backward, first_trainable, trainable
 from bpfree.noise import Noise
-from bpfree.rule import Rule, backward, first_trainable, trainable
+from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
 

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.grad import backward, first_trainable, output_error, trainable
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule, backward, first_trainable, output_error, trainable
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

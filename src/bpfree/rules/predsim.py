@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from bpfree.cut import Taps
 from bpfree.errors import UserError, check_positive
+from bpfree.grad import first_trainable
 from bpfree.layout import lies_channels_last
-from bpfree.rule import LocalRule, first_trainable
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
 
 _TINY = 1e-12  # below which the length of a sample counts as this

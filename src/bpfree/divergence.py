@@ -1,0 +1,42 @@
+"""When training goes wrong: a first batch that does not fit the net, a loss or weight that is no longer finite."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from bpfree.errors import DivergedError, UserError
+from bpfree.types import Batch
+
+
+def find_non_finite(net: nn.Module, rule: nn.Module) -> Iterator[str]:
+    """Names of the parameters and buffers that hold a NaN or an infinity."""
+    for part, module in (("net", net), ("rule", rule)):
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                yield f"'{name}' of the {part}"
+
+
+def diverged(optimizer: torch.optim.Optimizer, clip: float | None, what: str) -> DivergedError:
+    """The error that says what is not finite, and what to try."""
+    lr = optimizer.param_groups[0]["lr"]
+    milder = "a smaller train.clip" if clip else "train.clip=1"
+    return DivergedError(
+        f"training diverged: {what}. Try a smaller optimizer.lr (it is {lr:g} now), {milder}, or a schedule that "
+        "starts slowly (schedule=onecycle)"
+    )
+
+
+@contextmanager
+def explained(batch: Batch) -> Iterator[None]:
+    """What torch raises on the first batch is most often a net that does not fit the data."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range
+        raise UserError(
+            f"the first step failed on a batch of shape {list(batch.x.shape)}: {' '.join(str(error).split())}. Does "
+            "the net take samples of that shape, batches of that size, and labels in that range?"
+        ) from error
