@@ -1,5 +1,6 @@
 """What the README shows, runs."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -29,10 +30,26 @@ def test_every_rule_is_in_the_readme_and_cites_its_source(name):
 
 
 def test_links_of_the_docs_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_page_that_runs_and_is_of_today(name, capsys):
+    """`python docs/fill.py` writes options and figures."""
+    spec = importlib.util.spec_from_file_location("fill", ROOT / "docs" / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    page = (ROOT / "docs" / "rules" / f"{name}.md").read_text()
+    assert fill.filled(page, name, fill.measured((ROOT / "docs" / "results.md").read_text())) == page
+    for part in ("## The rule", "## Use it", "## What it is good for", "## What it costs", "## Limits", "## Figures"):
+        assert part in page
+    assert f"`{name}`" in (ROOT / "docs" / "rules" / "README.md").read_text()
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(python, f"{name}.md", "exec"), {})
+    assert "'accuracy': 0." in capsys.readouterr().out
 
 
 def test_every_public_name_is_documented():
