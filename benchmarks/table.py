@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-COLUMNS = ["data", "rule", "test accuracy %", "seeds", "epochs", "CPU s", "step memory MB", "parameters"]
+COLUMNS = ["data", "config", "test accuracy %", "seeds", "epochs", "CPU s", "step memory MB", "parameters"]
 
 
 def spread(values: list[float]) -> str:
@@ -19,18 +19,19 @@ def spread(values: list[float]) -> str:
 
 
 def main(folders: list[str]) -> None:
-    """Read result.json of each folder and print the table."""
+    """Read result.json of each folder, named <data>-<config>-<seed>, and print the table."""
     groups = defaultdict(list)
     for folder in folders:
         result = json.loads((Path(folder) / "result.json").read_text())
-        groups[result["dataset"], result["rule"]].append(result)
+        config = Path(folder).name.rpartition("-")[0].removeprefix(f"{result['dataset']}-")
+        groups[result["dataset"], config].append(result)
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 2))
-    for (dataset, rule), results in sorted(groups.items()):
+    for (dataset, config), results in sorted(groups.items()):
         first = results[0]
         cells = [
             dataset,
-            f"`{rule}`",
+            f"`{config}`",
             spread([100 * r["test"]["accuracy"] for r in results]),
             str(len(results)),
             str(first["epochs"]),
