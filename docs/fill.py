@@ -70,7 +70,11 @@ def _table(heads: list[str], rows: list) -> str:
 
 def _between(text: str, mark: str, content: str) -> str:
     inner = f"\n\n{content or 'It has none.'}\n\n"
-    return re.sub(rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m: m[1] + inner + m[2], text, flags=re.DOTALL)
+    place = rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)"
+    filled, places = re.subn(place, lambda m: m[1] + inner + m[2], text, flags=re.DOTALL)
+    if places != 1:  # or a page that lost its marks would count as filled, whatever it says
+        raise LookupError(f"found {places} places between <!-- {mark} --> and <!-- /{mark} -->, allowed: one")
+    return filled
 
 
 if __name__ == "__main__":

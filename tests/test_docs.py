@@ -36,12 +36,17 @@ def test_links_of_the_docs_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_every_rule_has_a_page_that_runs_and_is_of_today(name, capsys):
-    """`python docs/fill.py` writes options and figures."""
+def fill_script():
     spec = importlib.util.spec_from_file_location("fill", ROOT / "docs" / "fill.py")
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)
+    return fill
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_page_that_runs_and_is_of_today(name, capsys):
+    """`python docs/fill.py` writes options and figures."""
+    fill = fill_script()
     page = (ROOT / "docs" / "rules" / f"{name}.md").read_text()
     assert fill.filled(page, name, fill.measured((ROOT / "docs" / "results.md").read_text())) == page
     for part in ("## The rule", "## Use it", "## What it is good for", "## What it costs", "## Limits", "## Figures"):
@@ -50,6 +55,23 @@ def test_every_rule_has_a_page_that_runs_and_is_of_today(name, capsys):
     (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(python, f"{name}.md", "exec"), {})
     assert "'accuracy': 0." in capsys.readouterr().out
+
+
+def test_a_page_without_its_marks_does_not_count_as_filled():
+    page = (ROOT / "docs" / "rules" / "dfa.md").read_text()
+    for mark in ("options", "figures"):
+        with pytest.raises(LookupError, match=f"found 0 places between <!-- {mark} -->"):
+            fill_script().filled(page.replace(f"<!-- {mark} -->", ""), "dfa", [])
+
+
+def test_every_measured_row_is_on_the_page_of_a_rule():
+    fill = fill_script()
+    rows = fill.measured((ROOT / "docs" / "results.md").read_text())
+    assert rows
+    for data, config, accuracy, seeds in rows:
+        (owner,) = [name for name in RULES if fill.belongs(config, name)]
+        page = (ROOT / "docs" / "rules" / f"{owner}.md").read_text()
+        assert f"| {data} | {config} | {accuracy} | {seeds} |" in page
 
 
 def test_every_public_name_is_documented():
