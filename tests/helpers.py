@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.tasks import Classify
@@ -17,11 +18,17 @@ IN_SHAPE = (1, 8, 8)
 def net_for(rule: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> nn.Module:
     """A small net that the rule can train, with batch norm and dropout where the net has them."""
     torch.manual_seed(0)
-    if hasattr(RULES[rule], "_blocks"):
-        net = NETS["denoiser"](IN_SHAPE, 10, blocks=3, width=16)
+    if issubclass(RULES[rule], DiffusionRule):
+        net = NETS["denoiser"](IN_SHAPE, 10, **{"width": 16, **denoiser_for(rule)})
     else:
         net = NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16], activation="tanh", batch_norm=True, dropout=0.2)
     return net.to(device=device, dtype=dtype)
+
+
+def denoiser_for(rule: str) -> dict[str, object]:
+    """What a denoising net must be for the rule."""
+    kind = RULES[rule]
+    return {"blocks": 1, "timed": True, "width": 32} if kind.timed else {"blocks": 3, "predicts": kind.predicts}
 
 
 def gradients(*modules: nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from bpfree.errors import UserError
 from bpfree.state import Progress
 from bpfree.trainer import Trainer
 
-FORMAT = 1
+FORMAT = 2
 _FILES = ("weights.safetensors", "rule.safetensors", "optimizer.safetensors", "state.json")
 _SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # what of a schedule changes while training
 

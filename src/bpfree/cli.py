@@ -126,10 +126,18 @@ def _print_result(run: Run) -> None:
     result = run.result
     test = "no test split"
     if result["test"]:
-        test = "test " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(result["test"].items()))
+        test = f"test {_in_words(result['test'])}"
+    for name, metrics in result.get("controls", {}).items():
+        typer.echo(
+            f"beside it, {name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in sorted(metrics.items()))
+        )
     for name, cost in result.get("trackers", {}).items():
         typer.echo(f"watching {name}: {cost['seconds']:.1f} s in {cost['measurements']} measurements")
     typer.echo(f"{result['rule']} on {result['dataset']}: {test}, {result['wall_seconds']:.1f} s. Run: {run.folder}")
+
+
+def _in_words(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
 
 
 @app.command(name="eval")

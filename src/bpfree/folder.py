@@ -17,7 +17,7 @@ from bpfree.trainer import Trainer
 from bpfree.types import Batch
 
 CONFIG, METRICS, RESULT, LAST, BEST = "config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt"
-PLOTS, TRAINING_PLOT = "plots", "training.png"
+PLOTS = "plots"
 
 
 class RunFolder(Tracker):

@@ -24,6 +24,15 @@ def spread(signal: Tensor, matrix: Tensor, like: Tensor) -> Tensor:
     return (signal @ _channels_last(matrix, like)).view(b, height, width, channels).permute(0, 3, 1, 2)
 
 
+def keep_order(h: Tensor) -> None:
+    """Have the error of h arrive in the memory order of h.
+
+    A loss that sees a feature map flat sends its error back in another, in which convolutions are 1.6 times as slow.
+    """
+    if h.requires_grad and lies_channels_last(h):
+        h.register_hook(lambda error: error.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+
+
 def lies_channels_last(h: Tensor) -> bool:
     """Whether h is a batch of feature maps with the channels of a pixel side by side, and in no other order."""
     return h.dim() == 4 and not h.is_contiguous() and h.is_contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
@@ -20,8 +21,12 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
 }
 
 
-def make_optimizer(spec: Spec, parameters: Sequence[nn.Parameter]) -> optim.Optimizer:
+def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> optim.Optimizer:
     """An optimiser of OPTIMIZERS, fused where torch has it and nothing else was asked for.
+
+    Args:
+        spec: name and options.
+        groups: parameters, as torch takes them.
 
     Raises:
         UserError: an unknown name or option, or a value out of range.
@@ -29,13 +34,22 @@ def make_optimizer(spec: Spec, parameters: Sequence[nn.Parameter]) -> optim.Opti
     name, options = split_spec(spec, "optimizer")
     chosen = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
     has_fused = "fused" in inspect.signature(lookup(OPTIMIZERS, name, "optimizer")).parameters
+    parameters = [p for group in groups for p in group["params"]]
     fused_types = {"cpu", "cuda", "mps"}
     if options.get("capturable") and any(p.device.type == "cpu" for p in parameters):
         raise UserError("optimizer.capturable: found true, allowed on a GPU only. Leave it out")
     able = has_fused and not chosen and all(p.device.type in fused_types for p in parameters)
     spec = {"name": name, **options, **({"fused": True} if able else {})}
-    optimizer: optim.Optimizer = build(OPTIMIZERS, spec, parameters, section="optimizer")
+    optimizer: optim.Optimizer = build(OPTIMIZERS, spec, groups, section="optimizer")
     return optimizer
+
+
+def add_groups(optimizer: optim.Optimizer, groups: Sequence[dict[str, Any]], wanted: Sequence[nn.Parameter]) -> None:
+    """Add what is wanted of these groups to an optimiser that has not got it yet."""
+    missing = {id(p) for p in wanted} - {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for group in groups:
+        if own := [p for p in group["params"] if id(p) in missing]:
+            optimizer.add_param_group({**group, "params": own})
 
 
 class _Untouched(LRScheduler):

@@ -44,7 +44,7 @@ class ProgressBar(Tracker):
         if not self.console.is_terminal:
             return
         step, length = trainer.progress.step, len(self.batches)
-        means = trainer.progress.means() if trainer.progress.summed else {}
+        means = trainer.progress.means() if trainer.progress.counts else {}
         shown = [f"{name} {means[name]:.4f}" for name in ("loss", "accuracy") if name in means]
         if speed := self.bar.tasks[self.task].speed:
             shown.append(f"{speed * self.batches.batch_size:,.0f} samples/s")

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
 from bpfree.errors import UserError
 from bpfree.grad import backward, output_error, trainable
-from bpfree.layout import lies_channels_last
+from bpfree.layout import keep_order
 from bpfree.noise import Noise
 from bpfree.population import LoopEvaluator, Member, Perturbation, Shaping, accumulate
-from bpfree.types import Batch, Scalars, Task
+from bpfree.types import Batch, Epochs, Scalars, Task
 
 
 def no_labels(rule: str) -> UserError:
@@ -39,6 +39,14 @@ class Rule(nn.Module, ABC):
         if self.needs_labels and batch.y.is_floating_point():
             raise no_labels(type(self).__name__)
 
+    def begin(self, data: Epochs, *, resumed: bool) -> None:
+        """Told by `Trainer.fit` what it will train on, after `bind`; for rules that start from all samples.
+
+        Args:
+            data: the batches of training.
+            resumed: the rule has its state from a checkpoint.
+        """
+
     @abstractmethod
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """ADD this batch's gradients to `.grad` of the net and of the rule itself.
@@ -57,6 +65,10 @@ class Rule(nn.Module, ABC):
         """Output of the trained net, [B, D]. Rules that do not read the net's own output override it."""
         return net(x)  # type: ignore[no-any-return]
 
+    def controls(self, net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        """By name, other outputs [B, D] that belong beside `predict`'s when a run is judged; default: none."""
+        return {}
+
     @property
     def reads_output(self) -> bool:
         """Whether a prediction is net(x), so that backprop of the task's loss is what the rule stands beside."""
@@ -74,6 +86,10 @@ class Rule(nn.Module, ABC):
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """Parts that train independently of each other: clipped apart, and free to live in other processes."""
         return [trainable(net, self)]
+
+    def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """All trainable parameters as groups of a torch optimiser, with what is to be another in each; default: one."""
+        return [{"params": trainable(net, self)}]
 
 
 class LocalRule(Rule):
@@ -250,9 +266,7 @@ class LocalRule(Rule):
     def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
         if not h.requires_grad and self.head(index) is None:
             return {}  # nothing here is trainable
-        if h.requires_grad and lies_channels_last(h):
-            # A loss that sees h flat sends its error back in another order, which is 1.6 times as slow on a CPU.
-            h.register_hook(lambda error: error.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+        keep_order(h)
         known = self.local_gradient(index, h.detach(), signal)
         if known is not None:
             backward(h, known)

@@ -15,8 +15,9 @@ from bpfree.config import Config
 from bpfree.data import DATASETS, Augment, Batches, Dataset, Preprocess, Split, data_directory, from_python
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
+from bpfree.evaluation import mean_metrics
 from bpfree.grad import trainable
-from bpfree.lab.plots import plot_images, plot_tracked, plot_training
+from bpfree.lab.pictures import draw
 from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
 from bpfree.noise import Noise
@@ -112,6 +113,12 @@ class Run:
         assert split is not None
         return self.trainer.evaluate(self.batches(split))
 
+    def controls(self) -> dict[str, dict[str, float]]:
+        """Metrics on the test split of what the rule sets beside its predictions; see `bpfree.Rule.controls`."""
+        if self.test is None:
+            return {}
+        return mean_metrics(self.task, self.batches(self.test), self.trainer.controls)
+
     def _split(self, data: Any) -> Split:
         unlabelled = isinstance(self.task, Reconstruct)
         return from_python(data, classes=self.preprocess.classes, without_labels=unlabelled).train
@@ -135,8 +142,7 @@ class Run:
             checkpoint.save(self.trainer, out / folder.BEST, self.extra())
         if self.result:
             writer.finish(self.result)
-        plot_training(self.metrics, out / folder.PLOTS / folder.TRAINING_PLOT)
-        plot_tracked(self.tracked, out / folder.PLOTS)
+        draw(self, out / folder.PLOTS, self.test)
         return out
 
     def batches(self, split: Split) -> Batches:
@@ -209,14 +215,12 @@ def train(
             readout.fit(trainer)
             keeper.replace(trainer, f"{this.weights}.ckpt")
         test = None if this.test is None else this.evaluate()
+        controls = this.controls()
         memory = {"peak_memory_bytes": peak()}
     memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))
-    this.result = _result(this, dataset, test) | memory
+    this.result = _result(this, dataset, test) | ({"controls": controls} if controls else {}) | memory
     if isinstance(keeper, folder.RunFolder):
-        plot_training(this.metrics, keeper.path / folder.PLOTS / folder.TRAINING_PLOT)
-        plot_tracked(this.tracked, keeper.path / folder.PLOTS)
-        if isinstance(this.task, Reconstruct):
-            _plot_rebuilt(this, this.test or validation_split or train_split, keeper.path / folder.PLOTS)
+        draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
         keeper.finish(this.result)
     return this
 
@@ -245,12 +249,6 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
         seed=seed,
     )
     return Run(config, trainer, preprocess)
-
-
-def _plot_rebuilt(this: Run, split: Split, plots: Path) -> None:
-    samples = split.take(torch.arange(min(10, len(split.y)))).x
-    if samples.dim() == 4 and samples.shape[1] in (1, 3):
-        plot_images([this.preprocess.target(samples), this.predict(samples)], plots / "reconstructions.png")
 
 
 def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder.RunFolder:

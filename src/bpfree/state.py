@@ -37,7 +37,7 @@ class Progress:
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)  # of the scalars of the running epoch's steps
-    summed: int = 0  # how many steps
+    counts: dict[str, int] = field(default_factory=dict)  # of the steps that told it
     best_score: float | None = None
     best_epoch: int = 0
     stale: int = 0  # epochs since the best
@@ -50,4 +50,4 @@ class Progress:
 
     def means(self) -> dict[str, float]:
         """Of the running epoch, so far."""
-        return {name: total / self.summed for name, total in self.sums.items()}
+        return {name: total / self.counts[name] for name, total in self.sums.items()}

@@ -6,8 +6,8 @@ optimiser nor the clipping nor a checkpoint knows which rule wrote the gradients
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,12 +17,13 @@ from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
 from bpfree.divergence import diverged, explained, find_non_finite
 from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.evaluation import mean_metrics
 from bpfree.grad import first_trainable, trainable
 from bpfree.interrupt import interrupt_between_steps
 from bpfree.matmul import fast_float32
 from bpfree.memory import peak_step_memory
 from bpfree.noise import Noise
-from bpfree.optim import make_optimizer, make_schedule
+from bpfree.optim import add_groups, make_optimizer, make_schedule
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
@@ -113,11 +114,9 @@ class Trainer:
         self._not_finite = set(find_non_finite(self.net, self.rule))
         if isinstance(self._optimizer_spec, torch.optim.Optimizer):
             self.optimizer = self._optimizer_spec
-            known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-            if own := [p for p in trainable(self.rule) if id(p) not in known]:
-                self.optimizer.add_param_group({"params": own})
+            add_groups(self.optimizer, self.rule.optimizer_groups(self.net), trainable(self.rule))
         else:
-            self.optimizer = make_optimizer(self._optimizer_spec, trainable(self.net, self.rule))
+            self.optimizer = make_optimizer(self._optimizer_spec, self.rule.optimizer_groups(self.net))
         self.schedule = make_schedule(self._schedule_spec, self.optimizer, self.total_steps)
         self._units = self.rule.units(self.net)
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -186,28 +185,31 @@ class Trainer:
         self._zero_grad()
         return peak
 
-    @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """Output [B, D] in evaluation mode, x as the net takes it."""
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it, net and rule are in evaluation mode and nothing is differentiated."""
         training = self.net.training
         self.net.eval()
         self.rule.eval()
         try:
-            with self.arithmetic():
-                return self.rule.predict(self.net, x)
+            with torch.no_grad(), self.arithmetic():
+                yield
         finally:
             self.net.train(training)
 
+    def predict(self, x: Tensor) -> Tensor:
+        """Output [B, D] in evaluation mode, x as the net takes it."""
+        with self.evaluating():
+            return self.rule.predict(self.net, x)
+
+    def controls(self, x: Tensor) -> dict[str, Tensor]:
+        """What the rule has to set beside its predictions; see `Rule.controls`."""
+        with self.evaluating():
+            return self.rule.controls(self.net, x)
+
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """The task's metrics, a mean over all samples."""
-        sums: dict[str, Tensor] = {}
-        samples = 0
-        for batch in batches.epoch():
-            metrics = self.task.metrics(self.predict(batch.x), batch)
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(batch.y)
-            samples += len(batch.y)
-        return {name: float(value) / samples for name, value in sums.items()}
+        return mean_metrics(self.task, batches, lambda x: {"": self.predict(x)})[""]
 
     def fit(
         self,
@@ -229,6 +231,7 @@ class Trainer:
         self.bind(next(train.epoch()))
         if early_stopping is not None:
             self._try_early_stopping(early_stopping, validation)
+        self.rule.begin(train, resumed=self.progress.step > 0)
         self.data = train
         self._watching = [t for t in trackers if type(t).on_gradients is not Tracker.on_gradients]
         try:
@@ -277,7 +280,7 @@ class Trainer:
             record["validation"] = self.evaluate(validation)
         self._refuse_non_finite_weights()
         self._judge(record, early_stopping)
-        self.progress.sums, self.progress.summed = {}, 0
+        self.progress.sums, self.progress.counts = {}, {}
         self._spent(wall, cpu)
         record["seconds"] = self.progress.wall_seconds
         self.progress.history.append(record)
@@ -320,15 +323,15 @@ class Trainer:
         if not pending:
             return
         first = self.progress.step - len(pending)
-        names = list(pending[0])
-        table = torch.stack([torch.stack([s[name].float() for name in names]) for s in pending]).tolist()
-        for offset, row in enumerate(table):
-            for name, value in zip(names, row, strict=True):
-                if not math.isfinite(value):
-                    what = f"the loss of unit '{name.removeprefix('loss/')}'" if "/" in name else f"the {name}"
-                    raise diverged(self.optimizer, self.clip, f"{what} became {value} at step {first + offset + 1}")
-                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-        self.progress.summed += len(pending)
+        told = [(step, name) for step, scalars in enumerate(pending, start=first + 1) for name in scalars]
+        values = torch.stack([value.float() for scalars in pending for value in scalars.values()]).tolist()
+        sums, counts = self.progress.sums, self.progress.counts
+        for (step, name), value in zip(told, values, strict=True):
+            if not math.isfinite(value):
+                what = f"the loss of unit '{name.removeprefix('loss/')}'" if "/" in name else f"the {name}"
+                raise diverged(self.optimizer, self.clip, f"{what} became {value} at step {step}")
+            sums[name] = sums.get(name, 0.0) + value
+            counts[name] = counts.get(name, 0) + 1
         pending.clear()
 
     def _refuse_non_finite_weights(self) -> None:

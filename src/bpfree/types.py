@@ -5,6 +5,7 @@ Shape legend, used in comments and docstrings throughout:
     P population, N parameters, L segments, T diffusion steps.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -38,4 +39,16 @@ class Task(Protocol):
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
         """Detached means over the batch, among them `loss`."""
+        ...
+
+
+class Epochs(Protocol):
+    """Minibatches to pass through again and again, as `bpfree.data.Batches`."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch."""
         ...

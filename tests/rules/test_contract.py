@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bpfree import BlackBoxRule, Noise, Rule, Trainer, UserError, fit
+from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.types import Batch
@@ -57,7 +58,7 @@ def test_gradients_are_added(name, batch):
         torch.testing.assert_close(value, 2 * once[key], rtol=1e-9, atol=1e-15)
 
 
-PAIRS_OR_DRAWS = {"sim", "predsim", "forward_forward", "noprop_dt", "recombine"}
+PAIRS_OR_DRAWS = {"sim", "predsim", "forward_forward", "recombine", *(n for n in RULES if n.startswith("noprop"))}
 """Rules whose loss is no mean over samples: it compares them in pairs, draws noise for them, or scores a batch."""
 
 
@@ -87,7 +88,7 @@ class Tokens(nn.Sequential):
 
 
 def test_inputs_and_features_of_any_rank(name, batch):
-    if hasattr(RULES[name], "_blocks"):
+    if issubclass(RULES[name], DiffusionRule):
         pytest.skip("its blocks bring their own trunk")
     torch.manual_seed(0)
     net = Tokens().to(batch.x)

@@ -1,7 +1,28 @@
-"""What the NoProp rules share: noise schedules, label embeddings, and the net they expect."""
+"""What the NoProp rules share: noise schedules, embeddings, solvers, the net they expect, and their common part."""
 
-from bpfree.diffusion.embeddings import OneHotEmbedding
+from bpfree.diffusion.embeddings import EMBEDDINGS, Embedding, Images, LabelEmbedding, Learned, OneHot, Prototype
 from bpfree.diffusion.net import DenoisingNet
-from bpfree.diffusion.schedules import CosineSchedule
+from bpfree.diffusion.rule import DiffusionRule, State
+from bpfree.diffusion.schedules import SCHEDULES, CosineSchedule, LearnedSchedule, Levels, LinearSchedule, Schedule
+from bpfree.diffusion.solvers import SOLVERS, solve
 
-__all__ = ["CosineSchedule", "DenoisingNet", "OneHotEmbedding"]
+__all__ = [
+    "EMBEDDINGS",
+    "SCHEDULES",
+    "SOLVERS",
+    "CosineSchedule",
+    "DenoisingNet",
+    "DiffusionRule",
+    "Embedding",
+    "Images",
+    "LabelEmbedding",
+    "Learned",
+    "LearnedSchedule",
+    "Levels",
+    "LinearSchedule",
+    "OneHot",
+    "Prototype",
+    "Schedule",
+    "State",
+    "solve",
+]

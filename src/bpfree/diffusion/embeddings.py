@@ -1,23 +1,190 @@
-"""Label embeddings u_y = W_embed[y]."""
+"""What the noise is removed from: the embedding u of a target, W_embed[y] for a label, the image itself to rebuild.
+
+`EMBEDDINGS` is the table of label embeddings. In shapes, ... stands for any leading dimensions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.errors import UserError
+from bpfree.noise import Noise
+from bpfree.types import Batch
 
-class OneHotEmbedding(nn.Module):
-    """Fixed one-hot embeddings: W_embed is the identity, E = C."""
+_PER_CLASS = 2000  # samples that are compared with each other to find a prototype
+_BINDING = Noise().fold("embedding")
 
-    weight: Tensor  # [C, E]
 
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.eye(classes))
+@runtime_checkable
+class Rebuilding(Protocol):
+    """A task that rebuilds samples through an output activation g, as `bpfree.tasks.Reconstruct`."""
 
     @property
     def dim(self) -> int:
-        """E."""
-        return self.weight.shape[1]
+        """Values of a sample."""
+        ...
 
-    def forward(self, y: Tensor) -> Tensor:
-        """[B] -> [B, E]."""
-        return self.weight[y]
+    def activate(self, out: Tensor) -> Tensor:
+        """g(out)."""
+        ...
+
+    def deactivate(self, value: Tensor) -> Tensor:
+        """The inverse of g."""
+        ...
+
+
+class Embedding(nn.Module, ABC):
+    """Targets as points in a space of dimension E."""
+
+    dim: int  # E
+    learned: bool = False
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """U [B, E]."""
+
+    @abstractmethod
+    def expected(self, scores: Tensor) -> Tensor:
+        """u^ [..., E] of a block's scores [..., D]: softmax(scores) W_embed."""
+
+    @abstractmethod
+    def combined(self, scores: Tensor) -> Tensor:
+        """[..., E]: scores W_embed, without a softmax."""
+
+    @abstractmethod
+    def nearest(self, z: Tensor) -> Tensor:
+        """Scores [..., D] of points [..., E]; for labels the highest is that of the nearest embedding."""
+
+    def begin(self, data: Iterable[Batch]) -> None:
+        """Start from the training samples, if that is what the embedding does."""
+
+
+class LabelEmbedding(Embedding):
+    """W_embed [C, E], a row for each class."""
+
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """W_embed."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """W_embed[y]."""
+        return self.weight[batch.y]
+
+    def expected(self, scores: Tensor) -> Tensor:
+        """See the base class."""
+        return scores.softmax(-1).to(self.weight.dtype) @ self.weight
+
+    def combined(self, scores: Tensor) -> Tensor:
+        """See the base class."""
+        return scores.to(self.weight.dtype) @ self.weight
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Minus half the squared Euclidean distance, but for |z|^2, which all classes share."""
+        return z.to(self.weight.dtype) @ self.weight.T - self.weight.square().sum(1) / 2
+
+
+class OneHot(LabelEmbedding):
+    """Fixed: W_embed is the identity times a scale, E = C."""
+
+    def __init__(self, classes: int, dim: int, inputs: int, scale: float) -> None:
+        super().__init__()
+        if dim != classes:
+            raise _width(dim, f"one-hot labels have {classes}", classes)
+        self.dim = dim
+        self.register_buffer("table", scale * torch.eye(classes))
+        self.table: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The scaled identity."""
+        return self.table
+
+
+class Learned(LabelEmbedding):
+    """Learned, with orthogonal rows at first if C <= E; a row longer than `norm_clip` counts as shortened to it."""
+
+    learned = True
+
+    def __init__(self, classes: int, dim: int, inputs: int, scale: float, norm_clip: float | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.norm_clip = norm_clip
+        self.table = nn.Parameter(torch.empty(classes, dim))
+        with _BINDING.global_rng(), torch.no_grad():
+            nn.init.orthogonal_(self.table)
+            self.table.mul_(scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows, shortened where they must be."""
+        if self.norm_clip is None:
+            return self.table
+        norm = self.table.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.table.dtype).tiny)
+        shortened: Tensor = self.table * (self.norm_clip / norm).clamp_max(1)
+        return shortened
+
+
+class Prototype(Learned):
+    """Learned, as wide as a sample: a class starts at its sample with the smallest median distance to the others."""
+
+    def __init__(self, classes: int, dim: int, inputs: int, scale: float, norm_clip: float | None = None) -> None:
+        if dim != inputs:
+            raise _width(dim, f"prototypes are samples, with {inputs} values", inputs)
+        super().__init__(classes, dim, inputs, scale, norm_clip)
+        self.scale = scale
+
+    @torch.no_grad()
+    def begin(self, data: Iterable[Batch]) -> None:
+        """Choose the prototypes, among the first 2,000 samples of a class; one without samples stays as it is."""
+        samples: list[list[Tensor]] = [[] for _ in self.table]
+        for batch in data:
+            for label, own in enumerate(samples):
+                if sum(map(len, own)) < _PER_CLASS:
+                    own.append(batch.x[batch.y == label].flatten(1))
+        for row, own in zip(self.table, samples, strict=True):
+            found = torch.cat(own)[:_PER_CLASS].to(row.dtype)
+            if len(found):
+                row.copy_(self.scale * found[torch.cdist(found, found).median(dim=1).values.argmin()])
+
+
+class Images(Embedding):
+    """The target to rebuild is its own embedding, times a scale; the read-out is the task's output activation g."""
+
+    def __init__(self, task: Rebuilding, dim: int, scale: float) -> None:
+        super().__init__()
+        if dim != task.dim:
+            raise _width(dim, f"what is to be rebuilt has {task.dim} values", task.dim)
+        self.dim = dim
+        self.task = task
+        self.scale = scale
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The flat target, scaled."""
+        return self.scale * batch.y.flatten(1)
+
+    def expected(self, scores: Tensor) -> Tensor:
+        """g(scores), scaled."""
+        return self.scale * self.task.activate(scores.float() if scores.itemsize < 4 else scores)
+
+    def combined(self, scores: Tensor) -> Tensor:
+        """The scores themselves, scaled."""
+        return self.scale * scores
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """What g makes z / scale of; values that g cannot give are moved to the nearest that it can."""
+        return self.task.deactivate(z / self.scale)
+
+
+EMBEDDINGS: dict[str, type[OneHot] | type[Learned] | type[Prototype]] = {
+    "one_hot": OneHot,
+    "learned": Learned,
+    "prototype": Prototype,
+}
+
+
+def _width(found: int, why: str, cure: int) -> UserError:
+    return UserError(f"net: its blocks read embeddings of width {found}, but {why}. Use net.embedding_dim={cure}")

@@ -12,10 +12,17 @@ class DenoisingNet(Protocol):
     Attributes:
         trunks: x [B, ...] -> features [B, H]. As many as heads, one for each block; or a single one, which belongs to
             block 1, the others reading its features detached.
-        heads: (features [B, H], z [B, E]) -> logits [B, D].
+        heads: (features [B, H], z [B, E]) -> scores [B, D], or estimates [B, E] if `predicts` says so. If `timed`, they
+            take the times [B] as a third argument.
         embedding_dim: E.
+        predicts: "scores" or "embedding".
+        timed: whether the heads are told the time, as a continuous rule needs it; a discrete one has a head for each.
+        local: whether each stage of the single trunk, a Sequential, is to learn by a loss of its own.
     """
 
     trunks: nn.ModuleList
     heads: nn.ModuleList
     embedding_dim: int
+    predicts: str
+    timed: bool
+    local: bool

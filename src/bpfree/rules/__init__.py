@@ -8,7 +8,10 @@ from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
 from bpfree.rules.local import Local
 from bpfree.rules.mono_forward import MonoForward
-from bpfree.rules.noprop_dt import NoPropDT
+from bpfree.rules.noprop_ct import NoPropCT
+from bpfree.rules.noprop_dt import NoPropDT, NoPropLinear
+from bpfree.rules.noprop_fm import NoPropFM
+from bpfree.rules.noprop_hybrid import NoPropHybrid
 from bpfree.rules.pepita import Pepita
 from bpfree.rules.predsim import Pred, PredSim, Sim
 from bpfree.rules.recombine import Recombine
@@ -31,6 +34,10 @@ RULES: dict[str, type[Rule]] = {
     "cwcomp": CwComp,
     "pepita": Pepita,
     "noprop_dt": NoPropDT,
+    "noprop_ct": NoPropCT,
+    "noprop_fm": NoPropFM,
+    "noprop_hybrid": NoPropHybrid,
+    "noprop_linear": NoPropLinear,
     "recombine": Recombine,
 }
 
@@ -47,7 +54,11 @@ __all__ = [
     "ForwardForward",
     "Local",
     "MonoForward",
+    "NoPropCT",
     "NoPropDT",
+    "NoPropFM",
+    "NoPropHybrid",
+    "NoPropLinear",
     "Pepita",
     "Pred",
     "PredSim",

@@ -1,4 +1,4 @@
-"""NoProp, discrete time.
+"""NoProp, discrete time, and a public variation of it.
 
 Li, Teh, Pascanu 2025, "NoProp: Training Neural Networks without Back-propagation or Forward-propagation",
 https://arxiv.org/abs/2503.24322
@@ -8,11 +8,15 @@ https://arxiv.org/abs/2503.24322
     z_t  = a_t u^_t(z_{t-1}, x) + b_t z_{t-1} + sqrt(c_t) eps                                           (Eq. 3)
 
 Each block learns by itself to tell the label's embedding u_y from the image and a noisy copy of u_y; no block waits
-for another, forwards or backwards. u^_t = softmax(block's logits) W_embed. Only the read-out learns from the CE term.
+for another, forwards or backwards. u^_t = softmax(block's logits) W_embed. The CE term reaches the read-out and learned
+embeddings only. To rebuild samples, u_y is the image, u^_t = g(block's output), and there are no CE and KL terms.
 
-Where we differ: the expectation over t is summed exactly, every block learning from every batch; inference is
-deterministic by default (z_0 = 0, eps = 0), since Eq. 3's noise only costs accuracy; the read-out starts as the
-nearest-embedding classifier z W_embed^T instead of at random. Embeddings are one-hot.
+Where we differ: with `order: all`, the default, the expectation over t is summed exactly, every block learning from
+every batch; inference is deterministic by default (z_0 = 0, eps = 0), since Eq. 3's noise only costs accuracy; the
+read-out starts as z W_embed^T instead of at random.
+
+`noprop_linear` is the variation with evenly falling noise, 0.9 at the first block and 0.01 at the end, denoising losses
+of equal weight, and a read-out that learns from where inference ends instead of from z_T ~ q.
 """
 
 from typing import ClassVar, Literal
@@ -20,21 +24,103 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bpfree.diffusion import CosineSchedule, DenoisingNet, OneHotEmbedding
-from bpfree.errors import UserError, check_choice, check_positive
-from bpfree.grad import backward, first_trainable, trainable
+from bpfree.cut import unchanged_buffers
+from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
+from bpfree.diffusion.rule import Decode, EmbeddingName, Inference
+from bpfree.diffusion.schedules import kl
+from bpfree.errors import check_choice, check_positive
 from bpfree.noise import Noise
-from bpfree.rule import Rule
-from bpfree.types import Batch, Scalars, Task
+from bpfree.types import Batch, Task
 
 
-class NoPropDT(Rule):
+class NoPropDT(BlockRule):
     """NoProp in discrete time, on a net with denoising blocks (`bpfree.nets.Denoiser`).
 
     Args:
         eta: weight of the denoising term.
-        abar_max: abar_T is clipped to it, in (0, 1); it sets the weight of the last block.
+        schedule: "cosine" or "linear", see `bpfree.diffusion.schedules`.
+        abar_min: abar_0, the share of the label in what block 1 sees while it learns; 0 for none, as in inference.
+        abar_max: abar_T; it sets the weight of the last block.
+        weighting: of the blocks' losses: "snr" as in Eq. 8, or "equal".
+        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch; "sequential": one
+            in each epoch, block 1 in the first, as in the paper's Algorithm 1.
+        embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
+            class). To rebuild samples, the sample is its own embedding and this is not read.
+        scale: of the embeddings at the start.
+        norm_clip: the longest that a learned embedding may be; default: any length.
+        embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
+        decode: how z_T becomes class scores: by a linear "readout", or by the "nearest" embedding.
+        readout_from: the read-out learns from z_T ~ q(z_T|y), the "posterior", or from z_T at the end of the "chain".
         inference: "deterministic", or "stochastic" as in Eq. 3, keyed so that it repeats.
+    """
+
+    def __init__(
+        self,
+        *,
+        eta: float = 0.1,
+        schedule: DiscreteSchedule = "cosine",
+        abar_min: float = 0.0,
+        abar_max: float = 0.999,
+        weighting: Literal["snr", "equal"] = "snr",
+        order: Order = "all",
+        embedding: EmbeddingName = "one_hot",
+        scale: float = 1.0,
+        norm_clip: float | None = None,
+        embedding_decay: float | None = None,
+        decode: Decode = "readout",
+        readout_from: Literal["posterior", "chain"] = "posterior",
+        inference: Inference = "deterministic",
+    ) -> None:
+        super().__init__(
+            schedule=schedule,
+            abar_min=abar_min,
+            abar_max=abar_max,
+            order=order,
+            embedding=embedding,
+            scale=scale,
+            norm_clip=norm_clip,
+            embedding_decay=embedding_decay,
+            decode=decode,
+            inference=inference,
+        )
+        check_positive("eta", eta)
+        check_choice("weighting", weighting, ("snr", "equal"))
+        check_choice("readout_from", readout_from, ("posterior", "chain"))
+        self.eta = eta
+        self.weighting = weighting
+        self.readout_from = readout_from
+
+    def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
+        """eta/2 (SNR_t - SNR_{t-1}) |u^_t - u_y|^2."""
+        weight = 0.5 * self.eta * (float(self.levels.dsnr[t - 1]) if self.weighting == "snr" else 1.0)
+        loss: Tensor = weight * (self.estimate(t, out, z) - self.embedding(batch)).square().sum(1).mean()
+        return loss
+
+    def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
+        """CE(p_out(y|z_T), y) + KL(q(z_0|y) || N(0, I)); what is to be rebuilt has neither."""
+        if batch.y.is_floating_point():
+            return batch.x.new_zeros(())
+        if self.readout_from == "chain":
+            z = self._chain_end(net, batch.x, noise)
+        else:
+            z, _ = self._noised(self.levels.steps, batch, noise)
+        return task.loss(self.read(z), batch) + kl(float(self.levels.abar[0]), self.embedding(batch))
+
+    @torch.no_grad()
+    def _chain_end(self, net: nn.Module, x: Tensor, noise: Noise) -> Tensor:
+        """z_T as inference would find it now; batch norm by the batch, since its running statistics lag behind."""
+        with unchanged_buffers(net), noise.fold("chain").global_rng(x.device):
+            *_, last = self.walk(net, x, stochastic=self.inference == "stochastic")
+        return last.z
+
+
+class NoPropLinear(NoPropDT):
+    """NoProp-DT with noise that falls evenly from 0.9 to 0.01, a public variation.
+
+    Args:
+        order: see NoPropDT.
+        embedding: see NoPropDT.
+        inference: see NoPropDT.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -42,105 +128,18 @@ class NoPropDT(Rule):
     def __init__(
         self,
         *,
-        eta: float = 0.1,
-        abar_max: float = 0.999,
-        inference: Literal["deterministic", "stochastic"] = "deterministic",
+        order: Order = "all",
+        embedding: EmbeddingName = "one_hot",
+        inference: Inference = "deterministic",
     ) -> None:
-        super().__init__()
-        check_positive("eta", eta)
-        check_choice("inference", inference, ("deterministic", "stochastic"))
-        self.eta = eta
-        self.abar_max = abar_max
-        self.inference = inference
-
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Make the schedule for the net's T blocks, the embedding [C, E] and the read-out.
-
-        Raises:
-            UserError: the net has no denoising blocks, or ones of another width.
-        """
-        super().bind(net, task, batch)
-        blocks = self._blocks(net)
-        like = first_trainable(net)
-        self.schedule = CosineSchedule(len(blocks.heads), self.abar_max)
-        self.embedding = OneHotEmbedding(task.dim).to(like)
-        if blocks.embedding_dim != self.embedding.dim:
-            raise UserError(
-                f"net: its blocks read embeddings of width {blocks.embedding_dim}, but one-hot labels have "
-                f"{self.embedding.dim}. Use net.embedding_dim={self.embedding.dim}"
-            )
-        self.readout = nn.Linear(self.embedding.dim, task.dim).to(like)
-        with torch.no_grad():
-            self.readout.weight.copy_(self.embedding.weight)
-            self.readout.bias.zero_()
-
-    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """Each block in turn: forward, loss, gradients, and its activations are freed.
-
-        `accuracy` is that of block 1 alone, which sees pure noise; later blocks see the label in their z.
-        """
-        blocks = self._blocks(net)
-        if not hasattr(self, "readout"):
-            raise UserError("NoPropDT: not bound to a net. Call rule.bind(net, task, batch) first")
-        u = self.embedding(batch.y)  # [B, E]
-        kl = self.schedule.kl(u)
-        scalars: Scalars = {}
-        total = kl.detach()
-        features = batch.x
-        for t, head in enumerate(blocks.heads, start=1):
-            with noise.fold("block", t).global_rng(u.device):
-                features = blocks.trunks[t - 1](batch.x) if t <= len(blocks.trunks) else features.detach()
-                logits = head(features, self._posterior(t - 1, u, noise))
-            weight = 0.5 * self.eta * float(self.schedule.dsnr[t])
-            loss = weight * (self._estimate(logits) - u).square().sum(1).mean()
-            backward(loss)
-            scalars[f"loss/block{t}"] = loss.detach()
-            total = total + loss.detach()
-            if t == 1:
-                scalars |= {"accuracy": (logits.detach().argmax(1) == batch.y).float().mean()}
-        z = self._posterior(self.schedule.steps, u, noise)
-        loss = task.loss(self.readout(z), batch)
-        backward(loss)
-        return scalars | {"loss/readout": loss.detach(), "loss": total + loss.detach()}
-
-    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
-        """Class scores [B, C] after all T blocks, by Eq. 3; the convs of a shared trunk run once."""
-        blocks = self._blocks(net)
-        z = x.new_zeros(len(x), self.embedding.dim)
-        if self.inference == "stochastic":
-            z = self._eps(z, Noise().fold("predict", 0))
-        features = x
-        for t, head in enumerate(blocks.heads, start=1):
-            features = blocks.trunks[t - 1](x) if t <= len(blocks.trunks) else features
-            a, b, c = self.schedule.step(t)
-            z = a * self._estimate(head(features, z)) + b * z
-            if self.inference == "stochastic":
-                z = z + c**0.5 * self._eps(z, Noise().fold("predict", t))
-        return self.readout(z)  # type: ignore[no-any-return]
-
-    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """The blocks, each with its own trunk (the first with the shared one), and the read-out."""
-        blocks = self._blocks(net)
-        own = [trainable(*blocks.trunks[t : t + 1], head) for t, head in enumerate(blocks.heads)]
-        return [*own, trainable(self.readout)]
-
-    def _estimate(self, logits: Tensor) -> Tensor:
-        """u^ = softmax(logits) W_embed, [B, E]."""
-        return logits.softmax(1).to(self.embedding.weight.dtype) @ self.embedding.weight
-
-    def _posterior(self, t: int, u: Tensor, noise: Noise) -> Tensor:
-        """z_t ~ q(z_t|y), [B, E]."""
-        return self.schedule.posterior(t, u, self._eps(u, noise.fold("z", t)))
-
-    @staticmethod
-    def _eps(like: Tensor, noise: Noise) -> Tensor:
-        return noise.randn(*like.shape, device=like.device, dtype=like.dtype)
-
-    @staticmethod
-    def _blocks(net: nn.Module) -> DenoisingNet:
-        if not isinstance(net, DenoisingNet):
-            raise UserError(
-                f"net: found {type(net).__name__}, but NoProp needs denoising blocks, that is `trunks`, `heads` and "
-                "`embedding_dim` as in bpfree.nets.Denoiser. Use net.name=denoiser"
-            )
-        return net
+        super().__init__(
+            schedule="linear",
+            abar_min=0.1,
+            abar_max=0.99,
+            weighting="equal",
+            order=order,
+            embedding=embedding,
+            readout_from="chain",
+            inference=inference,
+            eta=2.0,
+        )

@@ -20,6 +20,14 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda out: out,
 }
 
+_MARGIN = 1e-4  # from the ends of g's range, where its inverse is infinite
+
+INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda value: value.clamp(_MARGIN, 1 - _MARGIN).logit(),
+    "tanh": lambda value: value.clamp(_MARGIN - 1, 1 - _MARGIN).atanh(),
+    "linear": lambda value: value,
+}
+
 
 class Reconstruct:
     """Mean squared error between g(out) and the sample itself; its only metric is that loss.
@@ -66,7 +74,7 @@ class Reconstruct:
                 f"net: its output is {found}, but samples of shape {list(self.shape)} need [{len(batch.y)}, {self.dim}]"
                 f". End the net with a layer of {self.dim}"
             )
-        rebuilt = OUTPUTS[self.output](out.float() if out.itemsize < 4 else out)
+        rebuilt = self.activate(out.float() if out.itemsize < 4 else out)
         return F.mse_loss(rebuilt.flatten(1), batch.y.flatten(1).to(rebuilt.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
@@ -75,4 +83,12 @@ class Reconstruct:
 
     def decode(self, out: Tensor) -> Tensor:
         """The rebuilt samples [N, ...], on the scale of what is to be rebuilt: [0, 1] for images."""
-        return OUTPUTS[self.output](out).reshape(-1, *self.shape)
+        return self.activate(out).reshape(-1, *self.shape)
+
+    def activate(self, out: Tensor) -> Tensor:
+        """g(out), of any shape."""
+        return OUTPUTS[self.output](out)
+
+    def deactivate(self, value: Tensor) -> Tensor:
+        """The output of which g makes the value; one that g cannot give is moved to the nearest that it can."""
+        return INVERSES[self.output](value)

@@ -1,0 +1,42 @@
+"""Solvers of dz/dt = v(z, t) from t = 0 to 1: our own Euler and Heun, and those of torchdiffeq.
+
+Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq. All are called with a grid of times and give z at each.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""v(z [B, E], t 0-d) -> [B, E]."""
+Solver = Literal["euler", "heun", "midpoint", "rk4", "dopri5", "bosh3", "dopri8", "adaptive_heun"]
+SOLVERS: tuple[str, ...] = get_args(Solver)
+_TOLERANCE = 1e-4  # of those that choose their own steps between the times of the grid
+
+
+def solve(field: Field, z: Tensor, steps: int, solver: Solver = "euler") -> Tensor:
+    """Z at the times 0, 1/steps, ..., 1, as [steps + 1, B, E].
+
+    Args:
+        field: v(z, t).
+        z: [B, E], at t = 0.
+        steps: of equal length.
+        solver: a name in SOLVERS.
+    """
+    times = torch.linspace(0, 1, steps + 1, device=z.device, dtype=z.dtype)
+    if solver not in ("euler", "heun"):
+        from torchdiffeq import odeint
+
+        return odeint(lambda t, z: field(z, t), z, times, method=solver, rtol=_TOLERANCE, atol=_TOLERANCE)  # type: ignore[no-any-return]
+    path = [z]
+    for now, then in pairwise(times):
+        length = then - now
+        slope = field(z, now)
+        if solver == "heun":
+            slope = (slope + field(z + length * slope, then)) / 2
+        z = z + length * slope
+        path.append(z)
+    return torch.stack(path)

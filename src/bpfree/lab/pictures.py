@@ -1,0 +1,36 @@
+"""All pictures of a run, into its folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bpfree.data import Split
+from bpfree.lab.plots import plot_images, plot_tracked, plot_training
+from bpfree.tasks import Reconstruct
+
+if TYPE_CHECKING:
+    from bpfree.run import Run
+
+TRAINING_PLOT = "training.png"
+
+
+def draw(run: "Run", folder: Path, split: Split | None = None) -> None:
+    """Curves, what trackers measured, and what can be seen on samples.
+
+    Args:
+        run: trained.
+        folder: gets the PNGs; it is made.
+        split: samples to look at; None for none.
+    """
+    plot_training(run.metrics, folder / TRAINING_PLOT)
+    plot_tracked(run.tracked, folder)
+    if split is not None and isinstance(run.task, Reconstruct):
+        _draw_rebuilt(run, split, folder)
+
+
+def _draw_rebuilt(run: "Run", split: Split, folder: Path) -> None:
+    """Ten samples above what the net makes of them, if they are images."""
+    samples = split.take(torch.arange(min(10, len(split.y)))).x
+    if samples.dim() == 4 and samples.shape[1] in (1, 3):
+        plot_images([run.preprocess.target(samples), run.predict(samples)], folder / "reconstructions.png")

@@ -1,0 +1,98 @@
+"""NoProp by flow matching.
+
+Li, Teh, Pascanu 2025, "NoProp: Training Neural Networks without Back-propagation or Forward-propagation",
+https://arxiv.org/abs/2503.24322, Eq. 10 to 13
+
+    z_t = t z_1 + (1 - t) z_0 + sigma eps,    z_0 ~ N(0, I),  z_1 = u_y,  t ~ U(0, 1)
+    loss = E |v(z_t, x, t) - (z_1 - z_0)|^2,  and with learned embeddings + CE(p(y | z_t + (1 - t) v), y)
+    dz/dt = v(z, x, t),    v = logits W_embed, without a softmax
+
+The label is that of the embedding nearest to z_1. To rebuild samples, z_1 is the image and v the block's output.
+
+Where we differ: the times of a batch fill [0, 1] evenly, each still uniform; with `draws` each image is seen at
+several; inference starts from z_0 = 0 by default.
+"""
+
+from torch import Tensor
+
+from bpfree.diffusion.net import DenoisingNet
+from bpfree.diffusion.rule import Decode, EmbeddingName, Inference, eps_like
+from bpfree.diffusion.solvers import Solver
+from bpfree.diffusion.times import TimeRule
+from bpfree.errors import UserError
+from bpfree.noise import Noise
+from bpfree.types import Batch, Task
+
+
+class NoPropFM(TimeRule):
+    """NoProp by flow matching, on a net of one block that is told the time (`net.blocks: 1`, `net.timed: true`).
+
+    Args:
+        sigma: noise around the straight line from z_0 to z_1, 0 or more.
+        draws: times and noises for each sample of a batch; the trunk runs once for all of them.
+        steps: of the solver.
+        solver: "euler", "heun", or one of torchdiffeq's.
+        embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
+            class). To rebuild samples, the sample is its own embedding and this is not read.
+        scale: of the embeddings at the start; the noise has length sqrt(E) beside it.
+        norm_clip: the longest that a learned embedding may be; default: any length.
+        embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
+        decode: how z_1 becomes class scores: by the "nearest" embedding, or by a linear "readout".
+        inference: "deterministic" from z_0 = 0, or "stochastic" from noise, keyed so that it repeats.
+    """
+
+    def __init__(
+        self,
+        *,
+        sigma: float = 0.0,
+        draws: int = 1,
+        steps: int = 10,
+        solver: Solver = "euler",
+        embedding: EmbeddingName = "one_hot",
+        scale: float = 1.0,
+        norm_clip: float | None = None,
+        embedding_decay: float | None = None,
+        decode: Decode = "nearest",
+        inference: Inference = "deterministic",
+    ) -> None:
+        super().__init__(
+            draws=draws,
+            steps=steps,
+            solver=solver,
+            embedding=embedding,
+            scale=scale,
+            norm_clip=norm_clip,
+            embedding_decay=embedding_decay,
+            decode=decode,
+            inference=inference,
+        )
+        if sigma < 0:
+            raise UserError(f"sigma: found {sigma}, allowed: 0 or more")
+        self.sigma = sigma
+
+    def losses(
+        self, blocks: DenoisingNet, task: Task, many: Batch, features: Tensor, times: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """|v - (z_1 - z_0)|^2, and the CE of where v points to, if there is something for it to teach."""
+        end = self.embedding(many)
+        start = eps_like(end, noise.fold("z"))
+        t = times.unsqueeze(1)
+        z = t * end + (1 - t) * start
+        if self.sigma:
+            z = z + self.sigma * eps_like(z, noise.fold("z", "sigma"))
+        v = self.embedding.combined(self._at(blocks, features, z, times))
+        loss = (v - (end - start)).square().sum(1).mean()
+        pointed = z + (1 - t) * v
+        if self.embedding.learned:
+            return loss, task.loss(self.read(pointed), many)
+        if self.readout is not None:
+            return loss, task.loss(self.read(pointed.detach()), many)
+        return loss, loss.new_zeros(())
+
+    def field(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
+        """V."""
+        return self.embedding.combined(self._at(blocks, features, z, time))
+
+    def scores_at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
+        """Read from where v points to."""
+        return self.read(z + (1 - time) * self.field(blocks, features, z, time))
