@@ -9,10 +9,11 @@ from torch.nn import functional as F
 import bpfree
 from bpfree import Batch, Noise, UserError
 from bpfree.config import load_config
+from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.tasks import Reconstruct
-from tests.helpers import autograd_of, bound, gradients, same, zero_grad
+from tests.helpers import autograd_of, bound, denoiser_for, gradients, same, zero_grad
 from tests.test_cli import refused, shell
 
 SHAPE = (1, 8, 8)
@@ -75,7 +76,9 @@ def test_local_minimises_the_error_of_its_fixed_decoder(pictures):
 def test_it_learns_to_rebuild(name, digits_data):
     black_box = name == "recombine"
     optimizer = {"name": "sgd", "lr": 3.0} if black_box else {"name": "adam", "lr": 5e-3}
+    denoises = issubclass(RULES[name], DiffusionRule)
     net = {"name": "mlp", "hidden": [64, 16, 64], "activation": "tanh"}
+    net = {"name": "denoiser", **denoiser_for(name)} if denoises else net
     x = digits_data.train.x
     run = bpfree.fit(net, x, name, epochs=8, optimizer=optimizer, task="reconstruct", test=digits_data.test.x)
     losses = [record["validation"]["loss"] for record in run.metrics]
@@ -88,9 +91,10 @@ def test_it_learns_to_rebuild(name, digits_data):
 def test_rules_that_read_labels_refuse_before_anything_is_loaded(name, pictures, tmp_path):
     message = f"rule '{name}' learns from class labels, so it cannot reconstruct"
     with pytest.raises(UserError, match=message):
-        load_config(f"mnist/{name}", ["task=reconstruct"])
+        load_config(f"digits/{name}", ["task=reconstruct"])
     assert message in refused("train", f"digits/{name}", "task=reconstruct", "--out", tmp_path / "run")
-    net = NETS["denoiser"](SHAPE, 64) if name == "noprop_dt" else autoencoder()
+    denoises = issubclass(RULES[name], DiffusionRule)
+    net = NETS["denoiser"](SHAPE, 64, **denoiser_for(name)) if denoises else autoencoder()
     with pytest.raises(UserError, match="cannot reconstruct"):
         bpfree.Trainer(net.double(), name, TASK).step(Batch(pictures.x.cpu(), pictures.y.cpu()))
 

@@ -20,10 +20,11 @@ import bpfree
 from bpfree import UserError, checkpoint, folder
 from bpfree.api import resume
 from bpfree.config import load_config, parse
+from bpfree.diffusion import DiffusionRule
 from bpfree.optim import SCHEDULES
 from bpfree.rules import RULES
 from bpfree.run import train
-from tests.helpers import same
+from tests.helpers import denoiser_for, same
 
 OVERRIDES = {
     "noprop_dt": ["net.blocks=3", "net.width=16"],
@@ -279,9 +280,8 @@ def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digit
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_resumes_exactly(rule, tmp_path, monkeypatch):
     """The same as for kill -9, in one process and for every rule: the power fails in the second epoch of three."""
-    net = (
-        {"name": "denoiser", "blocks": 2, "width": 16} if rule == "noprop_dt" else {"name": "mlp", "activation": "tanh"}
-    )
+    denoises = issubclass(RULES[rule], DiffusionRule)
+    net = {"name": "denoiser", **denoiser_for(rule)} if denoises else {"name": "mlp", "activation": "tanh"}
     values = {"data": {"name": "digits", "batch_size": 128}, "net": net, "rule": rule, "train": {"epochs": 3}}
     config = parse({**values, "schedule": "cosine"})
     train(config, out=tmp_path / "whole")
@@ -319,7 +319,8 @@ def test_early_stopping_gives_back_the_best_weights(tmp_path):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_loaded_run_predicts_the_same(rule, tmp_path, digits_data):
     conv = {"name": "conv", "activation": "tanh"}
-    net = {"name": "denoiser", "blocks": 2, "width": 16} if rule == "noprop_dt" else conv
+    denoises = issubclass(RULES[rule], DiffusionRule)
+    net = {"name": "denoiser", **denoiser_for(rule)} if denoises else conv
     done = bpfree.fit(net, "digits", rule, epochs=1, out=tmp_path / "run")
     loaded = bpfree.load(tmp_path / "run")
     x = digits_data.test.x
@@ -373,7 +374,7 @@ def forget(path, *keys):
         (lambda f: (f / "last.ckpt" / "weights.safetensors").write_bytes(b"\x00" * 40), "weights.safetensors: damaged"),
         (lambda f: (f / "last.ckpt" / "weights.safetensors").unlink(), "weights.safetensors is missing"),
         (lambda f: (f / "last.ckpt" / "state.json").write_text("{"), "state.json: damaged"),
-        (lambda f: (f / "last.ckpt" / "state.json").write_text("{}"), "not a checkpoint of format 1"),
+        (lambda f: (f / "last.ckpt" / "state.json").write_text("{}"), "not a checkpoint of format 2"),
         (lambda f: (f / "result.json").write_text("{"), "result.json: damaged"),
         (lambda f: (f / "result.json").write_text("{}"), "result.json: damaged: it holds no result"),
         (lambda f: forget(f / "last.ckpt" / "state.json", "given"), "state.json: damaged, given is missing"),

@@ -223,11 +223,11 @@ def admitted(rule):
     trackers = {name: TRACKERS[name](every=2) for name in TRACKERS} | {"rude": Rude(every=3)}
     reads_net = RULES[rule]().reads_output
     has_feedback = rule in ("fa", "usf", "brsf", "frsf", "dfa", "drtp")
-    has_no_losses = rule in ("backprop", "fa", "usf", "brsf", "frsf", "shallow", "recombine", "pepita")
+    has_no_losses = rule in ("backprop", "fa", "usf", "brsf", "frsf", "shallow", "recombine", "pepita", "noprop_fm")
     refused = {"bp_cosine"} if not reads_net else set()
     refused |= {"weight_alignment"} if not has_feedback else set()
     refused |= {"local_loss"} if has_no_losses else set()
-    refused |= {"segment_accuracy"} if rule == "noprop_dt" else set()
+    refused |= {"segment_accuracy"} if rule.startswith("noprop") else set()
     return [tracker for name, tracker in trackers.items() if name not in refused]
 
 

@@ -1,15 +1,13 @@
 """NoProp against its equations, and against the mistakes of public code."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
+import bpfree
 from bpfree import Noise, UserError
-from bpfree.diffusion import CosineSchedule
 from bpfree.nets import Denoiser
-from bpfree.rules import NoPropDT
+from bpfree.rules import NoPropDT, NoPropLinear
 from tests.helpers import IN_SHAPE, TASK, bound, jolt, zero_grad
 
 
@@ -29,59 +27,6 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 10, 50])
-def test_abar_rises_and_snr_with_it(steps):
-    schedule = CosineSchedule(steps, abar_max=0.99995 if steps > 10 else 0.999)
-    assert schedule.abar.shape == (steps + 1,)
-    assert float(schedule.abar[0]) == 0
-    assert bool((schedule.abar.diff() > 0).all())
-    assert bool((schedule.dsnr[1:] > 0).all())
-    torch.testing.assert_close(schedule.dsnr.cumsum(0), schedule.abar / (1 - schedule.abar))
-
-
-@pytest.mark.parametrize("t", range(1, 11))
-def test_eq_3_is_the_exact_bayes_posterior_step(t):
-    """q(z_t | z_{t-1}, u): prior N(sqrt(abar_t) u, 1-abar_t), likelihood z_{t-1} ~ N(sqrt(alpha) z_t, 1-alpha)."""
-    schedule = CosineSchedule(10)
-    before, now = float(schedule.abar[t - 1]), float(schedule.abar[t])
-    alpha = before / now
-    precision = 1 / (1 - now) + alpha / (1 - alpha)
-    a, b, c = schedule.step(t)
-    assert c == pytest.approx(1 / precision, rel=1e-9)
-    assert a == pytest.approx(math.sqrt(now) / (1 - now) / precision, rel=1e-9)
-    assert b == pytest.approx(math.sqrt(alpha) / (1 - alpha) / precision, rel=1e-9)
-
-
-def test_posterior_moments_by_sampling():
-    schedule = CosineSchedule(10)
-    u, eps = torch.ones(400_000, 1, dtype=torch.float64), Noise().randn(400_000, 1, dtype=torch.float64)
-    for t in (0, 3, 10):
-        z, abar = schedule.posterior(t, u, eps), float(schedule.abar[t])
-        assert float(z.mean()) == pytest.approx(math.sqrt(abar), abs=5e-3)
-        assert float(z.var()) == pytest.approx(1 - abar, abs=5e-3)
-
-
-def test_the_chain_of_eq_3_has_the_posteriors_marginals():
-    """With u^ = u, stepping from noise by Eq. 3 gives z_T ~ q(z_T|y): the noise level is not off by one."""
-    schedule = CosineSchedule(10)
-    z = Noise().fold(0).randn(200_000, dtype=torch.float64)
-    for t in range(1, 11):
-        a, b, c = schedule.step(t)
-        z = a * 1.0 + b * z + c**0.5 * Noise().fold(t).randn(200_000, dtype=torch.float64)
-        assert float(z.mean()) == pytest.approx(float(schedule.abar[t]) ** 0.5, abs=1e-2)
-        assert float(z.var()) == pytest.approx(1 - float(schedule.abar[t]), abs=1e-2)
-
-
-def test_kl_is_that_of_two_gaussians():
-    schedule = CosineSchedule(4)
-    schedule.abar[0] = 0.3  # with the cosine's abar_0 = 0 the term vanishes
-    u = Noise().randn(5, 7, dtype=torch.float64)
-    q = torch.distributions.Normal(0.3**0.5 * u, (1 - 0.3) ** 0.5)
-    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
-    torch.testing.assert_close(schedule.kl(u), expected)
-    assert float(CosineSchedule(4).kl(u)) == 0
-
-
 def test_the_loss_is_eq_8(batch):
     """The blocks' losses sum to T/2 eta E_t[dSNR |u^ - u|^2], t uniform."""
     net, rule = net_and_rule(batch)
@@ -90,7 +35,9 @@ def test_the_loss_is_eq_8(batch):
         head.register_forward_hook(lambda m, args, out: outputs.append(out.detach()))
     scalars = rule.gradients(net, TASK, batch, Noise(0, 0))
     u = torch.nn.functional.one_hot(batch.y, 10).double()
-    terms = [float(rule.schedule.dsnr[t]) * (outputs[t - 1].softmax(1) - u).square().sum(1).mean() for t in range(1, 5)]
+    terms = [
+        float(rule.levels.dsnr[t - 1]) * (outputs[t - 1].softmax(1) - u).square().sum(1).mean() for t in range(1, 5)
+    ]
     expected = 4 / 2 * 0.1 * torch.stack(terms).mean()
     got = sum(v for k, v in scalars.items() if k.startswith("loss/block"))
     torch.testing.assert_close(got, expected)
@@ -105,7 +52,7 @@ def test_block_t_sees_noise_level_t_minus_1(batch):
     rule.gradients(net, TASK, batch, Noise(0, 0))
     u = torch.nn.functional.one_hot(batch.y, 10).double()
     for t, z in enumerate(seen, start=1):
-        abar = float(rule.schedule.abar[t - 1])
+        abar = float(rule.levels.abar[t - 1])
         assert float((z - abar**0.5 * u).var()) == pytest.approx(1 - abar, rel=0.25)
         if t > 1:
             assert float((z * u).sum(1).mean()) == pytest.approx(abar**0.5, abs=0.5 * (1 - abar) ** 0.5 + 0.05)
@@ -178,7 +125,7 @@ def test_embeddings_are_one_hot_and_fixed(batch):
 def test_reported_accuracy_is_of_block_1_on_pure_noise(batch):
     """z_0 holds nothing of the label, so labels shuffled after the fact are at chance for an untrained net."""
     net, rule = net_and_rule(batch)
-    assert float(rule.schedule.abar[0]) == 0
+    assert float(rule.levels.abar[0]) == 0
     scalars = rule.gradients(net, TASK, batch, Noise(0, 0))
     assert float(scalars["accuracy"]) < 0.6
 
@@ -186,7 +133,78 @@ def test_reported_accuracy_is_of_block_1_on_pure_noise(batch):
 def test_what_cannot_work_is_refused(batch):
     with pytest.raises(UserError, match=r"net: found Sequential, but NoProp needs denoising blocks"):
         NoPropDT().bind(nn.Sequential(nn.Linear(2, 2)), TASK, batch)
-    with pytest.raises(UserError, match=r"embeddings of width 7, but one-hot labels have 10"):
-        NoPropDT().bind(Denoiser(IN_SHAPE, 10, blocks=2, width=8, embedding_dim=7).to(batch.x), TASK, batch)
-    with pytest.raises(UserError, match=r"abar_max: found 0.5, allowed: a number below 1 and above 0.9"):
-        CosineSchedule(10, abar_max=0.5)
+    for net, message in (
+        (Denoiser(IN_SHAPE, 10, blocks=1, width=8, timed=True), "takes a block for each step. Use net.timed=false"),
+        (
+            Denoiser(IN_SHAPE, 10, blocks=2, width=8, predicts="embedding"),
+            "its blocks predict embedding, allowed with",
+        ),
+        (Denoiser(IN_SHAPE, 7, blocks=2, width=8, embedding_dim=10), r"its blocks give \[2, 7\] for 2 samples"),
+    ):
+        with pytest.raises(UserError, match=message):
+            NoPropDT().bind(net.to(batch.x), TASK, batch)
+
+
+def test_linear_is_dt_with_other_settings_and_a_read_out_that_learns_from_the_chain(batch):
+    torch.manual_seed(0)
+    net = Denoiser(IN_SHAPE, 10, blocks=4, width=16).double().to(batch.x.device)
+    rule = bound(NoPropLinear(), net, batch)
+    noise_levels = 1 - rule.levels.abar
+    torch.testing.assert_close(noise_levels, torch.linspace(0.9, 0.01, 5, dtype=torch.float64))
+    before = unit_gradients(net, rule, batch)
+    jolt(rule.units(net)[0])
+    after = unit_gradients(net, rule, batch)
+    assert [equal(x, y) for x, y in zip(before, after, strict=True)] == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_other_orders_give_one_block_its_share(order, batch):
+    """A block drawn at random learns T times what it learns when all do; in turn, as much."""
+    net, rule = net_and_rule(batch)
+    together = unit_gradients(net, rule, batch)
+    rule.order = order
+    rule._epoch_length = 1
+    seen = set()
+    for step in range(24):
+        zero_grad(net, rule)
+        noise = Noise(0, step)
+        scalars = rule.gradients(net, TASK, batch, noise)
+        units = rule.units(net)
+        moved = [t for t, unit in enumerate(units[:-1]) if any(p.grad is not None for p in unit)]
+        assert len(moved) == 1, "the others have no gradient at all"
+        (t,) = moved
+        seen.add(t)
+        assert f"loss/block{t + 1}" in scalars
+        if order == "sequential":
+            assert t == step % 4
+        rule.order = "all"
+        mine = next([p.grad.clone() for p in unit] for unit in units if unit[0].grad is not None)
+        zero_grad(net, rule)
+        rule.gradients(net, TASK, batch, noise)
+        rule.order = order
+        for own, p in zip(mine, units[t], strict=True):
+            torch.testing.assert_close(own, (4 if order == "random" else 1) * p.grad)
+    assert seen == {0, 1, 2, 3}
+    assert together
+
+
+def test_blocks_in_turn_take_the_epochs_in_turn(digits_data):
+    net = {"name": "denoiser", "blocks": 2, "width": 16}
+    run = bpfree.fit(net, "digits", {"name": "noprop_dt", "order": "sequential"}, epochs=4)
+    trained = [sorted(k for k in record["train"] if k.startswith("loss/block")) for record in run.metrics]
+    assert trained == [["loss/block1"], ["loss/block2"], ["loss/block1"], ["loss/block2"]]
+    trainer = bpfree.Trainer(run.net, NoPropDT(order="sequential"), TASK)
+    with pytest.raises(UserError, match="found 'sequential' outside Trainer.fit"):
+        trainer.step(bpfree.Batch(digits_data.train.x[:8].float(), digits_data.train.y[:8]))
+
+
+def test_one_block_at_a_time_takes_the_memory_of_one_block(digits_data):
+    """Gradients included: those of the other blocks are never made."""
+    batch = bpfree.Batch(digits_data.train.x[:256].float(), digits_data.train.y[:256])
+    peaks = {}
+    for blocks, order in ((1, "all"), (8, "all"), (8, "random")):
+        torch.manual_seed(0)
+        net = Denoiser(IN_SHAPE, 10, blocks=blocks, width=128)
+        peaks[blocks, order] = bpfree.Trainer(net, NoPropDT(order=order), TASK).step_memory(batch)
+    assert peaks[8, "random"] < 1.1 * peaks[1, "all"]
+    assert peaks[8, "all"] > 2 * peaks[1, "all"]

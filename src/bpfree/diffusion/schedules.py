@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.errors import UserError
+from bpfree.noise import Noise
 
+_START = Noise().fold("schedule")
 ScheduleName = Literal["cosine", "linear", "learned"]
 
 
@@ -128,8 +130,8 @@ class LearnedSchedule(Schedule):
         self.gamma_0 = nn.Parameter(torch.tensor(last))  # at t = 1
         self.log_span = nn.Parameter(torch.tensor(math.log(first - last)))  # of gamma_1 - gamma_0
         self.l1 = nn.Parameter(torch.tensor(0.5))
-        self.l2 = nn.Parameter(torch.randn(width))
-        self.bias = nn.Parameter(torch.randn(width))
+        self.l2 = nn.Parameter(_START.fold("l2").randn(width))
+        self.bias = nn.Parameter(_START.fold("bias").randn(width))
         self.l3 = nn.Parameter(torch.full((width,), -math.log(width)))
 
     def abar(self, t: Tensor) -> Tensor:
