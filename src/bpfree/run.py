@@ -115,7 +115,7 @@ class Run:
 
     def controls(self) -> dict[str, dict[str, float]]:
         """Metrics on the test split of what the rule sets beside its predictions; see `bpfree.Rule.controls`."""
-        if self.test is None:
+        if self.test is None or type(self.trainer.rule).controls is Rule.controls:
             return {}
         return mean_metrics(self.task, self.batches(self.test), self.trainer.controls)
 

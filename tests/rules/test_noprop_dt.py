@@ -198,6 +198,18 @@ def test_blocks_in_turn_take_the_epochs_in_turn(digits_data):
         trainer.step(bpfree.Batch(digits_data.train.x[:8].float(), digits_data.train.y[:8]))
 
 
+@pytest.mark.parametrize("t", range(4))
+def test_the_other_blocks_need_not_be_there(t, batch):
+    """In turn: their parameters have no values while block t learns, as if they lay on another machine."""
+    net, rule = net_and_rule(batch)
+    rule.order, rule._epoch_length = "sequential", 1
+    for other in set(range(4)) - {t}:
+        net.heads[other].to("meta")
+        net.trunks[other].to("meta")
+    rule.gradients(net, TASK, batch, Noise(0, t))
+    assert all(p.grad is not None for p in net.heads[t].parameters())
+
+
 def test_one_block_at_a_time_takes_the_memory_of_one_block(digits_data):
     """Gradients included: those of the other blocks are never made."""
     batch = bpfree.Batch(digits_data.train.x[:256].float(), digits_data.train.y[:256])

@@ -71,7 +71,7 @@ class BlockRule(DiffusionRule):
             backward(loss)
             scalars[f"loss/block{t}"] = loss.detach() / factor
             total = total + loss.detach()
-            if t == 1 and batch.y.dim() == 1:
+            if t == 1 and not batch.y.is_floating_point():
                 right = self._block_scores(1, out.detach(), z).argmax(1) == batch.y
                 scalars["accuracy"] = right.float().mean()
         shared = self.shared_loss(net, task, batch, noise)

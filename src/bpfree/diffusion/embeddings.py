@@ -14,7 +14,7 @@ from bpfree.errors import UserError
 from bpfree.noise import Noise
 from bpfree.types import Batch
 
-_PER_CLASS = 2000  # samples that are compared with each other to find a prototype
+_COMPARED = 20_000  # samples of all classes, each compared with those of its own to find a prototype
 _BINDING = Noise().fold("embedding")
 
 
@@ -139,14 +139,15 @@ class Prototype(Learned):
 
     @torch.no_grad()
     def begin(self, data: Iterable[Batch]) -> None:
-        """Choose the prototypes, among the first 2,000 samples of a class; one without samples stays as it is."""
+        """Choose the prototypes, among 20,000 samples of all classes; a class without samples stays as it is."""
         samples: list[list[Tensor]] = [[] for _ in self.table]
+        most = _COMPARED // len(self.table)
         for batch in data:
             for label, own in enumerate(samples):
-                if sum(map(len, own)) < _PER_CLASS:
+                if sum(map(len, own)) < most:
                     own.append(batch.x[batch.y == label].flatten(1))
         for row, own in zip(self.table, samples, strict=True):
-            found = torch.cat(own)[:_PER_CLASS].to(row.dtype)
+            found = torch.cat(own)[:most].to(row.dtype)
             if len(found):
                 row.copy_(self.scale * found[torch.cdist(found, found).median(dim=1).values.argmin()])
 

@@ -53,7 +53,7 @@ class TimeRule(DiffusionRule):
             repeated = features.repeat(self.draws, 1)
             loss, shared = self.losses(blocks, task, many, repeated, times, noise)
         backward(loss + shared)
-        if batch.y.dim() == 1:
+        if not batch.y.is_floating_point():
             with torch.no_grad():
                 z = eps_like(features.new_zeros(len(features), self.embedding.dim), noise.fold("accuracy"))
                 scores = self.one_step(blocks, features.detach(), z)
