@@ -47,7 +47,7 @@ def test_the_commands_and_options_are_frozen():
         found[name] = list(command.callback.__annotations__)
     assert found == {
         "train": ["config", "overrides", "out", "data_dir", "resume", "return"],
-        "eval": ["run", "data_dir", "return"],
+        "eval": ["run", "overrides", "data_dir", "return"],
         "predict": ["run", "files", "return"],
         "list": ["what", "return"],
     }
@@ -70,6 +70,18 @@ def test_train_then_eval_in_real_processes(tmp_path):
         assert done.stderr == "", "quiet when no terminal is there"
     result = json.loads((tmp_path / expected / "result.json").read_text())
     assert json.loads(bpfree_("eval", expected).stdout) == result["test"]
+
+
+def test_a_trained_run_may_infer_otherwise(tmp_path):
+    run = tmp_path / "run"
+    shown = shell("train", "digits/noprop_fm", "train.epochs=4", "--out", run).stdout
+    beside = {line.split()[2].rstrip(":"): line.split("accuracy ")[1][:6] for line in shown.splitlines()[:-1]}
+    assert set(beside) == {"one_step", "stochastic"}
+    for option, name in (("rule.inference=stochastic", "stochastic"), ("rule.steps=1", "one_step")):
+        metrics = json.loads(shell("eval", run, option).stdout)
+        assert f"{metrics['accuracy']:.4f}" == beside[name]
+    assert "found 'rule.name=dfa', allowed for a trained run" in refused("eval", run, "rule.name=dfa")
+    assert "unknown key 'rule.step'. Did you mean 'rule.steps'?" in refused("eval", run, "rule.step=1")
 
 
 def test_a_progress_bar_at_a_terminal(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bpfree import checkpoint, folder
-from bpfree.config import Config, DataConfig, TrainConfig, parse
+from bpfree.config import Config, DataConfig, TrainConfig, apply_override, parse
 from bpfree.data import Preprocess, Split, from_python
 from bpfree.errors import UserError, unknown
 from bpfree.rule import Rule
@@ -125,6 +125,7 @@ def load(
     rule: Rule | None = None,
     weights: Literal["last", "best"] | None = None,
     device: str = "auto",
+    overrides: Sequence[str] = (),
 ) -> Run:
     """A run from its folder, ready to predict. No code of the folder is executed.
 
@@ -133,12 +134,19 @@ def load(
         net, rule: needed if the run was trained with objects from Python.
         weights: "last" or "best"; default: those that result.json was made with.
         device: where to.
+        overrides: options of the rule that are to be others than in training, such as "rule.steps=50".
 
     Raises:
-        UserError: the folder is no run or is damaged, or an object is missing.
+        UserError: the folder is no run or is damaged, an object is missing, or an option does not fit the weights.
     """
     path = Path(path)
     values = folder.read_config(path)
+    for override in overrides:
+        if not override.startswith("rule.") or override.startswith("rule.name="):
+            raise UserError(
+                f"override: found '{override}', allowed for a trained run: options of its rule (rule.x=...)"
+            )
+        apply_override(values, override)
     result = folder.read_result(path) or {}
     weights = weights or result.get("weights", "last")
     if weights not in ("last", "best"):

@@ -141,10 +141,16 @@ def _in_words(metrics: dict[str, float]) -> str:
 
 
 @app.command(name="eval")
-def evaluate(run: RunArgument, data_dir: DataDir = None) -> None:
+def evaluate(
+    run: RunArgument,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[RULE.KEY=VALUE]...", help="Such as rule.steps=50, for inference.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
     """Evaluate a run on its test split; prints JSON."""
     with _told_in_one_line():
-        loaded = api.load(run)
+        loaded = api.load(run, overrides=overrides or [])
         if "data" in loaded.given:
             raise UserError(f"{run}: its data came from Python. Evaluate it there: bpfree.load(folder).evaluate(data)")
         directory = data_directory(data_dir or loaded.config.data.dir)

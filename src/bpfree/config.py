@@ -191,7 +191,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{where}: found {type(values).__name__}, allowed: sections (data, net, rule, ...)")
     for override in overrides:
-        _override(values, override)
+        apply_override(values, override)
     return parse(values, where)
 
 
@@ -217,8 +217,12 @@ def _find_text(name: str) -> tuple[str, str]:
     raise unknown("config", name, shipped())
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key; a section given as a bare name becomes a mapping first."""
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key, as in `rule.steps=5`; a section given as a bare name becomes a mapping first.
+
+    Raises:
+        UserError: it has another form, or its value is not YAML.
+    """
     key, found, text = override.partition("=")
     path = key.split(".")
     if not found or not all(path):
