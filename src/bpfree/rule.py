@@ -39,11 +39,12 @@ class Rule(nn.Module, ABC):
         if self.needs_labels and batch.y.is_floating_point():
             raise no_labels(type(self).__name__)
 
-    def begin(self, data: Epochs, *, resumed: bool) -> None:
+    def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
         """Told by `Trainer.fit` what it will train on, after `bind`; for rules that start from all samples.
 
         Args:
             data: the batches of training.
+            steps: of the whole training.
             resumed: the rule has its state from a checkpoint.
         """
 

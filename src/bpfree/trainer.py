@@ -231,7 +231,7 @@ class Trainer:
         self.bind(next(train.epoch()))
         if early_stopping is not None:
             self._try_early_stopping(early_stopping, validation)
-        self.rule.begin(train, resumed=self.progress.step > 0)
+        self.rule.begin(train, steps=self.total_steps, resumed=self.progress.step > 0)
         self.data = train
         self._watching = [t for t in trackers if type(t).on_gradients is not Tracker.on_gradients]
         try:

@@ -61,6 +61,15 @@ def test_levels_start_at_pure_noise_and_rise(steps):
     torch.testing.assert_close(levels.dsnr.cumsum(0), levels.abar[1:] / (1 - levels.abar[1:]))
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_has_levels(name):
+    levels = SCHEDULES[name](0.01, 0.99).levels(7)
+    assert levels.abar.dtype == torch.float64
+    assert float(levels.abar[0]) == pytest.approx(0.01, rel=1e-4)
+    assert float(levels.abar[-1]) == pytest.approx(0.99, rel=1e-4)
+    assert bool((levels.dsnr > 0).all())
+
+
 @pytest.mark.parametrize("t", range(1, 11))
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_eq_3_is_the_exact_bayes_posterior_step(name, t):

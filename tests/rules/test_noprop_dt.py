@@ -193,6 +193,8 @@ def test_blocks_in_turn_take_the_epochs_in_turn(digits_data):
     run = bpfree.fit(net, "digits", {"name": "noprop_dt", "order": "sequential"}, epochs=4)
     trained = [sorted(k for k in record["train"] if k.startswith("loss/block")) for record in run.metrics]
     assert trained == [["loss/block1"], ["loss/block2"], ["loss/block1"], ["loss/block2"]]
+    with pytest.raises(UserError, match="epochs: found 1, allowed with order: sequential: at least 2"):
+        bpfree.fit(net, "digits", {"name": "noprop_dt", "order": "sequential"}, epochs=1)
     trainer = bpfree.Trainer(run.net, NoPropDT(order="sequential"), TASK)
     with pytest.raises(UserError, match="found 'sequential' outside Trainer.fit"):
         trainer.step(bpfree.Batch(digits_data.train.x[:8].float(), digits_data.train.y[:8]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bpfree.data.arrays import from_python
 from bpfree.data.batches import Augment, Batches
-from bpfree.data.cifar10 import cifar10
+from bpfree.data.cifar import cifar10, cifar100
 from bpfree.data.dataset import Dataset, Preprocess, Split
 from bpfree.data.digits import digits
 from bpfree.data.download import data_directory
@@ -16,6 +16,7 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
+    "cifar100": cifar100,
 }
 
 __all__ = [

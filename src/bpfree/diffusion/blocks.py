@@ -46,9 +46,18 @@ class BlockRule(DiffusionRule):
         super().bind(net, task, batch)
         self.levels = self.schedule.levels(len(self._blocks(net).heads))
 
-    def begin(self, data: Epochs, *, resumed: bool) -> None:
-        """See `DiffusionRule`; the order of blocks is told by epochs."""
-        super().begin(data, resumed=resumed)
+    def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
+        """See `DiffusionRule`; blocks in turn have an epoch each.
+
+        Raises:
+            UserError: there are fewer epochs than blocks.
+        """
+        if self.order == "sequential" and steps < self.levels.steps * len(data):
+            raise UserError(
+                f"epochs: found {steps // len(data)}, allowed with order: sequential: at least {self.levels.steps}, "
+                "since each epoch trains one block"
+            )
+        super().begin(data, steps=steps, resumed=resumed)
         self._epoch_length = len(data)
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:

@@ -133,7 +133,7 @@ class DiffusionRule(Rule):
                 f"[{len(x)}, {expected}] for {outputs} outputs"
             )
 
-    def begin(self, data: Epochs, *, resumed: bool) -> None:
+    def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
         """Prototypes are chosen among all training samples."""
         if not resumed:
             self.embedding.begin(data.epoch())

@@ -57,8 +57,9 @@ class Schedule(nn.Module, ABC):
         Args:
             steps: T.
         """
+        dtype = next((p.dtype for p in self.parameters()), torch.float64)
         with torch.no_grad():
-            return Levels(self.abar(torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+            return Levels(self.abar(torch.linspace(0, 1, steps + 1, dtype=dtype)).double())
 
 
 class CosineSchedule(Schedule):

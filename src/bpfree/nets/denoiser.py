@@ -1,7 +1,7 @@
 """The NoProp net: denoising blocks after the paper's Figure 6 (https://arxiv.org/abs/2503.24322).
 
-Where we differ: the paper sends an embedding that is as large as the image through convolutions, here every z goes
-through fully connected layers.
+Where we differ: the trunk of a timed block ends in batch norm like that of any other, since it sees no noise; the paper
+sends an embedding that is as large as the image through convolutions, here every z goes through fully connected layers.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,8 @@ class Denoiser(nn.Module):
         predicts: "scores" [B, D], or an "embedding" [B, E].
         timed: the heads read the time, as sinusoids; for continuous rules.
         width: H, of features and hidden layers.
-        norm: batch norm in trunk and heads, as in the paper; default: unless timed.
+        norm: batch norm in the heads; default: unless timed, as in the paper, since statistics of a single head would
+            mix levels of noise.
         conv_norm: batch norm after each convolution, which the paper has not.
         dropout: after the convolutions.
 
@@ -79,9 +80,9 @@ class Denoiser(nn.Module):
 
         def new_trunk() -> nn.Sequential:
             if backbone == "conv":
-                layers = conv_trunk(in_shape, width, norm=norm, conv_norm=conv_norm, dropout=dropout)
+                layers = conv_trunk(in_shape, width, conv_norm=conv_norm, dropout=dropout)
             elif backbone == "mlp":
-                layers = mlp_trunk(in_shape, width, norm=norm)
+                layers = mlp_trunk(in_shape, width)
             else:
                 layers = _RESNETS[backbone](in_shape, width)
             if head == "linear" and not isinstance(layers[-1], nn.ReLU):  # else it would be linear in the layer before
@@ -177,14 +178,12 @@ def _layer(inputs: int, outputs: int, norm: bool) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
 
 
-def mlp_trunk(in_shape: Sequence[int], width: int, *, norm: bool = True) -> nn.Sequential:
+def mlp_trunk(in_shape: Sequence[int], width: int) -> nn.Sequential:
     """Two fully connected layers on the flat sample."""
-    return nn.Sequential(nn.Flatten(), *_layer(prod(in_shape), width, norm), *_layer(width, width, norm))
+    return nn.Sequential(nn.Flatten(), *_layer(prod(in_shape), width, True), *_layer(width, width, True))
 
 
-def conv_trunk(
-    in_shape: Sequence[int], width: int, *, norm: bool = True, conv_norm: bool = False, dropout: float = 0.2
-) -> nn.Sequential:
+def conv_trunk(in_shape: Sequence[int], width: int, *, conv_norm: bool = False, dropout: float = 0.2) -> nn.Sequential:
     """The paper's: conv 32, pool, conv 64, conv 128, pool (3x3), dropout, fully connected, batch norm.
 
     Raises:
@@ -210,5 +209,5 @@ def conv_trunk(
         nn.Dropout(dropout),
         nn.Flatten(),
         nn.Linear(128 * (height // 4) * (breadth // 4), width),
-        *([nn.BatchNorm1d(width)] if norm else []),
+        nn.BatchNorm1d(width),
     )

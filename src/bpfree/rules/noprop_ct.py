@@ -43,7 +43,7 @@ class NoPropCT(TimeRule):
         solver: "euler", "heun", or one of torchdiffeq's.
         embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
             class).
-        scale: of the embeddings at the start.
+        scale: of the embeddings at the start; of prototypes, what samples are multiplied by.
         norm_clip: the longest that a learned embedding may be; default: any length.
         embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
         decode: how z_1 becomes class scores: by a linear "readout", or by the "nearest" embedding.

@@ -46,7 +46,7 @@ class NoPropDT(BlockRule):
             in each epoch, block 1 in the first, as in the paper's Algorithm 1.
         embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
             class). To rebuild samples, the sample is its own embedding and this is not read.
-        scale: of the embeddings at the start.
+        scale: of the embeddings at the start; of prototypes, what samples are multiplied by.
         norm_clip: the longest that a learned embedding may be; default: any length.
         embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
         decode: how z_T becomes class scores: by a linear "readout", or by the "nearest" embedding.

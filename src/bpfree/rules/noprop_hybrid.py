@@ -9,8 +9,8 @@ After Li, Teh, Pascanu 2025, https://arxiv.org/abs/2503.24322; combined as in pu
 Inference goes from z_0 ~ N(0, I), or 0, by Eq. 3, which is DDPM's reverse step, and the classifier reads u^_T.
 
 Where we differ from public code: the embeddings really learn, and block t sees noise level t-1, as in inference.
-abar_0 cannot be 0, since no u^ can be told from noise alone: at `abar_min` the share of the label is small instead, and
-so is the mismatch with inference, which starts from noise alone.
+abar_0 cannot be 0, since no u^ can be told from noise alone. It is `abar_min` instead, while inference starts from
+noise alone: the smaller it is, the smaller this mismatch, and the more an error in the noise counts in u^.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class NoPropHybrid(BlockRule):
         abar_max: abar_T.
         order: "all", "random" or "sequential", see NoPropDT.
         embedding: "learned", "prototype" or "one_hot", see NoPropDT.
-        scale: of the embeddings at the start.
+        scale: of the embeddings at the start; of prototypes, what samples are multiplied by.
         norm_clip: the longest that a learned embedding may be.
         embedding_decay: weight decay of learned embeddings.
         inference: "deterministic", or "stochastic" as in Eq. 3, keyed so that it repeats.
