@@ -22,7 +22,7 @@ ALIGNED = "aligned"
 
 
 def _fans(matrix: Tensor) -> tuple[int, int]:
-    return matrix[0].numel(), len(matrix) * matrix[0, 0].numel()
+    return matrix.shape[1:].numel(), len(matrix) * matrix.shape[2:].numel()
 
 
 BOUNDS: dict[str, Callable[[Tensor], float]] = {
@@ -76,7 +76,7 @@ def random_magnitudes(name: str, like: Tensor, noise: Noise) -> tuple[Tensor, fl
     bound = BOUNDS[name](like)
     if like.device.type != "cpu":
         return torch.empty_like(like).uniform_(-bound, bound, generator=noise.generator(like.device)), 1.0
-    words = np.random.SFC64(noise.key()).random_raw(-(-like.numel() // 8))
+    words = noise.words(-(-like.numel() // 8))
     words |= _ODD  # every byte is now 1, 3, .. 255
     drawn = torch.from_numpy(words.view(np.uint8)[: like.numel()]).to(like.dtype)
     return drawn.as_strided(like.shape, like.stride()) if _is_dense(like) else drawn.view(like.shape), bound / 256
