@@ -21,6 +21,15 @@ def test_the_key_is_the_same_in_every_process():
     assert Noise(1, 2, ("z", 3)).key() == 5331584489130536287, "a changed key changes every run ever made"
 
 
+def test_words_are_of_the_key_alone_and_every_bit_is_fair():
+    words = Noise(0, 3).words(20000)
+    assert np.array_equal(words[:7], Noise(0, 3).words(7))
+    assert not set(words) & set(Noise(0, 4).words(20000))
+    ones = np.unpackbits(words.view(np.uint8)).reshape(-1, 64).mean(0)
+    assert np.abs(ones - 0.5).max() < 0.02, "5.6 standard deviations"
+    assert Noise(1, 2, ("z", 3)).words(1)[0] == 2287902218001303313, "a changed draw changes every run ever made"
+
+
 def test_global_rng_is_keyed_within_and_untouched_after(device):
     before = torch.get_rng_state()
     with Noise(7).global_rng(device):

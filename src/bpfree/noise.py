@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 from torch import Tensor
 
 Key = int | str
@@ -44,9 +47,12 @@ class Noise:
 
     def key(self) -> int:
         """The key as an integer of 63 bits."""
+        return int.from_bytes(self._digest(8), "little") >> 1
+
+    def _digest(self, size: int) -> bytes:
         units = tuple(unit if isinstance(unit, str) else int(unit) for unit in self.units)
         text = repr((int(self.seed), int(self.step), units)).encode()  # numpy's integers have another repr
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+        return hashlib.blake2b(text, digest_size=size).digest()
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator that starts at this key, for several draws in a row."""
@@ -61,6 +67,10 @@ class Noise:
         """Standard normal numbers of the given shape."""
         return torch.randn(*shape, generator=self.generator(device), device=device, dtype=dtype)
 
+    def words(self, n: int) -> NDArray[np.uint64]:
+        """Words of 64 random bits, [n], on the CPU: the fastest way there to random numbers in bulk."""
+        return np.random.SFC64(_Seed(self._digest(24))).random_raw(n)  # type: ignore[arg-type]
+
     def permutation(self, n: int) -> Tensor:
         """A shuffle of 0..n-1, int64 [n], on the CPU."""
         return torch.randperm(n, generator=self.generator())
@@ -74,6 +84,16 @@ class Noise:
             if device.type != "cpu":
                 torch.get_device_module(device).manual_seed(self.key())
             yield
+
+
+class _Seed(ISeedSequence):
+    """The three words that SFC64 starts from, as they are; numpy's own hashing of a seed takes four times as long."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.state = np.frombuffer(digest, np.dtype("<u8")).astype(np.uint64)
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> NDArray[np.uint64]:
+        return self.state
 
 
 def _restored_rng(device: torch.device):  # type: ignore[no-untyped-def]

@@ -61,7 +61,7 @@ def test_with_b_equal_w_it_is_backprop_and_otherwise_not(kind, make, batch):
     written, true = compare(rule, net, batch)
     last = {name for name in true if torch.equal(written[name], true[name])}
     assert 0 < len(last) < len(true), "the output layer has the true gradient, the hidden ones have not"
-    rule.matrix = lambda weight, drawn, noise: weight
+    rule.factors = lambda weight, drawn, noise: (weight, 1.0)
     written, true = compare(rule, net, batch)
     for name in true:
         torch.testing.assert_close(written[name], true[name], rtol=0, atol=1e-10)
@@ -106,18 +106,20 @@ def test_brsf_cannot_be_aligned():
         BRSF(feedback="aligned")
 
 
-def test_the_equation(batch):
+@pytest.mark.parametrize("make", [FA, USF, BRSF, FRSF])
+def test_the_equation(make, batch):
     """d_l = (d_{l+1} B_{l+1}) * f', by hand on an MLP."""
     net = NETS["mlp"](IN_SHAPE, 10, hidden=[12, 9], activation="tanh").double().to(batch.x.device)
-    rule = bound(FA(), net, batch)
-    rule.gradients(net, TASK, batch, Noise())
+    rule = bound(make(), net, batch)
+    rule.gradients(net, TASK, batch, Noise(0, 3))
+    b1, b2 = (b for _, b in rule.feedback_paths(net, Noise(0, 3)).values())
     with torch.no_grad():
         h0 = batch.x.flatten(1)
         h1 = net.fc1(h0).tanh()
         h2 = net.fc2(h1).tanh()
         e = (net.fc3(h2).softmax(1) - TASK.target(batch)) / len(batch.y)
-        d2 = (e @ rule.B2) * (1 - h2**2)
-        d1 = (d2 @ rule.B1) * (1 - h1**2)
+        d2 = (e @ b2) * (1 - h2**2)
+        d1 = (d2 @ b1) * (1 - h1**2)
     for layer, d, h in ((net.fc1, d1, h0), (net.fc2, d2, h1), (net.fc3, e, h2)):
         torch.testing.assert_close(layer.weight.grad, d.T @ h)
         torch.testing.assert_close(layer.bias.grad, d.sum(0))

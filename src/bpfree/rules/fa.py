@@ -48,6 +48,8 @@ from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Matrix = Callable[[], tuple[Tensor, float]]
+"""Gives B, when asked, as a matrix and the number by which it is multiplied."""
 
 
 class FA(Rule):
@@ -90,6 +92,10 @@ class FA(Rule):
         assert drawn is not None
         return drawn
 
+    def factors(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> tuple[Tensor, float]:
+        """B as a matrix times a number, which costs less to multiply an error by than the matrix."""
+        return self.matrix(weight, drawn, noise), 1.0
+
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """A forward pass as ever, and a backward pass through B."""
         if not self.names:
@@ -103,13 +109,14 @@ class FA(Rule):
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
         """W and B of every layer but the first, whose B carries nothing."""
         matrices = self._matrices(net, noise)
-        return {name: (net.get_parameter(f"{name}.weight").detach(), matrices[name]()) for name in self.names[1:]}
+        weights = {name: net.get_parameter(f"{name}.weight").detach() for name in self.names[1:]}
+        return {name: (weight, torch.mul(*matrices[name]())) for name, weight in weights.items()}
 
-    def _matrices(self, net: nn.Module, noise: Noise) -> dict[str, Callable[[], Tensor]]:
-        matrices: dict[str, Callable[[], Tensor]] = {}
+    def _matrices(self, net: nn.Module, noise: Noise) -> dict[str, Matrix]:
+        matrices: dict[str, Matrix] = {}
         for index, name in enumerate(self.names):
             weight = net.get_parameter(f"{name}.weight").detach()
-            matrices[name] = partial(self.matrix, weight, self._buffers[f"B{index}"], noise.fold("B", index))
+            matrices[name] = partial(self.factors, weight, self._buffers[f"B{index}"], noise.fold("B", index))
         return matrices
 
 
@@ -159,17 +166,22 @@ class BRSF(FA):
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
         """|R| sign(W), R from the key of the step."""
-        return random_magnitudes(self.feedback, weight, noise).copysign_(weight)
+        return torch.mul(*self.factors(weight, drawn, noise))
+
+    def factors(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> tuple[Tensor, float]:
+        """Where |R| is uniform, odd numbers with the signs of W, and their unit."""
+        magnitudes, unit = random_magnitudes(self.feedback, weight, noise)
+        return magnitudes.copysign_(weight), unit
 
 
 @contextmanager
-def fed_back(net: nn.Module, matrices: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
+def fed_back(net: nn.Module, matrices: Mapping[str, Matrix]) -> Iterator[None]:
     """While active, layers of the net send errors to their input through the given matrices.
 
     Args:
         net: its layers are hooked, and unhooked afterwards.
-        matrices: B by the name of the layer, of the shape of its weight; asked for when an error comes by, and not
-            for the first layer, whose input needs none.
+        matrices: B by the name of the layer, a matrix of the shape of its weight and a factor; asked for when an error
+            comes by, and not for the first layer, whose input needs none.
     """
     handles = []
     inputs: dict[nn.Module, Tensor] = {}
@@ -178,7 +190,7 @@ def fed_back(net: nn.Module, matrices: Mapping[str, Callable[[], Tensor]]) -> It
         inputs[layer] = args[0]
         return (args[0].detach(), *args[1:])
 
-    def deliver(matrix: Callable[[], Tensor]) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def deliver(matrix: Matrix) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(layer: nn.Module, args: object, out: Tensor) -> Tensor:
             x = inputs.pop(layer)
             delivered: Tensor = _Deliver.apply(out, x, matrix, layer) if x.requires_grad else out  # type: ignore[no-untyped-call]
@@ -200,7 +212,7 @@ class _Deliver(torch.autograd.Function):
     """The identity on a layer's output; backwards, g goes on to the layer's weight and g B to its input."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, x: Tensor, matrix: Callable[[], Tensor], layer: nn.Module) -> Tensor:
+    def forward(ctx: Any, out: Tensor, x: Tensor, matrix: Matrix, layer: nn.Module) -> Tensor:
         ctx.shape, ctx.dtype, ctx.matrix, ctx.layer = x.shape, x.dtype, matrix, layer
         ctx.mark_dirty(out)  # so that an in-place activation may follow
         return out
@@ -208,8 +220,13 @@ class _Deliver(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (g,) = grads
-        matrix = ctx.matrix().to(g.dtype)
-        delivered = g @ matrix if isinstance(ctx.layer, nn.Linear) else _conv_input(ctx.layer, ctx.shape, matrix, g)
+        matrix, factor = ctx.matrix()
+        if isinstance(ctx.layer, nn.Linear):
+            delivered = g @ matrix.to(g.dtype)
+            if factor != 1:
+                delivered *= factor
+        else:  # a kernel is smaller than a map
+            delivered = _conv_input(ctx.layer, ctx.shape, (matrix * factor).to(g.dtype), g)
         return g, delivered.to(ctx.dtype), None, None
 
 
