@@ -45,7 +45,7 @@ def test_predsim_is_its_two_parts(kind, batch):
     both = bound(PredSim(), model, batch)
     parts = [bound(Pred(), model, batch), bound(Sim(), model, batch)]
     for head, pred, sim in zip(both.heads, parts[0].heads, parts[1].heads, strict=True):
-        nn.init.normal_(head.decode.weight)
+        nn.init.normal_(head.decode.linear.weight)
         pred.decode.load_state_dict(head.decode.state_dict())
         sim.match.load_state_dict(head.match.state_dict())
     found = []
@@ -63,8 +63,8 @@ def test_heads_start_at_zero_and_pool_to_at_most_1024(batch):
     torch.manual_seed(0)
     model = NETS["conv"]((1, 8, 8), 10, channels=[64, 8], hidden=12).double().to(batch.x.device)
     rule = bound(PredSim(), model, batch)
-    assert [head.decode.in_features for head in rule.heads] == [64 * 4 * 4, 8 * 4 * 4, 12]
-    assert all(bool((head.decode.weight == 0).all()) for head in rule.heads)
+    assert [head.decode.linear.in_features for head in rule.heads] == [64 * 4 * 4, 8 * 4 * 4, 12]
+    assert all(bool((head.decode.linear.weight == 0).all()) for head in rule.heads)
     assert isinstance(rule.heads[0].match, nn.Conv2d)
     assert isinstance(rule.heads[2].match, nn.Linear)
 
@@ -72,7 +72,7 @@ def test_heads_start_at_zero_and_pool_to_at_most_1024(batch):
 def test_pooling_goes_as_far_as_asked_for(batch):
     model = NETS["conv"]((1, 8, 8), 10, channels=[64, 8], hidden=12).double().to(batch.x.device)
     for pooled, expected in ((4096, 64 * 8 * 8), (2048, 64 * 4 * 4), (64, 64)):
-        assert bound(PredSim(pooled=pooled), model, batch).heads[0].decode.in_features == expected
+        assert bound(PredSim(pooled=pooled), model, batch).heads[0].decode.linear.in_features == expected
     with pytest.raises(UserError, match="pooled: found 0, allowed: a number above 0"):
         Pred(pooled=0)
 
@@ -85,7 +85,7 @@ def test_maps_of_one_pixel_have_no_spread_and_are_taken_as_they_are():
 def test_pred_is_cross_entropy_of_its_decoder(batch):
     model = net().to(batch.x.device).eval()
     rule = bound(Pred(), model, batch)
-    nn.init.normal_(rule.heads[0].decode.weight)
+    nn.init.normal_(rule.heads[0].decode.linear.weight)
     h = torch.randn(len(batch.y), 12, dtype=torch.float64, device=batch.x.device)
     expected = F.cross_entropy(rule.heads[0].decode(h), batch.y)
     torch.testing.assert_close(rule.local_loss(0, h, TASK.target(batch)), expected)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from bpfree.cut import Taps
 from bpfree.errors import UserError, check_positive
 from bpfree.grad import first_trainable
+from bpfree.heads import PooledLinear
 from bpfree.layout import lies_channels_last
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
@@ -67,7 +68,7 @@ class PredSim(LocalRule):
         """D pool(h), unless beta leaves no prediction loss."""
         head = self.heads[index]
         assert isinstance(head, _Head)
-        return head.scores(h) if self.beta < 1 else None
+        return head.decode(h) if self.beta < 1 else None
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """(1 - beta) pred + beta sim; signal [B, D] is one-hot."""
@@ -75,7 +76,7 @@ class PredSim(LocalRule):
         assert isinstance(head, _Head)
         terms = []
         if self.beta < 1:
-            scores = head.scores(h)
+            scores = head.decode(h)
             terms.append((1 - self.beta) * F.cross_entropy(scores, signal.to(scores.dtype)))
         if self.beta > 0:
             terms.append(self.beta * similarity_loss(head.match(h), similarity(signal)))
@@ -100,34 +101,19 @@ class Sim(PredSim):
 class _Head(nn.Module):
     """D_l behind a pooling, and g_l, for features of the given shape."""
 
-    pool: nn.Module
-    decode: nn.Module
+    decode: PooledLinear
     match: nn.Module
 
     def __init__(self, shape: tuple[int, ...], classes: int, beta: float, pooled: int) -> None:
         super().__init__()
         image = len(shape) == 3
         if beta < 1:
-            side = 1
-            while image and shape[0] * -(-shape[1] // side) * -(-shape[2] // side) > pooled and side < max(shape[1:]):
-                side += 1
-            self.pool = nn.AvgPool2d(side, ceil_mode=True) if image else nn.Identity()
-            features = shape[0]
-            for length in shape[1:]:
-                features *= -(-length // side)
-            self.decode = nn.Linear(features, classes)
-            nn.init.zeros_(self.decode.weight)
-            nn.init.zeros_(self.decode.bias)
+            self.decode = PooledLinear(shape, classes, pooled)
         if beta > 0:
             width = shape[0] if image else shape[-1]
             self.match = (
                 nn.Conv2d(width, width, 3, padding=1, bias=False) if image else nn.Linear(width, width, bias=False)
             )
-
-    def scores(self, h: Tensor) -> Tensor:
-        """D pool(h), [B, C]."""
-        scores: Tensor = self.decode(self.pool(h).flatten(1))
-        return scores
 
 
 def similarity(x: Tensor) -> Tensor:
