@@ -11,7 +11,7 @@ import bpfree
 from bpfree.diffusion import SCHEDULES
 from bpfree.lab.curves import all_schedules, plot_losses, plot_schedules, principal
 from bpfree.lab.denoising import plane_of
-from bpfree.lab.diffusion import draw_diffusion, follow, judge_steps
+from bpfree.lab.diffusion import affordable, draw_diffusion, follow, judge_steps
 from bpfree.lab.pictures import draw
 from bpfree.nets import Denoiser
 from tests.helpers import same
@@ -113,6 +113,18 @@ def test_a_path_begins_with_noise_and_ends_with_the_answer(runs):
     ended = follow(run, run.test, len(run.test.y), stochastic=False)
     torch.testing.assert_close(ended.answers[-1], run.scores(run.test.x))
     assert len(follow(runs("fm"), run.test, 5, stochastic=True).steps) == 12, "of 41, eleven and the first step"
+
+
+def test_large_nets_are_looked_at_with_fewer_samples(runs, monkeypatch):
+    run = runs("own")
+    assert affordable(run, run.test) == 2000
+    monkeypatch.setattr("bpfree.lab.diffusion._FLOPS", 200_000)
+    assert affordable(run, run.test) == 100
+    flops = 2 * sum(module.weight.numel() for module in run.net.modules() if isinstance(module, torch.nn.Linear))
+    read = 2 * 10 * 10 * 4  # what is read at the four places of the path
+    estimates = 2 * 10 * 10 * 3  # and the estimates
+    monkeypatch.setattr("bpfree.lab.diffusion._FLOPS", 1000 * (flops + read + estimates))
+    assert affordable(run, run.test) == 1000
 
 
 def test_without_samples_there_are_the_pictures_that_need_none(runs, tmp_path):

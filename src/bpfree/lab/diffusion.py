@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from bpfree.data import Split
 from bpfree.diffusion import DiffusionRule, LabelEmbedding, Schedule, State
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 _STEPS = 11  # shown of a path, its start among them
 _FOLLOWED = 200  # samples
 _EMBEDDED = 300  # samples; t-SNE takes its time
-_JUDGED = 2000  # samples
+_LEAST, _MOST = 100, 2000  # samples of which anything is drawn
+_FLOPS = 100_000_000_000  # that a core does in about a second
 _JUDGED_STEPS = 33
 
 
@@ -70,6 +72,16 @@ def follow(run: "Run", split: Split, count: int, *, stochastic: bool) -> Trail:
     return Trail(steps, first.x, batch.y.cpu(), z, answers)
 
 
+def affordable(run: "Run", split: Split) -> int:
+    """So many samples that one walk with them takes about a second on a core, between 100 and 2,000; on a GPU 2,000."""
+    if run.trainer.device.type != "cpu":
+        return _MOST
+    with run.trainer.evaluating(), FlopCounterMode(display=False) as counter:  # in this order: arithmetic tries itself
+        follow(run, split, 1, stochastic=False)
+    needed: int = counter.get_total_flops()
+    return min(_MOST, max(_LEAST, _FLOPS // max(needed, 1)))
+
+
 def answer(rule: DiffusionRule, state: State) -> Tensor:
     """Scores [B, D] if inference ended here; at the start, what z reads as."""
     return rule.read(state.z) if state.scores is None else rule.conclude(iter([state]))
@@ -94,10 +106,9 @@ def judge_steps(run: "Run", split: Split) -> Steps:
                         found[f"blocks {kind} {step}"] = scores
         return found
 
-    some = split.take(torch.arange(min(_JUDGED, len(split.y))))
     curves: dict[str, dict[str, dict[int, float]]] = {of: {kind: {} for kind in kinds} for of in ("answers", "blocks")}
     metric = "loss"
-    for name, metrics in mean_metrics(run.task, run.batches(some), outputs).items():
+    for name, metrics in mean_metrics(run.task, run.batches(split), outputs).items():
         of, kind, step = name.split()
         metric = "accuracy" if "accuracy" in metrics else "loss"
         curves[of][kind][int(step)] = metrics[metric]
@@ -126,8 +137,10 @@ def draw_diffusion(run: "Run", folder: Path, split: Split | None) -> list[Path]:
     if split is None:
         return written
     which = "test samples" if split is run.test else "samples"
+    split = split.take(torch.arange(min(affordable(run, split), len(split.y))))
     judged = judge_steps(run, split)
-    written.append(plot_by_step(judged, folder / f"{judged.metric}_by_step.png", which=which, unit=_unit(rule)))
+    path = folder / f"{judged.metric}_by_step.png"
+    written.append(plot_by_step(judged, path, which=f"{len(split.y):,} {which}", unit=_unit(rule)))
     written += _draw_paths(run, folder, split, which)
     if isinstance(rule.embedding, LabelEmbedding):
         ends = follow(run, split, _EMBEDDED, stochastic=rule.inference == "stochastic")
