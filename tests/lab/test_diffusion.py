@@ -150,7 +150,7 @@ def test_few_flat_samples_of_one_class_in_double_precision(rule, net, classes, s
     torch.manual_seed(0)
     own = Denoiser((64,), classes, width=8, **net).double()
     test = (x[:samples], torch.ones(samples, dtype=torch.int64))
-    run = bpfree.fit(own, (x, torch.arange(80) % classes), kind(**options), epochs=1, test=test, classes=classes)
+    run = bpfree.fit(own, (x, torch.arange(80) % classes), kind(**options), epochs=2, test=test, classes=classes)
     check_pictures(draw_diffusion(run, tmp_path, run.test))
 
 
