@@ -48,6 +48,7 @@ def test_the_commands_and_options_are_frozen():
     assert found == {
         "train": ["config", "overrides", "out", "data_dir", "resume", "return"],
         "eval": ["run", "overrides", "data_dir", "return"],
+        "plots": ["run", "data_dir", "return"],
         "predict": ["run", "files", "return"],
         "list": ["what", "return"],
     }

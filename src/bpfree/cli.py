@@ -21,7 +21,7 @@ from bpfree import api, checkpoint
 from bpfree._version import __version__
 from bpfree.config import load_config, shipped
 from bpfree.data import DATASETS, data_directory
-from bpfree.data.dataset import Preprocess
+from bpfree.data.dataset import Preprocess, Split
 from bpfree.errors import DivergedError, UserError, check_choice
 from bpfree.folder import LAST, RESULT
 from bpfree.nets import NETS
@@ -153,12 +153,26 @@ def evaluate(
         loaded = api.load(run, overrides=overrides or [])
         if "data" in loaded.given:
             raise UserError(f"{run}: its data came from Python. Evaluate it there: bpfree.load(folder).evaluate(data)")
-        directory = data_directory(data_dir or loaded.config.data.dir)
-        dataset = DATASETS[loaded.config.data.name](directory)
-        if dataset.test is None:
-            raise UserError(f"data set '{dataset.name}' has no test split")
-        metrics = loaded.trainer.evaluate(loaded.batches(dataset.test))
-        typer.echo(json.dumps(metrics))
+        loaded.test = _test_split(loaded, data_dir)
+        if loaded.test is None:
+            raise UserError(f"data set '{loaded.config.data.name}' has no test split")
+        typer.echo(json.dumps(loaded.evaluate()))
+
+
+@app.command()
+def plots(run: RunArgument, data_dir: DataDir = None) -> None:
+    """Draw all pictures of a run anew; prints their paths. With data from Python, those that need no samples."""
+    with _told_in_one_line():
+        loaded = api.load(run)
+        if "data" not in loaded.given:
+            loaded.test = _test_split(loaded, data_dir)
+        for path in loaded.plots():
+            typer.echo(path)
+
+
+def _test_split(run: Run, data_dir: Path | None) -> Split | None:
+    """Of the named data set that a run was trained on."""
+    return DATASETS[run.config.data.name](data_directory(data_dir or run.config.data.dir)).test
 
 
 @app.command()

@@ -48,7 +48,7 @@ class RunFolder(Tracker):
         if self.config_text is not None:
             checkpoint.write_text(self.path / CONFIG, self.config_text)
         checkpoint.clean(self.path, (CONFIG, METRICS, RESULT, LAST, BEST))
-        checkpoint.clean(self.path / PLOTS, ("*.png",))
+        checkpoint.clean(self.path / PLOTS, ("*.png", "*.gif"))
         self._write_metrics(progress)
         self._sent = len(progress.tracked)
         self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)

@@ -145,6 +145,16 @@ class Run:
         draw(self, out / folder.PLOTS, self.test)
         return out
 
+    def plots(self) -> list[Path]:
+        """Draw all pictures anew into the run's folder; those of samples show the test split, where there is one.
+
+        Raises:
+            UserError: the run has no folder.
+        """
+        if self.folder is None:
+            raise UserError("plots: the run has no folder. Use save, which draws them too")
+        return draw(self, self.folder / folder.PLOTS, self.test)
+
     def batches(self, split: Split) -> Batches:
         """Batches of a split in order, for evaluation."""
         device, dtype = self.trainer.device, self.trainer.dtype
@@ -220,8 +230,8 @@ def train(
     memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))
     this.result = _result(this, dataset, test) | ({"controls": controls} if controls else {}) | memory
     if isinstance(keeper, folder.RunFolder):
-        draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
         keeper.finish(this.result)
+        draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
     return this
 
 

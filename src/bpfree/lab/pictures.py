@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from bpfree.data import Split
+from bpfree.diffusion import DiffusionRule
+from bpfree.lab.diffusion import draw_diffusion
 from bpfree.lab.plots import plot_images, plot_tracked, plot_training
 from bpfree.tasks import Reconstruct
 
@@ -15,22 +17,28 @@ if TYPE_CHECKING:
 TRAINING_PLOT = "training.png"
 
 
-def draw(run: "Run", folder: Path, split: Split | None = None) -> None:
+def draw(run: "Run", folder: Path, split: Split | None = None) -> list[Path]:
     """Curves, what trackers measured, and what can be seen on samples.
 
     Args:
         run: trained.
-        folder: gets the PNGs; it is made.
+        folder: gets the pictures; it is made.
         split: samples to look at; None for none.
+
+    Returns:
+        The paths of the pictures.
     """
-    plot_training(run.metrics, folder / TRAINING_PLOT)
-    plot_tracked(run.tracked, folder)
+    written = [plot_training(run.metrics, folder / TRAINING_PLOT), *plot_tracked(run.tracked, folder)]
     if split is not None and isinstance(run.task, Reconstruct):
-        _draw_rebuilt(run, split, folder)
+        written += _draw_rebuilt(run, split, folder)
+    if isinstance(run.trainer.rule, DiffusionRule):
+        written += draw_diffusion(run, folder, split)
+    return written
 
 
-def _draw_rebuilt(run: "Run", split: Split, folder: Path) -> None:
+def _draw_rebuilt(run: "Run", split: Split, folder: Path) -> list[Path]:
     """Ten samples above what the net makes of them, if they are images."""
     samples = split.take(torch.arange(min(10, len(split.y)))).x
-    if samples.dim() == 4 and samples.shape[1] in (1, 3):
-        plot_images([run.preprocess.target(samples), run.predict(samples)], folder / "reconstructions.png")
+    if samples.dim() != 4 or samples.shape[1] not in (1, 3):
+        return []
+    return [plot_images([run.preprocess.target(samples), run.predict(samples)], folder / "reconstructions.png")]

@@ -1,27 +1,37 @@
-"""Pictures of runs."""
+"""Pictures of runs, and what all pictures share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from bpfree.checkpoint import write_atomically
 from bpfree.trackers import TRACKERS, Record
 
 Axis = Literal["epoch", "seconds"]
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#717581"  # told apart by every eye (Okabe & Ito)
+_CLASSES = (  # likewise, by Petroff, https://arxiv.org/abs/2107.02270
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+_GIF_DPI = 80
 
 
-def plot_training(history: Sequence[Record], path: Path) -> None:
+def plot_training(history: Sequence[Record], path: Path) -> Path:
     """Loss and accuracy of one run over its epochs, training and validation, as a PNG."""
     figure, panels = _panels("epoch", history)
     for metric, axes in panels.items():
         for split, style in (("train", "--"), ("validation", "-")):
             _draw(axes, history, "epoch", split, metric, f"{split}", style, "C0")
-    _save(figure, panels, path)
+    return _save(figure, panels, path)
 
 
 def compare_training(histories: Mapping[str, Sequence[Record]], path: Path) -> None:
@@ -39,7 +49,7 @@ def compare_training(histories: Mapping[str, Sequence[Record]], path: Path) -> N
     _save(figure, panels, path)
 
 
-def plot_tracked(records: Sequence[Record], folder: Path) -> None:
+def plot_tracked(records: Sequence[Record], folder: Path) -> list[Path]:
     """What each tracker measured over the steps, a line for each layer, first to last from dark to light, as PNGs.
 
     Args:
@@ -49,16 +59,19 @@ def plot_tracked(records: Sequence[Record], folder: Path) -> None:
     by_tracker: dict[str, list[Record]] = {}
     for record in records:
         by_tracker.setdefault(record["tracker"], []).append(record)
+    written = []
     for tracker, own in by_tracker.items():
         layers = list(dict.fromkeys(layer for record in own for layer in record["values"]))
         known = TRACKERS.get(tracker)
         unit = known.unit if known else ""
         if layers:
             groups = [layers] if unit or known is None else [[layer] for layer in layers]
-            _plot_layers(own, groups, f"{tracker} ({unit})" if unit else tracker, folder / f"{tracker}.png")
+            title = f"{tracker} ({unit})" if unit else tracker
+            written.append(_plot_layers(own, groups, title, folder / f"{tracker}.png"))
+    return written
 
 
-def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], title: str, path: Path) -> None:
+def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], title: str, path: Path) -> Path:
     """A panel for each group of layers that share a unit."""
     figure = Figure(figsize=(9, 1.5 + 3 * len(groups)), layout="constrained")
     figure.suptitle(title)
@@ -72,19 +85,37 @@ def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], tit
             axes.plot(*zip(*points, strict=True), color=color, label=layer, marker="." if len(points) == 1 else "")
         if len(groups) == 1:
             axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(layers) // 25)
-    _write(figure, path)
+    return write_figure(figure, path)
 
 
-def plot_images(rows: Sequence[Tensor], path: Path) -> None:
+def plot_images(rows: Sequence[Tensor], path: Path) -> Path:
     """Rows of images [N, 1 or 3, H, W] with values in [0, 1], one below the other, as a PNG."""
     figure = Figure(figsize=(len(rows[0]), len(rows)))
     figure.subplots_adjust(0, 0, 1, 1, wspace=0.05, hspace=0.05)
     panels = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, images in zip(panels, rows, strict=True):
         for axes, image in zip(row, images.float().cpu().clamp(0, 1), strict=True):
-            axes.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
-            axes.axis("off")
-    _write(figure, path)
+            show_image(axes, image)
+    return write_figure(figure, path)
+
+
+def show_image(axes: Axes, image: Tensor) -> None:
+    """An image [1 or 3, H, W] with values in [0, 1], without axes."""
+    axes.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    axes.axis("off")
+
+
+def label(axes: Axes, title: str = "", *, x: str = "", y: str = "") -> None:
+    """Title and axes in letters that can be read on a slide."""
+    axes.set_title(title, fontsize=15)
+    axes.set_xlabel(x, fontsize=14)
+    axes.set_ylabel(y, fontsize=14)
+    axes.tick_params(labelsize=12)
+
+
+def class_color(index: int, classes: int) -> str | tuple[float, float, float, float]:
+    """The colour of a class; with more than ten, from dark to light."""
+    return _CLASSES[index] if classes <= len(_CLASSES) else colormaps["viridis"](index / (classes - 1))
 
 
 def _panels(x: Axis, history: Sequence[Record]) -> tuple[Figure, dict[str, Axes]]:
@@ -108,13 +139,54 @@ def _draw(
         axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker="." if len(points) == 1 else "")
 
 
-def _save(figure: Figure, panels: Mapping[str, Axes], path: Path) -> None:
+def _save(figure: Figure, panels: Mapping[str, Axes], path: Path) -> Path:
     last = list(panels.values())[-1]
     if last.get_legend_handles_labels()[0]:
         last.legend(fontsize="small")
-    _write(figure, path)
+    return write_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> Path:
+    """As a PNG; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return path
+
+
+def write_animation(
+    figure: Figure, moving: Sequence[Artist], show: Callable[[int], None], frames: int, path: Path
+) -> Path:
+    """As a GIF that runs for ever and rests at its end; the folder is made.
+
+    Args:
+        figure: what is drawn, once.
+        moving: what of it is drawn anew for each frame.
+        show: makes that what it is in a frame, given by number.
+        frames: how many.
+        path: of the GIF.
+    """
+    figure.set_dpi(_GIF_DPI)
+    canvas = FigureCanvasAgg(figure)
+    for artist in moving:
+        artist.set_animated(True)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    still = canvas.copy_from_bbox(figure.bbox)  # type: ignore[no-untyped-call]
+    pixels = []
+    for number in range(frames):
+        canvas.restore_region(still)  # type: ignore[no-untyped-call]
+        show(number)
+        for artist in moving:
+            figure.draw_artist(artist)
+        pixels.append(np.array(canvas.buffer_rgba())[..., :3])  # type: ignore[no-untyped-call]
+    height, width = pixels[0].shape[:2]
+    strip = Image.fromarray(np.concatenate(pixels)).quantize()  # all at once, for one palette
+    images = [strip.crop((0, top, width, top + height)) for top in range(0, strip.height, height)]
+    pauses = [800, *[300] * (frames - 2), 2500][:frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        path,
+        lambda temporary: images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=pauses, loop=0
+        ),
+    )
+    return path
