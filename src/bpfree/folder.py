@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class RunFolder(Tracker):
         checkpoint.clean(self.path / PLOTS, ("*.png", "*.gif"))
         self._write_metrics(progress)
         self._sent = len(progress.tracked)
+        _wait_for_a_new_second(self.path)
         self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)
 
     def on_step(self, trainer: Trainer, batch: Batch) -> None:
@@ -126,6 +128,13 @@ class KeepBest(Tracker):
 
     def replace(self, trainer: Trainer, name: str) -> None:
         """Nothing: the trainer has the weights."""
+
+
+def _wait_for_a_new_second(path: Path) -> None:
+    """TensorBoard reads the files of a run in the order of the seconds in their names, and of equal ones in any."""
+    seconds = [int(file.name.split(".")[3]) for file in path.glob("events.out.tfevents.*")]
+    if int(time.time()) in seconds:
+        time.sleep(1)
 
 
 def create(path: Path) -> None:
