@@ -23,9 +23,8 @@ def variants(rule: DiffusionRule) -> list[dict[str, object]]:
     common = [{"inference": kind} for kind in ("deterministic", "stochastic")]
     if not isinstance(rule, TimeRule):
         return common
-    grid = [
-        {"solver": solver, "steps": steps, **kind} for solver in ("euler", "heun") for steps in STEPS for kind in common
-    ]
+    grid = [{"solver": "euler", "steps": steps, **kind} for steps in STEPS for kind in common]
+    grid += [{"solver": "heun", "steps": 5, **kind} for kind in common]
     return [*grid, {"solver": "dopri5", "steps": 1, "inference": "deterministic"}]
 
 
