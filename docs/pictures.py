@@ -14,6 +14,7 @@ from torch import Tensor
 import bpfree
 from bpfree.diffusion import CosineSchedule, DiffusionRule, LearnedSchedule, LinearSchedule, OneHot, Schedule, State
 from bpfree.run import Run
+from bpfree.tasks import Classify
 
 IMAGES = Path(__file__).parent / "images"
 BLOCKS = 10
@@ -71,7 +72,7 @@ def schedules() -> Figure:
 
 def told_by_z(abar: float, samples: int = 20_000) -> float:
     """How often the embedding nearest to z ~ q(z|y) is that of y: one-hot embeddings, no image."""
-    embedding, noise = OneHot(CLASSES, CLASSES, 1, scale=1.0), bpfree.Noise(0)
+    embedding, noise = OneHot(Classify(CLASSES), CLASSES, 1), bpfree.Noise(0)
     y = torch.arange(samples) % CLASSES
     z = abar**0.5 * embedding.weight[y] + (1 - abar) ** 0.5 * noise.randn(samples, CLASSES)
     return float((embedding.nearest(z).argmax(1) == y).float().mean())

@@ -17,7 +17,7 @@ from bpfree.optim import OPTIMIZERS, SCHEDULES
 from bpfree.readout import Readout
 from bpfree.rule import Rule, no_labels
 from bpfree.rules import RULES
-from bpfree.spec import check_options, lookup, split_spec
+from bpfree.spec import build, check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
 from bpfree.tasks import TASKS
 from bpfree.trackers import TRACKERS, Tracker
@@ -99,10 +99,9 @@ class Config(_Section):
         if self.data.name not in DATASETS:
             raise unknown("dataset", self.data.name, DATASETS)
         _check_section("net", NETS, self.net, given=2, outside=nn.Module)
-        _check_section("rule", RULES, self.rule, given=0, outside=Rule)
+        rule = build(RULES, self.rule, section="rule", outside=Rule)
         _check_section("task", {name: task.of for name, task in TASKS.items()}, self.task, given=1)
-        rule = lookup(RULES, self.rule["name"], "rule", Rule)
-        if self.task["name"] == "reconstruct" and getattr(rule, "needs_labels", False):
+        if self.task["name"] == "reconstruct" and rule.needs_labels:
             raise no_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)

@@ -5,17 +5,18 @@ import torch
 
 import bpfree
 from bpfree import Batch, Noise, Trainer, UserError
+from bpfree.config import parse
 from bpfree.diffusion.embeddings import EMBEDDINGS, Images, Learned, OneHot, Prototype
 from bpfree.nets import Denoiser
 from bpfree.rules import NoPropDT
-from bpfree.tasks import Reconstruct
+from bpfree.tasks import Classify, Reconstruct
 from tests.helpers import IN_SHAPE, TASK, same
 
 DIM = {"one_hot": 10, "learned": 20, "prototype": 64}
 
 
 def make(name, scale=1.5):
-    return EMBEDDINGS[name](10, DIM[name], 64, scale).double()
+    return EMBEDDINGS[name](TASK, DIM[name], 64, scale=scale).double()
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
@@ -42,16 +43,16 @@ def test_expectations_over_labels(name):
 
 
 def test_one_hot_is_fixed_and_the_others_learn():
-    assert list(OneHot(10, 10, 64, 1.0).parameters()) == []
-    assert torch.equal(OneHot(10, 10, 64, 2.0).weight, 2 * torch.eye(10))
+    assert list(OneHot(TASK, 10, 64).parameters()) == []
+    assert torch.equal(OneHot(TASK, 10, 64, scale=2.0).weight, 2 * torch.eye(10))
     for kind in (Learned, Prototype):
-        assert len(list(kind(10, 64, 64, 1.0).parameters())) == 1
-    rows = Learned(10, 20, 64, 1.5).weight
+        assert len(list(kind(TASK, 64, 64).parameters())) == 1
+    rows = Learned(TASK, 20, 64, scale=1.5).weight
     torch.testing.assert_close(rows @ rows.T, 2.25 * torch.eye(10))
 
 
 def test_long_rows_count_as_shortened():
-    embedding = Learned(10, 20, 64, 3.0, norm_clip=2.0)
+    embedding = Learned(TASK, 20, 64, scale=3.0, norm_clip=2.0)
     torch.testing.assert_close(embedding.weight.norm(dim=1), torch.full((10,), 2.0))
     with torch.no_grad():
         embedding.table *= 0.1
@@ -60,7 +61,7 @@ def test_long_rows_count_as_shortened():
 
 def test_a_prototype_starts_at_the_sample_of_its_class_in_the_middle(digits_data):
     x, y = digits_data.train.x.double(), digits_data.train.y
-    embedding = Prototype(11, 64, 64, 0.5).double()
+    embedding = Prototype(Classify(11), 64, 64, scale=0.5).double()
     before = embedding.table[10].clone()
     embedding.begin(Batch(x[i : i + 100], y[i : i + 100]) for i in range(0, len(y), 100))
     for label in range(10):
@@ -96,7 +97,7 @@ class _Stop(bpfree.Tracker):
 
 def test_learned_embeddings_have_a_weight_decay_of_their_own(batch):
     net = Denoiser(IN_SHAPE, 10, blocks=2, width=16, embedding_dim=20).double()
-    rule = NoPropDT(embedding="learned", embedding_decay=1e-7)
+    rule = NoPropDT(embedding={"name": "learned", "weight_decay": 1e-7})
     optimizer = {"name": "adamw", "weight_decay": 0.1}
     trainer = Trainer(net, rule, TASK, optimizer)
     trainer.step(batch)
@@ -104,7 +105,7 @@ def test_learned_embeddings_have_a_weight_decay_of_their_own(batch):
     assert decays.pop(id(rule.embedding.table)) == 1e-7
     assert set(decays.values()) == {0.1}
     own = torch.optim.AdamW(net.parameters(), weight_decay=0.2)
-    rule = NoPropDT(embedding="learned", embedding_decay=1e-7)
+    rule = NoPropDT(embedding={"name": "learned", "weight_decay": 1e-7})
     Trainer(net, rule, TASK, own).step(batch)
     decays = {id(p): g["weight_decay"] for g in own.param_groups for p in g["params"]}
     assert decays[id(rule.embedding.table)] == 1e-7
@@ -113,7 +114,7 @@ def test_learned_embeddings_have_a_weight_decay_of_their_own(batch):
 @pytest.mark.parametrize("output", ["sigmoid", "tanh", "linear"])
 def test_an_image_is_its_own_embedding(output):
     task = Reconstruct((1, 2, 2), output=output)
-    embedding = Images(task, 4, 2.0)
+    embedding = Images(task, 4, 4, scale=2.0)
     out = Noise().randn(3, 4, dtype=torch.float64)
     image = task.activate(out)
     assert torch.equal(embedding(Batch(image, image)), 2 * image)
@@ -132,3 +133,27 @@ def test_widths_that_do_not_fit_are_refused(batch):
             NoPropDT(**options).bind(
                 Denoiser(IN_SHAPE, 10, blocks=2, width=8, embedding_dim=7).to(batch.x), TASK, batch
             )
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        ("lerned", "unknown embedding 'lerned'. Did you mean 'learned'"),
+        ({"name": "one_hot", "norm_clip": 2}, "unknown key 'embedding.norm_clip'"),
+        ({"name": "learned", "norm_clip": "long"}, "embedding.norm_clip: found 'long', allowed: number or none"),
+        ({"scale": 2}, "embedding.name: found None"),
+    ],
+)
+def test_what_no_embedding_takes_is_refused_when_the_config_is_read(embedding, message):
+    with pytest.raises(UserError, match=message):
+        parse({"rule": {"name": "noprop_dt", "embedding": embedding}})
+
+
+def test_labels_and_images_have_embeddings_of_their_own(batch):
+    net = Denoiser(IN_SHAPE, 10, blocks=2, width=8).to(batch.x)
+    with pytest.raises(UserError, match="unknown embedding 'image'.*one_hot"):
+        NoPropDT(embedding="image").bind(net, TASK, batch)
+    with pytest.raises(UserError, match="unknown embedding 'learned'.*image"):
+        NoPropDT(embedding="learned").bind(net, Reconstruct(IN_SHAPE), Batch(batch.x, batch.x))
+    with pytest.raises(UserError, match=r"embedding.scale: found -1.0, allowed: a number above 0"):
+        NoPropDT(embedding={"name": "one_hot", "scale": -1}).bind(net, TASK, batch)

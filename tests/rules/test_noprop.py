@@ -13,6 +13,7 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.diffusion.times import stratified
 from bpfree.nets import Denoiser
 from bpfree.rules import RULES, NoPropCT, NoPropDT, NoPropFM, NoPropHybrid
+from bpfree.tasks import Classify
 from tests.helpers import IN_SHAPE, TASK, bound, denoiser_for, gradients, jolt, same, zero_grad
 
 FAMILY = [name for name, rule in RULES.items() if issubclass(rule, DiffusionRule)]
@@ -204,7 +205,7 @@ class BayesCT(nn.Module):
 def test_the_ode_of_ct_has_the_marginals_of_q(schedule):
     """Two classes with equal shares: from z_0 ~ q the probability flow arrives at q(z_1), not only at its mean."""
     rule = NoPropCT(schedule=schedule, abar_min=0.02, abar_max=0.9, steps=200, solver="heun")
-    rule.embedding = bpfree.diffusion.OneHot(2, 2, 1, 1.0).double()
+    rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1).double()
     rule.schedule = rule.schedule.double()
     net = Known(BayesCT(rule.schedule))
     n = 20_000
@@ -230,7 +231,7 @@ def test_the_ode_of_ct_has_the_marginals_of_q(schedule):
 def test_the_field_of_ct_is_bounded_at_the_end():
     """(u^ - z)/(1 - abar) of public code is stiff there; this one does with a few steps."""
     rule = NoPropCT(schedule="cosine", abar_min=0.001, abar_max=0.999)
-    rule.embedding = bpfree.diffusion.OneHot(2, 2, 1, 1.0)
+    rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1)
     net = Known(BayesCT(rule.schedule))
     for time in torch.linspace(0.01, 0.99, 20):
         z = rule.schedule.abar(time).sqrt() * torch.eye(2)
@@ -243,7 +244,7 @@ def test_the_field_of_ct_is_bounded_at_the_end():
 def test_the_velocity_of_fm_makes_the_round_trip():
     """With one label left, v = (u - z)/(1 - t) goes from any noise to the label, in any number of Euler steps."""
     rule = NoPropFM()
-    rule.embedding = bpfree.diffusion.OneHot(2, 2, 1, 1.0).double()
+    rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1).double()
     label = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
     class Straight(nn.Module):

@@ -70,12 +70,12 @@ class BlockRule(DiffusionRule):
         turns = self._turns(noise)
         factor = len(blocks.heads) if self.order == "random" else 1
         total = batch.x.new_zeros((), dtype=torch.float32)
-        features = batch.x
+        features: Tensor | None = None
         for t in turns:
             with noise.fold("block", t).global_rng(batch.x.device):
                 features = self._features(blocks, t, task, batch, features, scalars)
                 z, eps = self._noised(t - 1, batch, noise)
-                out = self._head(blocks, t - 1, features, z, z)
+                out = blocks.heads[t - 1](features, z)
                 loss = factor * self.block_loss(t, out, z, eps, task, batch)
             backward(loss)
             scalars[f"loss/block{t}"] = loss.detach() / factor
@@ -112,7 +112,7 @@ class BlockRule(DiffusionRule):
         features = x
         for t in range(1, self.levels.steps + 1):
             features = blocks.trunks[t - 1](x) if t <= len(blocks.trunks) else features
-            out = self._head(blocks, t - 1, features, z, z)
+            out = blocks.heads[t - 1](features, z)
             a, b, c = self.levels.step(t)
             scores = self._block_scores(t, out, z)
             z = a * self.estimate(t, out, z) + b * z
@@ -132,14 +132,14 @@ class BlockRule(DiffusionRule):
         return [1 + noise.step // self._epoch_length % steps]
 
     def _features(
-        self, blocks: DenoisingNet, t: int, task: Task, batch: Batch, before: Tensor, scalars: Scalars
+        self, blocks: DenoisingNet, t: int, task: Task, batch: Batch, before: Tensor | None, scalars: Scalars
     ) -> Tensor:
         """What head t reads: of its own trunk attached, of another's detached."""
         if blocks.local and t == 1:
             return self._learn_trunk(blocks, task, batch, scalars)
         if t <= len(blocks.trunks):
             return blocks.trunks[t - 1](batch.x)  # type: ignore[no-any-return]
-        if before is not batch.x:
+        if before is not None:
             return before.detach()
         with torch.no_grad():
             return blocks.trunks[0](batch.x)  # type: ignore[no-any-return]

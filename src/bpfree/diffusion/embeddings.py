@@ -10,9 +10,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import UserError
+from bpfree.errors import UserError, check_positive
 from bpfree.noise import Noise
-from bpfree.types import Batch
+from bpfree.types import Batch, Task
 
 _COMPARED = 20_000  # samples of all classes, each compared with those of its own to find a prototype
 _BINDING = Noise().fold("embedding")
@@ -41,6 +41,7 @@ class Embedding(nn.Module, ABC):
 
     dim: int  # E
     learned: bool = False
+    weight_decay: float | None = None  # of its own; None: the optimiser's
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -88,14 +89,22 @@ class LabelEmbedding(Embedding):
 
 
 class OneHot(LabelEmbedding):
-    """Fixed: W_embed is the identity times a scale, E = C."""
+    """Fixed: W_embed is the identity times a scale, E = C.
 
-    def __init__(self, classes: int, dim: int, inputs: int, scale: float) -> None:
+    Args:
+        task: of C classes.
+        dim: E.
+        inputs: values of a sample.
+        scale: the length of each row.
+    """
+
+    def __init__(self, task: Task, dim: int, inputs: int, *, scale: float = 1.0) -> None:
         super().__init__()
-        if dim != classes:
-            raise _width(dim, f"one-hot labels have {classes}", classes)
+        check_positive("embedding.scale", scale)
+        if dim != task.dim:
+            raise _width(dim, f"one-hot labels have {task.dim}", task.dim)
         self.dim = dim
-        self.register_buffer("table", scale * torch.eye(classes))
+        self.register_buffer("table", scale * torch.eye(dim))
         self.table: Tensor
 
     @property
@@ -105,15 +114,38 @@ class OneHot(LabelEmbedding):
 
 
 class Learned(LabelEmbedding):
-    """Learned, with orthogonal rows at first if C <= E; a row longer than `norm_clip` counts as shortened to it."""
+    """Learned, with orthogonal rows at first if C <= E.
+
+    Args:
+        task: of C classes.
+        dim: E.
+        inputs: values of a sample.
+        scale: of the rows at the start: their length or, for prototypes, what samples are multiplied by.
+        norm_clip: a longer row counts as shortened to this; default: any length.
+        weight_decay: of the embedding; default: that of the optimiser.
+    """
 
     learned = True
 
-    def __init__(self, classes: int, dim: int, inputs: int, scale: float, norm_clip: float | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        dim: int,
+        inputs: int,
+        *,
+        scale: float = 1.0,
+        norm_clip: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
         super().__init__()
+        check_positive("embedding.scale", scale)
+        if norm_clip is not None:
+            check_positive("embedding.norm_clip", norm_clip)
         self.dim = dim
+        self.scale = scale
         self.norm_clip = norm_clip
-        self.table = nn.Parameter(torch.empty(classes, dim))
+        self.weight_decay = weight_decay
+        self.table = nn.Parameter(torch.empty(task.dim, dim))
         with _BINDING.global_rng(), torch.no_grad():
             nn.init.orthogonal_(self.table)
             self.table.mul_(scale)
@@ -129,13 +161,25 @@ class Learned(LabelEmbedding):
 
 
 class Prototype(Learned):
-    """Learned, as wide as a sample: a class starts at its sample with the smallest median distance to the others."""
+    """Learned, as wide as a sample: a class starts at its sample with the smallest median distance to the others.
 
-    def __init__(self, classes: int, dim: int, inputs: int, scale: float, norm_clip: float | None = None) -> None:
+    Args:
+        task, dim, inputs, scale, norm_clip, weight_decay: see `Learned`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        dim: int,
+        inputs: int,
+        *,
+        scale: float = 1.0,
+        norm_clip: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
         if dim != inputs:
             raise _width(dim, f"prototypes are samples, with {inputs} values", inputs)
-        super().__init__(classes, dim, inputs, scale, norm_clip)
-        self.scale = scale
+        super().__init__(task, dim, inputs, scale=scale, norm_clip=norm_clip, weight_decay=weight_decay)
 
     @torch.no_grad()
     def begin(self, data: Iterable[Batch]) -> None:
@@ -153,10 +197,18 @@ class Prototype(Learned):
 
 
 class Images(Embedding):
-    """The target to rebuild is its own embedding, times a scale; the read-out is the task's output activation g."""
+    """The target to rebuild is its own embedding, times a scale; the read-out is the task's output activation g.
 
-    def __init__(self, task: Rebuilding, dim: int, scale: float) -> None:
+    Args:
+        task: with the output activation g.
+        dim: values of a target.
+        inputs: values of a sample.
+        scale: what targets are multiplied by.
+    """
+
+    def __init__(self, task: Rebuilding, dim: int, inputs: int, *, scale: float = 1.0) -> None:
         super().__init__()
+        check_positive("embedding.scale", scale)
         if dim != task.dim:
             raise _width(dim, f"what is to be rebuilt has {task.dim} values", task.dim)
         self.dim = dim
@@ -180,11 +232,8 @@ class Images(Embedding):
         return self.task.deactivate(z / self.scale)
 
 
-EMBEDDINGS: dict[str, type[OneHot] | type[Learned] | type[Prototype]] = {
-    "one_hot": OneHot,
-    "learned": Learned,
-    "prototype": Prototype,
-}
+EMBEDDINGS: dict[str, type[LabelEmbedding]] = {"one_hot": OneHot, "learned": Learned, "prototype": Prototype}
+REBUILDING: dict[str, type[Embedding]] = {"image": Images}
 
 
 def _width(found: int, why: str, cure: int) -> UserError:

@@ -2,23 +2,24 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from bpfree.cut import Segment, cut, owners, stages, unchanged_buffers
-from bpfree.diffusion.embeddings import EMBEDDINGS, Embedding, Images, LabelEmbedding, Rebuilding
+from bpfree.diffusion.embeddings import EMBEDDINGS, REBUILDING, Embedding, LabelEmbedding
 from bpfree.diffusion.net import DenoisingNet
-from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.heads import PooledLinear
 from bpfree.layout import keep_order
 from bpfree.noise import Noise
 from bpfree.rule import Rule
+from bpfree.spec import Spec, build, check_options, lookup, split_spec
 from bpfree.types import Batch, Epochs, Scalars, Task
 
-EmbeddingName = Literal["one_hot", "learned", "prototype"]
 Decode = Literal["readout", "nearest"]
 Inference = Literal["deterministic", "stochastic"]
 
@@ -26,10 +27,7 @@ Inference = Literal["deterministic", "stochastic"]
 class Options(TypedDict):
     """What every DiffusionRule takes."""
 
-    embedding: EmbeddingName
-    scale: float
-    norm_clip: float | None
-    embedding_decay: float | None
+    embedding: Spec | None
     decode: Decode
     inference: Inference
 
@@ -52,11 +50,9 @@ class DiffusionRule(Rule):
     """A rule whose blocks learn to remove noise from the embedding of the target.
 
     Args:
-        embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
-            class). To rebuild samples, the sample is its own embedding and this is not read.
-        scale: of the embeddings at the start.
-        norm_clip: the longest that a learned embedding may be; default: any length.
-        embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
+        embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
+            starting at one of each class); "image" of samples to rebuild. With options as
+            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
         decode: how z at the end becomes class scores: by a linear "readout", or by the "nearest" embedding.
         inference: "deterministic", or "stochastic": from noise, keyed so that it repeats.
     """
@@ -68,24 +64,17 @@ class DiffusionRule(Rule):
     def __init__(
         self,
         *,
-        embedding: EmbeddingName,
-        scale: float,
-        norm_clip: float | None,
-        embedding_decay: float | None,
+        embedding: Spec | None,
         decode: Decode,
         inference: Inference,
     ) -> None:
         super().__init__()
-        check_choice("embedding", embedding, EMBEDDINGS)
+        if embedding is not None:
+            name, options = split_spec(embedding, "embedding")
+            check_options(lookup({**EMBEDDINGS, **REBUILDING}, name, "embedding"), options, "embedding", given=3)
         check_choice("decode", decode, ("readout", "nearest"))
         check_choice("inference", inference, ("deterministic", "stochastic"))
-        check_positive("scale", scale)
-        if norm_clip is not None:
-            check_positive("norm_clip", norm_clip)
-        self.embedding_name = embedding
-        self.scale = scale
-        self.norm_clip = norm_clip
-        self.embedding_decay = embedding_decay
+        self._embedding_spec = embedding
         self.decode = decode
         self.inference = inference
         self.stage_heads = nn.ModuleList()
@@ -112,11 +101,11 @@ class DiffusionRule(Rule):
         self._try(blocks, batch.x[:2], task.dim)
 
     def _new_embedding(self, dim: int, task: Task, batch: Batch) -> Embedding:
-        if batch.y.is_floating_point():
-            assert isinstance(task, Rebuilding)
-            return Images(task, dim, self.scale)
-        clip = {} if self.embedding_name == "one_hot" else {"norm_clip": self.norm_clip}
-        return EMBEDDINGS[self.embedding_name](task.dim, dim, batch.x[0].numel(), self.scale, **clip)
+        rebuilds = batch.y.is_floating_point()
+        spec = self._embedding_spec or ("image" if rebuilds else "one_hot")
+        table = REBUILDING if rebuilds else EMBEDDINGS
+        made: Embedding = build(table, spec, task, dim, batch.x[0].numel(), section="embedding")
+        return made
 
     @torch.no_grad()
     def _try(self, blocks: DenoisingNet, x: Tensor, outputs: int) -> None:
@@ -126,7 +115,7 @@ class DiffusionRule(Rule):
         with unchanged_buffers(blocks), Noise().global_rng(x.device):
             features = blocks.trunks[0](x)
             z = features.new_zeros(len(x), blocks.embedding_dim)
-            found = self._head(blocks, 0, features, z, z.new_zeros(len(x)))
+            found = blocks.heads[0](features, z, *([z.new_zeros(len(x))] if self.timed else []))
         if found.shape != (len(x), expected):
             raise UserError(
                 f"net: its blocks give {list(found.shape)} for {len(x)} samples, but {type(self).__name__} needs "
@@ -158,8 +147,7 @@ class DiffusionRule(Rule):
     def controls(self, net: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """The first block (or step) alone, and the other kind of inference."""
         stochastic = self.inference == "stochastic"
-        walk = self.walk(net, x, stochastic=False)
-        first = [state for state, _ in zip(walk, range(2), strict=False)][1]
+        _, first = islice(self.walk(net, x, stochastic=False), 2)
         assert first.scores is not None
         other = self.conclude(self.walk(net, x, stochastic=not stochastic))
         return {self.first: first.scores, "deterministic" if stochastic else "stochastic": other}
@@ -168,10 +156,10 @@ class DiffusionRule(Rule):
         """Learned embeddings have a weight decay of their own."""
         groups = super().optimizer_groups(net)
         own = {id(p) for p in self.embedding.parameters()}
-        if not own or self.embedding_decay is None:
+        if not own or self.embedding.weight_decay is None:
             return groups
         rest = [p for p in groups[0]["params"] if id(p) not in own]
-        return [{"params": rest}, {"params": trainable(self.embedding), "weight_decay": self.embedding_decay}]
+        return [{"params": rest}, {"params": trainable(self.embedding), "weight_decay": self.embedding.weight_decay}]
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The stages of a local trunk, the blocks (the first with the trunk that it owns), and what they share."""
@@ -201,10 +189,6 @@ class DiffusionRule(Rule):
         with cut(trunk, [stage.name for stage in self._stages[:-1]], learn):
             features = trunk(batch.x)
         return learn(len(self._stages) - 1, features)
-
-    def _head(self, blocks: DenoisingNet, index: int, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
-        """Scores [B, D] or estimates [B, E] of a head at times [B]."""
-        return blocks.heads[index](features, z, *([time] if self.timed else []))  # type: ignore[no-any-return]
 
     def _refuse_unbound(self) -> None:
         if not hasattr(self, "embedding"):

@@ -56,7 +56,7 @@ class TimeRule(DiffusionRule):
         if not batch.y.is_floating_point():
             with torch.no_grad():
                 z = eps_like(features.new_zeros(len(features), self.embedding.dim), noise.fold("accuracy"))
-                scores = self.one_step(blocks, features.detach(), z)
+                scores = self.scores_at(blocks, features.detach(), z, z.new_zeros(()))
             scalars["accuracy"] = (scores.argmax(1) == batch.y).float().mean()
         return scalars | {
             "loss/block1": loss.detach(),
@@ -77,10 +77,6 @@ class TimeRule(DiffusionRule):
     @abstractmethod
     def scores_at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
         """What the block takes the samples for, [B, D], from z at a time, 0-d."""
-
-    def one_step(self, blocks: DenoisingNet, features: Tensor, z: Tensor) -> Tensor:
-        """Scores [B, D] by one look from time 0."""
-        return self.scores_at(blocks, features, z, z.new_zeros(()))
 
     def predict(self, net: nn.Module, x: Tensor) -> Tensor:
         """Scores [B, D] at the end of the path; the trunk runs once."""
@@ -107,7 +103,7 @@ class TimeRule(DiffusionRule):
 
     def _at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
         """What the head gives at times [B], or one for all."""
-        return self._head(blocks, 0, features, z, time.expand(len(z)))
+        return blocks.heads[0](features, z, time.expand(len(z)))  # type: ignore[no-any-return]
 
 
 def stratified(n: int, like: Tensor, noise: Noise) -> Tensor:

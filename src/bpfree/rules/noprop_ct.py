@@ -19,13 +19,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from bpfree.diffusion.net import DenoisingNet
-from bpfree.diffusion.rule import Decode, EmbeddingName, Inference, eps_like
+from bpfree.diffusion.rule import Decode, Inference, eps_like
 from bpfree.diffusion.schedules import SCHEDULES, ScheduleName, kl
 from bpfree.diffusion.solvers import Solver
 from bpfree.diffusion.times import TimeRule
 from bpfree.errors import check_choice, check_positive
 from bpfree.grad import first_trainable
 from bpfree.noise import Noise
+from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 
 
@@ -41,11 +42,9 @@ class NoPropCT(TimeRule):
         draws: times and noises for each sample of a batch; the trunk runs once for all of them.
         steps: of the solver.
         solver: "euler", "heun", or one of torchdiffeq's.
-        embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
-            class).
-        scale: of the embeddings at the start; of prototypes, what samples are multiplied by.
-        norm_clip: the longest that a learned embedding may be; default: any length.
-        embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
+        embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
+            starting at one of each class). With options as
+            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
         decode: how z_1 becomes class scores: by a linear "readout", or by the "nearest" embedding.
         inference: "deterministic" from z_0 = 0, or "stochastic" from noise, keyed so that it repeats.
     """
@@ -62,10 +61,7 @@ class NoPropCT(TimeRule):
         draws: int = 1,
         steps: int = 10,
         solver: Solver = "euler",
-        embedding: EmbeddingName = "one_hot",
-        scale: float = 1.0,
-        norm_clip: float | None = None,
-        embedding_decay: float | None = None,
+        embedding: Spec | None = None,
         decode: Decode = "readout",
         inference: Inference = "deterministic",
     ) -> None:
@@ -74,9 +70,6 @@ class NoPropCT(TimeRule):
             steps=steps,
             solver=solver,
             embedding=embedding,
-            scale=scale,
-            norm_clip=norm_clip,
-            embedding_decay=embedding_decay,
             decode=decode,
             inference=inference,
         )

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from bpfree.cut import unchanged_buffers
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
-from bpfree.diffusion.rule import Decode, EmbeddingName, Inference
+from bpfree.diffusion.rule import Decode, Inference
 from bpfree.diffusion.schedules import kl
 from bpfree.errors import check_choice, check_positive
 from bpfree.noise import Noise
+from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 
 
@@ -44,11 +45,9 @@ class NoPropDT(BlockRule):
         weighting: of the blocks' losses: "snr" as in Eq. 8, or "equal".
         order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch; "sequential": one
             in each epoch, block 1 in the first, as in the paper's Algorithm 1.
-        embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
-            class). To rebuild samples, the sample is its own embedding and this is not read.
-        scale: of the embeddings at the start; of prototypes, what samples are multiplied by.
-        norm_clip: the longest that a learned embedding may be; default: any length.
-        embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
+        embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
+            starting at one of each class); "image" of samples to rebuild. With options as
+            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
         decode: how z_T becomes class scores: by a linear "readout", or by the "nearest" embedding.
         readout_from: the read-out learns from z_T ~ q(z_T|y), the "posterior", or from z_T at the end of the "chain".
         inference: "deterministic", or "stochastic" as in Eq. 3, keyed so that it repeats.
@@ -63,10 +62,7 @@ class NoPropDT(BlockRule):
         abar_max: float = 0.999,
         weighting: Literal["snr", "equal"] = "snr",
         order: Order = "all",
-        embedding: EmbeddingName = "one_hot",
-        scale: float = 1.0,
-        norm_clip: float | None = None,
-        embedding_decay: float | None = None,
+        embedding: Spec | None = None,
         decode: Decode = "readout",
         readout_from: Literal["posterior", "chain"] = "posterior",
         inference: Inference = "deterministic",
@@ -77,9 +73,6 @@ class NoPropDT(BlockRule):
             abar_max=abar_max,
             order=order,
             embedding=embedding,
-            scale=scale,
-            norm_clip=norm_clip,
-            embedding_decay=embedding_decay,
             decode=decode,
             inference=inference,
         )
@@ -129,7 +122,7 @@ class NoPropLinear(NoPropDT):
         self,
         *,
         order: Order = "all",
-        embedding: EmbeddingName = "one_hot",
+        embedding: Spec | None = None,
         inference: Inference = "deterministic",
     ) -> None:
         super().__init__(

@@ -16,11 +16,12 @@ several; inference starts from z_0 = 0 by default.
 from torch import Tensor
 
 from bpfree.diffusion.net import DenoisingNet
-from bpfree.diffusion.rule import Decode, EmbeddingName, Inference, eps_like
+from bpfree.diffusion.rule import Decode, Inference, eps_like
 from bpfree.diffusion.solvers import Solver
 from bpfree.diffusion.times import TimeRule
 from bpfree.errors import UserError
 from bpfree.noise import Noise
+from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 
 
@@ -32,11 +33,9 @@ class NoPropFM(TimeRule):
         draws: times and noises for each sample of a batch; the trunk runs once for all of them.
         steps: of the solver.
         solver: "euler", "heun", or one of torchdiffeq's.
-        embedding: "one_hot" (fixed), "learned", or "prototype" (learned, as wide as a sample, starting at one of each
-            class). To rebuild samples, the sample is its own embedding and this is not read.
-        scale: of the embeddings at the start; the noise has length sqrt(E) beside it.
-        norm_clip: the longest that a learned embedding may be; default: any length.
-        embedding_decay: weight decay of learned embeddings; default: that of the optimiser.
+        embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
+            starting at one of each class); "image" of samples to rebuild. With options as
+            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
         decode: how z_1 becomes class scores: by the "nearest" embedding, or by a linear "readout".
         inference: "deterministic" from z_0 = 0, or "stochastic" from noise, keyed so that it repeats.
     """
@@ -48,10 +47,7 @@ class NoPropFM(TimeRule):
         draws: int = 1,
         steps: int = 10,
         solver: Solver = "euler",
-        embedding: EmbeddingName = "one_hot",
-        scale: float = 1.0,
-        norm_clip: float | None = None,
-        embedding_decay: float | None = None,
+        embedding: Spec | None = None,
         decode: Decode = "nearest",
         inference: Inference = "deterministic",
     ) -> None:
@@ -60,9 +56,6 @@ class NoPropFM(TimeRule):
             steps=steps,
             solver=solver,
             embedding=embedding,
-            scale=scale,
-            norm_clip=norm_clip,
-            embedding_decay=embedding_decay,
             decode=decode,
             inference=inference,
         )

@@ -20,9 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
-from bpfree.diffusion.rule import EmbeddingName, Inference, State
+from bpfree.diffusion.rule import Inference, State
 from bpfree.errors import UserError, check_positive
+from bpfree.spec import Spec
 from bpfree.types import Batch, Task
+
+LEARNED: Spec = {"name": "learned", "norm_clip": 50.0, "weight_decay": 1e-7}
 
 
 class NoPropHybrid(BlockRule):
@@ -35,10 +38,7 @@ class NoPropHybrid(BlockRule):
         abar_min: abar_0, above 0.
         abar_max: abar_T.
         order: "all", "random" or "sequential", see NoPropDT.
-        embedding: "learned", "prototype" or "one_hot", see NoPropDT.
-        scale: of the embeddings at the start; of prototypes, what samples are multiplied by.
-        norm_clip: the longest that a learned embedding may be.
-        embedding_decay: weight decay of learned embeddings.
+        embedding: of labels, as of NoPropDT.
         inference: "deterministic", or "stochastic" as in Eq. 3, keyed so that it repeats.
     """
 
@@ -54,10 +54,7 @@ class NoPropHybrid(BlockRule):
         abar_min: float = 0.2,
         abar_max: float = 0.999,
         order: Order = "all",
-        embedding: EmbeddingName = "learned",
-        scale: float = 1.0,
-        norm_clip: float | None = 50.0,
-        embedding_decay: float | None = 1e-7,
+        embedding: Spec = LEARNED,
         inference: Inference = "deterministic",
     ) -> None:
         super().__init__(
@@ -66,9 +63,6 @@ class NoPropHybrid(BlockRule):
             abar_max=abar_max,
             order=order,
             embedding=embedding,
-            scale=scale,
-            norm_clip=norm_clip,
-            embedding_decay=embedding_decay,
             decode="readout",
             inference=inference,
         )
