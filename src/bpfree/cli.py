@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bpfree import api, checkpoint
 from bpfree._version import __version__
+from bpfree.allocator import keep_freed_memory
 from bpfree.config import load_config, shipped
 from bpfree.data import DATASETS, data_directory
 from bpfree.data.dataset import Preprocess, Split
@@ -66,7 +67,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    keep_freed_memory()
 
 
 @app.command()
