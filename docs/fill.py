@@ -9,6 +9,7 @@ import inspect
 import re
 from pathlib import Path
 
+from bpfree.population.rule import RUNNING, BlackBoxRule
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 
@@ -46,6 +47,9 @@ def options(rule: type[Rule]) -> list[tuple[str, str, str]]:
     """Name, default and meaning of what the constructor takes, the last from the docstrings."""
     found = []
     for parameter in inspect.signature(rule).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD and issubclass(rule, BlackBoxRule):
+            defaults = RUNNING | {"evaluator": rule().asked}  # spsa has another than the rest
+            found += [(f"`{name}`", f"`{default}`", _meaning(rule, name)) for name, default in defaults.items()]
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         default = "`auto`" if parameter.name == "taps" else f"`{parameter.default}`"

@@ -34,9 +34,29 @@ def test_it_grows_where_activations_are_kept(rule, device):
     assert deep > shallow + 20
 
 
-def test_a_population_of_any_size_takes_the_memory_of_one(device):
-    few, many = (activation_memory("recombine", 4, device, population=p) for p in (4, 64))
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("recombine", {"evaluator": "loop"}),
+        ("es", {"evaluator": "vmap", "max_memory": 4}),
+        ("eggroll", {"evaluator": "lowrank", "max_memory": 4}),
+    ],
+)
+def test_a_population_of_any_size_takes_the_memory_of_a_few(rule, options, device):
+    few, many = (activation_memory(rule, 4, device, population=p, **options) for p in (64, 512))
     assert many < few + 0.5
+
+
+@pytest.mark.parametrize(("rule", "times"), [("es", 2.5), ("recombine", 2.5), ("spsa", 2.5), ("eggroll", 2.0)])
+def test_a_loop_takes_inference_and_a_few_times_the_parameters(rule, times, device):
+    """A copy and one member's noise, or the gradient and one member's noise."""
+    net = NETS["mlp"]((784,), 10, hidden=[512, 512]).to(device)
+    options = {} if rule == "spsa" else {"evaluator": "loop", "population": 8}
+    trainer = Trainer(net, RULES[rule](**options), Classify(10))
+    batch = Batch(torch.randn(16, 784, device=device), torch.arange(16, device=device) % 10)
+    trainer.step(batch)
+    parameters = sum(p.numel() for p in net.parameters()) * 4
+    assert trainer.step_memory(batch) < times * parameters
 
 
 def test_the_peak_of_a_step_is_what_was_allocated_at_once():

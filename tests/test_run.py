@@ -28,7 +28,9 @@ from tests.helpers import denoiser_for, same
 
 OVERRIDES = {
     "noprop_dt": ["net.blocks=3", "net.width=16"],
-    "recombine": ["rule.population=4", "data.batch_size=64"],
+    "recombine": ["rule.population=4", "data.batch_size=64", "rule.evaluator=loop"],
+    "eggroll": ["rule.evaluator=lowrank"],
+    **{name: ["rule.evaluator=loop"] for name in ("es", "snes", "pgpe")},
 }
 
 

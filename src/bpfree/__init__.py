@@ -11,9 +11,11 @@ from bpfree._version import __version__
 from bpfree.api import fit, load
 from bpfree.cut import cut, owners
 from bpfree.errors import DivergedError, UserError
+from bpfree.evolution import Evolution, Evolved, evolve
 from bpfree.matmul import fast_float32
 from bpfree.noise import Noise
-from bpfree.rule import BlackBoxRule, LocalRule, Rule
+from bpfree.population.rule import BlackBoxRule
+from bpfree.rule import LocalRule, Rule
 from bpfree.run import Run
 from bpfree.state import EarlyStopping
 from bpfree.taps import taps
@@ -26,6 +28,8 @@ __all__ = [
     "BlackBoxRule",
     "DivergedError",
     "EarlyStopping",
+    "Evolution",
+    "Evolved",
     "LocalRule",
     "Measure",
     "Noise",
@@ -39,6 +43,7 @@ __all__ = [
     "__version__",
     "cut",
     "data",
+    "evolve",
     "fast_float32",
     "fit",
     "load",

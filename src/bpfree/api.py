@@ -46,7 +46,8 @@ def fit(
         test: a pair or Dataset for the final evaluation; a named data set brings its own.
         trackers: what to watch: names or specs from `bpfree.trackers.TRACKERS`, or Trackers.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, shift, flip;
-            precision, update, device, clip, early_stopping), the sections `schedule` and `task`, and `classes`.
+            precision, update, device, clip, freeze,
+            early_stopping), the sections `schedule` and `task`, and `classes`.
 
     Returns:
         The finished run.

@@ -60,6 +60,7 @@ class TrainConfig(_Section):
     device: str = "auto"
     clip: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStoppingConfig | None = None
+    freeze: list[str] = []
     readout: Readout = "none"
     ridge: float = Field(default=1e-3, gt=0)
 

@@ -1,5 +1,7 @@
 """What rules have in common when they write `.grad`."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,15 @@ def backward(out: Tensor, gradient: Tensor | None = None) -> None:
             out.backward(gradient)  # type: ignore[no-untyped-call]
     else:
         out.backward(gradient)  # type: ignore[no-untyped-call]
+
+
+def add_gradients(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor]) -> None:
+    """Add to `.grad`."""
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if p.grad is None:
+            p.grad = gradient
+        else:
+            p.grad += gradient
 
 
 def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:

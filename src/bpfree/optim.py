@@ -4,11 +4,66 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from bpfree.errors import UserError
 from bpfree.spec import Spec, build, lookup, split_spec
+
+
+class ClipUp(optim.Optimizer):
+    """Steps of one length in the gradient's direction, with momentum and a top speed.
+
+    Toklu, Liskowski, Srivastava 2020, "ClipUp: A Simple and Powerful Optimizer for Distribution-Based Policy
+    Evolution", https://arxiv.org/abs/2008.02387, Algorithm 1. Lengths are over all parameters of a group.
+
+    Args:
+        params: parameters or groups.
+        lr: length of the step before momentum.
+        momentum: what is kept of the velocity.
+        max_speed: the longest velocity; default: twice the learning rate, as published.
+        normalize: make every step as long; without, as long as lr times the gradient.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        *,
+        momentum: float = 0.9,
+        max_speed: float | None = None,
+        normalize: bool = True,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("max_speed", max_speed)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name}: found {value}, allowed: 0 or more")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "max_speed": max_speed, "normalize": normalize})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step."""
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if not moved:
+                continue
+            length = _length([p.grad for p in moved if p.grad is not None]) if group["normalize"] else 1.0
+            velocities: list[Tensor] = []
+            for p in moved:
+                velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
+                velocities.append(velocity.mul_(group["momentum"]).add_(p.grad * (group["lr"] / length)))
+            limit = 2 * group["lr"] if group["max_speed"] is None else group["max_speed"]
+            shorter = (limit / _length(velocities)).clamp_max(1)
+            for p, velocity in zip(moved, velocities, strict=True):
+                velocity.mul_(shorter)
+                p.sub_(velocity)
+
+
+def _length(tensors: list[Tensor]) -> Tensor:
+    """Of all of them as one vector, above 0."""
+    length: Tensor = torch.stack([t.norm() for t in tensors]).norm().clamp_min(1e-30)
+    return length
+
 
 OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "sgd": optim.SGD,
@@ -18,6 +73,7 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "radam": optim.RAdam,
     "rmsprop": optim.RMSprop,
     "adagrad": optim.Adagrad,
+    "clipup": ClipUp,
 }
 
 

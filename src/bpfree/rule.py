@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
@@ -13,7 +12,6 @@ from bpfree.errors import UserError
 from bpfree.grad import backward, output_error, trainable
 from bpfree.layout import keep_order
 from bpfree.noise import Noise
-from bpfree.population import LoopEvaluator, Member, Perturbation, Shaping, accumulate
 from bpfree.types import Batch, Epochs, Scalars, Task
 
 
@@ -29,6 +27,7 @@ class Rule(nn.Module, ABC):
     """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
 
     needs_labels: ClassVar[bool] = False  # does it read class labels, so that reconstruction is beyond it?
+    needs_derivatives: ClassVar[bool] = True  # does it differentiate the net, or parts of it?
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
@@ -74,6 +73,10 @@ class Rule(nn.Module, ABC):
     def reads_output(self) -> bool:
         """Whether a prediction is net(x), so that backprop of the task's loss is what the rule stands beside."""
         return type(self).predict is Rule.predict
+
+    def notes(self) -> dict[str, str]:
+        """What the rule settled on by itself, for result.json; default: nothing."""
+        return {}
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
         """By layer, its weight and the feedback that stands for it on the way back, of one shape; default: none.
@@ -296,41 +299,3 @@ def _refuse_one_stage(net: nn.Module) -> None:
 
 class _Enough(Exception):  # noqa: N818, no error
     """Ends a forward pass of which the rest is known."""
-
-
-class BlackBoxRule(Rule):
-    """A rule that tries perturbed copies of the parameters and never differentiates the net.
-
-    Member i has the parameters theta + E_i; `.grad` becomes -sum_i w_i E_i, with the weights w made from the members'
-    losses. A member is a key and a sign, its noise regenerated when needed: memory is that of inference and three
-    times the parameters (a copy, one member's noise, the accumulator), whatever the size of the population. The net
-    runs in evaluation mode: dropout is off and batch-norm statistics stay as they are.
-
-    Args:
-        perturbation: how members differ.
-        shaping: losses [P] -> weights [P].
-        population: P, the number of members.
-        mirrored: members come in pairs +E, -E; P must be even.
-    """
-
-    def __init__(self, perturbation: Perturbation, shaping: Shaping, *, population: int, mirrored: bool) -> None:
-        super().__init__()
-        self.perturbation = perturbation
-        self.shaping = shaping
-        self.evaluator = LoopEvaluator()
-        self.members = Member.all(population, mirrored)
-
-    @torch.no_grad()
-    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """Evaluate every member on this batch, shape the losses into weights, and add the weighted noise."""
-        training = net.training
-        net.eval()
-        try:
-            losses, scalars = self.evaluator(net, task, batch, self.perturbation.keyed(noise), self.members)
-        finally:
-            net.train(training)
-        weights = self.shaping(losses)
-        accumulate(trainable(net), self.perturbation.keyed(noise), self.members, -weights)
-        finite = losses.isfinite()
-        mean = torch.where(finite, losses, 0.0).sum() / finite.sum()  # NaN if every member failed
-        return scalars | {"loss": mean}

@@ -16,6 +16,7 @@ from bpfree.data import DATASETS, Augment, Batches, Dataset, Preprocess, Split, 
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
 from bpfree.evaluation import mean_metrics
+from bpfree.freezing import freeze
 from bpfree.grad import trainable
 from bpfree.lab.pictures import draw
 from bpfree.memory import peak_process_memory
@@ -243,6 +244,7 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
         with Noise(seed).fold("net").global_rng():
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
     assert net is not None
+    freeze(net, config.train.freeze)
     device = resolve_device(config.train.device)
     for p in net.parameters():
         if p.dim() == 4:  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast
@@ -317,6 +319,7 @@ def _result(this: Run, dataset: Dataset, test: dict[str, float] | None) -> dict[
         "train": last.get("train"),
         "weights": this.weights,
         "rule": _name(this, "rule"),
+        **trainer.rule.notes(),
         "net": _name(this, "net"),
         "dataset": dataset.name,
         "seed": this.config.train.seed,

@@ -67,11 +67,17 @@ def check_options(
     Raises:
         UserError: an unknown option, a wrong type, or a missing one.
     """
-    parameters = list(inspect.signature(constructor).parameters.values())[given:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return dict(options)
-    known = {p.name: p for p in parameters if p.kind is not p.VAR_POSITIONAL}
     hints = _hints(constructor)
+    known: dict[str, inspect.Parameter] = {}
+    for parameter in list(inspect.signature(constructor).parameters.values())[given:]:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            shared = shared_options(hints.get(parameter.name))
+            if shared is None:
+                return dict(options)
+            hints |= shared
+            known |= {name: inspect.Parameter(name, parameter.KEYWORD_ONLY, default=None) for name in shared}
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            known[parameter.name] = parameter
     for key in options:
         if key not in known:
             raise unknown("key", key, known, f"{section}.") if known else UserError(f"{section}: takes no key '{key}'")
@@ -79,6 +85,12 @@ def check_options(
         if parameter.default is parameter.empty and parameter.name not in options:
             raise UserError(f"{section}.{parameter.name}: missing; {constructor.__name__} needs it")
     return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
+
+
+def shared_options(annotation: Any) -> dict[str, Any] | None:
+    """Names and types of the options that `**options: Unpack[...]` of a TypedDict takes; None for any others."""
+    described = typing.get_args(annotation)
+    return typing.get_type_hints(described[0]) if described and typing.is_typeddict(described[0]) else None
 
 
 def build(table: Mapping[str, Any], spec: Spec, *args: Any, section: str, outside: type | None = None) -> Any:

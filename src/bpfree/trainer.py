@@ -22,6 +22,7 @@ from bpfree.grad import first_trainable, trainable
 from bpfree.interrupt import interrupt_between_steps
 from bpfree.matmul import fast_float32
 from bpfree.memory import peak_step_memory
+from bpfree.nets.hard import without_derivatives
 from bpfree.noise import Noise
 from bpfree.optim import add_groups, make_optimizer, make_schedule
 from bpfree.rule import Rule
@@ -107,6 +108,7 @@ class Trainer:
         """Bind the rule, once, and hand its parameters and the net's to the optimiser; `step` calls it."""
         if self._bound:
             return
+        self._refuse_no_derivatives()
         self.net.train()
         with explained(batch), self.noise.fold("bind").global_rng(self.device):
             self.rule.bind(self.net, self.task, batch)
@@ -123,6 +125,15 @@ class Trainer:
         self._fused = FusedUpdate(self.net, self.rule, self.optimizer, self.clip) if self.update == "fused" else None
         self._not_optimized = [p for p in (*self.net.parameters(), *self.rule.parameters()) if id(p) not in known]
         self._bound = True
+
+    def _refuse_no_derivatives(self) -> None:
+        found = without_derivatives(self.net) if self.rule.needs_derivatives else None
+        if found:
+            able = [name for name, rule in RULES.items() if not rule.needs_derivatives]
+            raise UserError(
+                f"net: {found} has no derivative, but {type(self.rule).__name__} differentiates. Allowed: "
+                f"rules that do not ({', '.join(able)})"
+            )
 
     def step(self, batch: Batch) -> Scalars:
         """One step of training on one batch, x as the net takes it.
@@ -180,8 +191,11 @@ class Trainer:
             with self.arithmetic(), self._fused.active(step=False) if self._fused else nullcontext():
                 self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
 
+        weights = [p.detach().clone() for p in self.net.parameters()]  # which "in_place" gives back but for rounding
         with unchanged_buffers(self.net):
             peak = peak_step_memory(gradients, self.device)
+        for p, before in zip(self.net.parameters(), weights, strict=True):
+            p.data.copy_(before)
         self._zero_grad()
         return peak
 

@@ -19,10 +19,17 @@ from tests.helpers import IN_SHAPE, TASK, bound, gradients, net_for, same, zero_
 pytestmark = pytest.mark.parametrize("name", RULES)
 
 
+def make(name):
+    """A rule with its defaults, but for a choice that goes by the clock."""
+    if issubclass(RULES[name], BlackBoxRule) and RULES[name]().asked == "auto":
+        return RULES[name](evaluator="loop")
+    return RULES[name]()
+
+
 def written(name, batch, noise=None, net=None, rule=None):
     """Gradients of one call on a fresh net, with net and rule."""
     net = net or net_for(name, batch.x.device)
-    rule = rule or bound(RULES[name](), net, batch)
+    rule = rule or bound(make(name), net, batch)
     zero_grad(net, rule)
     rule.gradients(net, TASK, batch, noise or Noise(0, 0))
     return gradients(net, rule), net, rule
@@ -43,7 +50,7 @@ def test_training_twice_gives_the_same_weights(name, batch):
     states = []
     for seed in (0, 0, 1):
         net = net_for(name, batch.x.device)
-        trainer = Trainer(net, name, TASK, "adam", seed=seed)
+        trainer = Trainer(net, make(name), TASK, "adam", seed=seed)
         for _ in range(3):
             trainer.step(batch)
         states.append(copy.deepcopy(net.state_dict()))
@@ -58,8 +65,11 @@ def test_gradients_are_added(name, batch):
         torch.testing.assert_close(value, 2 * once[key], rtol=1e-9, atol=1e-15)
 
 
-PAIRS_OR_DRAWS = {"sim", "predsim", "forward_forward", "recombine", *(n for n in RULES if n.startswith("noprop"))}
-"""Rules whose loss is no mean over samples: it compares them in pairs, draws noise for them, or scores a batch."""
+PAIRS_OR_DRAWS = {
+    *("sim", "predsim", "forward_forward", "recombine", "es", "eggroll", "snes", "pgpe"),
+    *(n for n in RULES if n.startswith("noprop")),
+}
+"""Rules whose loss is no mean over samples: it compares them in pairs, draws noise for them, or ranks members."""
 
 
 def test_a_batch_is_the_mean_of_its_halves(name, batch):
@@ -123,14 +133,18 @@ def test_net_and_batch_are_left_as_they_were(name, batch):
     assert list(net.state_dict()) == keys
     assert net.training
     assert not any(m._forward_hooks or m._backward_hooks for m in net.modules())
-    assert all(torch.equal(p, weights[key]) for key, p in net.named_parameters())
+    for key, p in net.named_parameters():
+        if name == "spsa":  # it adds and subtracts its noise in place
+            torch.testing.assert_close(p, weights[key], rtol=1e-14, atol=1e-16)
+        else:
+            assert torch.equal(p, weights[key])
     assert torch.equal(batch.x, kept.x)
     assert torch.equal(batch.y, kept.y)
 
 
 def test_scalars_are_detached_finite_and_have_a_loss(name, batch):
     net = net_for(name, batch.x.device)
-    scalars = bound(RULES[name](), net, batch).gradients(net, TASK, batch, Noise(0, 0))
+    scalars = bound(make(name), net, batch).gradients(net, TASK, batch, Noise(0, 0))
     assert "loss" in scalars
     for value in scalars.values():
         assert value.dim() == 0
@@ -143,7 +157,7 @@ def test_state_survives_a_file(name, batch, tmp_path):
     _, net, rule = written(name, batch)
     save_file({k: v.cpu().contiguous() for k, v in rule.state_dict().items()}, tmp_path / "rule.safetensors")
     torch.manual_seed(99)
-    other = RULES[name]()
+    other = make(name)
     other.bind(net, TASK, batch)
     other.to(batch.x.device).load_state_dict(load_file(tmp_path / "rule.safetensors"))
     a, _, _ = written(name, batch, net=net, rule=rule)
@@ -180,14 +194,21 @@ def test_no_graph_is_left_behind(name, batch):
     assert all(b.grad_fn is None for b in [*net.buffers(), *rule.buffers()])
 
 
+OPTIMIZERS = {
+    "recombine": {"name": "sgd", "lr": 3.0},
+    "snes": {"name": "sgd", "lr": 1.0},
+    "pgpe": {"name": "clipup", "lr": 0.15},
+    **{name: {"name": "adam", "lr": 0.01} for name in ("es", "eggroll", "spsa", "forward_gradient")},
+}
+
+
 def test_it_learns_with_its_defaults(name, digits_data, device):
     """On real data, without an argument, every rule leaves chance behind."""
     train = digits_data.train
-    black_box = issubclass(RULES[name], BlackBoxRule)
-    optimizer = {"name": "sgd", "lr": 3.0} if black_box else {"name": "adam", "lr": 5e-3}
+    optimizer = OPTIMIZERS.get(name, {"name": "adam", "lr": 5e-3})
     net = net_for(name, device, torch.float32)
     run = fit(net, (train.x, train.y), name, epochs=20, optimizer=optimizer, test=digits_data.test, device=str(device))
-    assert run.result["test"]["accuracy"] > 0.5
+    assert run.result["test"]["accuracy"] > (0.35 if name in ("spsa", "forward_gradient") else 0.5)  # from one draw
     losses = [record["train"]["loss"] for record in run.metrics]
     assert losses[-1] < losses[0]
 
@@ -205,7 +226,7 @@ def test_a_rule_that_was_not_bound_says_so(name, batch):
 
 def test_binding_again_to_another_net(name, batch):
     """Nothing of the first net stays."""
-    rule = RULES[name]()
+    rule = make(name)
     wide = nn.Sequential(
         nn.Flatten(), *(m for _ in range(5) for m in (nn.LazyLinear(30), nn.Tanh())), nn.LazyLinear(10)
     )
@@ -215,7 +236,7 @@ def test_binding_again_to_another_net(name, batch):
         bound(rule, wide, batch)
     net = net_for(name, batch.x.device)
     bound(rule, net, batch)
-    fresh = bound(RULES[name](), net, batch)
+    fresh = bound(make(name), net, batch)
     assert {k: v.shape for k, v in rule.state_dict().items()} == {k: v.shape for k, v in fresh.state_dict().items()}
 
 

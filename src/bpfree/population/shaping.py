@@ -1,4 +1,7 @@
-"""What is made of the losses of a population: weights."""
+"""What is made of the scores of a population: how much of each member's noise goes into the step.
+
+Scores are to be minimised. A member whose score is not finite counts as the worst.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,15 +12,43 @@ from torch import Tensor
 from bpfree.errors import check_positive
 
 Shaping = Callable[[Tensor], Tensor]
-"""Losses [P] -> weights [P]. A loss that is not finite must weigh nothing or least."""
+"""Scores [P] -> weights [P], higher for worse."""
+
+
+def raw(scores: Tensor) -> Tensor:
+    """The scores themselves; with mirrored pairs what counts is their difference."""
+    return _finite(scores)
+
+
+def zscore(scores: Tensor) -> Tensor:
+    """(score - mean) / standard deviation; 0 if all are equal."""
+    scores = _finite(scores)
+    spread = scores.std(correction=0)
+    return torch.where(spread > 0, (scores - scores.mean()) / spread, 0.0)
+
+
+def centred_ranks(scores: Tensor) -> Tensor:
+    """Ranks from -0.5, the best, to 0.5, the worst; ties share their mean (Salimans et al. 2017)."""
+    return _ranks(scores) / max(len(scores) - 1, 1) - 0.5
+
+
+def utilities(scores: Tensor) -> Tensor:
+    """1/P - u, with u = max(0, log(P/2 + 1) - log(rank)) scaled to sum to 1, rank 1 the best (Wierstra et al. 2014)."""
+    count = len(scores)
+    by_rank = (torch.log(torch.tensor(count / 2 + 1)) - torch.arange(1, count + 1).log()).clamp_min(0)
+    by_rank = (by_rank / by_rank.sum() - 1 / count).to(scores)
+    ordered, order = _worst_last(scores).sort()
+    _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
+    means = torch.zeros_like(sizes, dtype=scores.dtype).index_add_(0, group, by_rank) / sizes
+    return -torch.empty_like(scores).index_copy_(0, order, means[group])
 
 
 class Softmax:
-    """w = softmax(-loss / T).
+    """-softmax(-score / T).
 
     Args:
-        temperature: T in units of the loss, or "auto": the standard deviation of the losses of the generation, which
-            makes the step independent of the scale of the loss.
+        temperature: T in units of the score, or "auto": the standard deviation of the scores of the generation, which
+            makes the step independent of the scale of the score.
     """
 
     def __init__(self, temperature: float | Literal["auto"]) -> None:
@@ -25,14 +56,41 @@ class Softmax:
             check_positive("temperature", temperature)
         self.temperature = temperature
 
-    def __call__(self, losses: Tensor) -> Tensor:
-        """Weights [P], at least 0 and summing to 1; 0 for members whose loss is NaN or infinite."""
-        finite = losses.isfinite()
-        temperature = self._auto(losses[finite]) if isinstance(self.temperature, str) else self.temperature
-        return torch.where(finite, -losses / temperature, -torch.inf).softmax(0).nan_to_num(0.0)
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Weights [P], at most 0 and summing to -1; 0 for members whose score is NaN or infinite."""
+        finite = scores.isfinite()
+        temperature = self._auto(scores[finite]) if isinstance(self.temperature, str) else self.temperature
+        return -torch.where(finite, -scores / temperature, -torch.inf).softmax(0).nan_to_num(0.0)
 
     @staticmethod
-    def _auto(losses: Tensor) -> Tensor:
-        tiny = torch.finfo(losses.dtype).tiny
-        spread = losses.std(correction=0) if len(losses) else losses.new_zeros(())
+    def _auto(scores: Tensor) -> Tensor:
+        tiny = torch.finfo(scores.dtype).tiny
+        spread = scores.std(correction=0) if len(scores) else scores.new_zeros(())
         return torch.where(spread > tiny, spread, torch.ones_like(spread))
+
+
+def _worst_last(scores: Tensor) -> Tensor:
+    return torch.where(scores.isfinite(), scores, torch.inf)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """What is not finite becomes the worst of the rest; 0 if there is no rest."""
+    finite = scores.isfinite()
+    worst = torch.where(finite, scores, -torch.inf).max()
+    return torch.where(finite, scores, torch.where(worst.isfinite(), worst, 0.0))
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """From 0, the mean of their places for those that are equal."""
+    scores = _worst_last(scores)
+    below = (scores < scores.unsqueeze(1)).sum(1)
+    equal = (scores == scores.unsqueeze(1)).sum(1)
+    return below + (equal - 1).to(scores.dtype) / 2
+
+
+SHAPINGS: dict[str, Shaping] = {
+    "centred_ranks": centred_ranks,
+    "zscore": zscore,
+    "utilities": utilities,
+    "raw": raw,
+}

@@ -4,10 +4,13 @@ from bpfree.rule import Rule
 from bpfree.rules.backprop import Backprop
 from bpfree.rules.cwcomp import CwComp
 from bpfree.rules.dfa import DFA, DRTP, Shallow
+from bpfree.rules.es import ES, SPSA, Eggroll
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
+from bpfree.rules.forward_gradient import ForwardGradient
 from bpfree.rules.local import Local
 from bpfree.rules.mono_forward import MonoForward
+from bpfree.rules.natural import PGPE, SNES
 from bpfree.rules.noprop_ct import NoPropCT
 from bpfree.rules.noprop_dt import NoPropDT, NoPropLinear
 from bpfree.rules.noprop_fm import NoPropFM
@@ -39,19 +42,31 @@ RULES: dict[str, type[Rule]] = {
     "noprop_hybrid": NoPropHybrid,
     "noprop_linear": NoPropLinear,
     "recombine": Recombine,
+    "es": ES,
+    "eggroll": Eggroll,
+    "spsa": SPSA,
+    "snes": SNES,
+    "pgpe": PGPE,
+    "forward_gradient": ForwardGradient,
 }
 
 __all__ = [
     "BRSF",
     "DFA",
     "DRTP",
+    "ES",
     "FA",
     "FRSF",
+    "PGPE",
     "RULES",
+    "SNES",
+    "SPSA",
     "USF",
     "Backprop",
     "CwComp",
+    "Eggroll",
     "ForwardForward",
+    "ForwardGradient",
     "Local",
     "MonoForward",
     "NoPropCT",

@@ -14,10 +14,13 @@ lr 1 is the published rule and anything else is an option. Public code sums the 
 temperature 1 is 1/118 on the mean loss; with T = 1 on the mean loss the rule stays at chance. Default is "auto".
 """
 
-from typing import Literal
+from typing import Literal, Unpack
 
-from bpfree.population import MaskedGaussian, Softmax
-from bpfree.rule import BlackBoxRule
+from torch import Tensor
+
+from bpfree.grad import add_gradients
+from bpfree.population import Generation, MaskedGaussian, Softmax
+from bpfree.population.rule import BlackBoxRule, Running
 
 
 class Recombine(BlackBoxRule):
@@ -29,6 +32,8 @@ class Recombine(BlackBoxRule):
         p: probability that a weight is perturbed.
         temperature: T in units of the mean loss, or "auto" for the standard deviation of the losses of the generation.
         mirrored: copies come in pairs theta + E, theta - E; halves the noise of the step.
+        sigma_decay: what sigma is multiplied by after each step.
+        running: see `BlackBoxRule`.
     """
 
     def __init__(
@@ -39,5 +44,20 @@ class Recombine(BlackBoxRule):
         p: float = 0.5,
         temperature: float | Literal["auto"] = "auto",
         mirrored: bool = False,
+        sigma_decay: float = 1.0,
+        **running: Unpack[Running],
     ) -> None:
-        super().__init__(MaskedGaussian(sigma, p), Softmax(temperature), population=population, mirrored=mirrored)
+        super().__init__(
+            MaskedGaussian(p),
+            Softmax(temperature),
+            population=population,
+            sigma=sigma,
+            mirrored=mirrored,
+            sigma_decay=sigma_decay,
+            **running,
+        )
+
+    def learn(self, generation: Generation, scores: Tensor) -> None:
+        """-sum_i w_i (theta_i - theta)."""
+        assert isinstance(generation.scale, float)
+        add_gradients(generation.parameters, generation.combine(self.shaping(scores) * generation.scale))

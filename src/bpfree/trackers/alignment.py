@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bpfree.rule import BlackBoxRule
+from bpfree.population.rule import BlackBoxRule
 from bpfree.rules.backprop import Backprop
 from bpfree.trackers.base import Measure, read
 from bpfree.types import Batch, Scalars

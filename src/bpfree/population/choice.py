@@ -1,0 +1,119 @@
+"""Which evaluator runs a net best, found out by trying."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import UserError
+from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
+from bpfree.population.generation import Generation
+from bpfree.population.lowrank import LowRankEvaluator
+from bpfree.population.perturbation import LowRank
+
+EvaluatorName = Literal["loop", "lowrank", "vmap", "in_place"]
+_CACHE = 8 * 2**20  # bytes: what the members of a chunk take is to stay near the processor
+_TRIED = 64  # members at most that a trial runs
+
+
+def choose(
+    asked: EvaluatorName | Literal["auto"],
+    net: nn.Module,
+    x: Tensor,
+    judge: Judge,
+    generation: Generation,
+    max_memory: float | None,
+) -> tuple[EvaluatorName, Evaluator]:
+    """The evaluator that was asked for, or the fastest one.
+
+    Args:
+        asked: its name, or "auto" to time those that can run the net, each on one generation after another to warm up.
+        net, x, judge, generation: what will be run, the net in evaluation mode.
+        max_memory: MiB that the members of a chunk may take together.
+
+    Raises:
+        UserError: the one that was asked for cannot run the net.
+    """
+    memory = _CACHE if max_memory is None else max_memory * 2**20
+    largest = largest_output(net, x)
+    written = sum(p.numel() * p.element_size() for p in generation.parameters)
+    trial = replace(generation, members=generation.members[:_TRIED])
+    makers: dict[EvaluatorName, Callable[[], Evaluator]] = {
+        "loop": Loop,
+        "lowrank": lambda: LowRankEvaluator(_fitting(memory, 2 * largest)),
+        "vmap": lambda: Vmap(_fitting(memory, 2 * largest + 3 * written)),  # with noise, and noise times sigma
+        "in_place": InPlace,
+    }
+    if asked != "auto":
+        obstacle = _obstacle(asked, makers[asked](), net, x, judge, trial)
+        if obstacle:
+            raise UserError(f"evaluator: found {asked}, but {obstacle}. Allowed: auto, loop")
+        return asked, makers[asked]()
+    names: list[EvaluatorName] = ["loop", "lowrank", "vmap"]
+    able = [name for name in names if not _obstacle(name, makers[name](), net, x, judge, trial)]
+    seconds = {name: _seconds(makers[name](), net, x, judge, trial) for name in able}
+    best = min(able, key=lambda name: seconds[name])
+    return best, makers[best]()
+
+
+@torch.no_grad()
+def largest_output(net: nn.Module, x: Tensor) -> int:
+    """Bytes of the largest output of a layer with trainable parameters, for one member.
+
+    Args:
+        net: in evaluation mode.
+        x: [B, ...], what one member runs on.
+    """
+    most = 1
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal most
+        if isinstance(out, Tensor):
+            most = max(most, out.numel() * out.element_size())
+
+    layers = (m for m in net.modules() if any(p.requires_grad for p in m.parameters(recurse=False)))
+    hooks = [module.register_forward_hook(note) for module in layers]
+    try:
+        net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return most
+
+
+def _fitting(memory: float, member: int) -> int:
+    """How many members of so many bytes to run at once: a power of two."""
+    return 1 << max(int(memory // member), 1).bit_length() - 1
+
+
+def _obstacle(
+    name: EvaluatorName, evaluator: Evaluator, net: nn.Module, x: Tensor, judge: Judge, trial: Generation
+) -> str | None:
+    """Why the evaluator cannot run the net as the loop does."""
+    if name in ("loop", "in_place"):
+        return None
+    if name == "lowrank" and not isinstance(trial.perturbation, LowRank):
+        return "the noise has no low rank, as that of eggroll has"
+    if name == "lowrank" and (obstacle := LowRankEvaluator.obstacle(net, trial.perturbation, x)):
+        return obstacle
+    try:
+        found, _ = evaluator(net, x, judge, trial)
+    except (RuntimeError, NotImplementedError) as error:
+        return f"the net does not run under it ({' '.join(str(error).split())[:200]})"
+    expected, _ = Loop()(net, x, judge, trial)
+    if not torch.allclose(found, expected, rtol=0.02, atol=0.01, equal_nan=True):
+        return "the net gives other outputs when members are run side by side"
+    return None
+
+
+def _seconds(evaluator: Evaluator, net: nn.Module, x: Tensor, judge: Judge, trial: Generation) -> float:
+    """The shorter of two runs; `_obstacle` has warmed it up."""
+    spent = []
+    for _ in range(2):
+        start = time.perf_counter()
+        evaluator(net, x, judge, trial)[0].sum().item()  # waits for the device
+        spent.append(time.perf_counter() - start)
+    return min(spent)

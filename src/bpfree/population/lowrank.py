@@ -1,0 +1,167 @@
+"""The evaluator for low-rank noise: what the members share is computed once for all of them.
+
+    x (W + sigma A B^T)^T = x W^T + sigma (x B) A^T
+
+The first product is one of the whole population; the rest is thin. As long as the members have the same x, before
+the first layer that differs, x W^T is computed once for them all.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.population.evaluators import Evaluator, Judge, frozen_parts_run_once
+from bpfree.population.generation import Chunk, Generation
+from bpfree.population.perturbation import Dense, Factored, Perturbation
+
+
+class LowRankEvaluator(Evaluator):
+    """Several members at once, their samples side by side in one batch [n B, ...].
+
+    It takes nets whose trainable parameters belong to Linear, Conv2d and batch-norm layers, each sample going its own
+    way through everything else.
+
+    Args:
+        members: how many at once.
+    """
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+
+    @staticmethod
+    def obstacle(net: nn.Module, perturbation: Perturbation, x: Tensor) -> str | None:
+        """What keeps the evaluator from running this net; None for nothing."""
+        for name, module in net.named_modules():
+            own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+            if own and (type(module) not in _MEMBERWISE or "forward" in vars(module)):
+                return f"{name or 'the net'} is a {type(module).__name__} with parameters of its own"
+            if own and isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
+                return f"{name} has groups or is not padded with zeros"
+            if own and module.weight is None:
+                return f"{name} has no weight"
+        owners = [id(p) for module in net.modules() for p in module.parameters(recurse=False)]
+        if len(owners) != len(set(owners)):
+            return "layers share parameters"
+        return None
+
+    def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        outs: list[Tensor] = []
+        scores: list[Tensor] = []
+        with frozen_parts_run_once(net, x):
+            for chunk in generation.chunks(self.members):
+                with _memberwise(net, len(x), chunk, generation):
+                    out = net(x)
+                out = out.view(len(chunk.places), len(x), *out.shape[1:])
+                outs = outs or [out[0].clone()]
+                scores.append(self._judged(out, judge))
+        return torch.cat(scores), outs[0]
+
+    @staticmethod
+    def _judged(out: Tensor, judge: Judge) -> Tensor:
+        try:
+            return torch.func.vmap(judge)(out)
+        except (RuntimeError, TypeError, ValueError):  # what is not written in torch throughout
+            return torch.stack([judge(own) for own in out])
+
+
+class _Noise:
+    """The noise of a chunk on one parameter, member by member, with sign and scale."""
+
+    def __init__(self, sample: Dense | Factored, chunk: Chunk, scale: float, like: Tensor) -> None:
+        self.places = torch.tensor(chunk.places, device=like.device)
+        factors = scale * torch.tensor(chunk.signs, device=like.device, dtype=like.dtype)
+        values = sample.a if isinstance(sample, Factored) else sample.values
+        self.values = values[self.places] * factors.view(-1, *[1] * (values.dim() - 1))  # A [n, O, r], or E [n, O]
+        self.b = sample.b if isinstance(sample, Factored) else None  # [K, I, r]
+
+
+@contextmanager
+def _memberwise(net: nn.Module, samples: int, chunk: Chunk, generation: Generation) -> Iterator[None]:
+    """Within it, layers with trainable parameters treat a batch [n B, ...] member by member."""
+    assert isinstance(generation.scale, float)
+    noise = {
+        id(p): _Noise(sample, chunk, generation.scale, p)  # type: ignore[arg-type]
+        for p, sample in zip(generation.parameters, chunk.samples, strict=True)
+    }
+    changed = []
+    try:
+        for module in net.modules():
+            own = {name: noise[id(p)] for name, p in module.named_parameters(recurse=False) if id(p) in noise}
+            if own:
+                run = _MEMBERWISE[type(module)]
+                module.forward = partial(run, module, len(chunk.places), samples, own.get("weight"), own.get("bias"))
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor) -> Tensor:
+    """[n B, ..., O] of x [B, ..., I], which all members share, or [n B, ..., I]."""
+    out = F.linear(x, layer.weight, layer.bias)
+    shared = len(x) == samples
+    base = out.view(1, -1, out.shape[-1]).expand(n, -1, -1) if shared else out.view(n, -1, out.shape[-1])
+    thin, wide = [], []
+    if weight is not None:
+        assert weight.b is not None
+        if shared:
+            k, i, r = weight.b.shape
+            every = x.reshape(-1, i) @ weight.b.transpose(0, 1).reshape(i, k * r)  # one product for all keys
+            thin.append(every.view(-1, k, r).transpose(0, 1)[weight.places])
+        else:
+            thin.append(torch.bmm(x.reshape(n, -1, x.shape[-1]), weight.b[weight.places]))
+        wide.append(weight.values)
+    if bias is not None:
+        thin.append(base.new_ones(1, 1, 1).expand(n, base.shape[1], 1))
+        wide.append(bias.values.unsqueeze(2))
+    moved = torch.baddbmm(base, torch.cat(thin, 2), torch.cat(wide, 2).transpose(1, 2))
+    return moved.view(n * samples, *out.shape[1:])
+
+
+def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor) -> Tensor:
+    """[n B, O, H', W'] of x [B, I, H, W], which all members share, or [n B, I, H, W]."""
+    run = partial(F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+    out = run(x, layer.weight, layer.bias)
+    shared = len(x) == samples
+    base = out.unsqueeze(0) if shared else out.view(n, samples, *out.shape[1:])
+    if weight is not None:
+        assert weight.b is not None
+        k, _, r = weight.b.shape
+        filters = weight.b.transpose(1, 2).reshape(k, r, *layer.weight.shape[1:])
+        if shared:
+            thin = run(x, filters.flatten(0, 1))
+            thin = thin.view(len(x), k, r, *thin.shape[2:]).movedim(1, 0)[weight.places]
+        else:
+            own = x.view(n, samples, *x.shape[1:])
+            thin = torch.stack([run(h, filters[p]) for h, p in zip(own, weight.places, strict=True)])
+        for rank in range(r):  # [n, B, 1, H, W] times [n, 1, O, 1, 1]
+            base = torch.addcmul(base, thin[:, :, rank : rank + 1], weight.values[:, None, :, rank, None, None])
+    if bias is not None:
+        base = base + bias.values[:, None, :, None, None]
+    return base.expand(n, *base.shape[1:]).flatten(0, 1)
+
+
+def _batch_norm(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor
+) -> Tensor:
+    """[n B, C, ...] of x [B, C, ...], which all members share, or [n B, C, ...]; with the running statistics."""
+    out = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+    base = out.unsqueeze(0) if len(x) == samples else out.view(n, samples, *out.shape[1:])
+    place = (-1, 1, x.shape[1], *[1] * (x.dim() - 2))
+    scale = layer.weight if weight is None else layer.weight + weight.values
+    shift = layer.bias if bias is None else layer.bias + bias.values
+    return torch.addcmul(shift.view(place), base, scale.view(place)).expand(n, *base.shape[1:]).flatten(0, 1)
+
+
+_MEMBERWISE: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+}

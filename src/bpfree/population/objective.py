@@ -1,0 +1,58 @@
+"""What a population is judged by, if not by the task's loss: any function of outputs and targets, smooth or not."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bpfree.errors import UserError, unknown
+
+Score = Callable[[Tensor, Tensor], Tensor | float]
+"""Outputs [B, D], targets [B] or [B, ...] -> a score of the batch."""
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of samples whose highest output is that of their class."""
+    return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
+
+
+def macro_f1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean over the classes of the F1 score; over those that occur or were predicted."""
+    classes = outputs.shape[-1]
+    predicted = F.one_hot(outputs.argmax(-1), classes).to(outputs.dtype)
+    true = F.one_hot(targets, classes).to(outputs.dtype)
+    both, either = (predicted * true).sum(0), predicted.sum(0) + true.sum(0)
+    return (2 * both / either.clamp_min(1)).sum() / (either > 0).sum().clamp_min(1)
+
+
+OBJECTIVES: dict[str, Score] = {"accuracy": accuracy, "macro_f1": macro_f1}  # each to be maximised
+
+
+class Objective:
+    """A score with its direction.
+
+    Args:
+        score: a name in OBJECTIVES or a function (outputs, targets) -> score.
+        maximize: its direction; may be left out for a name.
+
+    Raises:
+        UserError: an unknown name, or a function without a direction.
+    """
+
+    def __init__(self, score: str | Score, maximize: bool | None) -> None:
+        if isinstance(score, str):
+            if score not in OBJECTIVES:
+                raise unknown("objective", score, [*OBJECTIVES, "loss"])
+            self.score, self.maximize = OBJECTIVES[score], maximize is not False
+        else:
+            if maximize is None:
+                raise UserError("maximize: found None, but objective is a function. Allowed: true or false")
+            self.score, self.maximize = score, maximize
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The score, 0-d, turned so that less is better."""
+        score = self.score(outputs, targets)
+        score = score if isinstance(score, Tensor) else torch.tensor(score, device=outputs.device)
+        score = score.to(torch.promote_types(score.dtype, torch.float32))
+        return -score if self.maximize else score

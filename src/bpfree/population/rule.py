@@ -1,0 +1,137 @@
+"""The rules that never differentiate a net: how their options, members, scores and steps hang together."""
+
+import logging
+from typing import ClassVar, Literal, TypedDict, Unpack, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import check_choice, check_positive
+from bpfree.grad import add_gradients, trainable
+from bpfree.noise import Noise
+from bpfree.population.choice import EvaluatorName, choose
+from bpfree.population.evaluators import Evaluator, Judge
+from bpfree.population.generation import Generation, Member
+from bpfree.population.objective import Objective, Score
+from bpfree.population.perturbation import Perturbation
+from bpfree.population.shaping import Shaping
+from bpfree.rule import Rule
+from bpfree.types import Batch, Scalars, Task
+
+log = logging.getLogger(__name__)
+
+
+class Running(TypedDict, total=False):
+    """What every BlackBoxRule takes beside its own options."""
+
+    evaluator: EvaluatorName | Literal["auto"]
+    objective: str | Score
+    maximize: bool | None
+    max_memory: float | None
+
+
+RUNNING: Running = {"evaluator": "auto", "objective": "loss", "maximize": None, "max_memory": None}
+
+
+class BlackBoxRule(Rule):
+    """A rule that tries perturbed copies of the parameters and never differentiates the net.
+
+    Member i has the parameters theta + sigma E_i; `.grad` becomes sum_i w_i E_i / (P sigma), with the weights w made
+    from the members' scores. A member is a key and a sign, its noise regenerated when needed: memory is that of
+    inference and a few times the parameters, whatever the size of the population. The net runs in evaluation mode:
+    dropout is off and batch-norm statistics stay as they are.
+
+    Args:
+        perturbation: how members differ, E.
+        shaping: scores [P] -> weights [P].
+        population: P, the number of members.
+        sigma: standard deviation of a perturbed parameter.
+        sigma_decay: what sigma is multiplied by after each step.
+        mirrored: members come in pairs +E, -E; P must be even.
+        evaluator: how members are run: one by one ("loop"; "in_place" without a copy of the parameters), side by side
+            ("vmap"), or side by side with shared products where noise has a low rank ("lowrank"); "auto", the default,
+            times those that can run the net before the first step.
+        objective: what members are judged by: "loss", the task's and the default, "accuracy", "macro_f1", or a function
+            (outputs [B, D], targets) -> score. It need not be smooth. NaN makes a member the worst.
+        maximize: the direction of an objective that is a function.
+        max_memory: MiB that members run side by side may take, with their parameters where these are written out
+            ("vmap"); default: what fits in a processor's cache.
+    """
+
+    needs_derivatives: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        perturbation: Perturbation,
+        shaping: Shaping,
+        *,
+        population: int,
+        sigma: float,
+        mirrored: bool,
+        sigma_decay: float = 1.0,
+        **running: Unpack[Running],
+    ) -> None:
+        super().__init__()
+        check_positive("sigma", sigma)
+        check_positive("sigma_decay", sigma_decay)
+        self.perturbation = perturbation
+        self.shaping = shaping
+        self.members = Member.all(population, mirrored)
+        self.sigma = sigma
+        self.sigma_decay = sigma_decay
+        options = RUNNING | running
+        self.asked = options["evaluator"]
+        check_choice("evaluator", self.asked, ("auto", *get_args(EvaluatorName)))
+        score = options["objective"]
+        self.objective = None if score == "loss" else Objective(score, options["maximize"])
+        self.max_memory = options["max_memory"]
+        if self.max_memory is not None:
+            check_positive("max_memory", self.max_memory)
+        self.register_buffer("chosen", torch.tensor(-1, dtype=torch.int8))  # so that a resumed run goes on alike
+        self.chosen: Tensor
+        self._evaluator: Evaluator | None = None
+
+    @torch.no_grad()
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """Score every member on this batch, shape the scores into weights, and add the weighted noise."""
+
+        def judge(out: Tensor) -> Tensor:
+            return task.loss(out, batch) if self.objective is None else self.objective(out, batch.y)
+
+        generation = self.generation(trainable(net), noise)
+        training = net.training
+        net.eval()
+        try:
+            scores, first = self.evaluator(net, batch.x, judge, generation)(net, batch.x, judge, generation)
+        finally:
+            net.train(training)
+        self.learn(generation, scores)
+        finite = scores.isfinite()
+        mean = torch.where(finite, scores, 0.0).sum() / finite.sum()  # NaN if every member failed
+        return task.metrics(first, batch) | {"loss": mean}
+
+    def generation(self, parameters: list[nn.Parameter], noise: Noise) -> Generation:
+        """The members of the step that the noise is keyed by."""
+        sigma = self.sigma * self.sigma_decay ** max(noise.step, 0)
+        return Generation(parameters, self.members, self.perturbation, noise, sigma)
+
+    def learn(self, generation: Generation, scores: Tensor) -> None:
+        """Add to `.grad` what the scores [P] say."""
+        assert isinstance(generation.scale, float)
+        weights = self.shaping(scores) / (len(scores) * generation.scale)
+        add_gradients(generation.parameters, generation.combine(weights))
+
+    def evaluator(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> Evaluator:
+        """The evaluator that was asked for, or the fastest; chosen once."""
+        if self._evaluator is None:
+            names = get_args(EvaluatorName)
+            asked = self.asked if self.chosen < 0 else names[self.chosen]
+            name, self._evaluator = choose(asked, net, x, judge, generation, self.max_memory)
+            self.chosen.fill_(names.index(name))
+            if asked == "auto":
+                log.info("%s: members are run by the evaluator '%s'", type(self).__name__, name)
+        return self._evaluator
+
+    def notes(self) -> dict[str, str]:
+        """The evaluator."""
+        return {} if self.chosen < 0 else {"evaluator": get_args(EvaluatorName)[self.chosen]}

@@ -1,0 +1,75 @@
+"""Forward gradients.
+
+Baydin, Pearlmutter, Syme, Wood, Torr 2022, "Gradients without Backpropagation", https://arxiv.org/abs/2202.08587
+
+    g = (grad L . v) v,   v ~ N(0, I),   E[g] = grad L
+
+The directional derivative grad L . v comes exactly from one forward pass in forward mode, which keeps no activations.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from bpfree.cut import unchanged_buffers
+from bpfree.errors import check_choice, check_positive
+from bpfree.grad import add_gradients, trainable
+from bpfree.noise import Noise
+from bpfree.population import PERTURBATIONS, Generation, Member
+from bpfree.rule import Rule
+from bpfree.types import Batch, Scalars, Task
+
+
+class ForwardGradient(Rule):
+    """Directional derivatives, each times its direction.
+
+    Args:
+        directions: how many are drawn for a step and averaged; each takes one pass.
+        perturbation: of the directions: "gaussian", or "rademacher" (+1 or -1), whose estimates vary less.
+    """
+
+    needs_derivatives: ClassVar[bool] = True
+
+    def __init__(self, *, directions: int = 1, perturbation: Literal["gaussian", "rademacher"] = "gaussian") -> None:
+        super().__init__()
+        check_positive("directions", directions)
+        check_choice("perturbation", perturbation, PERTURBATIONS)
+        self.members = [Member(i, 1) for i in range(directions)]
+        self.perturbation = PERTURBATIONS[perturbation]()
+
+    @torch.no_grad()
+    def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """One pass for each direction."""
+        names = [name for name, p in net.named_parameters() if p.requires_grad]
+        generation = Generation(trainable(net), self.members, self.perturbation, noise)
+        slopes: list[Tensor] = []
+        scalars: Scalars = {}
+        for member in self.members:
+            directions = [sample.dense()[0] for sample in generation.draw(member.key)]
+            once = unchanged_buffers(net) if scalars else nullcontext()  # batch-norm statistics hear of a batch once
+            with once, _dual_level(), noise.fold("dropout").global_rng(batch.x.device):
+                moved = {
+                    name: forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
+                    for name, p, v in zip(names, generation.parameters, directions, strict=True)
+                }
+                out = torch.func.functional_call(net, moved, (batch.x,))
+                loss, slope = forward_ad.unpack_dual(task.loss(out, batch))  # type: ignore[no-untyped-call]
+                slopes.append(loss.new_zeros(()) if slope is None else slope)
+                if not scalars:
+                    primal = forward_ad.unpack_dual(out).primal  # type: ignore[no-untyped-call]
+                    scalars = task.metrics(primal, batch) | {"loss": loss}
+        add_gradients(generation.parameters, generation.combine(torch.stack(slopes) / len(slopes)))
+        return scalars
+
+
+@contextmanager
+def _dual_level() -> Iterator[None]:
+    """Forward mode; the first use of it compiles with what torch itself calls deprecated."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -1,0 +1,174 @@
+"""Evolution strategies that learn the width of their noise as well, for each parameter.
+
+`snes`: separable natural evolution strategies. Schaul, Glasmachers, Schmidhuber 2011, https://doi.org/10.1145/2001576.2001692;
+Wierstra et al. 2014, https://jmlr.org/papers/v15/wierstra14a.html.
+
+    theta <- theta + eta_theta sigma * sum_i u_i s_i,        sigma <- sigma * exp(eta_sigma/2 sum_i u_i (s_i^2 - 1))
+
+with s_i ~ N(0, I), members theta + sigma s_i, utilities u by rank, eta_sigma = (3 + ln d) / (5 sqrt d) for d
+parameters.
+
+`pgpe`: parameter-exploring policy gradients. Sehnke et al. 2010, https://doi.org/10.1016/j.neunet.2009.12.004;
+with ranks and ClipUp as in Toklu, Liskowski, Srivastava 2020, https://arxiv.org/abs/2008.02387.
+
+    grad_theta = 1/P sum_i f_i sigma s_i,     sigma <- sigma - eta_sigma 1/P sum_i f_i sigma (s_i^2 - 1)
+
+with mirrored pairs, f the centred ranks, no element of sigma changing by more than a fifth in a step.
+
+Where we differ: the steps of theta are handed to the optimiser as a gradient, SNES's eta_theta being its learning rate.
+Signs are those of losses to be minimised. The logarithms of sigma
+are parameters of the rule, so that the optimiser steps them, plainly, and a checkpoint holds them.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import UserError, check_positive
+from bpfree.grad import add_gradients, trainable
+from bpfree.noise import Noise
+from bpfree.population import SHAPINGS, Gaussian, Generation
+from bpfree.population.perturbation import Sample
+from bpfree.population.rule import BlackBoxRule, Running
+from bpfree.types import Batch, Task
+
+
+class AdaptiveRule(BlackBoxRule):
+    """A rule with a sigma for each element of each parameter, whose logarithms are parameters of its own.
+
+    They are to make plain steps: in their group of the optimiser momentum and ClipUp's normalisation are off.
+    """
+
+    sigma_lr: float
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Every sigma starts at the same value."""
+        super().bind(net, task, batch)
+        own = [torch.full_like(p.detach(), math.log(self.sigma)) for p in trainable(net)]
+        self.log_sigmas = nn.ParameterList(own)
+
+    @property
+    def sigmas(self) -> list[Tensor]:
+        """Sigma, parameter by parameter."""
+        if not hasattr(self, "log_sigmas"):
+            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        return [log_sigma.detach().exp() for log_sigma in self.log_sigmas]
+
+    def generation(self, parameters: list[nn.Parameter], noise: Noise) -> Generation:
+        """See the base class."""
+        return Generation(parameters, self.members, self.perturbation, noise, self.sigmas)
+
+    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
+        """The net, and the widths."""
+        return [trainable(net), trainable(self)]
+
+    def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """The widths have a learning rate of their own and take plain steps."""
+        plain = {"momentum": 0.0, "weight_decay": 0.0, "normalize": False, "max_speed": math.inf}
+        return [{"params": trainable(net)}, {"params": trainable(self), "lr": self.sigma_lr, **plain}]
+
+    def learn(self, generation: Generation, scores: Tensor) -> None:
+        """Add to `.grad` of the net and of the widths."""
+        weights = self.weigh(scores)
+        assert not isinstance(generation.scale, float)
+        steps = generation.combine(weights)
+        spreads = generation.combine(weights, of=_spread)
+        own = [sigma * step for sigma, step in zip(generation.scale, steps, strict=True)]
+        add_gradients(generation.parameters, own)
+        add_gradients(self.log_sigmas, [self.widening(spread) for spread in spreads])
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Weights w [P] of scores [P]."""
+        return self.shaping(scores)
+
+    @abstractmethod
+    def widening(self, spread: Tensor) -> Tensor:
+        """The gradient in log sigma of a parameter, from its sum_i w_i (s_i^2 - 1)."""
+
+
+def _spread(sample: Sample, weights: Tensor) -> Tensor:
+    """sum_i w_i (s_i^2 - 1), shaped like the parameter."""
+    spread: Tensor = torch.tensordot(weights, sample.dense().square().sub_(1), 1)
+    return spread
+
+
+class SNES(AdaptiveRule):
+    """Separable natural evolution strategy. Plain SGD with lr 1 is the published rule.
+
+    Args:
+        population: P; published for d parameters, few of them: 4 + 3 ln(d).
+        sigma: standard deviation of the noise at the start.
+        sigma_lr: eta_sigma; default: (3 + ln d) / (5 sqrt d) for d parameters.
+        mirrored: members come in pairs theta + E, theta - E.
+        running: see `BlackBoxRule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        population: int = 64,
+        sigma: float = 0.02,
+        sigma_lr: float | None = None,
+        mirrored: bool = False,
+        **running: Unpack[Running],
+    ) -> None:
+        super().__init__(
+            Gaussian(), SHAPINGS["utilities"], population=population, sigma=sigma, mirrored=mirrored, **running
+        )
+        if sigma_lr is not None:
+            check_positive("sigma_lr", sigma_lr)
+            self.sigma_lr = sigma_lr
+        self._asked_lr = sigma_lr
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """See the base class; the rate of the widths goes by the number of parameters."""
+        super().bind(net, task, batch)
+        if self._asked_lr is None:
+            d = sum(p.numel() for p in trainable(net))
+            self.sigma_lr = (3 + math.log(d)) / (5 * math.sqrt(d))
+
+    def widening(self, spread: Tensor) -> Tensor:
+        """-1/2 sum_i u_i (s_i^2 - 1); the shaped weights are -u."""
+        return spread.mul_(0.5)
+
+
+class PGPE(AdaptiveRule):
+    """Parameter-exploring policy gradients, mirrored; published with the optimiser ClipUp.
+
+    Args:
+        population: P.
+        sigma: standard deviation of the noise at the start.
+        sigma_lr: eta_sigma.
+        sigma_change: the largest relative change of a sigma in a step.
+        running: see `BlackBoxRule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        population: int = 64,
+        sigma: float = 0.02,
+        sigma_lr: float = 0.1,
+        sigma_change: float = 0.2,
+        **running: Unpack[Running],
+    ) -> None:
+        super().__init__(
+            Gaussian(), SHAPINGS["centred_ranks"], population=population, sigma=sigma, mirrored=True, **running
+        )
+        check_positive("sigma_lr", sigma_lr)
+        if not 0 < sigma_change < 1:
+            raise UserError(f"sigma_change: found {sigma_change}, allowed: above 0 and below 1")
+        self.sigma_lr = sigma_lr
+        self.sigma_change = sigma_change
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """f/P."""
+        return self.shaping(scores) / len(scores)
+
+    def widening(self, spread: Tensor) -> Tensor:
+        """Such that a plain step makes it sigma (1 - eta spread), within the largest change."""
+        change = spread.mul_(-self.sigma_lr).clamp_(-self.sigma_change, self.sigma_change)
+        return change.log1p_().div_(-self.sigma_lr)

@@ -1,0 +1,274 @@
+"""All ways to run a population give the scores of its members, whatever is run side by side."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bpfree import Noise, UserError
+from bpfree.nets import NETS
+from bpfree.population import Gaussian, Generation, InPlace, Loop, LowRank, LowRankEvaluator, Member, Vmap, choose
+from bpfree.population.evaluators import frozen_parts_run_once
+from tests.helpers import TASK
+
+
+class Tokens(nn.Module):
+    """A layer on the last dimension of [B, 16, 4], used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.again, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(64, 10)
+
+    def forward(self, x):
+        h = self.inner(x.flatten(1).unflatten(1, (16, 4)))
+        return self.last(self.again(torch.tanh(self.again(h))).flatten(1))
+
+
+NET = {
+    "mlp": lambda: NETS["mlp"]((1, 8, 8), 10, hidden=[12, 7]),
+    "conv": lambda: NETS["conv"]((1, 8, 8), 10, channels=[3, 4], hidden=9),
+    "norm": lambda: NETS["conv"]((1, 8, 8), 10, channels=[3], hidden=5, batch_norm=True, dropout=0.5),
+    "norm first": lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    "strided": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1, bias=False), nn.Flatten(), nn.Linear(64, 10, bias=False)),
+    "tokens": Tokens,
+    "signs": lambda: NETS["mlp"]((1, 8, 8), 10, hidden=[12], activation="sign"),
+    "spikes": lambda: NETS["spiking_mlp"]((1, 8, 8), 10, hidden=[12, 8]),
+}
+
+
+def make(kind, batch, dtype=torch.float64):
+    torch.manual_seed(0)
+    net = NET[kind]().to(batch.x.device, dtype).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return net
+
+
+def generation_of(net, perturbation, population=12, mirrored=True, sigma=0.1, step=0):
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return Generation(parameters, Member.all(population, mirrored), perturbation, Noise(3, step), sigma)
+
+
+def judge_of(batch):
+    return lambda out: TASK.loss(out, batch)
+
+
+def written_out(net, batch, generation):
+    """Scores with the weights of each member made from its noise, one by one."""
+    names = [name for name, p in net.named_parameters() if p.requires_grad]
+    scores = []
+    for key, sign in generation.members:
+        block, place = divmod(key, generation.perturbation.together)
+        noise = [sample.dense()[place] for sample in generation.draw(block)]
+        moved = [
+            p + sign * generation.scale_of(i) * e
+            for i, (p, e) in enumerate(zip(generation.parameters, noise, strict=True))
+        ]
+        out = torch.func.functional_call(net, dict(zip(names, moved, strict=True)), (batch.x,))
+        scores.append(TASK.loss(out, batch))
+    return torch.stack(scores).detach()
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("kind", NET)
+@torch.no_grad()
+def test_low_rank_members_are_those_of_weights_written_out(kind, rank, mirrored, batch):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        if kind in ("signs", "spikes") and dtype == torch.float32:
+            continue  # rounding turns a sign
+        net = make(kind, batch, dtype)
+        this = replace_x(batch, dtype)
+        generation = generation_of(net, LowRank(rank), mirrored=mirrored)
+        expected = written_out(net, this, generation)
+        for evaluator in (Loop(), LowRankEvaluator(4), Vmap(4), InPlace()):
+            scores, first = evaluator(net, this.x, judge_of(this), generation)
+            torch.testing.assert_close(scores, expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(TASK.loss(first, this), expected[0], rtol=tolerance, atol=tolerance)
+
+
+def replace_x(batch, dtype):
+    return type(batch)(batch.x.to(dtype), batch.y)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@torch.no_grad()
+def test_gaussian_members_and_widths_of_their_own(kind, batch):
+    net = make(kind, batch)
+    generation = generation_of(net, Gaussian())
+    widths = [torch.rand_like(p) for p in generation.parameters]
+    for this in (generation, replace(generation, scale=widths)):
+        expected = written_out(net, batch, this)
+        for evaluator in (Loop(), Vmap(5), InPlace()):
+            scores, _ = evaluator(net, batch.x, judge_of(batch), this)
+            torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 1000])
+@torch.no_grad()
+def test_results_do_not_depend_on_how_many_run_side_by_side(size, batch):
+    """80 members are more than a block of keys, and 7 divides nothing."""
+    net = make("mlp", batch)
+    generation = generation_of(net, LowRank(2), population=160)
+    expected, _ = Loop()(net, batch.x, judge_of(batch), generation)
+    for evaluator in (LowRankEvaluator(size), Vmap(size)):
+        scores, _ = evaluator(net, batch.x, judge_of(batch), generation)
+        torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("perturbation", [Gaussian(), LowRank(1)])
+def test_noise_is_the_same_to_the_bit_however_it_is_asked_for(perturbation, batch):
+    net = make("conv", batch)
+    generation = generation_of(net, perturbation, population=80)
+    again = [sample.dense() for sample in generation.draw(0)]
+    assert all(torch.equal(a.dense(), b) for a, b in zip(generation.draw(0), again, strict=True))
+    some = replace(generation, members=generation.members[6:9])
+    (chunk,) = some.chunks(8)
+    (every,) = generation.chunks(80)
+    for few, all_ in zip(chunk.samples, every.samples, strict=True):
+        wanted = [every.places[i] for i in (6, 7, 8)]
+        assert torch.equal(few.dense()[chunk.places], all_.dense()[wanted])
+    later = generation_of(net, perturbation, population=80, step=1)
+    assert not torch.equal(next(later.draw(0)).dense(), again[0])
+
+
+@pytest.mark.parametrize("perturbation", [Gaussian(), LowRank(1), LowRank(3)])
+def test_what_is_combined_is_the_weighted_noise(perturbation, batch):
+    net = make("conv", batch)
+    generation = generation_of(net, perturbation, population=70, mirrored=True)
+    weights = torch.randn(70, dtype=torch.float64, device=batch.x.device)
+    (every,) = generation.chunks(70)
+    signs = torch.tensor(every.signs, device=weights.device)
+    for combined, sample in zip(generation.combine(weights), every.samples, strict=True):
+        expected = torch.tensordot(weights * signs, sample.dense()[every.places], 1)
+        torch.testing.assert_close(combined, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("perturbation", [Gaussian(), LowRank(1), LowRank(4)])
+def test_every_element_has_variance_one_and_nothing_in_common_with_others(perturbation, batch):
+    net = nn.Linear(6, 5).double().to(batch.x.device)
+    generation = generation_of(net, perturbation, population=60_000, mirrored=False)
+    (every,) = generation.chunks(60_000)
+    noise = every.samples[0].dense().flatten(1)
+    covariance = noise.T @ noise / len(noise)
+    torch.testing.assert_close(covariance, torch.eye(30).to(covariance), rtol=0, atol=0.05)
+
+
+@torch.no_grad()
+def test_parameters_come_out_as_they_went_in_even_of_a_break(batch):
+    net = make("conv", batch)
+    before = [p.clone() for p in net.parameters()]
+    for evaluator in (Loop(), LowRankEvaluator(4), Vmap(4), InPlace()):
+        calls = []
+
+        def judge(out, calls=calls):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return out.sum()
+
+        generation = generation_of(net, LowRank(1), population=64)
+        with pytest.raises(KeyboardInterrupt):
+            evaluator(net, batch.x, judge, generation)
+        for p, b in zip(net.parameters(), before, strict=True):
+            if isinstance(evaluator, InPlace):
+                torch.testing.assert_close(p, b, rtol=1e-14, atol=1e-16)
+            else:
+                assert torch.equal(p, b)
+        assert not any("forward" in vars(module) for module in net.modules())
+
+
+class Counting(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@torch.no_grad()
+def test_a_frozen_beginning_runs_once(inplace, batch):
+    torch.manual_seed(0)
+    body = Counting(nn.Sequential(nn.Flatten(), nn.Linear(64, 20)))
+    net = nn.Sequential(body, nn.ReLU(inplace), nn.Linear(20, 9), nn.ReLU(inplace), nn.Linear(9, 10)).to(batch.x)
+    for p in body.parameters():
+        p.requires_grad_(False)
+    generation = generation_of(net, LowRank(1), population=8)
+    expected = written_out(net, batch, generation)
+    for evaluator in (Loop(), InPlace(), LowRankEvaluator(4)):
+        body.calls = 0
+        scores, _ = evaluator(net, batch.x, judge_of(batch), generation)
+        torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
+        assert body.calls == 1
+    x = batch.x.clone()
+    with frozen_parts_run_once(net, x):
+        net(x)
+        x += 1  # of another content now, so nothing that is remembered holds
+        torch.testing.assert_close(net(x), type(net).forward(net, x.clone()))
+
+
+def test_an_adapter_is_trained_alone(batch):
+    net = make("mlp", batch)
+    for name, p in net.named_parameters():
+        p.requires_grad_(name.startswith("fc2"))
+    generation = generation_of(net, LowRank(1))
+    expected = written_out(net, batch, generation)
+    with torch.no_grad():
+        scores, _ = LowRankEvaluator(8)(net, batch.x, judge_of(batch), generation)
+    torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
+    assert [tuple(step.shape) for step in generation.combine(scores)] == [(7, 12), (7,)]
+
+
+class Mixing(nn.Module):
+    """Its samples see each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        h = self.fc(x.flatten(1))
+        return h - h.mean(0)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x.flatten(1)))[:, :10]
+
+
+@pytest.mark.parametrize(
+    ("net", "perturbation", "message"),
+    [
+        (lambda: NETS["mlp"]((1, 8, 8), 10), Gaussian(), "lowrank, but the noise has no low rank"),
+        (Mixing, LowRank(1), "other outputs when members are run side by side"),
+        (Tied, LowRank(1), "layers share parameters"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10)), LowRank(1), "1 is a LayerNorm"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="circular"), nn.Flatten()), LowRank(1), "padded with"),
+    ],
+)
+@torch.no_grad()
+def test_nets_that_members_cannot_share_are_left_to_the_loop(net, perturbation, message, batch):
+    net = net().to(batch.x).eval()
+    generation = generation_of(net, perturbation)
+
+    def judge(out):
+        return out.square().mean()
+
+    with pytest.raises(UserError, match=message):
+        choose("lowrank", net, batch.x, judge, generation, None)
+    name, evaluator = choose("auto", net, batch.x, judge, generation, None)
+    assert name in ("loop", "vmap")
+    torch.testing.assert_close(
+        evaluator(net, batch.x, judge, generation)[0], Loop()(net, batch.x, judge, generation)[0]
+    )
