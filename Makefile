@@ -17,8 +17,12 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-peers: $(READY)  ## what the benchmarks compare with; of BioTorch's own dependencies its layers need torch alone
+# Of BioTorch's own dependencies its layers need torch alone. EvoX is under the GPL: for the benchmark, never imported
+# by bpfree.
+peers: $(READY)  ## what the benchmarks compare with
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps biotorch==0.0.16
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		evotorch==0.6.1 evox==1.4.0
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

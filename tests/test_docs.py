@@ -57,6 +57,15 @@ def test_every_rule_has_a_page_that_runs_and_is_of_today(name, capsys):
     assert "'accuracy': 0." in capsys.readouterr().out
 
 
+def test_the_page_that_explains_black_box_rules_runs(capsys):
+    page = (ROOT / "docs" / "rules" / "black_box.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "black_box.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert float(re.search(r"'accuracy': ([\d.]+)", printed)[1]) > 0.7
+    assert "'a': tensor(" in printed
+
+
 def test_a_page_without_its_marks_does_not_count_as_filled():
     page = (ROOT / "docs" / "rules" / "dfa.md").read_text()
     for mark in ("options", "figures"):
