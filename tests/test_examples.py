@@ -8,6 +8,10 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+LEARNED = {
+    "black_box": {"by_loss": 0.8, "by_accuracy": 0.6, "smooth": 0.9},
+    "noprop": {"dt": 0.9, "ct": 0.9, "fm": 0.9},
+}
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
 
@@ -27,7 +31,7 @@ def code_of(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["noprop.ipynb"]
+    assert [path.stem for path in NOTEBOOKS] == list(LEARNED)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -36,8 +40,8 @@ def test_its_cells_run_in_one_go(path, off_screen, capsys):
     for number, code in enumerate(code_of(json.loads(path.read_text(encoding="utf-8")))):
         exec(compile(code, f"{path.name}, code cell {number}", "exec"), names)
     printed = capsys.readouterr().out
-    for rule in ("dt", "ct", "fm"):
-        assert names[rule].result["test"]["accuracy"] > 0.9, printed
+    for run, accuracy in LEARNED[path.stem].items():
+        assert names[run].result["test"]["accuracy"] > accuracy, printed
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
