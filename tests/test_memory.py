@@ -43,7 +43,7 @@ def test_it_grows_where_activations_are_kept(rule, device):
     ],
 )
 def test_a_population_of_any_size_takes_the_memory_of_a_few(rule, options, device):
-    few, many = (activation_memory(rule, 4, device, population=p, **options) for p in (64, 512))
+    few, many = (activation_memory(rule, 4, device, population=p, **options) for p in (64, 1024))
     assert many < few + 0.5
 
 

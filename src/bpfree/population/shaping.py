@@ -29,18 +29,15 @@ def zscore(scores: Tensor) -> Tensor:
 
 def centred_ranks(scores: Tensor) -> Tensor:
     """Ranks from -0.5, the best, to 0.5, the worst; ties share their mean (Salimans et al. 2017)."""
-    return _ranks(scores) / max(len(scores) - 1, 1) - 0.5
+    places = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
+    return _by_rank(scores, places) / max(len(scores) - 1, 1) - 0.5
 
 
 def utilities(scores: Tensor) -> Tensor:
     """1/P - u, with u = max(0, log(P/2 + 1) - log(rank)) scaled to sum to 1, rank 1 the best (Wierstra et al. 2014)."""
     count = len(scores)
     by_rank = (torch.log(torch.tensor(count / 2 + 1)) - torch.arange(1, count + 1).log()).clamp_min(0)
-    by_rank = (by_rank / by_rank.sum() - 1 / count).to(scores)
-    ordered, order = _worst_last(scores).sort()
-    _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
-    means = torch.zeros_like(sizes, dtype=scores.dtype).index_add_(0, group, by_rank) / sizes
-    return -torch.empty_like(scores).index_copy_(0, order, means[group])
+    return -_by_rank(scores, (by_rank / by_rank.sum() - 1 / count).to(scores))
 
 
 class Softmax:
@@ -80,12 +77,12 @@ def _finite(scores: Tensor) -> Tensor:
     return torch.where(finite, scores, torch.where(worst.isfinite(), worst, 0.0))
 
 
-def _ranks(scores: Tensor) -> Tensor:
-    """From 0, the mean of their places for those that are equal."""
-    scores = _worst_last(scores)
-    below = (scores < scores.unsqueeze(1)).sum(1)
-    equal = (scores == scores.unsqueeze(1)).sum(1)
-    return below + (equal - 1).to(scores.dtype) / 2
+def _by_rank(scores: Tensor, values: Tensor) -> Tensor:
+    """For each score the value [P] of its rank, the best first; those that are equal share the mean of theirs."""
+    ordered, order = _worst_last(scores).sort()
+    _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
+    means = torch.zeros_like(sizes, dtype=scores.dtype).index_add_(0, group, values) / sizes
+    return torch.empty_like(scores).index_copy_(0, order, means[group])
 
 
 SHAPINGS: dict[str, Shaping] = {
