@@ -136,6 +136,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe(a) for a in args))
     if origin is tuple:
         return f"[{', '.join(describe(a) for a in args)}]"
+    if origin is Callable:
+        return "a function"
     if origin in (list, Sequence) and args:
         return f"a list of {describe(args[0])}"
     names = {type(None): "none", float: "number", bool: "true or false", str: "text"}

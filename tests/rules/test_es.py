@@ -205,9 +205,42 @@ def test_the_choice_of_auto_is_told_and_kept(tmp_path):
     assert bpfree.load(tmp_path).trainer.rule.notes() == {"evaluator": run.result["evaluator"]}
 
 
+def test_a_rule_that_goes_on_to_another_net_chooses_anew(batch):
+    """The first net's evaluator would leave the layer norm of the second as it is, and move it all the same."""
+    rule = Eggroll(population=64)
+    step_of(rule, small_net(batch.x.device), batch)
+    normed = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10)).to(batch.x)
+    step = step_of(rule, normed, batch)
+    torch.testing.assert_close(step, step_of(Eggroll(population=64, evaluator="loop"), normed, batch))
+    assert rule.notes()["evaluator"] in ("loop", "vmap")
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda out, y: (out.argmax(1) == y).float(), r"its score has the shape \[32\], allowed: one number"),
+        (lambda out, y: "high", "its score has 'high', allowed: one number"),
+    ],
+)
+@pytest.mark.parametrize("evaluator", ["loop", "lowrank", "auto"])
+def test_a_score_that_is_no_number_is_refused(score, message, evaluator, batch):
+    rule = Eggroll(objective=score, maximize=True, evaluator=evaluator)
+    with pytest.raises(UserError, match=message):
+        step_of(rule, small_net(batch.x.device), batch)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1"])
+def test_scores_of_classes_are_refused_where_samples_are_rebuilt(name):
+    rule = {"name": "eggroll", "objective": name}
+    with pytest.raises(UserError, match=f"objective: found {name}, which needs classes"):
+        bpfree.fit({"name": "mlp", "hidden": [8]}, "digits", rule, epochs=1, task="reconstruct")
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
+        ({"name": "es", "maximize": True}, "maximize: found true, but the objective is the loss"),
+        ({"name": "es", "objective": 3}, "rule.objective: found 3, allowed: text or a function"),
         ({"name": "es", "evaluator": "lowrnk"}, "rule.evaluator: found 'lowrnk', allowed: "),
         ({"name": "es", "objective": "f1"}, "unknown objective 'f1'.*macro_f1"),
         ({"name": "es", "max_memory": 0}, "max_memory: found 0"),

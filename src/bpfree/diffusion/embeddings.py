@@ -141,6 +141,7 @@ class Learned(LabelEmbedding):
         check_positive("embedding.scale", scale)
         if norm_clip is not None:
             check_positive("embedding.norm_clip", norm_clip)
+        self._check(dim, inputs)
         self.dim = dim
         self.scale = scale
         self.norm_clip = norm_clip
@@ -149,6 +150,9 @@ class Learned(LabelEmbedding):
         with _BINDING.global_rng(), torch.no_grad():
             nn.init.orthogonal_(self.table)
             self.table.mul_(scale)
+
+    def _check(self, dim: int, inputs: int) -> None:
+        """Refuse a width that does not fit; any does."""
 
     @property
     def weight(self) -> Tensor:
@@ -167,19 +171,9 @@ class Prototype(Learned):
         task, dim, inputs, scale, norm_clip, weight_decay: see `Learned`.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        dim: int,
-        inputs: int,
-        *,
-        scale: float = 1.0,
-        norm_clip: float | None = None,
-        weight_decay: float | None = None,
-    ) -> None:
+    def _check(self, dim: int, inputs: int) -> None:
         if dim != inputs:
             raise _width(dim, f"prototypes are samples, with {inputs} values", inputs)
-        super().__init__(task, dim, inputs, scale=scale, norm_clip=norm_clip, weight_decay=weight_decay)
 
     @torch.no_grad()
     def begin(self, data: Iterable[Batch]) -> None:

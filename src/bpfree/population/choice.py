@@ -97,7 +97,7 @@ def _obstacle(
         return None
     if name == "lowrank" and not isinstance(trial.perturbation, LowRank):
         return "the noise has no low rank, as that of eggroll has"
-    if name == "lowrank" and (obstacle := LowRankEvaluator.obstacle(net, trial.perturbation, x)):
+    if name == "lowrank" and (obstacle := LowRankEvaluator.obstacle(net)):
         return obstacle
     try:
         found, _ = evaluator(net, x, judge, trial)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bpfree.population.evaluators import Evaluator, Judge, frozen_parts_run_once
 from bpfree.population.generation import Chunk, Generation
-from bpfree.population.perturbation import Dense, Factored, Perturbation
+from bpfree.population.perturbation import Dense, Factored
 
 
 class LowRankEvaluator(Evaluator):
@@ -33,7 +33,7 @@ class LowRankEvaluator(Evaluator):
         self.members = members
 
     @staticmethod
-    def obstacle(net: nn.Module, perturbation: Perturbation, x: Tensor) -> str | None:
+    def obstacle(net: nn.Module) -> str | None:
         """What keeps the evaluator from running this net; None for nothing."""
         for name, module in net.named_modules():
             own = [p for p in module.parameters(recurse=False) if p.requires_grad]
@@ -41,8 +41,6 @@ class LowRankEvaluator(Evaluator):
                 return f"{name or 'the net'} is a {type(module).__name__} with parameters of its own"
             if own and isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
                 return f"{name} has groups or is not padded with zeros"
-            if own and module.weight is None:
-                return f"{name} has no weight"
         owners = [id(p) for module in net.modules() for p in module.parameters(recurse=False)]
         if len(owners) != len(set(owners)):
             return "layers share parameters"

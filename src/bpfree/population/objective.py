@@ -1,6 +1,7 @@
 """What a population is judged by, if not by the task's loss: any function of outputs and targets, smooth or not."""
 
 from collections.abc import Callable
+from numbers import Number
 
 import torch
 from torch import Tensor
@@ -37,7 +38,8 @@ class Objective:
         maximize: its direction; may be left out for a name.
 
     Raises:
-        UserError: an unknown name, or a function without a direction.
+        UserError: an unknown name, or a function without a direction; when called: targets that are no classes for a
+            name, or a score that is no single number.
     """
 
     def __init__(self, score: str | Score, maximize: bool | None) -> None:
@@ -52,7 +54,15 @@ class Objective:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The score, 0-d, turned so that less is better."""
+        if self.score in OBJECTIVES.values() and targets.is_floating_point():
+            name = next(name for name, score in OBJECTIVES.items() if score is self.score)
+            raise UserError(
+                f"objective: found {name}, which needs classes. Allowed for other targets: loss, or a function"
+            )
         score = self.score(outputs, targets)
+        if not isinstance(score, Tensor | Number) or (isinstance(score, Tensor) and score.dim() > 0):
+            found = f"the shape {list(score.shape)}" if isinstance(score, Tensor) else repr(score)
+            raise UserError(f"objective: its score has {found}, allowed: one number for the batch, such as .mean()")
         score = score if isinstance(score, Tensor) else torch.tensor(score, device=outputs.device)
         score = score.to(torch.promote_types(score.dtype, torch.float32))
         return -score if self.maximize else score

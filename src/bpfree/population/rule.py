@@ -2,11 +2,12 @@
 
 import logging
 from typing import ClassVar, Literal, TypedDict, Unpack, get_args
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import check_choice, check_positive
+from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.noise import Noise
 from bpfree.population.choice import EvaluatorName, choose
@@ -83,13 +84,17 @@ class BlackBoxRule(Rule):
         self.asked = options["evaluator"]
         check_choice("evaluator", self.asked, ("auto", *get_args(EvaluatorName)))
         score = options["objective"]
+        if score == "loss" and options["maximize"]:
+            raise UserError(
+                "maximize: found true, but the objective is the loss. Allowed: with an objective of your own"
+            )
         self.objective = None if score == "loss" else Objective(score, options["maximize"])
         self.max_memory = options["max_memory"]
         if self.max_memory is not None:
             check_positive("max_memory", self.max_memory)
         self.register_buffer("chosen", torch.tensor(-1, dtype=torch.int8))  # so that a resumed run goes on alike
         self.chosen: Tensor
-        self._evaluator: Evaluator | None = None
+        self._running: tuple[ref[nn.Module], Evaluator] | None = None
 
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
@@ -122,15 +127,20 @@ class BlackBoxRule(Rule):
         add_gradients(generation.parameters, generation.combine(weights))
 
     def evaluator(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> Evaluator:
-        """The evaluator that was asked for, or the fastest; chosen once."""
-        if self._evaluator is None:
-            names = get_args(EvaluatorName)
-            asked = self.asked if self.chosen < 0 else names[self.chosen]
-            name, self._evaluator = choose(asked, net, x, judge, generation, self.max_memory)
-            self.chosen.fill_(names.index(name))
-            if asked == "auto":
-                log.info("%s: members are run by the evaluator '%s'", type(self).__name__, name)
-        return self._evaluator
+        """The evaluator that was asked for, or the fastest; chosen once for a net."""
+        if self._running is not None:
+            known, evaluator = self._running
+            if known() is net:
+                return evaluator
+            self.chosen.fill_(-1)
+        names = get_args(EvaluatorName)
+        asked = self.asked if self.chosen < 0 else names[self.chosen]
+        name, evaluator = choose(asked, net, x, judge, generation, self.max_memory)
+        self._running = ref(net), evaluator
+        self.chosen.fill_(names.index(name))
+        if asked == "auto":
+            log.info("%s: members are run by the evaluator '%s'", type(self).__name__, name)
+        return evaluator
 
     def notes(self) -> dict[str, str]:
         """The evaluator."""

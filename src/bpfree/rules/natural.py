@@ -16,8 +16,8 @@ with ranks and ClipUp as in Toklu, Liskowski, Srivastava 2020, https://arxiv.org
 with mirrored pairs, f the centred ranks, no element of sigma changing by more than a fifth in a step.
 
 Where we differ: the steps of theta are handed to the optimiser as a gradient, SNES's eta_theta being its learning rate.
-Signs are those of losses to be minimised. The logarithms of sigma
-are parameters of the rule, so that the optimiser steps them, plainly, and a checkpoint holds them.
+Signs are those of losses to be minimised. The logarithms of sigma are parameters of the rule, so that the optimiser
+steps them, plainly, and a checkpoint holds them.
 """
 
 import math
