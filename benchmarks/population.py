@@ -4,8 +4,9 @@
 
 One thread, one minibatch of MNIST-sized random images that all members see, cross-entropy. A generation is all there is
 to a step: noise, scores, gradients; peers update their parameters too. Subjects take turns; the median of the rounds.
-Plain inference runs all population x batch samples without noise or losses, in one batch or in slices, whichever is
-faster. evotorch (its SupervisedNE, and vectorised through its flat functional interface) and EvoX (OpenES on its
+Plain inference runs all population x batch samples without noise or losses, in one batch or minibatch by minibatch,
+whichever is faster. Convolutions lie channels last in memory, as our runs have them; peers take none that do. evotorch
+(its SupervisedNE, and vectorised through its flat functional interface) and EvoX (OpenES on its
 SupervisedLearningProblem, which runs members under vmap) are left out where they are not installed: `make peers`.
 Memory is counted at torch's allocator, with the gradients; that of plain inference is one batch of one member.
 """
@@ -35,7 +36,7 @@ from bpfree.types import Batch
 CLASSES = 10
 NETS = {
     "mlp": lambda: mlp((1, 28, 28), CLASSES, hidden=[64]),
-    "conv": lambda: conv((1, 28, 28), CLASSES, channels=[8, 16], hidden=35),
+    "conv": lambda: conv((1, 28, 28), CLASSES, channels=[16, 32], kernel=5, hidden=None),
 }
 OURS = {
     "eggroll, lowrank": ("eggroll", "lowrank"),
@@ -150,9 +151,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)
     batch = Batch(torch.randn(options.batch, 1, 28, 28), torch.randint(CLASSES, (options.batch,)))
-    net = NETS[options.net]()
+
+    def laid_out() -> nn.Module:
+        return NETS[options.net]().to(memory_format=torch.channels_last)
+
+    net = laid_out()
     subjects = {"plain inference": plain(net, batch, options.population)}
-    subjects |= {name: ours(*what, NETS[options.net](), batch, options.population) for name, what in OURS.items()}
+    subjects |= {name: ours(*what, laid_out(), batch, options.population) for name, what in OURS.items()}
     for name, (package, make) in PEERS.items():
         if find_spec(package):
             subjects[name] = make(NETS[options.net](), batch, options.population)

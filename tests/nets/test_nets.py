@@ -38,6 +38,16 @@ def test_vgg8b_has_the_published_number_of_parameters(shape, out, scale, million
     assert round(parameters("vgg8b", shape, out, scale=scale) / 1e6, 1) == millions
 
 
+def test_a_conv_net_without_a_hidden_layer():
+    options = {"channels": [16, 32], "kernel": 5, "hidden": None}
+    assert parameters("conv", (1, 28, 28), 10, **options) == 28_938
+    net = NETS["conv"]((1, 28, 28), 10, **options)
+    assert stages(net) == ("act1", "act2")
+    assert net(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(UserError, match="net.kernel: found 4, allowed: an odd number"):
+        NETS["conv"]((1, 28, 28), 10, kernel=4)
+
+
 def test_the_segments_of_a_resnet_are_its_blocks():
     net = NETS["resnet50"]((3, 64, 64), 10, width=4)
     blocks = tuple(name for name, _ in net.named_children() if name.startswith("block"))

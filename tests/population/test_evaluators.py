@@ -114,7 +114,7 @@ def test_results_do_not_depend_on_how_many_run_side_by_side(size, batch):
     net = make("mlp", batch)
     generation = generation_of(net, LowRank(2), population=160)
     expected, _ = Loop()(net, batch.x, judge_of(batch), generation)
-    for evaluator in (LowRankEvaluator(size), Vmap(size)):
+    for evaluator in (LowRankEvaluator(size), Vmap(size), Loop(size), InPlace(size)):
         scores, _ = evaluator(net, batch.x, judge_of(batch), generation)
         torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
 
@@ -201,13 +201,14 @@ def test_a_frozen_beginning_runs_once(inplace, batch):
         p.requires_grad_(False)
     generation = generation_of(net, LowRank(1), population=8)
     expected = written_out(net, batch, generation)
-    for evaluator in (Loop(), InPlace(), LowRankEvaluator(4)):
+    slices = -(-len(batch.x) // 5)
+    for evaluator, calls in ((Loop(), 1), (Loop(5), slices), (InPlace(5), slices), (LowRankEvaluator(4), 1)):
         body.calls = 0
         scores, _ = evaluator(net, batch.x, judge_of(batch), generation)
         torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
-        assert body.calls == 1
+        assert body.calls == calls
     x = batch.x.clone()
-    with frozen_parts_run_once(net, x):
+    with frozen_parts_run_once(net, [x]):
         net(x)
         x += 1  # of another content now, so nothing that is remembered holds
         torch.testing.assert_close(net(x), type(net).forward(net, x.clone()))
@@ -235,6 +236,26 @@ class Mixing(nn.Module):
     def forward(self, x):
         h = self.fc(x.flatten(1))
         return h - h.mean(0)
+
+
+@pytest.mark.parametrize("asked", ["loop", "in_place"])
+@torch.no_grad()
+def test_a_minibatch_goes_through_in_slices_that_fit_the_cache(asked, batch):
+    """Unless its samples see each other; a cap on memory goes below what is fast."""
+
+    def judge(out):
+        return out.square().mean()
+
+    large = nn.Sequential(nn.Conv2d(1, 1100, 3, padding=1), nn.Flatten(), nn.Linear(1100 * 64, 10)).to(batch.x)
+    x = batch.x.repeat(1 + 80 // len(batch.x), 1, 1, 1)[:80].float()
+    generation = generation_of(large.float(), Gaussian(), population=4)
+    for memory, samples in ((None, 32 if x.device.type == "cpu" else None), (1.0, 1), (1000.0, None)):
+        _, evaluator = choose(asked, large, x, judge, generation, memory)
+        assert evaluator.samples == samples
+    for net, samples in ((Mixing(), None), (NETS["mlp"]((1, 8, 8), 10), 1)):
+        net = net.to(batch.x)
+        _, evaluator = choose(asked, net, batch.x, judge, generation_of(net, Gaussian()), 1e-5)
+        assert evaluator.samples == samples
 
 
 class Tied(nn.Module):

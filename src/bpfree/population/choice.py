@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError
-from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
+from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap, outputs
 from bpfree.population.generation import Generation
 from bpfree.population.lowrank import LowRankEvaluator
 from bpfree.population.perturbation import LowRank
 
 EvaluatorName = Literal["loop", "lowrank", "vmap", "in_place"]
 _CACHE = 8 * 2**20  # bytes: what the members of a chunk take is to stay near the processor
+_SLICE = 32  # samples at least, so that parameters are not fetched for a few
 _TRIED = 64  # members at most that a trial runs
 
 
@@ -32,7 +33,7 @@ def choose(
     Args:
         asked: its name, or "auto" to time those that can run the net, each on one generation after another to warm up.
         net, x, judge, generation: what will be run, the net in evaluation mode.
-        max_memory: MiB that the members of a chunk may take together.
+        max_memory: MiB that the members of a chunk, or the samples of a slice, may take together.
 
     Raises:
         UserError: the one that was asked for cannot run the net.
@@ -40,12 +41,13 @@ def choose(
     memory = _CACHE if max_memory is None else max_memory * 2**20
     largest = largest_output(net, x)
     written = sum(p.numel() * p.element_size() for p in generation.parameters)
+    samples = _slice(net, x, memory / (2 * largest / len(x)), 1 if max_memory else _SLICE)
     trial = replace(generation, members=generation.members[:_TRIED])
     makers: dict[EvaluatorName, Callable[[], Evaluator]] = {
-        "loop": Loop,
+        "loop": lambda: Loop(samples),
         "lowrank": lambda: LowRankEvaluator(_fitting(memory, 2 * largest)),
         "vmap": lambda: Vmap(_fitting(memory, 2 * largest + 3 * written)),  # with noise, and noise times sigma
-        "in_place": InPlace,
+        "in_place": lambda: InPlace(samples),
     }
     if asked != "auto":
         obstacle = _obstacle(asked, makers[asked](), net, x, judge, trial)
@@ -87,6 +89,23 @@ def largest_output(net: nn.Module, x: Tensor) -> int:
 def _fitting(memory: float, member: int) -> int:
     """How many members of so many bytes to run at once: a power of two."""
     return 1 << max(int(memory // member), 1).bit_length() - 1
+
+
+def _slice(net: nn.Module, x: Tensor, fitting: float, least: int) -> int | None:
+    """How many samples to run at once, as a power of two; None for all of them, which a GPU likes best.
+
+    Args:
+        net, x: in evaluation mode, and what one member runs on.
+        fitting: how many samples the memory holds.
+        least: how many it must be.
+    """
+    samples = max(_fitting(fitting, 1), least)
+    if samples >= len(x) or (x.device.type != "cpu" and least > 1):
+        return None
+    with torch.no_grad():
+        whole, parts = net(x), outputs(net, torch.split(x, samples))
+    alike = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=0.02, atol=0.01, equal_nan=True)
+    return samples if alike else None
 
 
 def _obstacle(

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,22 +32,29 @@ class Loop(Evaluator):
     """One member after the other, its noise added to the parameters in place and taken off again exactly.
 
     Memory: that of inference, a copy of the parameters, and the noise of one block of keys.
+
+    Args:
+        samples: how many of the minibatch to run at once; all, by default. Fewer stay in a processor's cache.
     """
+
+    def __init__(self, samples: int | None = None) -> None:
+        self.samples = samples
 
     def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """See the base class."""
         parameters = generation.parameters
         base = [p.detach().clone() for p in parameters]
+        slices = torch.split(x, self.samples or len(x))
         outs: list[Tensor] = []
         scores: list[Tensor] = []
         try:
-            with frozen_parts_run_once(net, x):
+            with frozen_parts_run_once(net, slices):
                 for samples, places, signs in generation.blocks():
                     for place, sign in zip(places, signs, strict=True):
                         for i, (p, b, sample) in enumerate(zip(parameters, base, samples, strict=True)):
                             sample.add(b, place, sign * generation.scale_of(i), p.data)
                         torch.clear_autocast_cache()  # it keeps casts of weights and does not see them change
-                        out = net(x)
+                        out = outputs(net, slices)
                         outs = outs or [out]
                         scores.append(judge(out))
                     del samples, sample  # before the next are drawn
@@ -61,18 +68,25 @@ class InPlace(Evaluator):
     """As `Loop`, without a copy of the parameters: noise is added and subtracted, one tensor at a time (MeZO, Alg. 1).
 
     Memory: that of inference and the noise on one parameter. The parameters come back but for rounding.
+
+    Args:
+        samples: see `Loop`.
     """
+
+    def __init__(self, samples: int | None = None) -> None:
+        self.samples = samples
 
     def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """See the class."""
+        slices = torch.split(x, self.samples or len(x))
         outs: list[Tensor] = []
         scores: list[Tensor] = []
-        with frozen_parts_run_once(net, x):
+        with frozen_parts_run_once(net, slices):
             for member in generation.members:
                 self._move(generation, member.key, member.sign)
                 try:
                     torch.clear_autocast_cache()
-                    out = net(x)
+                    out = outputs(net, slices)
                 finally:
                     self._move(generation, member.key, -member.sign)
                 outs = outs or [out]
@@ -126,17 +140,22 @@ def _written(p: Tensor, sample: Sample, places: list[int], signs: list[int], sca
     return torch.addcmul(p.detach(), sample.dense()[torch.tensor(places, device=p.device)], every)
 
 
+def outputs(net: nn.Module, slices: Sequence[Tensor]) -> Tensor:
+    """Outputs [B, D] of a minibatch [B, ...] that comes in slices."""
+    return net(slices[0]) if len(slices) == 1 else torch.cat([net(part) for part in slices])
+
+
 @contextmanager
-def frozen_parts_run_once(net: nn.Module, x: Tensor) -> Iterator[None]:
-    """Within it, what no trainable parameter has touched on its way from x is computed once and remembered.
+def frozen_parts_run_once(net: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
+    """Within it, what no trainable parameter has touched on its way from an input is computed once and remembered.
 
     A submodule without trainable parameters gives the same for the same tensor, so a frozen beginning of the net runs
-    for the first member only. x is the very tensor that the net is called with.
+    for the first member only. The inputs are the very tensors that the net is called with.
     """
     if all(p.requires_grad for p in net.parameters()):
         yield
         return
-    untouched: dict[int, Tensor] = {id(x): x}  # alive, so that no other tensor gets the id
+    untouched = {id(x): x for x in inputs}  # alive, so that no other tensor gets the id
 
     def once(module: nn.Module, known: dict[int, tuple[Tensor, int, int]], *args: Any, **options: Any) -> Any:
         if options or len(args) != 1 or id(args[0]) not in untouched:

@@ -50,7 +50,7 @@ class LowRankEvaluator(Evaluator):
         """See the base class."""
         outs: list[Tensor] = []
         scores: list[Tensor] = []
-        with frozen_parts_run_once(net, x):
+        with frozen_parts_run_once(net, [x]):
             for chunk in generation.chunks(self.members):
                 with _memberwise(net, len(x), chunk, generation):
                     out = net(x)

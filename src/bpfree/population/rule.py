@@ -56,7 +56,8 @@ class BlackBoxRule(Rule):
             (outputs [B, D], targets) -> score. It need not be smooth. NaN makes a member the worst.
         maximize: the direction of an objective that is a function.
         max_memory: MiB that members run side by side may take, with their parameters where these are written out
-            ("vmap"); default: what fits in a processor's cache.
+            ("vmap"), or that the samples of one member may take ("loop", "in_place": the minibatch goes through in
+            slices, unless the net mixes its samples); default: what fits in a processor's cache.
     """
 
     needs_derivatives: ClassVar[bool] = False
