@@ -248,7 +248,7 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
     device = resolve_device(config.train.device)
     for p in net.parameters():
         if p.dim() == 4:  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
+            p.data = p.data.to(memory_format=torch.channels_last)
     trainer = Trainer(
         net.to(device),
         rule or config.rule,

@@ -1,0 +1,55 @@
+"""The shell door. Knobs live in the config, so there are few verbs and few options; a test freezes them."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpfree._version import __version__
+from bpfree.allocator import keep_freed_memory
+from bpfree.cli.names import list_names
+from bpfree.cli.training import train
+from bpfree.cli.using import evaluate, plots, predict
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "eval": evaluate,
+    "plots": plots,
+    "predict": predict,
+    "list": list_names,
+}
+
+app = typer.Typer(
+    help="Train neural networks without end-to-end backpropagation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"bpfree {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    keep_freed_memory()
+
+
+def main() -> None:
+    """Entry point. Rules and nets of one's own are looked for where the command is given, as `python -m` does."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    app()

@@ -1,0 +1,45 @@
+"""`bpfree list`."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bpfree.cli.shell import told_in_one_line
+from bpfree.config import shipped
+from bpfree.data import DATASETS
+from bpfree.errors import check_choice
+from bpfree.nets import NETS
+from bpfree.rules import RULES
+from bpfree.tasks import TASKS
+from bpfree.trackers import TRACKERS
+
+
+def list_names(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[rules|nets|tasks|datasets|trackers|configs]", help="Default: all.")
+    ] = None,
+) -> None:
+    """Show the names that a config can use."""
+    tables: dict[str, dict[str, Any]] = {
+        "rules": RULES,
+        "nets": NETS,
+        "tasks": TASKS,
+        "datasets": DATASETS,
+        "trackers": TRACKERS,
+        "configs": dict.fromkeys(shipped()),
+    }
+    with told_in_one_line():
+        if what is not None:
+            check_choice("list", what, tables)
+    console = Console()
+    for kind in tables if what is None else [what]:
+        table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for name, thing in tables[kind].items():
+            table.add_row(name, *([] if thing is None else [_first_line(thing)]))
+        console.print(table)
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,34 @@
+"""What the commands share: how errors are told, and arguments that several take."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpfree.data import DATASETS, data_directory
+from bpfree.data.dataset import Split
+from bpfree.errors import UserError
+from bpfree.run import Run
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where data sets are. Default: BPFREE_DATA, else the user cache.")]
+
+
+@contextmanager
+def told_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
+    """Errors at a user's hand end the command with one line and exit code 2."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        typer.echo(f"error: {' '.join(str(error).split())}{hint(error)}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted{hint(error)}", err=True)
+        raise typer.Exit(130) from None
+
+
+def named_test_split(run: Run, data_dir: Path | None) -> Split | None:
+    """Of the named data set that a run was trained on."""
+    return DATASETS[run.config.data.name](data_directory(data_dir or run.config.data.dir)).test

@@ -1,0 +1,143 @@
+"""What one does with a run: `bpfree eval`, `plots` and `predict`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from bpfree import api
+from bpfree.cli.shell import DataDir, RunArgument, named_test_split, told_in_one_line
+from bpfree.data.dataset import Preprocess
+from bpfree.errors import UserError
+from bpfree.run import Run
+from bpfree.tasks import Classify
+
+
+def evaluate(
+    run: RunArgument,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[RULE.KEY=VALUE]...", help="Such as rule.steps=50, for inference.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Evaluate a run on its test split; prints JSON."""
+    with told_in_one_line():
+        loaded = api.load(run, overrides=overrides or [])
+        if "data" in loaded.given:
+            raise UserError(f"{run}: its data came from Python. Evaluate it there: bpfree.load(folder).evaluate(data)")
+        loaded.test = named_test_split(loaded, data_dir)
+        if loaded.test is None:
+            raise UserError(f"data set '{loaded.config.data.name}' has no test split")
+        typer.echo(json.dumps(loaded.evaluate()))
+
+
+def plots(run: RunArgument, data_dir: DataDir = None) -> None:
+    """Draw all pictures of a run anew; prints their paths. With data from Python, those that need no samples."""
+    with told_in_one_line():
+        loaded = api.load(run)
+        if "data" not in loaded.given:
+            loaded.test = named_test_split(loaded, data_dir)
+        for path in loaded.plots():
+            typer.echo(path)
+
+
+def predict(
+    run: RunArgument,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, or .npy arrays of raw samples.")],
+) -> None:
+    """Print class and probability for each image; of a run that reconstructs, the error."""
+    with told_in_one_line():
+        loaded = api.load(run)
+        batches = [(file, _read_samples(file, loaded.preprocess)) for file in files]
+        for file, samples in batches:
+            for index, answer in enumerate(_answers(loaded, samples)):
+                name = str(file) if len(samples) == 1 else f"{file}[{index}]"
+                typer.echo(f"{name}\t{answer}")
+
+
+def _answers(run: Run, samples: Tensor) -> Iterator[str]:
+    """Class and probability of each sample, or how far its reconstruction is from it."""
+    if isinstance(run.task, Classify):
+        for row in run.predict_proba(samples):
+            yield f"{int(row.argmax())}\t{float(row.max()):.4f}"
+    else:
+        errors = run.predict(samples) - run.preprocess.target(samples)
+        for error in errors.flatten(1).square().mean(1):
+            yield f"mse {float(error):.6f}"
+
+
+def _read_samples(file: Path, preprocess: Preprocess) -> Tensor:
+    """[N, ...] raw samples of the run's shape.
+
+    Raises:
+        UserError: the file cannot be read or is of another shape.
+    """
+    shape = preprocess.shape
+    if file.suffix == ".npy":
+        values = torch.from_numpy(_read_npy(file))
+        is_grey = len(shape) == 3 and shape[0] == 1
+        if tuple(values.shape) == shape or (is_grey and tuple(values.shape) == shape[1:]):
+            values = values.reshape(1, *shape)
+        elif is_grey and values.dim() == 3 and tuple(values.shape[1:]) == shape[1:]:
+            values = values.unsqueeze(1)
+        if values.dim() == 0 or tuple(values.shape[1:]) != shape:
+            raise UserError(
+                f"{file}: found the shape {list(values.shape)}, allowed: {list(shape)}, or [N, ...] of those"
+            )
+        return values
+    return _read_image(file, preprocess)
+
+
+def _read_npy(file: Path) -> Any:
+    try:
+        with open(file, "rb") as opened:  # numpy would leave a broken one open
+            values = np.load(opened, allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"{file}: not a .npy array of numbers ({error})") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
+        raise UserError(f"{file}: not a .npy array of numbers")
+    return values if values.dtype.kind == "i" else values.astype(np.float32)
+
+
+def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
+    from PIL import Image
+
+    if len(preprocess.shape) != 3 or preprocess.shape[0] not in (1, 3):
+        raise UserError(f"{file}: the run takes samples of shape {list(preprocess.shape)}, no images. Give .npy files")
+    if preprocess.dtype != "uint8":
+        raise UserError(
+            f"{file}: the run was trained on {preprocess.dtype} samples, whose scale an image file does not tell. Give "
+            ".npy files"
+        )
+    channels, height, width = preprocess.shape
+    try:
+        with Image.open(file) as image:
+            if image.size != (width, height):
+                raise UserError(
+                    f"{file}: found an image of {image.width}x{image.height} pixels, allowed: {width}x{height} as in "
+                    "training. Resize it first"
+                )
+            pixels = _pixels(image, "L" if channels == 1 else "RGB", file)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's words for damage
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: no image that Pillow can read ({error})") from error
+    samples = torch.from_numpy(pixels).reshape(1, height, width, channels).permute(0, 3, 1, 2)
+    return samples * (preprocess.white / 255.0)
+
+
+def _pixels(image: Any, mode: str, file: Path) -> Any:
+    """Values 0..255, float32."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image, dtype=np.float32)[..., None].repeat(len(mode), 2) * (255 / 65535)
+    if image.mode in ("I", "F"):
+        raise UserError(f"{file}: found pixels of mode {image.mode}, allowed: 8 or 16 bits a channel")
+    return np.asarray(image.convert(mode), dtype=np.float32)
