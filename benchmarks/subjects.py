@@ -14,30 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint_sequential
 
-from bpfree.grad import backward
 from bpfree.nets import conv, mlp
 from bpfree.rule import Rule
-from bpfree.rules import RULES
+from bpfree.rules import RULES, Backprop
 from bpfree.tasks import Classify
 from bpfree.trainer import Trainer
 from bpfree.types import Batch
 
 CLASSES = 10
-
-
-class Checkpointed(Rule):
-    """Backprop that keeps sqrt(L) of L activations and computes the others again (Chen et al. 2016)."""
-
-    def gradients(self, net, task, batch, noise):
-        """The true gradient."""
-        layers = list(net.children())
-        pieces = round(len(layers) ** 0.5)
-        with noise.global_rng(batch.x.device):
-            loss = task.loss(checkpoint_sequential(layers, pieces, batch.x, use_reentrant=False), batch)
-        backward(loss)
-        return {"loss": loss.detach()}
 
 
 class BioTorch(Rule):
@@ -72,7 +57,7 @@ def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], **options:
                 net = BioModule(net, mode=rest, output_dim=CLASSES)
             rule: Rule = BioTorch(rest)
         elif word == "checkpointed":
-            rule = Checkpointed()
+            rule = Backprop(checkpoint=True)
         else:
             pairs = dict(part.split("=") for part in rest.split())
             rule = RULES[word](**{k: int(v) if v.isdigit() else v for k, v in pairs.items() if k != "update"})

@@ -3,10 +3,21 @@
 Rumelhart, Hinton, Williams 1986, https://doi.org/10.1038/323533a0
 
     d_l = (d_{l+1} W_{l+1}) * f'(a_l)
+
+With `checkpoint` most activations are computed a second time instead of being kept: Chen, Xu, Zhang, Guestrin 2016,
+"Training Deep Nets with Sublinear Memory Cost", https://arxiv.org/abs/1604.06174. With `accumulate` the minibatch goes
+through in parts whose gradients add up. Both are what one would do about memory before giving up backprop.
 """
 
-from torch import nn
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as run_twice
+
+from bpfree.cut import unchanged_buffers
+from bpfree.errors import UserError, check_positive
 from bpfree.grad import backward
 from bpfree.noise import Noise
 from bpfree.rule import Rule
@@ -14,12 +25,60 @@ from bpfree.types import Batch, Scalars, Task
 
 
 class Backprop(Rule):
-    """End-to-end backpropagation of the task's loss."""
+    """End-to-end backpropagation of the task's loss.
+
+    Args:
+        checkpoint: keep only what passes between some sqrt(L) pieces of the net's L children, and compute the rest
+            again when it is needed. For a Sequential; the gradient is the same.
+        accumulate: parts that the minibatch goes through in, one after the other. The gradient is the same, unless the
+            net has batch norm, whose statistics are then those of a part.
+    """
+
+    def __init__(self, *, checkpoint: bool = False, accumulate: int = 1) -> None:
+        super().__init__()
+        check_positive("accumulate", accumulate)
+        self.checkpoint = checkpoint
+        self.accumulate = accumulate
+
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Refuse to checkpoint a net whose pieces are unknown."""
+        if self.checkpoint and not isinstance(net, nn.Sequential):
+            raise UserError(
+                f"checkpoint: found true for a {type(net).__name__}, allowed: an nn.Sequential, which can be cut in "
+                "pieces"
+            )
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """The true gradient, by autograd."""
+        outs: list[Tensor] = []
+        losses: list[Tensor] = []
         with noise.global_rng(batch.x.device):
-            out = net(batch.x)
-        loss = task.loss(out, batch)
-        backward(loss)
-        return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+            for part in _parts(batch, self.accumulate):
+                out = _in_pieces(net, part.x) if self.checkpoint else net(part.x)
+                loss = task.loss(out, part) * (len(part.x) / len(batch.x))
+                backward(loss)
+                outs.append(out.detach())
+                losses.append(loss.detach())
+        return task.metrics(torch.cat(outs), batch) | {"loss": torch.stack(losses).sum()}
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    if count == 1:
+        return [batch]
+    return [Batch(x, y) for x, y in zip(batch.x.chunk(count), batch.y.chunk(count), strict=True)]
+
+
+def _in_pieces(net: nn.Module, x: Tensor) -> Tensor:
+    """The output, with the activations within all pieces but the last forgotten."""
+    children = list(net.children())
+    length = -(-len(children) // max(round(len(children) ** 0.5), 1))
+    pieces = [nn.Sequential(*children[start : start + length]) for start in range(0, len(children), length)]
+    for piece in pieces[:-1]:
+        x = run_twice(piece, x, use_reentrant=False, context_fn=partial(_contexts, piece))
+    out: Tensor = pieces[-1](x)
+    return out
+
+
+def _contexts(piece: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first run and of the second, in which batch norm has seen the batch already."""
+    return nullcontext(), unchanged_buffers(piece)
