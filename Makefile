@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint peers clean
 
-demo: $(READY)  ## train all rules on the embedded digits and compare them
-	$(BIN)/python examples/demo.py
+demo: $(READY)  ## train a net by rules of four kinds on the embedded digits, beside backprop, and report
+	$(BIN)/bpfree compare digits/mlp --rules dfa,mono_forward,noprop_dt,eggroll --seeds 3 --out runs/demo
 
 test: $(READY)  ## the whole suite but what is marked slow
 	$(BIN)/python -m pytest -n 2 -q

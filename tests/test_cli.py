@@ -47,9 +47,14 @@ def test_the_commands_and_options_are_frozen():
         found[name] = list(command.callback.__annotations__)
     assert found == {
         "train": ["config", "overrides", "out", "data_dir", "resume", "return"],
+        "tune": ["config", "overrides", "out", "storage", "workers", "data_dir", "return"],
         "eval": ["run", "overrides", "data_dir", "return"],
         "plots": ["run", "data_dir", "return"],
         "predict": ["run", "files", "return"],
+        "report": ["runs", "out", "data_dir", "return"],
+        "board": ["runs", "port", "return"],
+        "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "data_dir", "return"],
+        "certify": ["config", "overrides", "out", "data_dir", "as_json", "return"],
         "list": ["what", "return"],
     }
 

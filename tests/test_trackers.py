@@ -289,7 +289,10 @@ OPTIONS = {"epochs": 3, "batch_size": 128, "trackers": [{"name": name, "every": 
 def lines(folder):
     """metrics.jsonl without what a clock tells."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in ("seconds", "samples_per_second")} for record in found]
+    return [
+        {k: v for k, v in record.items() if k not in ("seconds", "cpu_seconds", "samples_per_second")}
+        for record in found
+    ]
 
 
 @pytest.mark.parametrize("cut", ["power", "ctrl-c"])
@@ -334,7 +337,8 @@ def events(folder, name):
 def test_what_a_run_leaves(tmp_path):
     own = Rude(every=5)
     done = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / "run", trackers=["cost", "gradients", own])
-    assert {p.stem for p in (tmp_path / "run" / "plots").iterdir()} == {"training", "cost", "gradients", "rude"}
+    drawn = {"training", "confusion", "wrong", "cost", "gradients", "rude"}
+    assert {p.stem for p in (tmp_path / "run" / "plots").iterdir()} == drawn
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["trackers"].keys() == {"cost", "gradients", "rude"}
     assert result["tracker_seconds"] == sum(cost["seconds"] for cost in result["trackers"].values()) > 0

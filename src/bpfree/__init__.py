@@ -12,6 +12,10 @@ from bpfree.api import fit, load
 from bpfree.cut import cut, owners
 from bpfree.errors import DivergedError, UserError
 from bpfree.evolution import Evolution, Evolved, evolve
+from bpfree.lab.certify import Certificate, certify
+from bpfree.lab.compare import Comparison, compare
+from bpfree.lab.report import report
+from bpfree.lab.tune.study import tune
 from bpfree.matmul import fast_float32
 from bpfree.noise import Noise
 from bpfree.population.rule import BlackBoxRule
@@ -26,6 +30,8 @@ from bpfree.types import Batch, Scalars, Task
 __all__ = [
     "Batch",
     "BlackBoxRule",
+    "Certificate",
+    "Comparison",
     "DivergedError",
     "EarlyStopping",
     "Evolution",
@@ -41,6 +47,8 @@ __all__ = [
     "Trainer",
     "UserError",
     "__version__",
+    "certify",
+    "compare",
     "cut",
     "data",
     "evolve",
@@ -49,8 +57,10 @@ __all__ = [
     "load",
     "nets",
     "owners",
+    "report",
     "rules",
     "taps",
     "tasks",
     "trackers",
+    "tune",
 ]

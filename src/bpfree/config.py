@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.data import DATASETS
 from bpfree.errors import UserError, unknown
+from bpfree.lab.tune.space import refuse_markers
 from bpfree.nets import NETS
 from bpfree.optim import OPTIMIZERS, SCHEDULES
 from bpfree.readout import Readout
@@ -126,12 +127,13 @@ def _check_section(
 
 
 def parse(values: Mapping[str, Any], where: str = "config") -> Config:
-    """A config from plain values, checked.
+    """A config from plain values, checked. A section `tune` is for `bpfree tune` alone and left out.
 
     Raises:
-        UserError: an unknown section, key or name, or a wrong type.
+        UserError: an unknown section, key or name, a wrong type, or a value that is left open.
     """
-    values = {section: _plain(value, section) for section, value in values.items()}
+    refuse_markers(values, where)
+    values = {section: plain_values(value, section) for section, value in values.items() if section != "tune"}
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -140,12 +142,16 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Config:
     return config
 
 
-def _plain(value: Any, where: str) -> Any:
-    """What YAML can hold: numbers of numpy and torch become Python's."""
+def plain_values(value: Any, where: str) -> Any:
+    """What YAML can hold: numbers of numpy and torch become Python's.
+
+    Raises:
+        UserError: something else is in it; `where` says in which section.
+    """
     if isinstance(value, Mapping):
-        return {key: _plain(inner, f"{where}.{key}") for key, inner in value.items()}
+        return {key: plain_values(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, where) for inner in value]
+        return [plain_values(inner, where) for inner in value]
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -183,6 +189,15 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: there is no such config, it is not YAML, or it does not hold.
     """
+    return parse(*load_values(name, overrides))
+
+
+def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """The plain values of a config, not checked yet, and where they are from; see `load_config`.
+
+    Raises:
+        UserError: there is no such config, or it is not YAML.
+    """
     text, where = _find_text(name)
     try:
         values = yaml.safe_load(text) or {}
@@ -192,7 +207,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{where}: found {type(values).__name__}, allowed: sections (data, net, rule, ...)")
     for override in overrides:
         apply_override(values, override)
-    return parse(values, where)
+    return values, where
 
 
 def shipped() -> list[str]:

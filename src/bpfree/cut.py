@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import UserError, unknown
+from bpfree.errors import LeakError, UserError, unknown
 from bpfree.noise import Noise
 
 OUTPUT = "output"
@@ -211,7 +211,7 @@ def _refuse_shared(segments: Sequence[Segment]) -> None:
     for segment in segments:
         for name in segment.parameters:
             if name in first:
-                raise UserError(
+                raise LeakError(
                     f"parameter '{name}' of segment '{first[name]}' is reached by the loss of segment "
                     f"'{segment.name}' too, by a connection around tap '{first[name]}' or by shared weights. "
                     f"Drop that tap, or tap a module behind which the connection has joined."

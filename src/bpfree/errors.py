@@ -12,6 +12,10 @@ class DivergedError(UserError):
     """A loss or a weight became NaN or infinite; the run was stopped and its last good checkpoint kept."""
 
 
+class LeakError(UserError):
+    """A connection around a tap carries the loss of one segment into the parameters of another."""
+
+
 def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "") -> UserError:
     """An error for a name that is in no table, with the nearest one that is.
 

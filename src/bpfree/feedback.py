@@ -109,10 +109,10 @@ def mean_jacobians(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Tenso
     handles = [net.get_submodule(tap).register_forward_hook(keep) for tap in taps]
     try:
         with unchanged_buffers(net), Noise().global_rng(x.device), torch.enable_grad():
-            out = net(x)
+            outputs = net(x).flatten(1).sum(0)  # the D outputs, each summed over samples
+            # before the buffers change back, since batch norm's derivative looks at them
+            rows = [torch.autograd.grad(each, tapped, retain_graph=True) for each in outputs] if tapped else []
     finally:
         for handle in handles:
             handle.remove()
-    outputs = out.flatten(1).sum(0)  # the D outputs, each summed over samples
-    rows = [torch.autograd.grad(each, tapped, retain_graph=True) for each in outputs] if tapped else []
     return [torch.stack([grad.mean(0) for grad in grads]) for grads in zip(*rows, strict=True)]

@@ -50,7 +50,7 @@ class RunFolder(Tracker):
             checkpoint.write_text(self.path / CONFIG, self.config_text)
         checkpoint.clean(self.path, (CONFIG, METRICS, RESULT, LAST, BEST))
         checkpoint.clean(self.path / PLOTS, ("*.png", "*.gif"))
-        self._write_metrics(progress)
+        write_metrics(self.path, progress)
         self._sent = len(progress.tracked)
         _wait_for_a_new_second(self.path)
         self._events = SummaryWriter(str(self.path), purge_step=progress.step + 1)
@@ -65,7 +65,7 @@ class RunFolder(Tracker):
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Metrics, events, and checkpoints; the last one last, since a resume starts from it."""
-        self._write_metrics(trainer.progress)
+        write_metrics(self.path, trainer.progress)
         if trainer.progress.best_epoch == record["epoch"]:
             checkpoint.save(trainer, self.path / BEST, self.extra)
         checkpoint.save(trainer, self.path / LAST, self.extra)
@@ -73,7 +73,7 @@ class RunFolder(Tracker):
 
     def on_interrupt(self, trainer: Trainer) -> None:
         """A checkpoint between two steps, and what was measured before it."""
-        self._write_metrics(trainer.progress)
+        write_metrics(self.path, trainer.progress)
         checkpoint.save(trainer, self.path / LAST, self.extra)
 
     def restore_best(self, trainer: Trainer) -> None:
@@ -93,11 +93,6 @@ class RunFolder(Tracker):
         if self._events is not None:
             self._events.close()
             self._events = None
-
-    def _write_metrics(self, progress: Progress) -> None:
-        """Trackers' records and epochs' by step; a step is measured before the epoch that it ends is over."""
-        records = sorted([*progress.tracked, *progress.history], key=itemgetter("step"))
-        checkpoint.write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
 
     def _write_events(self, record: Record) -> None:
         assert self._events is not None
@@ -128,6 +123,12 @@ class KeepBest(Tracker):
 
     def replace(self, trainer: Trainer, name: str) -> None:
         """Nothing: the trainer has the weights."""
+
+
+def write_metrics(path: Path, progress: Progress) -> None:
+    """Trackers' records and epochs' by step; a step is measured before the epoch that it ends is over."""
+    records = sorted([*progress.tracked, *progress.history], key=itemgetter("step"))
+    checkpoint.write_text(path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _wait_for_a_new_second(path: Path) -> None:

@@ -1,5 +1,9 @@
 """A progress bar for people at a terminal; nothing is printed anywhere else."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -7,6 +11,18 @@ from bpfree.data import Batches
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
 from bpfree.types import Batch
+
+_hidden = ContextVar("_hidden", default=False)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Within it, trainings show no bar: they are part of something that shows its own."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 class ProgressBar(Tracker):
@@ -21,11 +37,12 @@ class ProgressBar(Tracker):
         self.epochs = epochs
         self.batches = batches
         self.console = Console(stderr=True)
+        self.shown = self.console.is_terminal and not _hidden.get()
         self.validation = ""
 
     def on_start(self, trainer: Trainer) -> None:
         """Show the bar if somebody is looking."""
-        if not self.console.is_terminal:
+        if not self.shown:
             return
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -41,7 +58,7 @@ class ProgressBar(Tracker):
 
     def on_step(self, trainer: Trainer, batch: Batch) -> None:
         """Move on."""
-        if not self.console.is_terminal:
+        if not self.shown:
             return
         step, length = trainer.progress.step, len(self.batches)
         means = trainer.progress.means() if trainer.progress.counts else {}
@@ -54,12 +71,12 @@ class ProgressBar(Tracker):
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Keep the validation figures in view."""
-        if not self.console.is_terminal:
+        if not self.shown:
             return
         if "validation" in record:
             self.validation = f"validation accuracy {record['validation'].get('accuracy', float('nan')):.4f}"
 
     def on_end(self) -> None:
         """Leave the terminal as it was."""
-        if self.console.is_terminal and hasattr(self, "bar"):
+        if self.shown and hasattr(self, "bar"):
             self.bar.stop()

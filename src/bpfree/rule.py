@@ -11,6 +11,7 @@ from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
 from bpfree.errors import UserError
 from bpfree.grad import backward, output_error, trainable
 from bpfree.layout import keep_order
+from bpfree.locality import BLACK_BOX, LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.types import Batch, Epochs, Scalars, Task
 
@@ -28,6 +29,7 @@ class Rule(nn.Module, ABC):
 
     needs_labels: ClassVar[bool] = False  # does it read class labels, so that reconstruction is beyond it?
     needs_derivatives: ClassVar[bool] = True  # does it differentiate the net, or parts of it?
+    needs_net: ClassVar[str | None] = None  # the only one of NETS that it can train, if it takes no other
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
@@ -86,6 +88,10 @@ class Rule(nn.Module, ABC):
             noise: the key of the step.
         """
         return {}
+
+    def locality(self) -> Locality:
+        """What the rule says of itself, and `bpfree.certify` measures; default: what holds for backprop."""
+        return Locality() if self.needs_derivatives else BLACK_BOX
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """Parts that train independently of each other: clipped apart, and free to live in other processes."""
@@ -179,6 +185,11 @@ class LocalRule(Rule):
         if self.memory == "fast":
             return self._learn_afterwards(net, task, batch, noise, keep_from=0)
         return self._learn_in_two_passes(net, task, batch, noise)
+
+    def locality(self) -> Locality:
+        """A segment at a time; with `needs_error` it waits, and keeps what it has seen unless `memory` is flat."""
+        keeps = self.needs_error and self.memory == "fast"
+        return LOCAL._replace(waits=self.needs_error, memory="grows" if keeps else "flat")
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The segments, each with its head."""

@@ -297,6 +297,7 @@ class Trainer:
         self.progress.sums, self.progress.counts = {}, {}
         self._spent(wall, cpu)
         record["seconds"] = self.progress.wall_seconds
+        record["cpu_seconds"] = self.progress.cpu_seconds
         self.progress.history.append(record)
         for tracker in trackers:
             tracker.on_epoch(self, record)

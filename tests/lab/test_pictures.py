@@ -31,8 +31,13 @@ def test_plots_draws_the_pictures_of_a_run_anew_in_a_real_process(tmp_path):
 
 def test_plots_of_runs_that_are_not_over_or_whose_data_came_from_python(tmp_path, monkeypatch, digits_data):
     for name, at, data, drawn in (
-        ("begun", 5, "digits", "accuracy_by_step denoising denoising embeddings schedule training"),
-        ("torn", 25, "digits", "accuracy_by_step denoising denoising embeddings loss_by_block schedule training"),
+        ("begun", 5, "digits", "accuracy_by_step confusion denoising denoising embeddings schedule training wrong"),
+        (
+            "torn",
+            25,
+            "digits",
+            "accuracy_by_step confusion denoising denoising embeddings loss_by_block schedule training wrong",
+        ),
         ("arrays", None, digits_data.train, "loss_by_block schedule training"),
     ):
         net = {"name": "denoiser", "blocks": 2, "width": 16}
@@ -58,4 +63,5 @@ def test_plots_refuses(tmp_path):
     plots.write_text("no folder")
     assert "File exists" in refused("plots", run.folder)
     plots.unlink()
-    assert shell("plots", run.folder).stdout == f"{plots / 'training.png'}\n"
+    drawn = [str(plots / name) for name in ("training.png", "confusion.png", "wrong.png")]
+    assert shell("plots", run.folder).stdout.splitlines() == drawn

@@ -10,15 +10,24 @@ import typer
 
 from bpfree._version import __version__
 from bpfree.allocator import keep_freed_memory
+from bpfree.cli.certify import certify
+from bpfree.cli.compare import compare_rules
 from bpfree.cli.names import list_names
+from bpfree.cli.report import board, report
 from bpfree.cli.training import train
+from bpfree.cli.tune import tune
 from bpfree.cli.using import evaluate, plots, predict
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "tune": tune,
     "eval": evaluate,
     "plots": plots,
     "predict": predict,
+    "report": report,
+    "board": board,
+    "compare": compare_rules,
+    "certify": certify,
     "list": list_names,
 }
 

@@ -15,6 +15,7 @@ from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.heads import PooledLinear
 from bpfree.layout import keep_order
+from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.spec import Spec, build, check_options, lookup, split_spec
@@ -57,6 +58,7 @@ class DiffusionRule(Rule):
         inference: "deterministic", or "stochastic": from noise, keyed so that it repeats.
     """
 
+    needs_net = "denoiser"
     predicts: Literal["scores", "embedding"] = "scores"  # what the rule takes the net's heads to give
     timed = False  # whether it tells them the time
     first = "block1"  # what to call the first step of a path
@@ -160,6 +162,10 @@ class DiffusionRule(Rule):
             return groups
         rest = [p for p in groups[0]["params"] if id(p) not in own]
         return [{"params": rest}, {"params": trainable(self.embedding), "weight_decay": self.embedding.weight_decay}]
+
+    def locality(self) -> Locality:
+        """A block at a time, or a stage of a local trunk; none waits for another."""
+        return LOCAL
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The stages of a local trunk, the blocks (the first with the trunk that it owns), and what they share."""

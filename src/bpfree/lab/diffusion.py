@@ -156,7 +156,7 @@ def _draw_paths(run: "Run", folder: Path, split: Split, which: str) -> list[Path
     unit = _unit(rule)
     still, moving = folder / "denoising.png", folder / "denoising.gif"
     if isinstance(run.task, Reconstruct):
-        originals = _pictures(run, trail.y)
+        originals = as_images(run, trail.y)
         if originals is None:
             return []
         rebuilt = _on_unit_scale(run, torch.stack([run.task.decode(answers) for answers in trail.answers]))
@@ -165,7 +165,7 @@ def _draw_paths(run: "Run", folder: Path, split: Split, which: str) -> list[Path
             animate_rebuilding(originals, rebuilt, trail.steps, moving, unit=unit),
         ]
     assert isinstance(rule.embedding, LabelEmbedding)
-    images = _pictures(run, run.preprocess.target(trail.x))
+    images = as_images(run, run.preprocess.target(trail.x))
     embeddings = rule.embedding.weight.detach().float().cpu()
     return [
         plot_answers(trail, images, still, which=which, unit=unit),
@@ -183,7 +183,7 @@ def _unit(rule: DiffusionRule) -> str:
     return "step" if rule.timed else "block"
 
 
-def _pictures(run: "Run", values: Tensor) -> Tensor | None:
+def as_images(run: "Run", values: Tensor) -> Tensor | None:
     """Values [N, ...] as images [N, 1 or 3, H, W] in [0, 1], if they are images."""
     is_image = values.dim() == 4 and values.shape[1] in (1, 3)
     return _on_unit_scale(run, values.float()) if is_image else None

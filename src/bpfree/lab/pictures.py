@@ -7,9 +7,10 @@ import torch
 
 from bpfree.data import Split
 from bpfree.diffusion import DiffusionRule
+from bpfree.lab.answers import draw_answers
 from bpfree.lab.diffusion import draw_diffusion
 from bpfree.lab.plots import plot_images, plot_tracked, plot_training
-from bpfree.tasks import Reconstruct
+from bpfree.tasks import Classify, Reconstruct
 
 if TYPE_CHECKING:
     from bpfree.run import Run
@@ -29,6 +30,8 @@ def draw(run: "Run", folder: Path, split: Split | None = None) -> list[Path]:
         The paths of the pictures.
     """
     written = [plot_training(run.metrics, folder / TRAINING_PLOT), *plot_tracked(run.tracked, folder)]
+    if split is not None and isinstance(run.task, Classify):
+        written += draw_answers(run, split, folder)
     if split is not None and isinstance(run.task, Reconstruct):
         written += _draw_rebuilt(run, split, folder)
     if isinstance(run.trainer.rule, DiffusionRule):

@@ -1,5 +1,7 @@
 """Pictures of runs, and what all pictures share."""
 
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -66,8 +68,8 @@ def plot_tracked(records: Sequence[Record], folder: Path) -> list[Path]:
         unit = known.unit if known else ""
         if layers:
             groups = [layers] if unit or known is None else [[layer] for layer in layers]
-            title = f"{tracker} ({unit})" if unit else tracker
-            written.append(_plot_layers(own, groups, title, folder / f"{tracker}.png"))
+            title = plain(f"{tracker} ({unit})" if unit else tracker)
+            written.append(_plot_layers(own, groups, title, folder / f"{_file_name(tracker)}.png"))
     return written
 
 
@@ -77,12 +79,14 @@ def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], tit
     figure.suptitle(title)
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     for axes, layers in zip(panels, groups, strict=True):
-        axes.set(xlabel="step", ylabel=layers[0] if len(groups) > 1 else "")
+        axes.set(xlabel="step", ylabel=plain(layers[0]) if len(groups) > 1 else "")
         axes.grid(alpha=0.3)
         for number, layer in enumerate(layers):
             points = [(record["step"], record["values"][layer]) for record in records if layer in record["values"]]
             color = colormaps["viridis"](0.95 * number / max(len(layers) - 1, 1))
-            axes.plot(*zip(*points, strict=True), color=color, label=layer, marker="." if len(points) == 1 else "")
+            axes.plot(
+                *zip(*points, strict=True), color=color, label=plain(layer), marker="." if len(points) == 1 else ""
+            )
         if len(groups) == 1:
             axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(layers) // 25)
     return write_figure(figure, path)
@@ -111,6 +115,17 @@ def label(axes: Axes, title: str = "", *, x: str = "", y: str = "") -> None:
     axes.set_xlabel(x, fontsize=14)
     axes.set_ylabel(y, fontsize=14)
     axes.tick_params(labelsize=12)
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: no formulas, and no name that a legend would leave out."""
+    shown = text.replace("$", r"\$").encode("utf-8", "replace").decode()
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def _file_name(text: str) -> str:
+    """Without what leads out of a folder."""
+    return re.sub(r"[^\w-]+", "_", text)[:100]
 
 
 def class_color(index: int, classes: int) -> str | tuple[float, float, float, float]:
@@ -149,7 +164,9 @@ def _save(figure: Figure, panels: Mapping[str, Axes], path: Path) -> Path:
 def write_figure(figure: Figure, path: Path) -> Path:
     """As a PNG; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a name in letters that the font has not
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
     return path
 
 

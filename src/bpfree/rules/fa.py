@@ -43,6 +43,7 @@ from bpfree.feedback import (
     random_magnitudes,
 )
 from bpfree.grad import backward
+from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
@@ -83,6 +84,10 @@ class FA(Rule):
         for index, name in enumerate(self.names):
             self.register_buffer(f"B{index}", self.draw(net.get_parameter(f"{name}.weight").detach()))
 
+    def locality(self) -> Locality:
+        """Backprop's, but for the weights on the way back."""
+        return Locality(transports="none")
+
     def draw(self, weight: Tensor) -> Tensor | None:
         """What is drawn once, of the shape of the weight; None for nothing."""
         return weight.clone() if self.feedback == ALIGNED else random_like(self.feedback, weight)
@@ -120,7 +125,15 @@ class FA(Rule):
         return matrices
 
 
-class USF(FA):
+class SignSymmetry(FA):
+    """What the three kinds have in common: B has the signs of W."""
+
+    def locality(self) -> Locality:
+        """The way back reads the signs of weights, and nothing else of them."""
+        return Locality(transports="signs")
+
+
+class USF(SignSymmetry):
     """Uniform sign-symmetry: B = s sign(W)."""
 
     def __init__(self) -> None:
@@ -136,7 +149,7 @@ class USF(FA):
         return torch.copysign(weight.new_tensor((2 / (fan_in + fan_out)) ** 0.5), weight)
 
 
-class FRSF(FA):
+class FRSF(SignSymmetry):
     """Fixed random-magnitude sign-symmetry: B = |R| sign(W), R fixed.
 
     Args:
@@ -149,7 +162,7 @@ class FRSF(FA):
         return torch.copysign(drawn, weight)
 
 
-class BRSF(FA):
+class BRSF(SignSymmetry):
     """Batchwise random-magnitude sign-symmetry: B = |R| sign(W), R redrawn at every step.
 
     Args:

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
+from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
@@ -82,6 +83,10 @@ class ForwardForward(LocalRule):
             task.loss(net(batch.x), batch)  # refuses an output of another width
         self.classes = task.dim
         self.label_value = batch.x.max().to(first_trainable(net))
+
+    def locality(self) -> Locality:
+        """Hard negatives are drawn by the output layer, for which all others therefore wait."""
+        return LOCAL._replace(waits=self.negatives == "hard")
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The segments; without hard negatives the output segment is not used."""

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from bpfree.cut import unchanged_buffers
 from bpfree.errors import check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
+from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.population import PERTURBATIONS, Generation, Member
 from bpfree.rule import Rule
@@ -41,6 +42,10 @@ class ForwardGradient(Rule):
         check_choice("perturbation", perturbation, PERTURBATIONS)
         self.members = [Member(i, 1) for i in range(directions)]
         self.perturbation = PERTURBATIONS[perturbation]()
+
+    def locality(self) -> Locality:
+        """Through the whole net, but forwards: there is no way back, and nothing is kept for it."""
+        return Locality(transports="none", memory="flat")
 
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:

@@ -32,6 +32,7 @@ from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.grad import backward, first_trainable, output_error, trainable
+from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
@@ -77,6 +78,10 @@ class Pepita(LocalRule):
         like = first_trainable(net)
         shape = like.new_empty(()).expand(task.dim, prod(batch.x.shape[1:]))
         self.register_buffer("F", self.scale * random_like(self.feedback, shape))
+
+    def locality(self) -> Locality:
+        """The second pass waits for the error of the first, and compares with all of its activations."""
+        return LOCAL._replace(waits=True, memory="grows")
 
     def unit(self, net: nn.Module, index: int) -> list[nn.Parameter]:
         """The layer of a hidden segment, or the output segment."""

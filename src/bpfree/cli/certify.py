@@ -1,0 +1,88 @@
+"""`bpfree certify`."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from bpfree import api, checkpoint, folder
+from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.config import load_config
+from bpfree.data import DATASETS, Preprocess, Split, data_directory
+from bpfree.errors import UserError
+from bpfree.lab.certify import Certificate
+from bpfree.lab.certify import certify as certify_rule
+from bpfree.lab.certify.picture import plot_dependencies
+from bpfree.run import Run, assemble
+
+_FILE, _PICTURE = "certificate.json", "dependencies.png"
+_SAMPLES = 32
+_WIDTH = 160  # where there is no terminal
+
+
+def certify(
+    config: Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="A config as for train, or a run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as net.hidden=[64,64] rule=dfa.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for certificate.json and dependencies.png. Default: that of a run.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the tables.")] = False,
+) -> None:
+    """Measure how local a rule is on a net; exit code 1 if it breaks what it declares."""
+    with told_in_one_line():
+        is_run = (Path(config) / folder.CONFIG).is_file()
+        found = _of_run(Path(config), overrides, data_dir) if is_run else _of_config(config, overrides, data_dir)
+        if out is not None:
+            _write(found, out / _FILE, out / _PICTURE)
+        elif is_run:
+            _write(found, Path(config) / _FILE, Path(config) / folder.PLOTS / _PICTURE)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(found)
+    for line in found.breaches:
+        typer.echo(f"breach: {' '.join(line.split())}", err=True)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
+    loaded = api.load(path, overrides=overrides or [])
+    if "data" in loaded.given:
+        raise UserError(
+            f"{path}: its data came from Python. Certify it there: bpfree.certify(run.net, run.trainer.rule, run.task, "
+            "batch)"
+        )
+    dataset = DATASETS[loaded.config.data.name](data_directory(data_dir or loaded.config.data.dir))
+    return _of(loaded, dataset.train)
+
+
+def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
+    config = load_config(name, overrides or [])
+    dataset = DATASETS[config.data.name](data_directory(data_dir or config.data.dir))
+    train, _ = dataset.carve(config.data.validation, config.train.seed)
+    run = assemble(config, Preprocess.of(dataset, train), None, None)
+    return _of(run, train)
+
+
+def _of(run: Run, split: Split) -> Certificate:
+    few = split.take(torch.arange(min(_SAMPLES, len(split.y))))
+    batch = next(run.batches(few).epoch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what training would come to
+        return certify_rule(run.net, run.trainer.rule, run.task, batch)
+
+
+def _write(found: Certificate, file: Path, picture: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
+    if found.measured is not None:
+        plot_dependencies(found, picture)

@@ -1,0 +1,122 @@
+"""`bpfree tune`."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.errors import UserError
+from bpfree.lab.tune.plan import Plan, make_plan
+from bpfree.lab.tune.results import BEST, Tuned
+from bpfree.lab.tune.study import search
+from bpfree.lab.tune.worker import FINISHED, Trials, count
+
+_SHOWN = 10  # trials in the table
+
+
+def tune(
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML file or a shipped config, with search markers in place of values.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Such as tune.trials=50 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}'."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/tune-<dataset>-<rule>.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A database that several machines reach. Default: a file in --out."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    data_dir: DataDir = None,
+) -> None:
+    """Search for the best values of what a config leaves open. The same command goes on with a search, or joins it."""
+    with told_in_one_line(hint=_how_to_go_on):
+        if config is None:
+            raise UserError("CONFIG: none was given. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
+        plan = make_plan(config, overrides or [], out=out, storage=storage, data_dir=data_dir)
+        with _bar(plan) as told:
+            tuned = search(plan, workers, told)
+    _print(tuned, plan)
+
+
+def _how_to_go_on(error: BaseException) -> str:
+    return ". What is finished is kept; the same command goes on" if isinstance(error, KeyboardInterrupt) else ""
+
+
+@contextmanager
+def _bar(plan: Plan) -> Iterator[Callable[[Trials], None]]:
+    """Finished trials and the best so far, on standard error, if somebody is looking."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda trials: None
+        return
+    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("", total=plan.trials)
+
+        def told(trials: Trials) -> None:
+            values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+            best = min if plan.objective.direction == "minimize" else max
+            text = f"best {plan.objective} {best(values):.4f}" if values else ""
+            progress.update(task, completed=count(trials, *FINISHED), description=text)
+
+        yield told
+
+
+def _print(tuned: Tuned, plan: Plan) -> None:
+    console = Console()
+    ranked = sorted(
+        (trial for trial in tuned.trials if trial["value"] is not None),
+        key=lambda trial: trial["value"],
+        reverse=plan.objective.direction == "maximize",
+    )
+    names = [name for name in plan.markers if any(name in trial["params"] for trial in ranked)]
+    rows = [
+        [trial["number"], trial["value"], *(trial["params"].get(n, "") for n in names)] for trial in ranked[:_SHOWN]
+    ]
+    console.print(_table("best trials", ["trial", tuned.metric, *names], rows))
+    if any(found["setting"] for found in tuned.settings):
+        console.print(_settings_table(tuned, names))
+    states = [trial["kind"] or trial["state"] for trial in tuned.trials]
+    typer.echo(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+    best = tuned.best
+    spread = "" if len(best["values"]) == 1 else f", the mean of {', '.join(f'{v:.4f}' for v in best['values'])}"
+    typer.echo(f"best: trial {best['number']}, {tuned.metric} {best['value']:.4f}{spread}. Study: {tuned.folder}")
+    threads = "" if best["threads"] == torch.get_num_threads() else f"OMP_NUM_THREADS={best['threads']} "
+    typer.echo(f"train it with: {threads}bpfree train {tuned.folder / BEST}")
+
+
+def _settings_table(tuned: Tuned, names: Sequence[str]) -> Table:
+    """The best learning rate, and what else is a number, for each combination of choices."""
+    settings = [n for n in names if any(n in found["setting"] for found in tuned.settings)]
+    values = [n for n in names if n not in settings]
+    rows = [
+        [
+            *(found["setting"].get(n, "") for n in settings),
+            *(found["values"].get(n, "") for n in values),
+            *(found["value"], found["trial"], found["trials"]),
+        ]
+        for found in tuned.settings
+    ]
+    return _table("best values for each setting", [*settings, *values, tuned.metric, "trial", "of"], rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(re.sub("([./=])", r"\1\n", column), overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table

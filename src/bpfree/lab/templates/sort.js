@@ -1,0 +1,34 @@
+"use strict";
+// A click on a column's title sorts by it, a second one the other way round, a third one puts the rows back.
+(() => {
+  const compare = (numeric) => (a, b) => (numeric ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true }));
+
+  function sort(table, column, direction) {
+    const body = table.tBodies[0];
+    const numeric = table.tHead.rows[0].cells[column].classList.contains("number");
+    const rows = [...body.rows].map((row) => ({ row, key: row.cells[column].dataset.sort, at: Number(row.dataset.at) }));
+    const byKey = compare(numeric);
+    rows.sort((a, b) => {
+      if (!direction || (a.key === "" && b.key === "")) return a.at - b.at;
+      if (a.key === "" || b.key === "") return a.key === "" ? 1 : -1; // missing values last, either way
+      return direction * byKey(a.key, b.key) || a.at - b.at;
+    });
+    body.append(...rows.map(({ row }) => row));
+  }
+
+  for (const table of document.querySelectorAll("table")) {
+    if (!table.tHead) continue;
+    [...table.tBodies[0].rows].forEach((row, at) => (row.dataset.at = at));
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      head.querySelector("button")?.addEventListener("click", () => {
+        const next = { ascending: "descending", descending: null }[head.getAttribute("aria-sort")] ?? null;
+        const order = head.hasAttribute("aria-sort") ? next : "ascending";
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        if (order) head.setAttribute("aria-sort", order);
+        sort(table, column, { ascending: 1, descending: -1 }[order] ?? 0);
+      });
+    });
+  }
+  document.documentElement.classList.add("sortable");
+})();

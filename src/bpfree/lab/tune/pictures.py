@@ -1,0 +1,114 @@
+"""Two pictures of a search: what matters, and which values go with which result."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from bpfree.lab.plots import BLUE, ORANGE, label, write_figure
+from bpfree.lab.tune.space import Choice, Log, Marker
+
+_ABSENT = object()  # in place of the value of a parameter that a trial has not
+_BELOW = -0.12  # where it goes by
+_TICKS = 5
+
+
+def plot_importance(importances: Mapping[str, float], metric: str, path: Path) -> Path:
+    """A bar for each parameter, the longest on top, as a PNG."""
+    figure = Figure(figsize=(9, 1.6 + 0.5 * max(len(importances), 2)), layout="constrained")
+    axes = figure.subplots()
+    shown = dict(sorted(importances.items(), key=lambda item: item[1]))
+    bars = axes.barh(list(shown), list(shown.values()), color=BLUE)
+    axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=12)
+    axes.set_xlim(0, 1.1 * max([*shown.values(), 1e-9]))
+    label(axes, f"what {metric} depends on", x="importance (the sum is 1)")
+    axes.spines[["top", "right"]].set_visible(False)
+    if not shown:
+        axes.text(0.5, 0.5, "too few different values to tell", transform=axes.transAxes, ha="center", fontsize=12)
+    return write_figure(figure, path)
+
+
+def plot_parallel(ranked: Sequence[Mapping[str, Any]], markers: Mapping[str, Marker], metric: str, path: Path) -> Path:
+    """A line for each trial through its parameters to its value, the best on top, as a PNG.
+
+    Args:
+        ranked: trials that came to an end, best first.
+        markers: by parameter.
+        metric: what the value is.
+        path: of the PNG.
+    """
+    names = [name for name in markers if any(name in trial["params"] for trial in ranked)]
+    values = [trial["value"] for trial in ranked]
+    scales = [*(_scale(markers[name]) for name in names), _Scale.between(min(values), max(values))]
+    figure = Figure(figsize=(3 + 2.4 * len(scales), 6.5), layout="constrained")
+    axes = figure.subplots()
+    ranks = Normalize(1, max(len(ranked), 2))
+    for place, trial in reversed(list(enumerate(ranked, start=1))):
+        found = [*(trial["params"].get(name, _ABSENT) for name in names), trial["value"]]
+        heights = [scale.height(value) for scale, value in zip(scales, found, strict=True)]
+        color = ORANGE if place == 1 else colormaps["viridis"](ranks(place))
+        axes.plot(heights, color=color, linewidth=3 if place == 1 else 1.2, alpha=1 if place == 1 else 0.7)
+    axes.set_title(f"{len(ranked)} trials; the best, trial {ranked[0]['number']}, is the thick line", fontsize=15)
+    for position, scale in enumerate(scales):
+        _draw_axis(axes, position, scale)
+    axes.set_xticks(range(len(scales)), [*map(_broken, names), metric], fontsize=12)
+    axes.set_xlim(-0.2, len(scales) - 0.5)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(ScalarMappable(ranks, "viridis"), ax=axes, shrink=0.6)
+    bar.set_label("rank of the trial", fontsize=12)
+    bar.ax.invert_yaxis()
+    return write_figure(figure, path)
+
+
+@dataclass
+class _Scale:
+    """Where values lie on an axis from 0 to 1."""
+
+    place: Callable[[Any], float]
+    ticks: Sequence[Any]
+
+    @classmethod
+    def between(cls, low: float, high: float, *, log: bool = False) -> "_Scale":
+        """Of numbers."""
+        ends = (log10(low), log10(high)) if log else (low, high)
+        width = (ends[1] - ends[0]) or 1.0
+        marks: list[float] = [ends[0] + width * k / (_TICKS - 1) for k in range(_TICKS)] if high > low else [ends[0]]
+        decades = [float(k) for k in range(ceil(ends[0] - 1e-9), floor(ends[1] + 1e-9) + 1)]
+        if log and len(decades) > 2:
+            marks = decades
+        return cls(
+            lambda value: ((log10(value) if log else value) - ends[0]) / width,
+            [10**mark if log else mark for mark in marks],
+        )
+
+    def height(self, value: Any) -> float:
+        """Of a value; those of trials that have no such parameter lie below the axis."""
+        return _BELOW if value is _ABSENT else self.place(value)
+
+
+def _scale(marker: Marker) -> _Scale:
+    if isinstance(marker, Choice):
+        labels = marker.labels
+        return _Scale(lambda value: labels.index(value) / max(len(labels) - 1, 1), labels)
+    return _Scale.between(marker.low, marker.high, log=isinstance(marker, Log))
+
+
+def _draw_axis(axes: Axes, position: int, scale: _Scale) -> None:
+    axes.plot([position, position], [0, 1], color="black", linewidth=1, zorder=4)
+    for tick in scale.ticks:
+        text = f"{tick:.3g}" if isinstance(tick, float) else str(tick)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
+        axes.text(position + 0.04, scale.height(tick), text, fontsize=11, va="center", zorder=5, bbox=box)
+
+
+def _broken(name: str) -> str:
+    """A dotted path in several lines."""
+    return name.replace(".", ".\n").replace("=", "=\n")

@@ -1,0 +1,148 @@
+"""What came of a search: the best config, all trials, the best values for each setting, two pictures."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from bpfree import checkpoint
+from bpfree.config import Config
+from bpfree.errors import UserError
+from bpfree.lab.tune.pictures import plot_importance, plot_parallel
+from bpfree.lab.tune.plan import Plan
+from bpfree.lab.tune.space import Choice, Marker
+from bpfree.lab.tune.store import KIND, REASON, SURPLUS
+from bpfree.lab.tune.worker import RETRIES
+
+BEST, STUDY, IMPORTANCE, PARALLEL = "best.yaml", "study.json", "importance.png", "parallel.png"
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a search.
+
+    Attributes:
+        folder: with best.yaml, study.json, importance.png and parallel.png.
+        config: the best, complete.
+        best: its trial, one of `trials`.
+        trials: in plain values: `number`, `state`, `value` and its `values` by seed, `params`, `seconds`, `reason`, ...
+        settings: the best trial for each combination of what is a choice, best first: `setting`, `values`, `value`,
+            `trial`, and of how many `trials`.
+        metric: what trials were judged by.
+    """
+
+    folder: Path
+    config: Config
+    best: dict[str, Any]
+    trials: list[dict[str, Any]]
+    settings: list[dict[str, Any]]
+    metric: str
+
+
+def conclude(study: optuna.Study, plan: Plan) -> Tuned:
+    """Write down what came of the trials so far.
+
+    Raises:
+        UserError: none came to an end.
+    """
+    found = study.get_trials(deepcopy=False)
+    trials = [describe(trial) for trial in found if trial.user_attrs.get(KIND) != SURPLUS]
+    ranked = rank(trials, plan)
+    if not ranked:
+        raise _no_value(trials)
+    best = ranked[0]
+    config = plan.config_of(best["params"])
+    settings = best_settings(ranked, plan.markers)
+    checkpoint.write_text(plan.out / BEST, config.dump())
+    described = {
+        "study": plan.study,
+        "metric": str(plan.objective),
+        "direction": plan.objective.direction,
+        "best": best,
+        "settings": settings,
+        "search": plan.described(),
+        "trials": trials,
+    }
+    checkpoint.write_text(plan.out / STUDY, json.dumps(described, indent=1) + "\n")
+    plot_importance(_importances(study, ranked), str(plan.objective), plan.out / IMPORTANCE)
+    plot_parallel(ranked, plan.markers, str(plan.objective), plan.out / PARALLEL)
+    return Tuned(plan.out, config, best, trials, settings, str(plan.objective))
+
+
+def describe(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial in plain values; `value` is None unless it came to its end."""
+    attributes = trial.user_attrs
+    complete = trial.state == TrialState.COMPLETE
+    silent = trial.state in (TrialState.FAIL, TrialState.PRUNED)
+    return {
+        "number": trial.number,
+        "state": _STATES.get(trial.state, trial.state.name.lower()),
+        "value": trial.value if complete else None,
+        "values": attributes.get("values"),
+        "params": trial.params,
+        "seconds": attributes.get("seconds"),
+        "reason": attributes.get(REASON, "its worker ended without a word" if silent else None),
+        "kind": attributes.get(KIND),
+        "epochs": len(trial.intermediate_values),
+        "retry_of": attributes.get(RETRIES),
+        "worker": attributes.get("worker"),
+        "threads": attributes.get("threads"),
+    }
+
+
+def rank(trials: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Those that came to an end, best first; of equal ones the first."""
+    ended = [trial for trial in trials if trial["value"] is not None]
+    return sorted(ended, key=lambda trial: trial["value"], reverse=plan.objective.direction == "maximize")
+
+
+def best_settings(ranked: Sequence[dict[str, Any]], markers: Mapping[str, Marker]) -> list[dict[str, Any]]:
+    """The best trial for each combination of what is a setting; numbers are what one looks for within a setting.
+
+    Args:
+        ranked: trials that came to an end, best first.
+        markers: by parameter.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for trial in ranked:
+        setting = {name: value for name, value in trial["params"].items() if is_setting(markers[name])}
+        groups.setdefault(json.dumps(setting, sort_keys=True), []).append(trial)
+    return [
+        {
+            "setting": json.loads(key),
+            "values": {name: value for name, value in group[0]["params"].items() if not is_setting(markers[name])},
+            "value": group[0]["value"],
+            "trial": group[0]["number"],
+            "trials": len(group),
+        }
+        for key, group in groups.items()
+    ]
+
+
+def is_setting(marker: Marker) -> bool:
+    """Whether it chooses between things, and not between numbers."""
+    if not isinstance(marker, Choice):
+        return False
+    return not all(isinstance(label, int | float) and not isinstance(label, bool) for label in marker.labels)
+
+
+def _no_value(trials: Sequence[dict[str, Any]]) -> UserError:
+    stopped = [trial for trial in trials if trial["state"] == "pruned"]
+    if not stopped:
+        return UserError("no trial was finished. The same command goes on")
+    first = stopped[0]
+    what = "was refused" if all(trial["kind"] == "refused" for trial in stopped) else "came to an end"
+    who = "every one" if what == "was refused" else "none"
+    return UserError(f"{who} of {len(stopped)} trials {what}. Trial {first['number']}: {first['reason']}")
+
+
+def _importances(study: optuna.Study, ranked: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How much each parameter matters, by Optuna; empty where there is nothing to tell it from."""
+    if len({trial["value"] for trial in ranked}) < 2:
+        return {}
+    return optuna.importance.get_param_importances(study)

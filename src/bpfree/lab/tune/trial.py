@@ -1,0 +1,116 @@
+"""One trial: a config with every value chosen, trained by the ordinary machinery and judged by a metric."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from bpfree import checkpoint, folder
+from bpfree.config import Config
+from bpfree.data import DATASETS, Dataset, data_directory
+from bpfree.errors import DivergedError, UserError
+from bpfree.lab.tune.plan import Objective, Plan, check
+from bpfree.lab.tune.space import Choice, Choose, Integer, Linear, Marker
+from bpfree.lab.tune.store import KIND, REASON, REFUSED
+from bpfree.progress import hidden
+from bpfree.run import train
+from bpfree.trackers import Record, Tracker
+from bpfree.trainer import Trainer
+
+TRIALS = "trials"  # the folder of the trials that ran on this machine
+Report = Callable[[int, float], None]
+"""Takes an epoch and its metric; raises TrialPruned if there is no need to go on."""
+
+
+def run_trial(trial: optuna.Trial, plan: Plan) -> float:
+    """Choose, train, and return the mean over the seeds. What went by is kept in attributes of the trial.
+
+    Raises:
+        TrialPruned: its values cannot go together, it diverged, or the pruner stopped it; an attribute says which.
+    """
+    begun = time.perf_counter()
+    trial.set_user_attr("threads", torch.get_num_threads())
+    try:
+        config = plan.config(_suggest(trial))
+        check(config, plan.objective)
+        values = [_train(config, number, trial, plan) for number in range(plan.settings.repeats)]
+    except (DivergedError, UserError) as error:
+        trial.set_user_attr(KIND, "diverged" if isinstance(error, DivergedError) else REFUSED)
+        trial.set_user_attr(REASON, str(error))
+        raise optuna.TrialPruned(str(error)) from error
+    finally:
+        trial.set_user_attr("seconds", round(time.perf_counter() - begun, 3))
+    trial.set_user_attr("values", values)
+    return sum(values) / len(values)
+
+
+def _suggest(trial: optuna.Trial) -> Choose:
+    """Chooses as the study's sampler does."""
+
+    def choose(name: str, marker: Marker) -> Any:
+        if isinstance(marker, Choice):
+            return trial.suggest_categorical(name, marker.labels)
+        if isinstance(marker, Integer):
+            return trial.suggest_int(name, marker.low, marker.all()[-1], step=marker.step)
+        if isinstance(marker, Linear):
+            high = marker.all()[-1] if marker.step else marker.high  # Optuna warns of steps that end before high
+            return trial.suggest_float(name, marker.low, high, step=marker.step)
+        return trial.suggest_float(name, marker.low, marker.high, log=True)
+
+    return choose
+
+
+def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> float:
+    """The metric of one training, the first, second, ... of its trial. Only the first may be pruned."""
+    config = config.model_copy(deep=True)
+    config.train.seed += number
+    place = plan.out / TRIALS / f"{trial.number:04}"
+    if plan.settings.repeats > 1:
+        place = place / f"seed-{config.train.seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(place / folder.CONFIG, config.dump())
+    data = without_test(config.data.name, data_directory(config.data.dir))
+    watch = _Watch(place, plan.objective, _pruning(trial) if number == 0 else lambda _epoch, _value: None)
+    with hidden():
+        run = train(config, dataset=data, trackers=[watch])
+    checkpoint.write_text(place / folder.RESULT, json.dumps(run.result, indent=1) + "\n")
+    progress = run.trainer.progress
+    epoch = progress.best_epoch if run.weights == "best" else len(progress.history)
+    return plan.objective.read(progress.history[epoch - 1])
+
+
+@cache
+def without_test(name: str, directory: Path) -> Dataset:
+    """A data set by name; its test split is out of reach of a search."""
+    return replace(DATASETS[name](directory), test=None)
+
+
+def _pruning(trial: optuna.Trial) -> Report:
+    def report(epoch: int, value: float) -> None:
+        trial.report(value, epoch)
+        if trial.should_prune():
+            trial.set_user_attr(KIND, "pruned")
+            trial.set_user_attr(REASON, f"stopped by the pruner after epoch {epoch}")
+            raise optuna.TrialPruned
+
+    return report
+
+
+class _Watch(Tracker):
+    """Writes down the epochs of a trial and reports each."""
+
+    def __init__(self, place: Path, objective: Objective, report: Report) -> None:
+        self.place = place
+        self.objective = objective
+        self.report = report
+
+    def on_epoch(self, trainer: Trainer, record: Record) -> None:
+        """To metrics.jsonl and to the study."""
+        folder.write_metrics(self.place, trainer.progress)
+        self.report(record["epoch"], self.objective.read(record))

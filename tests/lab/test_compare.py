@@ -1,0 +1,174 @@
+"""Comparisons: which runs they are made of, what they tell, and that nothing is run twice or lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import bpfree
+from bpfree import UserError
+from bpfree.cli import app
+from bpfree.lab.compare import compare
+from bpfree.lab.compare.measure import compare_with_baseline, default_target, mcnemar, time_to_target
+from bpfree.lab.compare.plan import plan
+from bpfree.rules import RULES
+
+SMALL = ["train.epochs=2", "net.hidden=[16]"]
+
+
+def test_rules_share_net_data_and_epochs_and_bring_their_recipe():
+    (group,) = plan(["digits/mlp"], ["dfa", "noprop_dt", "eggroll"], ["train.epochs=7"])
+    entries = {entry.name: entry for entry in group.entries}
+    assert list(entries) == [
+        *("backprop", "backprop, checkpointed", "backprop, accumulated", "backprop_denoiser"),
+        *("dfa", "noprop_dt", "eggroll"),
+    ]
+    for entry in group.entries:
+        assert entry.config.train.epochs == 7
+        assert entry.config.data == group.config.data
+    assert entries["eggroll"].config.net == group.config.net
+    assert entries["eggroll"].config.optimizer == bpfree.config.load_config("digits/eggroll").optimizer
+    assert entries["noprop_dt"].config.net["name"] == "denoiser"
+    assert entries["noprop_dt"].notes == ["on a net of its own (denoiser)"]
+    assert entries["backprop, checkpointed"].config.rule == {"name": "backprop", "checkpoint": True}
+
+
+def test_all_rules_can_be_compared_on_digits():
+    (group,) = plan(["digits/mlp"], ["all"])
+    assert {entry.name for entry in group.entries} >= set(RULES)
+    assert not [entry for entry in group.entries if entry.refused]
+
+
+def test_configs_stand_for_themselves_and_are_grouped_by_what_they_share():
+    groups = plan(["digits/dfa", "digits/mono_forward", "digits/eggroll"], [])
+    assert [[entry.name for entry in group.entries][3:] for group in groups] == [["dfa", "mono_forward"], ["eggroll"]]
+
+
+def test_what_cannot_be_compared():
+    with pytest.raises(UserError, match="unknown rule 'dfaa'. Did you mean 'dfa'"):
+        plan(["digits/mlp"], ["dfaa"])
+    with pytest.raises(
+        UserError, match="noprop_ct needs a net 'denoiser', and there is no shipped config fashion_mnist"
+    ):
+        plan(["fashion_mnist/backprop"], ["noprop_ct"])
+    with pytest.raises(UserError, match="'mono_forward' learns from class labels"):
+        plan(["digits/mlp"], ["mono_forward"], ["task=reconstruct"])
+    (group,) = plan(["digits/mlp"], ["dfa", "mono_forward"], ["task=reconstruct"])
+    assert "learns from class labels" in group.entries[-1].refused
+
+
+def row(name, scores, rule=None, metric="accuracy"):
+    runs = [
+        {"seed": n, "score": s, "metric": metric, "curve": [[1, 10.0, s / 2], [2, 20.0, s]]}
+        for n, s in enumerate(scores)
+    ]
+    return {"name": name, "rule": rule or name, "runs": runs, "metric": metric}
+
+
+def test_differences_are_paired_by_seed():
+    """By hand: differences .1 and .3, mean .2, standard error .1, so t = 2 with one degree of freedom, p = 0.295."""
+    rows = [row("dfa", [0.5, 0.4]), row("backprop", [0.4, 0.1])]
+    assert compare_with_baseline(rows) is rows[1]
+    assert rows[0]["difference"] == pytest.approx(0.2)
+    assert rows[0]["p_seeds"] == pytest.approx(0.2952, abs=1e-4)
+    assert "difference" not in rows[1]
+    assert compare_with_baseline([row("dfa", [0.5])]) is None
+
+
+def test_mcnemar_looks_at_what_one_has_right_alone():
+    """6 against 0: p = 2 / 2^6."""
+    first = torch.tensor([True] * 6 + [False] * 4 + [True] * 5)
+    second = torch.tensor([False] * 6 + [False] * 4 + [True] * 5)
+    assert mcnemar(first, second) == (6, 0, pytest.approx(2 / 64))
+    assert mcnemar(first, first) == (0, 0, 1.0)
+
+
+def test_seconds_to_a_target_and_the_target_itself():
+    rows = [row("backprop", [0.8, 0.8]), row("dfa", [0.8, 0.7])]
+    assert default_target(rows[0]) == pytest.approx(0.76)
+    time_to_target(rows, 0.76, "accuracy")
+    assert (rows[0]["seconds_to_target"], rows[0]["reached_target"]) == (20.0, 2)
+    assert rows[1]["reached_target"] == 1
+    assert "seconds_to_target" not in rows[1]
+    falling = [row("backprop", [0.5], metric="loss")]
+    time_to_target(falling, 0.3, "loss")
+    assert falling[0]["seconds_to_target"] == 10.0
+
+
+def shell(*arguments):
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+def test_a_comparison_is_reported_and_not_run_again(tmp_path):
+    out = tmp_path / "a <b> comparison"
+    done = shell("digits/mlp", *SMALL, "--rules", "dfa,pepita,noprop_dt", "--seeds", 2, "--out", out)
+    assert done.exit_code == 0, done.output
+    record = json.loads((out / "compare.json").read_text())
+    (group,) = record["groups"]
+    rows = {row["name"]: row for row in group["rows"]}
+    for name in ("backprop", "backprop, checkpointed", "backprop_denoiser", "dfa", "pepita", "noprop_dt"):
+        scores = []
+        for run in rows[name]["runs"]:
+            result = json.loads((out / run["folder"] / "result.json").read_text())
+            assert result["threads"] == 1
+            scores.append(result["test"]["accuracy"])
+        assert rows[name]["mean"] == pytest.approx(sum(scores) / 2)
+        assert len(run["curve"]) == 2
+    assert rows["backprop, checkpointed"]["mean"] == rows["backprop"]["mean"]
+    assert (rows["dfa"]["right_alone"] - rows["dfa"]["baseline_right_alone"]) / 360 == pytest.approx(
+        rows["dfa"]["runs"][0]["score"] - rows["backprop"]["runs"][0]["score"]
+    )
+    html = (out / "report.html").read_text()
+    for text in ("noprop_dt", "peak memory", "bpfree compare digits/mlp", "on a net of its own"):
+        assert text in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
+
+    times = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/result.json")}
+    assert len(times) == 14
+    again = shell("digits/mlp", *SMALL, "--rules", "dfa,pepita,noprop_dt", "--seeds", 2, "--out", out)
+    assert again.exit_code == 0
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+
+    other = shell("digits/mlp", "train.epochs=2", "net.hidden=[17]", "--rules", "dfa", "--out", out)
+    assert other.exit_code == 2
+    assert "was run with net.hidden = [16], and now it is [17]. Choose another folder with --out" in other.stderr
+
+
+def test_what_cannot_be_trained_is_shown_with_its_reason(tmp_path):
+    done = shell("digits/mlp", *SMALL, "net.activation=sign", "--rules", "es,dfa", "--seeds", 1, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "failed: dfa seed 0: net: its act1 (Sign) has no derivative" in done.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "compare.json").read_text())["groups"][0]["rows"]}
+    assert rows["es"]["mean"] > 0.1
+    assert not rows["backprop"]["runs"]
+    assert "has no derivative" in rows["backprop"]["errors"][0]
+    assert "not trained: net: its act1 (Sign) has no derivative" in (tmp_path / "report.html").read_text()
+
+
+def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
+    """The weights are those of a comparison that nobody interrupted."""
+    arguments = ["digits/mlp", "train.epochs=60", "net.hidden=[16]", "--rules", "dfa", "--seeds", "1", "--jobs", "2"]
+    command = [sys.executable, "-m", "bpfree", "compare", *arguments, "--out", str(tmp_path / "stopped")]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as first:
+        checkpoint = tmp_path / "stopped" / "runs" / "backprop-0" / "metrics.jsonl"
+        while not (checkpoint.exists() and checkpoint.read_text()):
+            time.sleep(0.02)
+        first.send_signal(signal.SIGINT)
+        _, told = first.communicate()
+    assert first.returncode == 130
+    assert told.endswith("interrupted. What was trained is kept; go on with the same command\n")
+    assert not (tmp_path / "stopped" / "compare.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    compare("digits/mlp", rules=["dfa"], seeds=1, out=tmp_path / "whole", overrides=arguments[1:3])
+    for run in ("backprop-0", "dfa-0"):
+        stopped, whole = (bpfree.load(tmp_path / place / "runs" / run).net for place in ("stopped", "whole"))
+        for a, b in zip(stopped.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(a, b)
