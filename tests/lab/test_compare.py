@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 import bpfree
 from bpfree import UserError
 from bpfree.cli import app
-from bpfree.lab.compare import compare
 from bpfree.lab.compare.measure import compare_with_baseline, default_target, mcnemar, time_to_target
 from bpfree.lab.compare.plan import plan
 from bpfree.rules import RULES
+from bpfree.run import train
+from tests.lab.chromium import CHROMIUM, Browser, check_page
 
 SMALL = ["train.epochs=2", "net.hidden=[16]"]
 
@@ -107,12 +108,12 @@ def shell(*arguments):
 
 def test_a_comparison_is_reported_and_not_run_again(tmp_path):
     out = tmp_path / "a <b> comparison"
-    done = shell("digits/mlp", *SMALL, "--rules", "dfa,pepita,noprop_dt", "--seeds", 2, "--out", out)
+    done = shell("digits/mlp", *SMALL, "--rules", "dfa,noprop_dt", "--seeds", 2, "--out", out)
     assert done.exit_code == 0, done.output
     record = json.loads((out / "compare.json").read_text())
     (group,) = record["groups"]
     rows = {row["name"]: row for row in group["rows"]}
-    for name in ("backprop", "backprop, checkpointed", "backprop_denoiser", "dfa", "pepita", "noprop_dt"):
+    for name in ("backprop", "backprop, checkpointed", "backprop_denoiser", "dfa", "noprop_dt"):
         scores = []
         for run in rows[name]["runs"]:
             result = json.loads((out / run["folder"] / "result.json").read_text())
@@ -127,11 +128,13 @@ def test_a_comparison_is_reported_and_not_run_again(tmp_path):
     html = (out / "report.html").read_text()
     for text in ("noprop_dt", "peak memory", "bpfree compare digits/mlp", "on a net of its own"):
         assert text in html
-    assert "http://" not in html.replace("http://www.w3.org", "")
+    if CHROMIUM is not None:
+        with Browser() as browser:
+            check_page(browser.open(out / "report.html"))
 
     times = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/result.json")}
-    assert len(times) == 14
-    again = shell("digits/mlp", *SMALL, "--rules", "dfa,pepita,noprop_dt", "--seeds", 2, "--out", out)
+    assert len(times) == 12
+    again = shell("digits/mlp", *SMALL, "--rules", "dfa,noprop_dt", "--seeds", 2, "--out", out)
     assert again.exit_code == 0
     assert {file: file.stat().st_mtime_ns for file in times} == times
 
@@ -153,7 +156,7 @@ def test_what_cannot_be_trained_is_shown_with_its_reason(tmp_path):
 
 def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
     """The weights are those of a comparison that nobody interrupted."""
-    arguments = ["digits/mlp", "train.epochs=60", "net.hidden=[16]", "--rules", "dfa", "--seeds", "1", "--jobs", "2"]
+    arguments = ["digits/mlp", "train.epochs=30", "net.hidden=[16]", "--rules", "dfa", "--seeds", "1", "--jobs", "1"]
     command = [sys.executable, "-m", "bpfree", "compare", *arguments, "--out", str(tmp_path / "stopped")]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -167,8 +170,8 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
     assert told.endswith("interrupted. What was trained is kept; go on with the same command\n")
     assert not (tmp_path / "stopped" / "compare.json").exists()
     subprocess.run(command, check=True, capture_output=True)
-    compare("digits/mlp", rules=["dfa"], seeds=1, out=tmp_path / "whole", overrides=arguments[1:3])
     for run in ("backprop-0", "dfa-0"):
-        stopped, whole = (bpfree.load(tmp_path / place / "runs" / run).net for place in ("stopped", "whole"))
+        config = bpfree.config.load_config(str(tmp_path / "stopped" / "runs" / f"{run}.yaml"))
+        stopped, whole = bpfree.load(tmp_path / "stopped" / "runs" / run).net, train(config).net
         for a, b in zip(stopped.parameters(), whole.parameters(), strict=True):
             assert torch.equal(a, b)

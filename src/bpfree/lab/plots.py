@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,7 +17,6 @@ from torch import Tensor
 from bpfree.checkpoint import write_atomically
 from bpfree.trackers import TRACKERS, Record
 
-Axis = Literal["epoch", "seconds"]
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#717581"  # told apart by every eye (Okabe & Ito)
 _CLASSES = (  # likewise, by Petroff, https://arxiv.org/abs/2107.02270
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
@@ -29,26 +27,11 @@ _GIF_DPI = 80
 
 def plot_training(history: Sequence[Record], path: Path) -> Path:
     """Loss and accuracy of one run over its epochs, training and validation, as a PNG."""
-    figure, panels = _panels("epoch", history)
+    figure, panels = _panels(history)
     for metric, axes in panels.items():
         for split, style in (("train", "--"), ("validation", "-")):
-            _draw(axes, history, "epoch", split, metric, f"{split}", style, "C0")
+            _draw(axes, history, split, metric, f"{split}", style, "C0")
     return _save(figure, panels, path)
-
-
-def compare_training(histories: Mapping[str, Sequence[Record]], path: Path) -> None:
-    """Validation loss and accuracy of several runs over the seconds they took, a colour for each, as a PNG.
-
-    Args:
-        histories: records of the epochs by the name of the run.
-        path: of the PNG; its folder is made.
-    """
-    figure, panels = _panels("seconds", [record for history in histories.values() for record in history])
-    for metric, axes in panels.items():
-        axes.set(xscale="log", ylabel=f"validation {metric}", xlabel="seconds of training")
-        for number, (name, history) in enumerate(histories.items()):
-            _draw(axes, history, "seconds", "validation", metric, name, "-", f"C{number}")
-    _save(figure, panels, path)
 
 
 def plot_tracked(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -133,23 +116,21 @@ def class_color(index: int, classes: int) -> str | tuple[float, float, float, fl
     return _CLASSES[index] if classes <= len(_CLASSES) else colormaps["viridis"](index / (classes - 1))
 
 
-def _panels(x: Axis, history: Sequence[Record]) -> tuple[Figure, dict[str, Axes]]:
+def _panels(history: Sequence[Record]) -> tuple[Figure, dict[str, Axes]]:
     """A panel for the loss, and one for the accuracy if there is any."""
     found = any("accuracy" in record.get(split, {}) for record in history for split in ("train", "validation"))
     metrics = ["loss", "accuracy"] if found else ["loss"]
     figure = Figure(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
     panels = dict(zip(metrics, figure.subplots(1, len(metrics), squeeze=False)[0], strict=True))
     for metric, axes in panels.items():
-        axes.set(xlabel=x, ylabel=metric)
+        axes.set(xlabel="epoch", ylabel=metric)
         axes.grid(alpha=0.3)
     panels["loss"].set(yscale="log")
     return figure, panels
 
 
-def _draw(
-    axes: Axes, history: Sequence[Record], x: Axis, split: str, metric: str, label: str, style: str, color: str
-) -> None:
-    points = [(record[x], record[split][metric]) for record in history if metric in record.get(split, {})]
+def _draw(axes: Axes, history: Sequence[Record], split: str, metric: str, label: str, style: str, color: str) -> None:
+    points = [(record["epoch"], record[split][metric]) for record in history if metric in record.get(split, {})]
     if points:
         axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker="." if len(points) == 1 else "")
 
