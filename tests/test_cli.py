@@ -55,6 +55,7 @@ def test_the_commands_and_options_are_frozen():
         "board": ["runs", "port", "return"],
         "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "data_dir", "return"],
         "certify": ["config", "overrides", "out", "data_dir", "as_json", "return"],
+        "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],
     }
 

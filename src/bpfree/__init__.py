@@ -15,7 +15,7 @@ from bpfree.evolution import Evolution, Evolved, evolve
 from bpfree.lab.certify import Certificate, certify
 from bpfree.lab.compare import Comparison, compare
 from bpfree.lab.report import report
-from bpfree.lab.tune.study import tune
+from bpfree.lab.tune import tune
 from bpfree.matmul import fast_float32
 from bpfree.noise import Noise
 from bpfree.population.rule import BlackBoxRule

@@ -1,73 +1,16 @@
-"""Searches: markers, workers that die, resumes, and a best config that trains again to its value."""
+"""Searches: what may be left open, what is refused, and a best config that trains again to its value."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from contextlib import ExitStack
 from functools import partial
 
-import optuna
 import pytest
 import yaml
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 import bpfree
 from bpfree.config import load_config
-from bpfree.lab.tune.plan import make_plan
 from bpfree.lab.tune.space import find_markers, grid, resolve
-from bpfree.lab.tune.store import open_study
-from bpfree.lab.tune.worker import ATTEMPTS, Deaths, bury
+from tests.lab.tuning import RULES, config_file, retrained, states, study_file, tiny
 from tests.test_cli import refused, shell
-
-TINY = {
-    "data": {"name": "digits", "batch_size": 128},
-    "net": {"name": "mlp", "hidden": [16], "activation": "tanh"},
-    "rule": "dfa",
-    "optimizer": {"name": "adam", "lr": {"search": "log", "low": "1e-4", "high": "1e-1"}},
-    "train": {"epochs": 2},
-}
-RULES = {"search": "choice", "values": ["dfa", "drtp", {"name": "fa", "feedback": "orthogonal"}]}
-
-
-def tiny(**sections):
-    return {**TINY, **sections}
-
-
-@pytest.fixture
-def config_file(tmp_path):
-    def write(**sections):
-        path = tmp_path / "search.yaml"
-        path.write_text(yaml.safe_dump(tiny(**sections)))
-        return path
-
-    return write
-
-
-def the_study(out):
-    return json.loads((out / "study.json").read_text())
-
-
-def states(out):
-    return Counter(trial["state"] for trial in the_study(out)["trials"])
-
-
-def in_database(out):
-    url = f"sqlite:///{out / 'study.db'}"
-    return optuna.load_study(study_name=out.name, storage=RDBStorage(url, {"connect_args": {"timeout": 1}}))
-
-
-def retrained(out, tmp_path):
-    """The metrics that the best config trains to by the ordinary command."""
-    assert shell("train", out / "best.yaml", "--out", tmp_path / "again").exit_code == 0
-    return json.loads((tmp_path / "again" / "result.json").read_text())
-
 
 # The space
 
@@ -126,14 +69,14 @@ def test_tune_refuses(overrides, message, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("study.json"))
 
 
-def test_a_config_that_leaves_a_value_open_cannot_be_trained(config_file):
-    path = config_file()
+def test_a_config_that_leaves_a_value_open_cannot_be_trained(tmp_path):
+    path = config_file(tmp_path)
     line = refused("train", path)
     assert line == (
         f"error: {path}: optimizer.lr is left open by a search marker, allowed: a value. `bpfree tune` searches for "
         "the best"
     )
-    config_file(tune={"trials": 3})
+    config_file(tmp_path, tune={"trials": 3})
     assert load_config(str(path), ["optimizer.lr=0.1"]).optimizer["lr"] == 0.1, "what tune is told, train ignores"
 
 
@@ -178,7 +121,7 @@ def test_a_search_and_what_it_leaves(tmp_path):
     assert {path.name for path in out.iterdir()} == {
         *("tune.yaml", "study.db", "study.json", "best.yaml", "importance.png", "parallel.png", "trials"),
     }
-    found = the_study(out)
+    found = study_file(out)
     assert (found["metric"], found["direction"], found["best"]) == ("validation/accuracy", "maximize", tuned.best)
     assert found["trials"] == tuned.trials
     for group in tuned.settings:
@@ -209,20 +152,14 @@ def test_the_same_seed_chooses_the_same_and_a_resume_changes_nothing(tmp_path):
 def test_a_value_is_the_mean_over_the_seeds_of_its_trial(tmp_path):
     out = tmp_path / "out"
     overrides = ["tune.repeats=3", "tune.trials=2", "tune.metric=train/loss", "train.seed=5"]
-    shown = shell("tune", yaml_of(tmp_path, tiny()), *overrides, "--out", out)
+    shown = shell("tune", config_file(tmp_path), *overrides, "--out", out)
     assert shown.exit_code == 0, shown.stderr
-    best = the_study(out)["best"]
-    assert best["value"] == sum(best["values"]) / 3 == min(t["value"] for t in the_study(out)["trials"])
+    best = study_file(out)["best"]
+    assert best["value"] == sum(best["values"]) / 3 == min(t["value"] for t in study_file(out)["trials"])
     assert "the mean of " in shown.stdout
     assert retrained(out, tmp_path)["train"]["loss"] == best["values"][0]
     folder = out / "trials" / f"{best['number']:04}"
     assert {path.name for path in folder.iterdir()} == {"seed-5", "seed-6", "seed-7"}
-
-
-def yaml_of(tmp_path, values):
-    path = tmp_path / "search.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 def test_the_value_is_that_of_the_weights_that_early_stopping_gives_back(tmp_path):
@@ -233,21 +170,6 @@ def test_the_value_is_that_of_the_weights_that_early_stopping_gives_back(tmp_pat
     assert retrained(out, tmp_path)["weights"] == "best"
     history = bpfree.load(tmp_path / "again").metrics
     assert tuned.best["value"] == max(record["validation"]["accuracy"] for record in history)
-
-
-def test_a_grid_is_gone_through_once(tmp_path, config_file):
-    lr = {"search": "choice", "values": [0.001, 0.01]}
-    path = config_file(rule=RULES, optimizer={"name": "adam", "lr": lr}, train={"epochs": 1})
-    out = tmp_path / "out"
-    shown = shell("tune", path, "tune.sampler=grid", "--workers", "2", "--out", out)
-    assert shown.exit_code == 0, shown.stderr
-    assert "best values for each setting" in shown.stdout
-    trials = the_study(out)["trials"]
-    assert len(trials) == 6
-    assert len({json.dumps(trial["params"]) for trial in trials}) == 6
-    assert states(out) == {"complete": 6}
-    assert {len(group["values"]) for group in the_study(out)["settings"]} == {1}, "a choice of numbers is no setting"
-    assert len({trial["worker"] for trial in trials}) <= 2
 
 
 @pytest.mark.parametrize("pruner", ["halving", "hyperband", "median"])
@@ -266,7 +188,7 @@ def test_pruners_stop_what_does_badly(pruner, tmp_path):
 
 def test_what_cannot_go_together_is_refused_before_training_and_what_diverges_is_no_crash(tmp_path):
     rules = {"search": "choice", "values": ["drtp", "dfa", "noprop_dt"]}
-    lr = {"search": "choice", "values": [0.01, 1e30]}
+    lr = {"search": "choice", "values": [0.01, 1e38]}
     tasks = {"search": "choice", "values": ["classify", "reconstruct"]}
     values = tiny(rule=rules, task=tasks, optimizer={"name": "sgd", "lr": lr}, train={"epochs": 1})
     tuned = bpfree.tune(values, ["tune.sampler=grid", "tune.metric=loss"], out=tmp_path / "out")
@@ -274,15 +196,16 @@ def test_what_cannot_go_together_is_refused_before_training_and_what_diverges_is
     assert {t["params"]["rule"] for t in tuned.trials if t["value"] is not None} == {"drtp", "dfa"}
     refusals = {(t["params"]["rule"], t["params"]["task"]) for t in tuned.trials if t["kind"] == "refused"}
     assert refusals == {("drtp", "reconstruct"), ("noprop_dt", "classify"), ("noprop_dt", "reconstruct")}
-    assert {t["params"]["optimizer.lr"] for t in tuned.trials if t["kind"] == "diverged"} == {1e30}
+    assert {t["params"]["optimizer.lr"] for t in tuned.trials if t["kind"] == "diverged"} == {1e38}
     for trial in tuned.trials:
         if trial["kind"]:
             assert (trial["state"], trial["value"], trial["epochs"]) == ("pruned", None, 0)
-            assert {"refused": " needs ", "diverged": "training diverged"}[trial["kind"]] in trial["reason"]
+            words = ("cannot reconstruct", "needs denoising blocks", "training diverged")
+            assert any(word in trial["reason"] for word in words)
 
 
-def test_a_search_of_which_every_trial_is_refused_says_why_and_may_be_mended(tmp_path, config_file):
-    path, out = config_file(rule="noprop_dt"), tmp_path / "out"
+def test_a_search_of_which_every_trial_is_refused_says_why_and_may_be_mended(tmp_path):
+    path, out = config_file(tmp_path, rule="noprop_dt"), tmp_path / "out"
     line = refused("tune", path, "tune.trials=3", "--out", out)
     assert (
         "every one of 3 trials was refused. Trial 0: net: found Sequential, but NoProp needs denoising blocks" in line
@@ -291,8 +214,8 @@ def test_a_search_of_which_every_trial_is_refused_says_why_and_may_be_mended(tmp
     assert states(out) == {"complete": 2}
 
 
-def test_a_study_goes_on_as_it_was_begun_or_not_at_all(tmp_path, config_file):
-    path, out = config_file(), tmp_path / "out"
+def test_a_study_goes_on_as_it_was_begun_or_not_at_all(tmp_path):
+    path, out = config_file(tmp_path), tmp_path / "out"
     assert shell("tune", path, "tune.trials=1", "--out", out).exit_code == 0
     before = (out / "study.json").read_bytes()
     for override, difference in {
@@ -310,146 +233,8 @@ def test_a_study_goes_on_as_it_was_begun_or_not_at_all(tmp_path, config_file):
     assert states(out) == {"complete": 2}
 
 
-def test_the_time_may_be_limited(tmp_path, config_file):
-    path, out = config_file(), tmp_path / "out"
+def test_the_time_may_be_limited(tmp_path):
+    path, out = config_file(tmp_path), tmp_path / "out"
     assert shell("tune", path, "tune.trials=1000", "tune.timeout=2", "--out", out).exit_code == 0
     assert 0 < states(out)["complete"] < 1000
     assert "no trial was finished" in refused("tune", path, "tune.timeout=1e-9", "--out", tmp_path / "other")
-
-
-# Workers that end before their time
-
-
-def test_deaths_are_told_by_counts_that_stand_still(tmp_path):
-    plan = make_plan(tiny(), ["tune.grace=1"], out=tmp_path)
-    with open_study(plan) as study:
-        alive, dead = study.ask(), study.ask()
-        deaths = Deaths(plan.settings.grace)
-        for beat in range(3):
-            alive.set_user_attr("beat", beat)
-            found = deaths.among(study.get_trials(deepcopy=False))
-            time.sleep(0.6)
-    assert [trial.number for trial in found] == [dead.number]
-
-
-def test_a_trial_that_ends_its_workers_again_and_again_is_left_alone(tmp_path):
-    plan = make_plan(tiny(), out=tmp_path)
-    with open_study(plan) as study:
-        for _ in range(ATTEMPTS):
-            trial = study.ask()
-            trial.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
-            frozen = study.get_trials()[trial.number]
-            bury(study, frozen)
-            bury(study, frozen)  # another worker finds it too, a moment later
-        trials = study.get_trials()
-    assert [trial.state for trial in trials] == [TrialState.FAIL] * (ATTEMPTS - 1) + [TrialState.PRUNED]
-    assert len({trial.params["optimizer.lr"] for trial in trials}) == 1
-
-
-@pytest.fixture
-def start():
-    """Starts a command; none outlives its test."""
-    with ExitStack() as stack:
-
-        def run(path, out, *args):
-            command = list(map(str, [sys.executable, "-m", "bpfree", "tune", path, *args, "--out", out]))
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            process = stack.enter_context(subprocess.Popen(command, **pipes))
-            stack.callback(process.kill)
-            return process
-
-        yield run
-
-
-def its_running_trial(study, pid):
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return next((t for t in running if t.user_attrs.get("worker", "").endswith(f":{pid}") and t.params), None)
-
-
-def kill_9_within_a_trial(study, process):
-    """The trial that the process was at."""
-    while True:
-        process.send_signal(signal.SIGSTOP)
-        try:
-            trial = its_running_trial(study, process.pid)
-        except (StorageInternalError, SQLAlchemyError):  # it was stopped while it was writing
-            trial = None
-        if trial is not None:
-            process.kill()
-            return trial
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.02)
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, tmp_path, config_file):
-    """Thirty trials, two real processes, kill -9 in the middle; then a resume, and the best config is trained again."""
-    path, out = config_file(rule=RULES), tmp_path / "out"
-    args = ["tune.trials=30", "tune.grace=4"]
-    workers = [start(path, out, *args) for _ in range(2)]
-    wait_for((out / "trials" / "0007" / "result.json").exists)
-    study = in_database(out)
-    wait_for(lambda: all(any(f":{w.pid}" in t.user_attrs.get("worker", "") for t in study.trials) for w in workers))
-    before = {t.number: t for t in study.get_trials(states=(TrialState.COMPLETE,))}
-    killed = kill_9_within_a_trial(study, workers[0])
-    shown, errors = workers[1].communicate()
-    workers[0].communicate()
-    assert workers[1].returncode == 0, errors
-    assert "30 complete" in shown
-    assert states(out) == {"complete": 30, "failed": 1}
-    trials = {trial["number"]: trial for trial in the_study(out)["trials"]}
-    assert trials[killed.number]["state"] == "failed"
-    assert trials[killed.number]["reason"] == "its worker ended without a word"
-    (retry,) = [trial for trial in trials.values() if trial["retry_of"] == killed.number]
-    assert (retry["state"], retry["params"]) == ("complete", killed.params)
-    assert all(trials[n]["value"] == t.value and trials[n]["params"] == t.params for n, t in before.items())
-    assert shell("tune", path, "tune.trials=32", "--out", out).exit_code == 0, "the study goes on by the same command"
-    assert states(out) == {"complete": 32, "failed": 1}
-    assert retrained(out, tmp_path)["validation"]["accuracy"] == the_study(out)["best"]["value"]
-
-
-def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(start, tmp_path, config_file):
-    path, out = config_file(train={"epochs": 12}), tmp_path / "out"
-    for workers in ("1", "2"):
-        process = start(path, out, "tune.trials=1000", "--workers", workers)
-        finished = len(list(out.glob("trials/*/result.json")))
-        wait_for(lambda enough=finished + 2: len(list(out.glob("trials/*/result.json"))) >= enough)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
-        assert process.returncode == 130, errors
-        assert errors.strip() == "interrupted. What is finished is kept; the same command goes on"
-        trials = in_database(out).trials
-        assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
-        waiting = [trial.system_attrs["fixed_params"] for trial in trials if trial.state == TrialState.WAITING]
-        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-        assert {f.user_attrs["reason"] for f in failed} == {"KeyboardInterrupt"}
-        assert all(params in [f.params for f in failed] for params in waiting)
-        assert len(waiting) == int(workers)
-    enough = sum(trial.state == TrialState.COMPLETE for trial in trials) + 2
-    assert shell("tune", path, f"tune.trials={enough}", "--out", out).exit_code == 0
-    assert states(out)["complete"] == enough
-
-
-def test_a_process_that_loses_a_worker_ends_with_the_others(start, tmp_path, config_file):
-    path, out = config_file(), tmp_path / "out"
-    process = start(path, out, "tune.trials=16", "tune.grace=2", "--workers", "2")
-    wait_for((out / "trials" / "0002" / "result.json").exists)
-    study = in_database(out)
-    wait_for(lambda: study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-    os.kill(int(study.get_trials(deepcopy=False)[0].user_attrs["worker"].rpartition(":")[2]), signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert states(out)["complete"] == 16
-
-
-def test_when_every_worker_ends_early_its_last_words_are_told(tmp_path, config_file, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.exit('no such machine')\n")
-    line = refused("tune", config_file(), "--workers", "2", "--out", tmp_path / "out")
-    assert "every worker ended early" in line

@@ -13,9 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.lab.test_tune import kill_9_within_a_trial, start, tiny, wait_for  # noqa: F401
+from tests.lab.tuning import config_file, kill_9_within_a_trial, wait_for
 from tests.test_cli import refused, shell
 
 DRIVER = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)
@@ -27,7 +26,7 @@ def postgres():
     """The URL of an empty database of a server of its own, on the loopback."""
     if DRIVER is None:
         pytest.skip("no driver: pip install 'bpfree[postgres]'")
-    initdb = Path(shutil.which("initdb") or (SERVERS[-1] if SERVERS else ""))
+    initdb = SERVERS[-1] if SERVERS else Path(shutil.which("initdb") or "").resolve()
     if not initdb.is_file():
         pytest.skip("no PostgreSQL server on this machine")
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
@@ -51,15 +50,14 @@ def postgres():
                 server.send_signal(signal.SIGINT)  # a fast end
 
 
-def test_machines_that_share_a_database_share_a_study(start, postgres, tmp_path):  # noqa: F811
+def test_machines_that_share_a_database_share_a_study(start, postgres, tmp_path):
     """Two workers with a folder each, as on two machines; one is killed, and both folders could tell the result."""
     from bpfree.lab.tune.plan import make_plan
     from bpfree.lab.tune.store import open_study
 
-    path = tmp_path / "search.yaml"
-    path.write_text(yaml.safe_dump(tiny()))
+    path = config_file(tmp_path)
     outs = [tmp_path / machine / "shared" for machine in ("a", "b")]
-    options = ["--storage", postgres, "tune.trials=20", "tune.grace=4"]
+    options = ["--storage", postgres, "tune.trials=14", "tune.grace=4"]
     workers = [start(path, out, *options) for out in outs]
     wait_for(lambda: all((out / "trials").exists() for out in outs))
     wait_for(lambda: len(list(tmp_path.glob("*/shared/trials/*/result.json"))) > 4)
@@ -68,7 +66,7 @@ def test_machines_that_share_a_database_share_a_study(start, postgres, tmp_path)
     _, errors = workers[1].communicate()
     assert workers[1].returncode == 0, errors
     found = json.loads((outs[1] / "study.json").read_text())["trials"]
-    assert sum(trial["state"] == "complete" for trial in found) == 20
+    assert sum(trial["state"] == "complete" for trial in found) == 14
     assert found[killed.number]["state"] == "failed"
     assert [t["params"] for t in found if t["retry_of"] == killed.number] == [killed.params]
     assert len({trial["worker"] for trial in found}) == 2
@@ -87,8 +85,7 @@ def test_machines_that_share_a_database_share_a_study(start, postgres, tmp_path)
 @pytest.mark.skipif(DRIVER is None, reason="no driver: pip install 'bpfree[postgres]'")
 def test_a_server_that_is_not_there_is_told_without_its_password(tmp_path, monkeypatch):
     monkeypatch.setattr("bpfree.lab.tune.store._TRIES", 1)
-    path = tmp_path / "search.yaml"
-    path.write_text(yaml.safe_dump(tiny()))
+    path = config_file(tmp_path)
     url = f"postgresql+{DRIVER}://bpfree:secret@127.0.0.1:1/x"
     line = refused("tune", path, "--storage", url, "--out", tmp_path / "out")
     assert f"storage: postgresql+{DRIVER}://bpfree:***@127.0.0.1:1/x cannot be used" in line
@@ -97,8 +94,7 @@ def test_a_server_that_is_not_there_is_told_without_its_password(tmp_path, monke
 
 def test_a_driver_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    path = tmp_path / "search.yaml"
-    path.write_text(yaml.safe_dump(tiny()))
+    path = config_file(tmp_path)
     url = "postgresql+psycopg://bpfree@127.0.0.1:1/x"
     line = refused("tune", path, "--storage", url, "--out", tmp_path / "out")
     assert "the driver of postgresql+psycopg://bpfree@127.0.0.1:1/x is not installed" in line

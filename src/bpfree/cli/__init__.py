@@ -12,6 +12,7 @@ from bpfree._version import __version__
 from bpfree.allocator import keep_freed_memory
 from bpfree.cli.certify import certify
 from bpfree.cli.compare import compare_rules
+from bpfree.cli.ledger import ledger
 from bpfree.cli.names import list_names
 from bpfree.cli.report import board, report
 from bpfree.cli.training import train
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "board": board,
     "compare": compare_rules,
     "certify": certify,
+    "ledger": ledger,
     "list": list_names,
 }
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +77,8 @@ def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) ->
 def _of(run: Run, split: Split) -> Certificate:
     few = split.take(torch.arange(min(_SAMPLES, len(split.y))))
     batch = next(run.batches(few).epoch())
-    with warnings.catch_warnings():
+    console = Console(stderr=True)
+    with warnings.catch_warnings(), console.status("measuring") if console.is_terminal else nullcontext():
         warnings.simplefilter("ignore")  # of what training would come to
         return certify_rule(run.net, run.trainer.rule, run.task, batch)
 

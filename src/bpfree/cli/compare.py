@@ -6,14 +6,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bpfree.cli.bar import RunsBar
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.errors import UserError
 from bpfree.lab.compare import Comparison, compare
 from bpfree.lab.compare.page import MISSING, columns, command_line, score
-from bpfree.lab.jobs import Job
 
 
 def compare_rules(
@@ -41,7 +40,7 @@ def compare_rules(
             raise UserError("CONFIG: none was given, allowed: one or more, such as digits/mlp")
         chosen = [rule.strip() for rule in (rules or "").split(",") if rule.strip()]
         command = _command(configs, rules, seeds, out, target)
-        with _Bar() as told:
+        with RunsBar() as told:
             done = compare(
                 names,
                 rules=chosen,
@@ -66,31 +65,6 @@ def _command(configs: Sequence[str], rules: str | None, seeds: int, out: Path | 
     options = [("--rules", rules), ("--seeds", seeds), ("--out", out), ("--target", target)]
     given = [str(part) for name, value in options if value is not None for part in (name, value)]
     return command_line(["compare", *configs, *given])
-
-
-class _Bar:
-    """How many runs are over and which are going on, on standard error."""
-
-    def __enter__(self) -> "_Bar":
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("runs"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=None)
-        self.bar.start()
-        return self
-
-    def __call__(self, running: Sequence[Job], done: int, total: int) -> None:
-        self.bar.update(self.task, completed=done, total=total, description=", ".join(job.name for job in running))
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
 
 def _tell(done: Comparison) -> None:

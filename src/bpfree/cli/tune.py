@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -16,9 +15,9 @@ from rich.table import Table
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan, make_plan
-from bpfree.lab.tune.results import BEST, Tuned
-from bpfree.lab.tune.study import search
-from bpfree.lab.tune.worker import FINISHED, Trials, count
+
+if TYPE_CHECKING:
+    from bpfree.lab.tune.results import Tuned
 
 _SHOWN = 10  # trials in the table
 
@@ -42,6 +41,8 @@ def tune(
     data_dir: DataDir = None,
 ) -> None:
     """Search for the best values of what a config leaves open. The same command goes on with a search, or joins it."""
+    from bpfree.lab.tune.study import search  # with Optuna and its databases, which take a while to import
+
     with told_in_one_line(hint=_how_to_go_on):
         if config is None:
             raise UserError("CONFIG: none was given. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
@@ -56,26 +57,24 @@ def _how_to_go_on(error: BaseException) -> str:
 
 
 @contextmanager
-def _bar(plan: Plan) -> Iterator[Callable[[Trials], None]]:
+def _bar(plan: Plan) -> Iterator[Callable[[int, float | None], None]]:
     """Finished trials and the best so far, on standard error, if somebody is looking."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda trials: None
+        yield lambda finished, best: None
         return
     columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=plan.trials)
 
-        def told(trials: Trials) -> None:
-            values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-            best = min if plan.objective.direction == "minimize" else max
-            text = f"best {plan.objective} {best(values):.4f}" if values else ""
-            progress.update(task, completed=count(trials, *FINISHED), description=text)
+        def told(finished: int, best: float | None) -> None:
+            text = "" if best is None else f"best {plan.objective} {best:.4f}"
+            progress.update(task, completed=finished, description=text)
 
         yield told
 
 
-def _print(tuned: Tuned, plan: Plan) -> None:
+def _print(tuned: "Tuned", plan: Plan) -> None:
     console = Console()
     ranked = sorted(
         (trial for trial in tuned.trials if trial["value"] is not None),
@@ -95,10 +94,10 @@ def _print(tuned: Tuned, plan: Plan) -> None:
     spread = "" if len(best["values"]) == 1 else f", the mean of {', '.join(f'{v:.4f}' for v in best['values'])}"
     typer.echo(f"best: trial {best['number']}, {tuned.metric} {best['value']:.4f}{spread}. Study: {tuned.folder}")
     threads = "" if best["threads"] == torch.get_num_threads() else f"OMP_NUM_THREADS={best['threads']} "
-    typer.echo(f"train it with: {threads}bpfree train {tuned.folder / BEST}")
+    typer.echo(f"train it with: {threads}bpfree train {tuned.folder / 'best.yaml'}")
 
 
-def _settings_table(tuned: Tuned, names: Sequence[str]) -> Table:
+def _settings_table(tuned: "Tuned", names: Sequence[str]) -> Table:
     """The best learning rate, and what else is a number, for each combination of choices."""
     settings = [n for n in names if any(n in found["setting"] for found in tuned.settings)]
     values = [n for n in names if n not in settings]

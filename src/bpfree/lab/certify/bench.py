@@ -6,8 +6,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from bpfree.divergence import explained
 from bpfree.errors import UserError
 from bpfree.lab.certify.layers import Layers
+from bpfree.lab.certify.watch import retained
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
@@ -33,6 +35,7 @@ class Bench:
         self.device = batch.x.device
         self.steps = [0]
         self.tolerance = 0.0
+        self.shares_graph = False  # so that a training would end with an error
         self.scalars: Scalars = {}
         self._wake()
         self._state = State(net, rule)
@@ -49,7 +52,7 @@ class Bench:
         Raises:
             UserError: they differ by more than rounding.
         """
-        self.run()  # a rule may choose how to run, once
+        self._first_run()
         got = self.run()
         wanted = {id(p) for unit in self.rule.units(self.net) for p in unit}
         missing = {name for name, p in self.layers.parameters.items() if id(p) in wanted} - set(got)
@@ -69,13 +72,24 @@ class Bench:
         self.tolerance = max(_ROUNDING, 10 * apart)
         return second
 
+    def _first_run(self) -> None:
+        """In which a rule may choose how to go on, and a graph may prove to be shared by objectives that free it."""
+        try:
+            self.run()
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                with explained(self.batch):
+                    raise
+            self.shares_graph = True
+            self.run()
+
     def run(self, *around: AbstractContextManager[object], steps: list[int] | None = None) -> Gradients:
         """Copies of all gradients by name, those that are zero left out; the state is then as before."""
         with ExitStack() as stack:
             stack.callback(self._state.restore)
             stack.enter_context(Noise().fold("certify").global_rng(self.device))
             stack.enter_context(torch.enable_grad())
-            for each in around:
+            for each in (*around, *([retained()] if self.shares_graph else [])):
                 stack.enter_context(each)
             for p in self.layers.parameters.values():
                 p.grad = None

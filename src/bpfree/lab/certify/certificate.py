@@ -159,7 +159,7 @@ class Certificate:
         if name == "transports":
             return self._transported()
         if self.held is None:
-            return "not measured: torch.func allows no look at what is kept"
+            return "not measured"
         told = "" if self.held.grows is not None else " (too few to tell)"
         size = f"{self.held.peak:,} of {self.held.total:,} bytes"
         return f"activations of {self.held.parts} of {self.held.of} parts at once{told}, {size}"

@@ -14,7 +14,7 @@ RULE = "rule."
 """Begins the names of what belongs to the rule."""
 
 _NORMS = ("batchnorm", "normalization", "instancenorm")
-_MOST = 32  # samples that are plenty to tell what depends on what
+_MOST = 16  # samples that are plenty to tell what depends on what
 
 
 class Layers:

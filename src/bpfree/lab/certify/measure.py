@@ -24,14 +24,14 @@ from bpfree.spec import Spec
 from bpfree.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
 
-_MOST = 32  # samples
+_MOST = 32  # samples to bind with
 _MANY_STEPS = 1_000_000  # so that no rule finds its training too short
 
 
 def certify(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Certificate:
     """Measure what a rule differentiates and what its layers wait for, and compare with what it says of itself.
 
-    The rule is called a few times for each layer of the net, on at most 32 samples. It is bound anew for it, as a copy;
+    The rule is called a few times for each layer of the net, on at most 16 samples. It is bound anew for it, as a copy;
     net, rule and random state come out bit for bit as they went in.
 
     Args:
@@ -79,7 +79,12 @@ def _certified(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> C
     bench = Bench(net, own, task, samples_to_tell_apart(Layers(net, own), batch))
     found = _measure(bench, blank)
     found = replace(found, measured=measured_locality(found))
-    return replace(found, breaches=find_breaches(found))
+    breaches = find_breaches(found)
+    if bench.shares_graph:
+        breaches.append(
+            "graph: two objectives are differentiated through the same nodes, so that a training would fail"
+        )
+    return replace(found, breaches=breaches)
 
 
 def _copied(rule: Rule | Spec, net: nn.Module) -> Rule | Spec:
@@ -248,6 +253,8 @@ def _earlier(bench: Bench, plain: Gradients, other: Gradients, before: Collectio
 
 
 def _held(bench: Bench, home: Mapping[str, str]) -> Held | None:
+    if bench.shares_graph:
+        return None
     meter = Meter(bench.layers, home, [*bench.batch, *bench.net.buffers(), *bench.rule.buffers()])
     try:
         bench.run(meter.measuring())

@@ -121,6 +121,18 @@ def _joined(outer: Reach, inner: Reach) -> Reach:
     )
 
 
+@contextmanager
+def retained() -> Iterator[None]:
+    """Within it, a backward pass leaves its graph for others that go through the same nodes."""
+    engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def run(outs: Any, grads: Any, keep: bool, *rest: Any, **options: Any) -> Any:
+        return engine(outs, grads, True, *rest, **options)
+
+    with mock.patch.object(torch.autograd, "_engine_run_backward", run):
+        yield
+
+
 class Pins:
     """Holds what every module gives at the values of another run, while the way back stays that of this one.
 

@@ -1,7 +1,6 @@
 """Run a comparison, or what is left of it, and put what came of it into one record and one page."""
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -22,11 +21,13 @@ from bpfree.lab.compare.measure import (
     compare_with_baseline,
     default_target,
     measure_entry,
+    portable,
     time_to_target,
 )
 from bpfree.lab.compare.page import write_comparison
 from bpfree.lab.compare.plan import BASELINE, Entry, Group, plan
 from bpfree.lab.jobs import Job, Told, run_jobs
+from bpfree.lab.machine import cores, jobs_at_once, processor
 
 RECORD, PAGE, RUNS = "compare.json", "report.html", "runs"
 
@@ -93,7 +94,7 @@ def compare(
     planned = {g.name: {e.name: _jobs(g, e, seeds, root, alone=len(groups) == 1) for e in g.entries} for g in groups}
     rows = [[row for row in entries.values() if row] for entries in planned.values()]
     every = [job for group in rows for of_a_seed in zip(*group, strict=True) for job in of_a_seed]
-    failed = run_jobs(every, jobs or _cores(), told)
+    failed = run_jobs(every, jobs or jobs_at_once(), told)
     record = {
         "command": command,
         "date": date.today().isoformat(),
@@ -128,7 +129,7 @@ def _measure_group(
 ) -> dict[str, Any]:
     rows = [measure_entry(entry, jobs[entry.name], failed, root) for entry in group.entries]
     baseline = compare_with_baseline(rows)
-    measured: dict[str, Any] = {"name": group.name, "config": group.config.plain(), "rows": rows}
+    measured: dict[str, Any] = {"name": group.name, "config": portable(group.config), "rows": rows}
     trained: list[Row] = [row for row in rows if row["runs"]]
     if not trained:
         return measured
@@ -151,26 +152,12 @@ def _worth_telling(failed: Mapping[str, str]) -> dict[str, str]:
     return {name: error for name, error in failed.items() if BASELINE not in name}
 
 
-def _cores() -> int:
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _machine() -> dict[str, str]:
     return {
-        "processor": _processor(),
-        "cores": str(_cores()),
+        "processor": processor(),
+        "cores": str(cores()),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "bpfree": __version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

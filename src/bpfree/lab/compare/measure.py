@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bpfree import folder
+from bpfree.config import Config
 from bpfree.data.dataset import Split
 from bpfree.lab.compare.plan import BASELINE, Entry
 from bpfree.lab.jobs import Job
@@ -30,7 +31,7 @@ def measure_entry(entry: Entry, jobs: Sequence[Job], failed: Mapping[str, str], 
         root: what paths are relative to.
     """
     runs = [_measure_run(job, root) for job in jobs if job.name not in failed]
-    config = entry.config.plain()
+    config = portable(entry.config)
     rule = entry.name if entry.refused else config["rule"]["name"]
     row: Row = {"name": entry.name, "rule": rule, "notes": entry.notes, "config": config, "runs": runs}
     errors = list(dict.fromkeys(failed[job.name] for job in jobs if job.name in failed))
@@ -42,6 +43,12 @@ def measure_entry(entry: Entry, jobs: Sequence[Job], failed: Mapping[str, str], 
         row |= {"metric": runs[0]["metric"], "mean": statistics.fmean(scores), "std": _std(scores)}
         row |= {cost: _mean(run[cost] for run in runs) for cost in (*_COSTS, "samples_per_second")}
     return row
+
+
+def portable(config: Config) -> dict[str, Any]:
+    """As plain values, without where data are on this machine."""
+    plain = config.plain()
+    return plain | {"data": plain["data"] | {"dir": None}}
 
 
 def _measure_run(job: Job, root: Path) -> Row:

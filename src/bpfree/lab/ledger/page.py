@@ -14,7 +14,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "Black box and forward gradients": ("recombine", "es", "eggroll", "spsa", "snes", "pgpe", "forward_gradient"),
 }
 _OTHERS = "Others"
-_MISSING = "–"
+MISSING = "\u2013"  # a dash
 _COLUMNS = (
     *("rule", "data, net", "published", "ours", "difference", "verdict"),
     *("CPU s", "step MB", "date", "machine"),
@@ -30,10 +30,10 @@ What was published for each rule, and what the configs of this repository come t
 
 Test accuracy in % unless an entry says otherwise. Ours is the mean ± standard deviation over n seeds. 🟢: the mean is
 the published value or better, or lacks no more than the tolerance, 0.1 points unless an entry says otherwise. 🔴: it is
-not reached. ⚪: nothing to compare with, or not measured yet. "Other setting": net, augmentation or length of training
-are not those of the source, so that the figure is a landmark and the verdict no reproduction; the entry says what
-differs. CPU s is training and validation of one run, step MB what one training step takes beyond parameters and
-optimiser state; both are means."""
+not reached. ⚪: nothing to compare with, or not measured yet. "Other setting": net, data or augmentation are not those
+of the source, so that the figure is a landmark and the verdict no reproduction; the entry says what differs, also where
+it is the recipe alone (optimiser, epochs, precision). CPU s is training and validation of one run, step MB what one
+training step takes beyond parameters and optimiser state; both are means."""
 
 
 def render(standings: Sequence[Standing]) -> str:
@@ -66,14 +66,14 @@ def _row(standing: Standing) -> list[str]:
     return [
         f"[`{entry.rule}`](#{entry.name})",
         _cell(f"{entry.data}, {entry.net}"),
-        _MISSING if entry.published is None else f"[{_number(standing, entry.published)}]({entry.url})",
+        MISSING if entry.published is None else f"[{_number(standing, entry.published)}]({entry.url})",
         _ours(standing),
-        _MISSING if standing.difference is None else _number(standing, standing.difference, "+"),
+        MISSING if standing.difference is None else _number(standing, standing.difference, "+"),
         _verdict(standing),
-        f"{statistics.fmean(run.cpu_seconds for run in runs):,.0f}" if runs else _MISSING,
-        f"{statistics.fmean(memory) / 1e6:.1f}" if memory else _MISSING,
-        max(run.date for run in runs).isoformat() if runs else _MISSING,
-        _cell("; ".join(_machines(standing))) or _MISSING,
+        f"{statistics.fmean(run.cpu_seconds for run in runs):,.0f}" if runs else MISSING,
+        f"{statistics.fmean(memory) / 1e6:.1f}" if memory else MISSING,
+        max(run.date for run in runs).isoformat() if runs else MISSING,
+        _cell("; ".join(_machines(standing))) or MISSING,
     ]
 
 
@@ -84,7 +84,7 @@ def _verdict(standing: Standing) -> str:
 
 def _ours(standing: Standing) -> str:
     if not standing.runs:
-        return _MISSING
+        return MISSING
     spread = "" if standing.std is None else f" ± {_number(standing, standing.std)}"
     wanted = f" of {len(standing.entry.seeds)}" if standing.missing else ""
     return f"{_number(standing, standing.mean)}{spread} (n = {len(standing.runs)}{wanted})"

@@ -18,6 +18,7 @@ from bpfree.lab.tune.space import Choice, Log, Marker
 _ABSENT = object()  # in place of the value of a parameter that a trial has not
 _BELOW = -0.12  # where it goes by
 _TICKS = 5
+_WIDE = 1000  # times the smallest value: beyond it, one bad trial would hide what differs between the others
 
 
 def plot_importance(importances: Mapping[str, float], metric: str, path: Path) -> Path:
@@ -46,7 +47,7 @@ def plot_parallel(ranked: Sequence[Mapping[str, Any]], markers: Mapping[str, Mar
     """
     names = [name for name in markers if any(name in trial["params"] for trial in ranked)]
     values = [trial["value"] for trial in ranked]
-    scales = [*(_scale(markers[name]) for name in names), _Scale.between(min(values), max(values))]
+    scales = [*(_scale(markers[name]) for name in names), _value_scale(values)]
     figure = Figure(figsize=(3 + 2.4 * len(scales), 6.5), layout="constrained")
     axes = figure.subplots()
     ranks = Normalize(1, max(len(ranked), 2))
@@ -81,9 +82,8 @@ class _Scale:
         ends = (log10(low), log10(high)) if log else (low, high)
         width = (ends[1] - ends[0]) or 1.0
         marks: list[float] = [ends[0] + width * k / (_TICKS - 1) for k in range(_TICKS)] if high > low else [ends[0]]
-        decades = [float(k) for k in range(ceil(ends[0] - 1e-9), floor(ends[1] + 1e-9) + 1)]
-        if log and len(decades) > 2:
-            marks = decades
+        if log and 2 <= ends[1] - ends[0] <= 2 * _TICKS:  # powers of ten
+            marks = [float(k) for k in range(ceil(ends[0] - 1e-9), floor(ends[1] + 1e-9) + 1)]
         return cls(
             lambda value: ((log10(value) if log else value) - ends[0]) / width,
             [10**mark if log else mark for mark in marks],
@@ -92,6 +92,11 @@ class _Scale:
     def height(self, value: Any) -> float:
         """Of a value; those of trials that have no such parameter lie below the axis."""
         return _BELOW if value is _ABSENT else self.place(value)
+
+
+def _value_scale(values: Sequence[float]) -> _Scale:
+    low, high = min(values), max(values)
+    return _Scale.between(low, high, log=low > 0 and high > _WIDE * low)
 
 
 def _scale(marker: Marker) -> _Scale:

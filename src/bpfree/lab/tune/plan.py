@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bpfree.config import Config, load_values, parse, plain_values
+from bpfree.config import Config, apply_override, load_values, parse, plain_values
 from bpfree.errors import DivergedError, UserError
 from bpfree.lab.tune.space import Choose, Marker, at_random, find_markers, grid, is_marker, resolve, validated
 from bpfree.trackers import Record
@@ -96,6 +96,8 @@ class Plan(BaseModel):
         study: the study's name in it.
         data_dir: where data sets are, on this machine; None is where the config says.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     values: dict[str, Any]
     settings: TuneConfig
@@ -188,8 +190,6 @@ def make_plan(
 
 
 def _overridden(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    from bpfree.config import apply_override
-
     values = dict(config)
     for override in overrides:
         apply_override(values, override)

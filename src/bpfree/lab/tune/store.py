@@ -28,8 +28,6 @@ REFUSED, SURPLUS = "refused", "surplus"
 _TRIES = 6  # to open a database, which two may be setting up at once
 _PATIENCE = 60  # seconds that a writer waits for another, in SQLite
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
 
 @contextmanager
 def open_study(plan: Plan) -> Iterator[optuna.Study]:
@@ -38,7 +36,7 @@ def open_study(plan: Plan) -> Iterator[optuna.Study]:
     Raises:
         UserError: the database cannot be reached, or the study there is another search.
     """
-    with _told_in_one_line(plan.storage):
+    with _told_in_one_line(plan.storage), _quiet_optuna():
         storage = _open_storage(plan.storage)
         try:
             yield _begin_or_join(plan, storage)
@@ -48,8 +46,7 @@ def open_study(plan: Plan) -> Iterator[optuna.Study]:
 
 
 def _begin_or_join(plan: Plan, storage: RDBStorage) -> optuna.Study:
-    names = {summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)}
-    if plan.study in names and _is_another(plan, storage) and _nothing_came_of(plan, storage):
+    if _may_be_begun_anew(plan, storage):
         optuna.delete_study(study_name=plan.study, storage=storage)
     study = optuna.create_study(
         storage=storage,
@@ -63,6 +60,17 @@ def _begin_or_join(plan: Plan, storage: RDBStorage) -> optuna.Study:
         study.set_user_attr(SEARCH, plan.described())
     refuse_another(study.user_attrs[SEARCH], plan)
     return study
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """It would log every trial."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 @contextmanager
@@ -104,16 +112,15 @@ def _without_password(url: str) -> str:
         return "its URL"
 
 
-def _is_another(plan: Plan, storage: RDBStorage) -> bool:
-    begun = optuna.load_study(study_name=plan.study, storage=storage).user_attrs.get(SEARCH)
-    return begun is not None and begun != plan.described()
-
-
-def _nothing_came_of(plan: Plan, storage: RDBStorage) -> bool:
-    """Nothing was trained, as after a mistake in the config, which may then be mended."""
-    trials = optuna.load_study(study_name=plan.study, storage=storage).get_trials(deepcopy=False)
+def _may_be_begun_anew(plan: Plan, storage: RDBStorage) -> bool:
+    """Whether there is another search of that name and nothing came of it, as after a mistake in the config."""
+    try:
+        study = optuna.load_study(study_name=plan.study, storage=storage)
+    except KeyError:
+        return False
     gone = (TrialState.FAIL, TrialState.WAITING)
-    return all(trial.state in gone or trial.user_attrs.get(KIND) == REFUSED for trial in trials)
+    nothing = all(t.state in gone or t.user_attrs.get(KIND) == REFUSED for t in study.get_trials(deepcopy=False))
+    return nothing and study.user_attrs.get(SEARCH, plan.described()) != plan.described()
 
 
 def refuse_another(begun: Mapping[str, Any], plan: Plan) -> None:

@@ -25,6 +25,8 @@ from bpfree.lab.tune.store import KIND, REASON, SURPLUS, open_study
 from bpfree.lab.tune.trial import run_trial
 
 Trials = Sequence[FrozenTrial]
+Told = Callable[[int, float | None], None]
+"""Takes how many trials are finished and the best value so far."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 BEAT, ATTEMPT, RETRIES = "beat", "attempt", "retry_of"  # attributes of a trial
 ATTEMPTS = 3  # a trial that ends its workers so often is left alone
@@ -36,7 +38,7 @@ def work(
     study: optuna.Study,
     plan: Plan,
     *,
-    told: Callable[[Trials], None] = lambda trials: None,
+    told: Told = lambda finished, best: None,
     going: Callable[[], bool] = lambda: True,
 ) -> None:
     """Take trials until the study has as many finished ones as the plan says, or the time is up.
@@ -44,7 +46,7 @@ def work(
     Args:
         study: as `open_study` gives it.
         plan: the same for all workers.
-        told: called with all trials before each.
+        told: called before each.
         going: asked before each trial whether to go on.
 
     Raises:
@@ -56,8 +58,7 @@ def work(
         trials = study.get_trials(deepcopy=False)
         for dead in deaths.among(trials):
             bury(study, dead)
-        told(trials)
-        finished = count(trials, *FINISHED)
+        finished = tell(trials, plan, told)
         if finished >= plan.trials:
             return
         if finished + count(trials, TrialState.RUNNING) >= plan.trials or not _is_queue_ready(study, plan, trials):
@@ -72,6 +73,15 @@ def work(
                 _run(study, trial, plan)
         except UpdateFinishedTrialError:
             pass  # it was taken for dead, and somebody else has it now
+
+
+def tell(trials: Trials, plan: Plan, told: Told) -> int:
+    """How many are finished; the same and the best value are told."""
+    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    best = min if plan.objective.direction == "minimize" else max
+    finished = count(trials, *FINISHED)
+    told(finished, best(values) if values else None)
+    return finished
 
 
 def count(trials: Trials, *states: TrialState) -> int:
