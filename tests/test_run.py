@@ -128,7 +128,10 @@ def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
     assert errors.strip() == (
         f"interrupted. The last good checkpoint is kept; go on with: bpfree train --resume {torn}"
     )
-    assert checkpoint.read_state(torn / "last.ckpt")["progress"]["step"] > 0
+    step = checkpoint.read_state(torn / "last.ckpt")["progress"]["step"]
+    assert step > 0
+    last = json.loads((torn / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last == {"kind": "stopped", "step": step, "why": "interrupted"}
     resume(torn)
     assert same(weights(tmp_path / "whole"), weights(torn))
     records = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in (tmp_path / "whole", torn)]
@@ -310,6 +313,9 @@ def test_a_run_that_is_over_is_not_run_again(tmp_path):
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     with pytest.raises(bpfree.DivergedError, match="smaller optimizer.lr"):
         bpfree.fit("mlp", "digits", "backprop", epochs=5, optimizer={"name": "sgd", "lr": 1e20}, out=tmp_path / "run")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "stopped"
+    assert "smaller optimizer.lr" in last["why"]
     kept = weights(tmp_path / "run")
     assert all(bool(v.isfinite().all()) for v in kept.values())
     assert not (tmp_path / "run" / "result.json").exists()

@@ -15,6 +15,7 @@ from bpfree.errors import UserError, unknown
 from bpfree.lab.tune.space import refuse_markers
 from bpfree.nets import NETS
 from bpfree.optim import OPTIMIZERS, SCHEDULES
+from bpfree.precision import Precision
 from bpfree.readout import Readout
 from bpfree.rule import Rule, no_labels
 from bpfree.rules import RULES
@@ -22,7 +23,7 @@ from bpfree.spec import build, check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
 from bpfree.tasks import TASKS
 from bpfree.trackers import TRACKERS, Tracker
-from bpfree.trainer import Precision, Update
+from bpfree.trainer import Update
 
 
 class _Section(BaseModel):

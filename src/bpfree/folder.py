@@ -11,7 +11,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from bpfree import checkpoint
-from bpfree.errors import UserError
+from bpfree.errors import DivergedError, UserError
 from bpfree.state import Progress
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
@@ -73,8 +73,12 @@ class RunFolder(Tracker):
 
     def on_interrupt(self, trainer: Trainer) -> None:
         """A checkpoint between two steps, and what was measured before it."""
-        write_metrics(self.path, trainer.progress)
+        write_metrics(self.path, trainer.progress, stopped="interrupted")
         checkpoint.save(trainer, self.path / LAST, self.extra)
+
+    def on_diverged(self, trainer: Trainer, error: DivergedError) -> None:
+        """Why there is nothing more; the last checkpoint stays."""
+        write_metrics(self.path, trainer.progress, stopped=str(error))
 
     def restore_best(self, trainer: Trainer) -> None:
         """Put the best weights back."""
@@ -125,9 +129,17 @@ class KeepBest(Tracker):
         """Nothing: the trainer has the weights."""
 
 
-def write_metrics(path: Path, progress: Progress) -> None:
-    """Trackers' records and epochs' by step; a step is measured before the epoch that it ends is over."""
+def write_metrics(path: Path, progress: Progress, *, stopped: str = "") -> None:
+    """Trackers' records and epochs' by step; a step is measured before the epoch that it ends is over.
+
+    Args:
+        path: of the folder.
+        progress: what has been.
+        stopped: why the training ended early; a resume forgets it.
+    """
     records = sorted([*progress.tracked, *progress.history], key=itemgetter("step"))
+    if stopped:
+        records.append({"kind": "stopped", "step": progress.step, "why": stopped})
     checkpoint.write_text(path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
 
 

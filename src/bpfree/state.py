@@ -51,3 +51,19 @@ class Progress:
     def means(self) -> dict[str, float]:
         """Of the running epoch, so far."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+    def judge(self, record: Record, early_stopping: EarlyStopping | None) -> None:
+        """Note whether this epoch is the best so far, and whether to stop.
+
+        Args:
+            record: of the epoch.
+            early_stopping: None to go on in any case.
+        """
+        if "validation" in record:
+            score = (early_stopping or EarlyStopping()).score(record["validation"])
+        else:
+            score = -record["train"]["loss"]
+        self.stale += 1
+        if self.best_score is None or score > self.best_score:
+            self.best_score, self.best_epoch, self.stale = score, record["epoch"], 0
+        self.stopped = early_stopping is not None and self.stale >= early_stopping.patience

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
 from bpfree.divergence import diverged, explained, find_non_finite
-from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.errors import DivergedError, UserError, check_choice, check_positive
 from bpfree.evaluation import mean_metrics
 from bpfree.grad import first_trainable, trainable
 from bpfree.interrupt import interrupt_between_steps
-from bpfree.matmul import fast_float32
 from bpfree.memory import peak_step_memory
 from bpfree.nets.hard import without_derivatives
 from bpfree.noise import Noise
 from bpfree.optim import add_groups, make_optimizer, make_schedule
+from bpfree.precision import Precision, arithmetic
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
@@ -33,7 +33,6 @@ from bpfree.trackers import Record, Tracker
 from bpfree.types import Batch, Scalars, Task
 from bpfree.update import FusedUpdate
 
-Precision = Literal["float32", "float32_torch", "bfloat16"]
 Update = Literal["together", "fused"]
 
 _CHECK_EVERY = 20  # steps between two looks at the losses; each look waits for the device
@@ -254,6 +253,10 @@ class Trainer:
             with interrupt_between_steps() as interrupted:
                 while self.progress.step < self.total_steps and not self.progress.stopped:
                     self._epoch(train, validation, early_stopping, trackers, interrupted)
+        except DivergedError as error:
+            for tracker in trackers:
+                tracker.on_diverged(self, error)
+            raise
         finally:
             self.data, self._watching = None, ()
             for tracker in trackers:
@@ -293,7 +296,7 @@ class Trainer:
         if validation is not None:
             record["validation"] = self.evaluate(validation)
         self._refuse_non_finite_weights()
-        self._judge(record, early_stopping)
+        self.progress.judge(record, early_stopping)
         self.progress.sums, self.progress.counts = {}, {}
         self._spent(wall, cpu)
         record["seconds"] = self.progress.wall_seconds
@@ -321,18 +324,6 @@ class Trainer:
         self.progress.wall_seconds += time.perf_counter() - wall
         self.progress.cpu_seconds += time.process_time() - cpu
 
-    def _judge(self, record: Record, early_stopping: EarlyStopping | None) -> None:
-        """Note whether this epoch is the best so far, and whether to stop."""
-        progress = self.progress
-        if "validation" in record:
-            score = (early_stopping or EarlyStopping()).score(record["validation"])
-        else:
-            score = -record["train"]["loss"]
-        progress.stale += 1
-        if progress.best_score is None or score > progress.best_score:
-            progress.best_score, progress.best_epoch, progress.stale = score, record["epoch"], 0
-        progress.stopped = early_stopping is not None and progress.stale >= early_stopping.patience
-
     def _settle(self, pending: list[Scalars]) -> None:
         """Read the scalars of the last steps at once, check them, and add them to the epoch's sums."""
         if not pending:
@@ -356,9 +347,4 @@ class Trainer:
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """How forward passes are computed; see `precision`."""
-        if self.precision == "float32":
-            return fast_float32()
-        if self.precision == "float32_torch":
-            return nullcontext()
-        # The cache of casts does not see weights that a rule changes in place during the step.
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return arithmetic(self.precision, self.device)

@@ -76,7 +76,7 @@ def test_convolutions_skips_within_a_segment_and_weight_norm(batch):
     net = nn.Sequential(normed, nn.ReLU(inplace=True), Block(), nn.Flatten(), nn.LayerNorm(216), nn.Linear(216, 10))
     found = bpfree.certify(net, "mono_forward", TASK, batch)
     assert found.ok
-    assert found.parts == {"1": ("0",), "2": ("2.a", "2.b"), "output": ("5",)} or found.parts
+    assert found.parts == {"1": ("0",), "4": ("2.a", "2.b"), "output": ("5",)}
     assert found.chain == 2
     assert bpfree.certify(net, "backprop", TASK, batch).chain == 4
     assert bpfree.certify(net, "backprop", TASK, batch).transport["0"] == dict.fromkeys(["2.a", "2.b", "5"], "weights")
@@ -173,7 +173,7 @@ def test_a_net_without_derivatives(batch):
     found = bpfree.certify(net, {"name": "eggroll", "population": 8}, TASK, batch)
     assert found.ok
     assert found.chain == 0
-    assert found.unexplained == found.layers or list(found.unexplained) == list(found.layers)
+    assert list(found.unexplained) == list(found.layers), "moved by scores, and by no objective"
     with pytest.raises(UserError, match="has no derivative"):
         bpfree.certify(net, "dfa", TASK, batch)
 
@@ -220,7 +220,7 @@ class TestShell:
         lines = done.stderr.strip().splitlines()
         assert len(lines) >= 2
         assert all(line.startswith("breach: ") for line in lines)
-        assert "2 breaches" in done.stdout or "breaches" in done.stdout
+        assert done.stdout.startswith(f"ByHand on Sequential: {len(lines)} breaches")
 
     def test_a_leak(self):
         done = self.shell("digits/dfa", f"net={{name: '{__name__}:SkippingNet'}}", "rule.taps=[second, third]")

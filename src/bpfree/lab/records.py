@@ -22,6 +22,7 @@ class Recorded:
         history: records of epochs; each has `epoch`, `step`, `train` and `validation`.
         tracked: records of trackers; each has `tracker`, `step` and `values`.
         result: as in result.json.
+        stopped: why it ended early, as far as it knew.
         notes: what could not be read, in words.
     """
 
@@ -31,6 +32,7 @@ class Recorded:
     history: list[Record] = field(default_factory=list)
     tracked: list[Record] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
+    stopped: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -66,6 +68,7 @@ def read_run(path: Path) -> Recorded:
     if damaged:
         run.notes.append(f"{layout.METRICS}: {damaged} damaged lines are left out")
     run.history, run.tracked = epochs(records), measurements(records)
+    run.stopped = next((str(r["why"]) for r in records if isinstance(r, dict) and "why" in r), "")
     return run
 
 

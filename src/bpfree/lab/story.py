@@ -113,7 +113,10 @@ def _result(subject: Subject) -> list[Markup]:
 
 
 def _unfinished(recorded: Recorded) -> str:
-    text = "There is no result: the run was interrupted, diverged, or is still going on."
+    if recorded.stopped:
+        text = f"There is no result. Why the run stopped: {recorded.stopped.rstrip('.')}."
+    else:
+        text = "There is no result: the run is still going on, or was killed."
     return f"{text} What follows is how far it came." if recorded.history else f"{text} No epoch was completed."
 
 

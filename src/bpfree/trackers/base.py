@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.cut import unchanged_buffers
-from bpfree.errors import UserError, check_positive
+from bpfree.errors import DivergedError, UserError, check_positive
 from bpfree.types import Batch, Scalars
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class Tracker:
 
     def on_interrupt(self, trainer: "Trainer") -> None:
         """Ctrl-C, between two steps: the last chance to save."""
+
+    def on_diverged(self, trainer: "Trainer", error: DivergedError) -> None:
+        """A loss or a weight is no longer finite, and nothing of this epoch will be kept."""
 
     def on_end(self) -> None:
         """Training is over, by whatever cause; give back what was taken."""

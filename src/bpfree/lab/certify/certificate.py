@@ -59,6 +59,7 @@ class Certificate:
         waits: by layer, those behind it whose weights its gradient depends on.
         outputs: the layers behind which there is no other.
         transport: by layer, the layers whose weights its gradient reads on a way back, with "weights" or "signs".
+        loose: layers that move values outside of modules, so that of their transport only autograd's way back is seen.
         held: activations in memory; None where it could not be measured.
         unexplained: layers with a gradient that comes from no objective, as of a black-box rule.
     """
@@ -76,6 +77,7 @@ class Certificate:
     waits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     outputs: Sequence[str] = ()
     transport: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    loose: Sequence[str] = ()
     held: Held | None = None
     unexplained: Sequence[str] = ()
 
@@ -112,6 +114,7 @@ class Certificate:
             "depends": {name: list(own) for name, own in self.depends.items()},
             "waits": {name: list(own) for name, own in self.waits.items()},
             "transport": {name: dict(own) for name, own in self.transport.items()},
+            "loose": list(self.loose),
             "unexplained": list(self.unexplained),
             "memory": memory,
         }
@@ -178,7 +181,8 @@ class Certificate:
         between = dict.fromkeys(j for within, _, j in pairs if not within)
         inside = dict.fromkeys(j for within, _, j in pairs if within)
         found = f"of {shorten(list(between))}" if between else "between parts none"
-        return found + (f"; within parts: of {shorten(list(inside))}" if inside else "")
+        found += f"; within parts: of {shorten(list(inside))}" if inside else ""
+        return found + (f"; seen by autograd alone: of {shorten(self.loose)}" if self.loose else "")
 
     def _listed(self) -> Table:
         table = Table(box=None)

@@ -118,6 +118,7 @@ def _measure(bench: Bench, blank: Certificate) -> Certificate:
     objectives = list(_objectives(bench, plain, home, map_))
     explained = {layer for objective in objectives for layer in objective.moves}
     depends = _dependencies(bench, plain)
+    transport, loose = _transport(bench, plain, map_)
     return replace(
         blank,
         depth=map_.longest(layers.net),
@@ -127,7 +128,8 @@ def _measure(bench: Bench, blank: Certificate) -> Certificate:
         depends=depends,
         waits={i: [j for j in depends[i] if i in map_.before[j]] for i in layers.net},
         outputs=[i for i in layers.net if not any(i in map_.before[j] for j in layers.net)],
-        transport=_transport(bench, plain, map_),
+        transport=transport,
+        loose=loose,
         held=_held(bench, home),
         unexplained=[layer for layer in layers.net if layer in by_layer(plain, layers) - explained],
     )
@@ -217,22 +219,27 @@ def _dependencies(bench: Bench, plain: Gradients) -> dict[str, list[str]]:
     return found
 
 
-def _transport(bench: Bench, plain: Gradients, map_: _Map) -> dict[str, dict[str, str]]:
-    """By layer, the layers behind it whose weights its gradient reads, all values of the forward pass being equal."""
+def _transport(bench: Bench, plain: Gradients, map_: _Map) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """By layer, the layers behind it whose weights its gradient reads, all values of the forward pass being equal.
+
+    And those for which they could not be held equal, so that only a way back by autograd is looked at.
+    """
     pins = Pins()
     bench.run(pins.recording())
     scalars = dict(bench.scalars)
     found: dict[str, dict[str, str]] = {}
+    loose: list[str] = []
     for j in bench.layers.net:
         run = partial(_pinned, bench, pins, j)
         moved = _earlier(bench, plain, run("noise"), map_.before[j])
         if moved and (pins.full or _moved(scalars, bench.scalars)):  # by what is computed outside of modules
+            loose.append(j)
             run = partial(_on_the_way_back, bench, j)
             moved = _earlier(bench, plain, run("noise"), map_.before[j])
         by_size = _earlier(bench, plain, run("sizes"), map_.before[j]) if moved else set()
         for i in sorted(moved):
             found.setdefault(i, {})[j] = "weights" if i in by_size else "signs"
-    return found
+    return found, loose
 
 
 def _moved(before: Scalars, after: Scalars) -> bool:

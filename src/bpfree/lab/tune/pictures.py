@@ -17,6 +17,7 @@ from bpfree.lab.tune.space import Choice, Log, Marker
 
 _ABSENT = object()  # in place of the value of a parameter that a trial has not
 _BELOW = -0.12  # where it goes by
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
 _TICKS = 5
 _WIDE = 1000  # times the smallest value: beyond it, one bad trial would hide what differs between the others
 
@@ -59,6 +60,9 @@ def plot_parallel(ranked: Sequence[Mapping[str, Any]], markers: Mapping[str, Mar
     axes.set_title(f"{len(ranked)} trials; the best, trial {ranked[0]['number']}, is the thick line", fontsize=15)
     for position, scale in enumerate(scales):
         _draw_axis(axes, position, scale)
+    for position, name in enumerate(names):
+        if any(name not in trial["params"] for trial in ranked):
+            axes.text(position + 0.04, _BELOW, "has none", fontsize=11, va="center", zorder=5, bbox=_PAPER)
     axes.set_xticks(range(len(scales)), [*map(_broken, names), metric], fontsize=12)
     axes.set_xlim(-0.2, len(scales) - 0.5)
     axes.set_yticks([])
@@ -110,8 +114,7 @@ def _draw_axis(axes: Axes, position: int, scale: _Scale) -> None:
     axes.plot([position, position], [0, 1], color="black", linewidth=1, zorder=4)
     for tick in scale.ticks:
         text = f"{tick:.3g}" if isinstance(tick, float) else str(tick)
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
-        axes.text(position + 0.04, scale.height(tick), text, fontsize=11, va="center", zorder=5, bbox=box)
+        axes.text(position + 0.04, scale.height(tick), text, fontsize=11, va="center", zorder=5, bbox=_PAPER)
 
 
 def _broken(name: str) -> str:
