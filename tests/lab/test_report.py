@@ -106,7 +106,7 @@ def test_a_run_that_diverged(tmp_path):
     refused("train", "digits/backprop", "optimizer=sgd", "optimizer.lr=1e30", "--out", tmp_path / "run")
     shown = text(Path(shell("report", tmp_path / "run").stdout.strip()))
     assert "not finished: 0 of 40 epochs" in shown
-    assert "Why the run stopped: the loss became" in shown
+    assert "Why the run stopped: training diverged: the loss became" in shown
     assert "No epoch was completed" in shown
 
 

@@ -1,16 +1,21 @@
 """Searches: what may be left open, what is refused, and a best config that trains again to its value."""
 
 import json
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
 
 import bpfree
 from bpfree.config import load_config
+from bpfree.lab.tune.plan import TuneConfig, make_plan
 from bpfree.lab.tune.space import find_markers, grid, resolve
 from tests.lab.tuning import RULES, config_file, retrained, states, study_file, tiny
 from tests.test_cli import refused, shell
+
+ROOT = Path(__file__).parents[2]
 
 # The space
 
@@ -137,6 +142,16 @@ def test_a_search_and_what_it_leaves(tmp_path):
     assert again["validation"]["accuracy"] == tuned.best["value"]
     assert again["test"]["accuracy"] > 0
     assert yaml.safe_load((out / "tune.yaml").read_text())["tune"] == {"trials": 8}
+
+
+def test_what_the_docs_show(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "tune.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(python, "tune.md", "exec"), {})
+    assert "'optimizer.lr': 0." in capsys.readouterr().out
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(TuneConfig.model_fields)
+    assert make_plan(str(ROOT / "examples" / "tune.yaml")).out == Path("runs/tune-digits-rules")
 
 
 def test_the_same_seed_chooses_the_same_and_a_resume_changes_nothing(tmp_path):
