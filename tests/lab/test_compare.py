@@ -36,8 +36,17 @@ def test_rules_share_net_data_and_epochs_and_bring_their_recipe():
     assert entries["eggroll"].config.net == group.config.net
     assert entries["eggroll"].config.optimizer == bpfree.config.load_config("digits/eggroll").optimizer
     assert entries["noprop_dt"].config.net["name"] == "denoiser"
-    assert entries["noprop_dt"].notes == ["on a net of its own (denoiser)"]
+    assert entries["noprop_dt"].notes == ["on a net of its own (denoiser, mlp)"]
     assert entries["backprop, checkpointed"].config.rule == {"name": "backprop", "checkpoint": True}
+
+
+def test_a_net_of_its_own_is_of_the_kind_of_the_others():
+    """mnist/noprop_dt has convolutions."""
+    (group,) = plan(["mnist/mlp"], ["noprop_dt"])
+    for entry in group.entries[-2:]:
+        assert entry.config.net["backbone"] == "mlp"
+        assert entry.config.net["name"] == "denoiser"
+        assert "conv_norm" not in entry.config.net
 
 
 def test_all_rules_can_be_compared_on_digits():

@@ -12,7 +12,7 @@ from bpfree.cli.bar import RunsBar
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.errors import UserError
 from bpfree.lab.compare import Comparison, compare
-from bpfree.lab.compare.page import MISSING, columns, command_line, score
+from bpfree.lab.compare.page import MISSING, columns, command_line, probability, score
 
 
 def compare_rules(
@@ -94,7 +94,7 @@ def _figures(row: dict[str, Any]) -> list[str]:
     return [
         score(row),
         f"{points * row['difference']:+.2f}" if "difference" in row else MISSING,
-        MISSING if p is None else f"{p:.3f}",
+        probability(p),
         f"{row['cpu_seconds']:.1f}",
         MISSING if seconds is None else f"{seconds:.1f}",
         f"{row['step_memory_bytes'] / 1e6:.2f}",

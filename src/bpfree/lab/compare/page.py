@@ -153,9 +153,14 @@ def _difference(row: Row) -> Cell:
 
 
 def _p(value: float | None) -> Cell:
+    return Cell(probability(value), sort=value)
+
+
+def probability(value: float | None) -> str:
+    """In words, as far as it says anything."""
     if value is None:
-        return Cell(MISSING)
-    return Cell("< 0.001" if value < 0.001 else f"{value:.3f}", sort=value)
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(value: float | None, form: str) -> Cell:

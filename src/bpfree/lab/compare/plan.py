@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from bpfree.config import Config, load_config, parse, shipped
 from bpfree.errors import UserError
+from bpfree.nets.denoiser import Backbone
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import lookup
 
 BASELINE = "backprop"
 _RECIPE = ("rule", "optimizer", "schedule")
+_OF_CONVOLUTIONS = ("conv_norm", "dropout")  # options of a denoiser whose backbone has them
 
 
 @dataclass
@@ -131,8 +133,8 @@ def _with_rule(base: Config, name: str) -> Entry:
     taken: dict[str, Any] = {section: getattr(own, section) for section in _RECIPE}
     notes = []
     if needed is not None and needed != base.net["name"]:
-        taken["net"] = own.net
-        notes.append(f"on a net of its own ({needed})")
+        taken["net"] = _like(own.net, base.net)
+        notes.append(_own_net(taken["net"]))
     entry = Entry(name, _changed(base, **taken), notes)
     entry.config.train.clip = own.train.clip
     return entry
@@ -146,10 +148,23 @@ def _add_baseline_of_own_nets(group: Group) -> None:
         recipe = f"{group.config.data.name}/{name}"
         if recipe in shipped() and all(entry.name != name for entry in group.entries):
             own = load_config(recipe)
-            config = _changed(group.config, net=own.net, **{section: getattr(own, section) for section in _RECIPE})
+            taken = {section: getattr(own, section) for section in _RECIPE} | {"net": _like(own.net, group.config.net)}
+            config = _changed(group.config, **taken)
             config.train.clip = own.train.clip
             at = sum(entry.name.startswith(BASELINE) for entry in group.entries)
-            group.entries.insert(at, Entry(name, config, [f"on a net of its own ({net})"]))
+            group.entries.insert(at, Entry(name, config, [_own_net(config.net)]))
+
+
+def _like(own: dict[str, Any], net: dict[str, Any]) -> dict[str, Any]:
+    """A net that has a backbone, with one of the kind that the others are trained on."""
+    if "backbone" not in own or net["name"] not in get_args(Backbone) or own["backbone"] == net["name"]:
+        return own
+    return {k: v for k, v in own.items() if k not in _OF_CONVOLUTIONS} | {"backbone": net["name"]}
+
+
+def _own_net(net: dict[str, Any]) -> str:
+    kind = f"{net['name']}, {net['backbone']}" if "backbone" in net else net["name"]
+    return f"on a net of its own ({kind})"
 
 
 def _changed(config: Config, **sections: Any) -> Config:
