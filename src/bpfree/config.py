@@ -1,5 +1,6 @@
 """The YAML door: sections, overrides, shipped configs."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
-from bpfree.data import DATASETS
+from bpfree.data import DATASETS, Dataset, data_directory
 from bpfree.errors import UserError, unknown
 from bpfree.lab.tune.space import refuse_markers
 from bpfree.nets import NETS
@@ -30,8 +31,10 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DataConfig(_Section):
-    """Which data, and how it is cut into batches."""
+class DataConfig(BaseModel):
+    """Which data, and how it is cut into batches. Other keys are options of the data set's reader."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str = "digits"
     dir: str | None = None
@@ -39,6 +42,29 @@ class DataConfig(_Section):
     validation: float = Field(default=0.1, ge=0, lt=1)
     shift: int = Field(default=0, ge=0)
     flip: bool = False
+
+    def check(self) -> dict[str, Any]:
+        """The options of the reader, converted to the types of its signature.
+
+        Raises:
+            UserError: an unknown data set or option, or one of the wrong type.
+        """
+        reader = DATASETS.get(self.name)
+        if reader is None:
+            raise unknown("dataset", self.name, DATASETS)
+        options = self.model_extra or {}
+        taken = {name for name, p in list(inspect.signature(reader).parameters.items())[1:] if p.kind != p.VAR_KEYWORD}
+        for key in options.keys() - taken:
+            raise unknown("key", key, {*type(self).model_fields, *taken}, prefix="data.")
+        return check_options(reader, options, "data", given=1)
+
+    def load(self, data_dir: str | Path | None = None) -> Dataset:
+        """The data set, from the given directory or else from where the config says.
+
+        Raises:
+            UserError: it is not there and cannot be had, or is damaged.
+        """
+        return DATASETS[self.name](data_directory(data_dir or self.dir), **self.check())
 
 
 class EarlyStoppingConfig(_Section):
@@ -99,8 +125,7 @@ class Config(_Section):
         Raises:
             UserError: one is unknown or of the wrong type.
         """
-        if self.data.name not in DATASETS:
-            raise unknown("dataset", self.data.name, DATASETS)
+        self.data.check()
         _check_section("net", NETS, self.net, given=2, outside=nn.Module)
         rule = build(RULES, self.rule, section="rule", outside=Rule)
         _check_section("task", {name: task.of for name, task in TASKS.items()}, self.task, given=1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bpfree import checkpoint, folder
 from bpfree._version import __version__
 from bpfree.config import Config
-from bpfree.data import DATASETS, Augment, Batches, Dataset, Preprocess, Split, data_directory, from_python
+from bpfree.data import Augment, Batches, Dataset, Preprocess, Split, from_python
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
 from bpfree.evaluation import mean_metrics
@@ -207,7 +207,7 @@ def train(
     objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None))
     given = [name for name, value in objects if value is not None]
     watching = make_trackers([*config.trackers, *trackers])
-    dataset = dataset or DATASETS[config.data.name](data_directory(config.data.dir))
+    dataset = dataset or config.data.load()
     train_split, validation_split = dataset.carve(config.data.validation, config.train.seed)
     this = assemble(config, Preprocess.of(dataset, train_split), net, rule)
     this.test, this.given = dataset.test, given

@@ -14,7 +14,7 @@ from rich.console import Console
 from bpfree import api, checkpoint, folder
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.config import load_config
-from bpfree.data import DATASETS, Preprocess, Split, data_directory
+from bpfree.data import Preprocess, Split
 from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
@@ -62,13 +62,13 @@ def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None) -> C
             f"{path}: its data came from Python. Certify it there: bpfree.certify(run.net, run.trainer.rule, run.task, "
             "batch)"
         )
-    dataset = DATASETS[loaded.config.data.name](data_directory(data_dir or loaded.config.data.dir))
+    dataset = loaded.config.data.load(data_dir)
     return _of(loaded, dataset.train)
 
 
 def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
     config = load_config(name, overrides or [])
-    dataset = DATASETS[config.data.name](data_directory(data_dir or config.data.dir))
+    dataset = config.data.load(data_dir)
     train, _ = dataset.carve(config.data.validation, config.train.seed)
     run = assemble(config, Preprocess.of(dataset, train), None, None)
     return _of(run, train)

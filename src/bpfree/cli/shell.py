@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from bpfree.data import DATASETS, data_directory
 from bpfree.data.dataset import Split
 from bpfree.errors import UserError
 from bpfree.run import Run
@@ -31,4 +30,4 @@ def told_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> Ite
 
 def named_test_split(run: Run, data_dir: Path | None) -> Split | None:
     """Of the named data set that a run was trained on."""
-    return DATASETS[run.config.data.name](data_directory(data_dir or run.config.data.dir)).test
+    return run.config.data.load(data_dir).test

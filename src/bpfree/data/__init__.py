@@ -1,7 +1,6 @@
 """Data sets, one reader per format. `DATASETS` is the table that the config goes by."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from bpfree.data.arrays import from_python
 from bpfree.data.batches import Augment, Batches
@@ -11,7 +10,7 @@ from bpfree.data.digits import digits
 from bpfree.data.download import data_directory
 from bpfree.data.mnist import fashion_mnist, mnist
 
-DATASETS: dict[str, Callable[[Path], Dataset]] = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,

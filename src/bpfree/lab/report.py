@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bpfree import api
-from bpfree.data import DATASETS, Split, data_directory
+from bpfree.data import Split
 from bpfree.errors import UserError
 from bpfree.folder import CONFIG, PLOTS
 from bpfree.lab import html
@@ -130,7 +130,7 @@ def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple
         return None, ""
     config = run.config
     try:
-        dataset = DATASETS[config.data.name](data_directory(data_dir or config.data.dir))
+        dataset = config.data.load(data_dir)
         if dataset.test is not None:
             run.test = dataset.test
             return dataset.test, "test samples"

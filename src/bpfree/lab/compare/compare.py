@@ -13,7 +13,6 @@ import torch
 
 from bpfree._version import __version__
 from bpfree.checkpoint import write_text
-from bpfree.data import DATASETS, data_directory
 from bpfree.errors import check_positive
 from bpfree.lab.compare.measure import (
     Row,
@@ -136,8 +135,7 @@ def _measure_group(
     aim = default_target(baseline or max(trained, key=lambda row: _goodness(row))) if target is None else target
     time_to_target(trained, aim, trained[0]["metric"])
     if baseline is not None:
-        data = group.config.data
-        test = DATASETS[data.name](data_directory(data.dir)).test
+        test = group.config.data.load().test
         if test is not None:
             compare_samples(trained, baseline, test, root)
     return measured | {"target": aim, "baseline": None if baseline is None else baseline["name"]}

@@ -12,11 +12,12 @@ import optuna
 import yaml
 
 from bpfree import checkpoint, folder
-from bpfree.data import DATASETS, data_directory
+from bpfree.config import DataConfig
+from bpfree.data import DATASETS
 from bpfree.errors import UserError, check_positive
 from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.results import Tuned, conclude
-from bpfree.lab.tune.space import is_marker
+from bpfree.lab.tune.space import find_markers, is_marker
 from bpfree.lab.tune.store import open_study
 from bpfree.lab.tune.trial import without_test
 from bpfree.lab.tune.worker import Told, tell, work
@@ -56,8 +57,11 @@ def _refuse_missing_data(plan: Plan) -> None:
     spec = plan.values.get("data") or {}
     name = spec.get("name", "digits") if isinstance(spec, Mapping) and not is_marker(spec) else spec
     if isinstance(name, str) and name in DATASETS:
-        place = plan.data_dir or (spec.get("dir") if isinstance(spec, Mapping) else None)
-        without_test(name, data_directory(place))
+        given = spec if isinstance(spec, Mapping) else {}
+        known = {key: value for key, value in given.items() if not any(find_markers(value))}
+        data = DataConfig.model_validate(known | {"name": name})
+        data.dir = str(plan.data_dir) if plan.data_dir else data.dir
+        without_test(data)
 
 
 def _supervise(study: optuna.Study, plan: Plan, workers: int, told: Told) -> None:

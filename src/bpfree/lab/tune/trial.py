@@ -12,8 +12,8 @@ import optuna
 import torch
 
 from bpfree import checkpoint, folder
-from bpfree.config import Config
-from bpfree.data import DATASETS, Dataset, data_directory
+from bpfree.config import Config, DataConfig
+from bpfree.data import Dataset
 from bpfree.errors import DivergedError, UserError
 from bpfree.lab.tune.plan import Objective, Plan, check
 from bpfree.lab.tune.space import Choice, Choose, Integer, Linear, Marker
@@ -23,6 +23,7 @@ from bpfree.run import train
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
 
+_OF_BATCHES = {"batch_size", "validation", "shift", "flip"}  # options of the data that are not the reader's
 TRIALS = "trials"  # the folder of the trials that ran on this machine
 Report = Callable[[int, float], None]
 """Takes an epoch and its metric; raises TrialPruned if there is no need to go on."""
@@ -75,7 +76,7 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
         place = place / f"seed-{config.train.seed}"
     place.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(place / folder.CONFIG, config.dump())
-    data = without_test(config.data.name, data_directory(config.data.dir))
+    data = without_test(config.data)
     watch = _Watch(place, plan.objective, _pruning(trial) if number == 0 else lambda _epoch, _value: None)
     with hidden():
         run = train(config, dataset=data, trackers=[watch])
@@ -85,10 +86,15 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
     return plan.objective.read(progress.history[epoch - 1])
 
 
+def without_test(data: DataConfig) -> Dataset:
+    """The data set; its test split is out of reach of a search."""
+    return replace(_read(data.model_dump_json(exclude=_OF_BATCHES)), test=None)
+
+
 @cache
-def without_test(name: str, directory: Path) -> Dataset:
-    """A data set by name; its test split is out of reach of a search."""
-    return replace(DATASETS[name](directory), test=None)
+def _read(described: str) -> Dataset:
+    """Once for all trials that differ in something else."""
+    return DataConfig.model_validate_json(described).load()
 
 
 def _pruning(trial: optuna.Trial) -> Report:
