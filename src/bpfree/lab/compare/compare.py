@@ -2,7 +2,9 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date
@@ -137,8 +139,22 @@ def _measure_group(
     if baseline is not None:
         test = group.config.data.load().test
         if test is not None:
-            compare_samples(trained, baseline, test, root)
+            with _one_thread():
+                compare_samples(trained, baseline, test, root)
     return measured | {"target": aim, "baseline": None if baseline is None else baseline["name"]}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in training; where cores are busy, two threads can be many times as slow as one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the logs of the runs have them
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _goodness(row: Row) -> float:
