@@ -1,8 +1,11 @@
 """Shared by all tests: the device, small nets, real data."""
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: two workers on two cores, and equal bits
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite in the background; what it starts is to hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
