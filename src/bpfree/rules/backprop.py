@@ -40,14 +40,6 @@ class Backprop(Rule):
         self.checkpoint = checkpoint
         self.accumulate = accumulate
 
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Refuse to checkpoint a net whose pieces are unknown."""
-        if self.checkpoint and not isinstance(net, nn.Sequential):
-            raise UserError(
-                f"checkpoint: found true for a {type(net).__name__}, allowed: an nn.Sequential, which can be cut in "
-                "pieces"
-            )
-
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """The true gradient, by autograd."""
         outs: list[Tensor] = []
@@ -69,7 +61,15 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
 
 
 def _in_pieces(net: nn.Module, x: Tensor) -> Tensor:
-    """The output, with the activations within all pieces but the last forgotten."""
+    """The output, with the activations within all pieces but the last forgotten.
+
+    Raises:
+        UserError: nobody knows the pieces of this net.
+    """
+    if not isinstance(net, nn.Sequential):
+        raise UserError(
+            f"checkpoint: found true for a {type(net).__name__}, allowed: an nn.Sequential, which can be cut in pieces"
+        )
     children = list(net.children())
     length = -(-len(children) // max(round(len(children) ** 0.5), 1))
     pieces = [nn.Sequential(*children[start : start + length]) for start in range(0, len(children), length)]
