@@ -42,9 +42,11 @@ def run_folder(tmp_path_factory):
 def test_the_commands_and_options_are_frozen():
     """Knobs belong in the config. Whoever adds a verb or an option changes this test on purpose."""
     found = {}
-    for command in app.registered_commands:
-        name = command.name or command.callback.__name__
-        found[name] = list(command.callback.__annotations__)
+    groups = [("", app), *((f"{group.name} ", group.typer_instance) for group in app.registered_groups)]
+    for prefix, group in groups:
+        for command in group.registered_commands:
+            name = command.name or command.callback.__name__
+            found[prefix + name] = list(command.callback.__annotations__)
     assert found == {
         "train": ["config", "overrides", "out", "data_dir", "resume", "return"],
         "tune": ["config", "overrides", "out", "storage", "workers", "data_dir", "return"],
@@ -57,6 +59,9 @@ def test_the_commands_and_options_are_frozen():
         "certify": ["config", "overrides", "out", "data_dir", "as_json", "return"],
         "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],
+        "data list": ["data_dir", "return"],
+        "data get": ["name", "options", "data_dir", "return"],
+        "data check": ["name", "data_dir", "return"],
     }
 
 

@@ -101,7 +101,7 @@ def test_a_rule_that_predicts_otherwise_is_refused_before_it_trains(net, rule, m
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(UserError, match="readout: found 'ridge' on a reconstruction"):
+    with pytest.raises(UserError, match="readout: found 'ridge' for the task reconstruct"):
         bpfree.fit("mlp", "digits", "dfa", epochs=1, task="reconstruct", readout="ridge")
     with pytest.raises(UserError, match="train.readout: found 'lasso', allowed: 'none' or 'ridge'"):
         bpfree.fit("mlp", "digits", "dfa", readout="lasso")

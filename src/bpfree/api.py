@@ -1,6 +1,6 @@
 """The Python door: fit, resume, load."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bpfree.loading import load
 from bpfree.rule import Rule
 from bpfree.run import Run, train
 from bpfree.spec import Spec
+from bpfree.tasks import TASKS
 from bpfree.trackers import Tracker
 
 __all__ = ["fit", "load", "resume"]
@@ -37,8 +38,9 @@ def fit(
 
     Args:
         net: any `nn.Module`, or the name or spec of one in `bpfree.nets.NETS`.
-        data: name of a data set, a pair (samples, labels) of arrays or tensors, or a torch Dataset; with
-            `task="reconstruct"` samples alone will do.
+        data: name or spec of a data set, such as `{"name": "folder", "path": "flowers"}`, a pair (samples, labels) of
+            arrays or tensors, a torch Dataset, or a DataLoader, which is gone through once; with
+            `task="reconstruct"` samples alone will do, with "regress" and "sequence" labels are numbers.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         epochs: passes over the training data.
         optimizer: a name or spec from `bpfree.optim.OPTIMIZERS`.
@@ -47,9 +49,10 @@ def fit(
         resume: go on with the run in `out` if one was begun there by the same call.
         test: a pair or Dataset for the final evaluation; a named data set brings its own.
         trackers: what to watch: names or specs from `bpfree.trackers.TRACKERS`, or Trackers.
-        options: any other key of the config's `data` and `train` sections (batch_size, validation, shift, flip;
-            precision, update, device, clip, freeze,
-            early_stopping), the sections `schedule` and `task`, and `classes`.
+        options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
+            label_noise, shift, flip, crop, brightness, contrast, cutout, mixup; precision, update, device, clip,
+            freeze, early_stopping), the sections `schedule` and `task`, and `classes`: how many there are in
+            arrays, or a list of those to keep of any data.
 
     Returns:
         The finished run.
@@ -62,9 +65,9 @@ def fit(
         >>> run.result["test"]["accuracy"] > 0.5
         True
     """
-    classes = options.pop("classes", None)
+    classes = options.pop("classes") if isinstance(options.get("classes"), int) else None
     values: dict[str, Any] = {
-        "data": {"name": data} if isinstance(data, str) else {},
+        "data": {"name": data} if isinstance(data, str) else dict(data) if isinstance(data, Mapping) else {},
         "net": "mlp" if isinstance(net, nn.Module) else net,
         "rule": "backprop" if isinstance(rule, nn.Module) else rule,
         "optimizer": optimizer,
@@ -80,8 +83,9 @@ def fit(
             known = {*DataConfig.model_fields, *TrainConfig.model_fields, "schedule", "task", "classes"}
             raise unknown("argument", key, known - {"name"})
     config = parse(values, "fit")
-    unlabelled = config.task["name"] == "reconstruct"
-    dataset = None if isinstance(data, str) else from_python(data, test, classes, without_labels=unlabelled)
+    task = TASKS[config.task["name"]]
+    given = {"without_labels": task.rebuilds, "values": task.values}
+    dataset = None if isinstance(data, str | Mapping) else from_python(data, test, classes, **given)
     for section, value in (("net", net), ("rule", rule)):
         if isinstance(value, nn.Module):  # named for the reader; `given` says that no config can rebuild it
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})

@@ -8,31 +8,43 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
-from bpfree.data import DATASETS, Dataset, data_directory
-from bpfree.errors import UserError, unknown
+from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
+from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
+from bpfree.errors import UserError, no_soft_labels, unknown
 from bpfree.lab.tune.space import refuse_markers
 from bpfree.nets import NETS
+from bpfree.noise import Noise
 from bpfree.optim import OPTIMIZERS, SCHEDULES
 from bpfree.precision import Precision
 from bpfree.readout import Readout
-from bpfree.rule import Rule, no_labels
+from bpfree.rule import Rule, check_task
 from bpfree.rules import RULES
-from bpfree.spec import build, check_options, lookup, split_spec
+from bpfree.spec import absolute_paths, build, check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
 from bpfree.tasks import TASKS
 from bpfree.trackers import TRACKERS, Tracker
 from bpfree.trainer import Update
+
+OF_A_MACHINE = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
+"""What may change when a run goes on: where its data lie, and what computes."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class SkewConfig(_Section):
+    """See `bpfree.data.subset.Skew`."""
+
+    kind: SkewKind = "long_tailed"
+    factor: float = Field(ge=1, allow_inf_nan=False)
+
+
 class DataConfig(BaseModel):
-    """Which data, and how it is cut into batches. Other keys are options of the data set's reader."""
+    """Which data, how much of it, and how batches are made. Other keys are options of the data set's reader."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -40,8 +52,24 @@ class DataConfig(BaseModel):
     dir: str | None = None
     batch_size: int = Field(default=64, ge=1)
     validation: float = Field(default=0.1, ge=0, lt=1)
+    classes: list[int] | None = None
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    skew: SkewConfig | None = None
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
     shift: int = Field(default=0, ge=0)
     flip: bool = False
+    crop: float = Field(default=1.0, gt=0, le=1)
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    cutout: int = Field(default=0, ge=0)
+    mixup: float = Field(default=0.0, ge=0, le=1000)
+
+    @model_validator(mode="after")
+    def _anywhere(self) -> "DataConfig":
+        """Paths of the reader are kept absolute."""
+        if self.name in DATASETS and self.model_extra:
+            self.model_extra.update(absolute_paths(DATASETS[self.name], self.model_extra))
+        return self
 
     def check(self) -> dict[str, Any]:
         """The options of the reader, converted to the types of its signature.
@@ -64,7 +92,27 @@ class DataConfig(BaseModel):
         Raises:
             UserError: it is not there and cannot be had, or is damaged.
         """
-        return DATASETS[self.name](data_directory(data_dir or self.dir), **self.check())
+        return self.select(DATASETS[self.name](data_directory(data_dir or self.dir), **self.check()))
+
+    def select(self, dataset: Dataset) -> Dataset:
+        """Of a data set the `classes` that are asked for, in training and test."""
+        return dataset if self.classes is None else select(dataset, self.classes)
+
+    def split(self, dataset: Dataset, seed: int) -> tuple[Split, Split | None]:
+        """Training and validation samples by seed; skew, fraction and label noise are of the training samples alone.
+
+        Validation is what it would be without them, so that all runs of a seed are judged by the same samples.
+        """
+        train, validation = dataset.carve(self.validation, seed)
+        skew = None if self.skew is None else Skew(self.skew.kind, self.skew.factor)
+        train = thin(train, dataset.classes, Noise(seed).fold("subset"), fraction=self.fraction, skew=skew)
+        return mislabel(train, dataset.classes, self.label_noise, Noise(seed).fold("label_noise")), validation
+
+    def augment(self, preprocess: Preprocess) -> Augment:
+        """What training batches go through, of samples of that kind."""
+        options = {key: getattr(self, key) for key in ("shift", "flip", "crop", "brightness", "contrast", "cutout")}
+        limits = (0.0, preprocess.white) if preprocess.dtype == "uint8" else preprocess.limits
+        return Augment(**options, mixup=self.mixup, limits=limits, mean=preprocess.mean)
 
 
 class EarlyStoppingConfig(_Section):
@@ -129,8 +177,9 @@ class Config(_Section):
         _check_section("net", NETS, self.net, given=2, outside=nn.Module)
         rule = build(RULES, self.rule, section="rule", outside=Rule)
         _check_section("task", {name: task.of for name, task in TASKS.items()}, self.task, given=1)
-        if self.task["name"] == "reconstruct" and rule.needs_labels:
-            raise no_labels(self.rule["name"])
+        check_task(self.rule["name"], rule.tasks, self.task["name"])
+        if self.data.mixup and self.task["name"] == "classify" and not rule.takes_soft_labels:
+            raise no_soft_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
         for spec in self.trackers:
@@ -193,6 +242,8 @@ def _explain(error: ValidationError, where: str) -> UserError:
     if first["type"] == "extra_forbidden":
         section = _model_at(path[:-1])
         return unknown("key", path[-1], section.model_fields, prefix=".".join([*path[:-1], ""]))
+    if first["type"] == "missing":
+        return UserError(f"{where}: {'.'.join(path)}: missing, and {path[-2]} needs it")
     allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(path)}: found {first['input']!r}, allowed: {allowed}")
 
@@ -201,6 +252,7 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
     model: type[BaseModel] = Config
     nested: dict[str, type[BaseModel]] = {
         "data": DataConfig,
+        "skew": SkewConfig,
         "train": TrainConfig,
         "early_stopping": EarlyStoppingConfig,
     }

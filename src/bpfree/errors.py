@@ -34,6 +34,14 @@ def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "") -> Us
     return UserError(f"unknown {kind} '{prefix}{found}'.{hint} Known: {', '.join(names)}")
 
 
+def no_soft_labels(rule: str) -> UserError:
+    """The error for a rule that cannot train with mixup."""
+    return UserError(
+        f"rule '{rule}' reads one class for each sample, but data.mixup gives shares of the classes. Use data.mixup=0, "
+        "or a rule with takes_soft_labels, such as backprop, dfa, mono_forward, eggroll"
+    )
+
+
 def check_choice(argument: str, found: object, allowed: Iterable[str]) -> None:
     """Raise UserError unless `found` is one of `allowed`."""
     names = list(allowed)

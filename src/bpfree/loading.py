@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from bpfree import checkpoint, folder
 from bpfree.config import Config, DataConfig, apply_override, parse
-from bpfree.data import Preprocess, Split
+from bpfree.data import Preprocess
 from bpfree.errors import UserError
 from bpfree.rule import Rule
 from bpfree.run import Run, assemble
@@ -56,8 +55,7 @@ def load(
     this = assemble(config, preprocess, net, rule)
     trainer = this.trainer
     trainer.total_steps = 1
-    blank = Split(preprocess.blank(2), torch.zeros(2, dtype=torch.int64))
-    trainer.bind(next(this.batches(blank).epoch()))
+    trainer.bind(next(this.batches(preprocess.unlabelled(preprocess.blank(2))).epoch()))
     checkpoint.load_weights(trainer, chosen)
     trainer.progress.history = state["progress"]["history"]
     trainer.progress.tracked = state["progress"].get("tracked", [])

@@ -32,10 +32,14 @@ class Ridge(Tracker):
         self.ridge = ridge
 
     def on_start(self, trainer: Trainer) -> None:
-        """See `last_linear` for what is refused, besides reconstruction, whose output is no least-squares one."""
+        """See `last_linear` for what is refused, besides tasks whose output is no least-squares one."""
         batch = next(self.batches.epoch())
-        if batch.y.is_floating_point():
-            raise UserError("readout: found 'ridge' on a reconstruction, allowed: classification. Use readout: none")
+        task = trainer.task
+        if batch.y.is_floating_point() and getattr(task, "name", "") not in ("classify", "regress"):
+            what = getattr(task, "name", type(task).__name__)
+            raise UserError(
+                f"readout: found 'ridge' for the task {what}, allowed: classify, regress. Use readout: none"
+            )
         last_linear(trainer, batch.x)
 
     @torch.no_grad()

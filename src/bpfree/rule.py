@@ -1,33 +1,42 @@
 """What a learning rule is: a way to write `.grad`. Three shapes of rule cover the field."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
-from bpfree.errors import UserError
+from bpfree.errors import UserError, no_soft_labels
 from bpfree.grad import backward, output_error, trainable
 from bpfree.layout import keep_order
 from bpfree.locality import BLACK_BOX, LOCAL, Locality
 from bpfree.noise import Noise
-from bpfree.types import Batch, Epochs, Scalars, Task
+from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task
+
+LABELS_ONLY = ("classify",)
+"""The tasks of a rule that reads class labels."""
+
+_VERBS = {"sequence": "predict sequences"}
 
 
-def no_labels(rule: str) -> UserError:
-    """The error for a rule that cannot rebuild samples, for want of class labels."""
-    return UserError(
-        f"rule '{rule}' learns from class labels, so it cannot reconstruct. Allowed: rules that learn from the "
-        "output's error (backprop, fa, dfa, ...) or from local reconstructions (local)"
+def check_task(rule: str, able: Sequence[str], task: str) -> None:
+    """Raise UserError unless a rule that can do the tasks `able` can do `task`."""
+    if task in able:
+        return
+    why = "learns from class labels" if tuple(able) == LABELS_ONLY else f"is for the tasks {', '.join(able)}"
+    raise UserError(
+        f"rule '{rule}' {why}, so it cannot {_VERBS.get(task, task)}. Allowed: rules that learn from the output's "
+        "error (backprop, dfa, ...), from local errors (local, mono_forward) or without derivatives (es, eggroll, ...)"
     )
 
 
 class Rule(nn.Module, ABC):
     """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
 
-    needs_labels: ClassVar[bool] = False  # does it read class labels, so that reconstruction is beyond it?
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS  # those of `bpfree.tasks.TASKS` that it can do; others are refused
+    takes_soft_labels: ClassVar[bool] = False  # does it read y by task.target and task.loss alone, as mixup needs?
     needs_derivatives: ClassVar[bool] = True  # does it differentiate the net, or parts of it?
     needs_net: ClassVar[str | None] = None  # the only one of NETS that it can train, if it takes no other
 
@@ -37,8 +46,10 @@ class Rule(nn.Module, ABC):
         Raises:
             UserError: the rule cannot train this net or this task.
         """
-        if self.needs_labels and batch.y.is_floating_point():
-            raise no_labels(type(self).__name__)
+        by_labels = "reconstruct" if batch.y.is_floating_point() else "classify"  # of a task without a name
+        check_task(type(self).__name__, self.tasks, getattr(task, "name", by_labels))
+        if not self.takes_soft_labels and getattr(task, "name", "") == "classify" and batch.y.is_floating_point():
+            raise no_soft_labels(type(self).__name__)
 
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
         """Told by `Trainer.fit` what it will train on, after `bind`; for rules that start from all samples.
@@ -113,18 +124,24 @@ class LocalRule(Rule):
     and the output learn at the end of the first pass, which the second therefore need not repeat. Dropout masks are
     the same in both passes and batch-norm statistics are updated once, so both give the same weights, to the bit.
 
+    Where the net answers at each of T steps (a task that is `per_step`), so does a segment: a step counts as a sample.
+    Losses, heads and signals see h as [B*T, ...] and the error or target of that step as [B*T, D]; what a step's loss
+    is differentiated through in time is the net's affair (`detach` of the recurrent nets: nothing).
+
     Args:
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential
             (`bpfree.cut.stages`).
     """
 
     needs_error: ClassVar[bool] = False
+    takes_soft_labels: ClassVar[bool] = True
     segment_done: Callable[[int], None] | None = None
     """Told, if set, when the gradients of a segment are complete; it may use them up and free them at once."""
     memory: Literal["fast", "flat"] = "flat"
     taps: tuple[str, ...]
     segments: list[Segment]
     output_weight: float = 1.0  # of the task's loss, which the output segment minimises
+    per_step: bool = False  # of the task: segments have an output at each step, of which `segments` has the shape
 
     def __init__(self, *, taps: Taps = None) -> None:
         super().__init__()
@@ -141,6 +158,9 @@ class LocalRule(Rule):
         if self._asked_taps is None and not taps:
             _refuse_one_stage(net)
         self.segments = owners(net, taps, batch.x[:2])
+        self.per_step = getattr(task, "per_step", False)
+        if self.per_step:
+            self.segments = [*_at_each_step(self.segments[:-1], batch.y.shape[1]), self.segments[-1]]
         self.taps = tuple(segment.name for segment in self.segments[:-1])
 
     @abstractmethod
@@ -282,6 +302,9 @@ class LocalRule(Rule):
         if not h.requires_grad and self.head(index) is None:
             return {}  # nothing here is trainable
         keep_order(h)
+        if self.per_step:
+            h = h.flatten(0, 1)
+            signal = signal.reshape(len(h), -1)
         known = self.local_gradient(index, h.detach(), signal)
         if known is not None:
             backward(h, known)
@@ -306,6 +329,17 @@ def _refuse_one_stage(net: nn.Module) -> None:
             f"({', '.join(layers[:20])}), so nothing would be cut. Name the submodules after which to cut, such as "
             f"taps=['{layers[0]}']"
         )
+
+
+def _at_each_step(segments: Sequence[Segment], steps: int) -> list[Segment]:
+    """The segments with the shape of their output at one step."""
+    for segment in segments:
+        if len(segment.shape) < 2 or segment.shape[0] != steps:
+            raise UserError(
+                f"tap '{segment.name}': its output has the shape {list(segment.shape)}, but the task has a target for "
+                f"each of {steps} steps, allowed: [{steps}, ...]. Tap modules that keep the steps apart"
+            )
+    return [segment._replace(shape=segment.shape[1:]) for segment in segments]
 
 
 class _Enough(Exception):  # noqa: N818, no error

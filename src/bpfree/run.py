@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from bpfree import checkpoint, folder
 from bpfree._version import __version__
-from bpfree.config import Config
-from bpfree.data import Augment, Batches, Dataset, Preprocess, Split, from_python
+from bpfree.config import OF_A_MACHINE, Config
+from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
-from bpfree.evaluation import mean_metrics
+from bpfree.evaluation import Judgement, judge, mean_metrics, told_by_class
 from bpfree.freezing import freeze
 from bpfree.grad import trainable
 from bpfree.lab.pictures import draw
@@ -26,7 +26,7 @@ from bpfree.progress import ProgressBar
 from bpfree.readout import Ridge
 from bpfree.rule import Rule
 from bpfree.spec import build, split_spec
-from bpfree.tasks import TASKS, Classify, Reconstruct
+from bpfree.tasks import TASKS, Classify, DataTask
 from bpfree.trackers import Record, Tracker, make_trackers
 from bpfree.trainer import Trainer
 
@@ -60,10 +60,10 @@ class Run:
         return self.trainer.net
 
     @property
-    def task(self) -> Classify | Reconstruct:
+    def task(self) -> DataTask:
         """What the net is trained for."""
-        task: Classify | Reconstruct = self.trainer.task  # type: ignore[assignment]
-        return task
+        assert isinstance(self.trainer.task, DataTask)
+        return self.trainer.task
 
     @property
     def metrics(self) -> list[Record]:
@@ -80,12 +80,12 @@ class Run:
         samples = to_tensor(x, "x")
         if samples.is_floating_point() and not bool(samples.isfinite().all()):
             raise UserError("x: contains NaN or infinite values, allowed: finite ones")
-        blank = Split(samples, torch.zeros(len(samples), dtype=torch.int64))
-        outputs = [self.trainer.predict(batch.x) for batch in self.batches(blank).epoch()]
+        unlabelled = self.batches(self.preprocess.unlabelled(samples))
+        outputs = [self.trainer.predict(batch.x) for batch in unlabelled.epoch()]
         return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.task.dim)
 
     def predict(self, x: Any) -> Tensor:
-        """The most likely class of each sample, int64 [N]; to reconstruct, the rebuilt samples [N, ...].
+        """The most likely class of each sample, int64 [N]; rebuilt samples [N, ...]; numbers, as the labels were.
 
         Raises:
             UserError: samples of another shape than those of training.
@@ -96,10 +96,10 @@ class Run:
         """The probability of each class, [N, C].
 
         Raises:
-            UserError: the run has no classes, since it reconstructs.
+            UserError: the run has no classes.
         """
         if not isinstance(self.task, Classify):
-            raise UserError("predict_proba: the run reconstructs samples and has no classes. Use predict")
+            raise UserError(f"predict_proba: the run's task, {self.task.name}, has no classes. Use predict")
         return self.scores(x).softmax(1)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
@@ -118,11 +118,11 @@ class Run:
         """Metrics on the test split of what the rule sets beside its predictions; see `bpfree.Rule.controls`."""
         if self.test is None or type(self.trainer.rule).controls is Rule.controls:
             return {}
-        return mean_metrics(self.task, self.batches(self.test), self.trainer.controls)
+        return mean_metrics(self.task, self.batches(self.test).epoch(), self.trainer.controls)
 
     def _split(self, data: Any) -> Split:
-        unlabelled = isinstance(self.task, Reconstruct)
-        return from_python(data, classes=self.preprocess.classes, without_labels=unlabelled).train
+        given = {"without_labels": self.task.rebuilds, "values": self.task.values}
+        return from_python(data, classes=self.preprocess.classes, **given).train
 
     def save(self, path: str | Path) -> Path:
         """Write the run to a new folder, to be loaded with `bpfree.load`.
@@ -159,21 +159,21 @@ class Run:
     def batches(self, split: Split) -> Batches:
         """Batches of a split in order, for evaluation."""
         device, dtype = self.trainer.device, self.trainer.dtype
-        rebuild = isinstance(self.task, Reconstruct)
+        split, rebuild = self.task.prepare(split), self.task.rebuilds
         return Batches(split, self.preprocess, _EVALUATION_BATCH, device=device, dtype=dtype, rebuild=rebuild)
 
     def training_batches(self, split: Split) -> Batches:
         """Batches of a split, shuffled and augmented as the config says."""
         data = self.config.data
         return Batches(
-            split,
+            self.task.prepare(split),
             self.preprocess,
             data.batch_size,
             device=self.trainer.device,
             dtype=self.trainer.dtype,
-            augment=Augment(data.shift, data.flip),
+            augment=data.augment(self.preprocess),
             seed=self.config.train.seed,
-            rebuild=isinstance(self.task, Reconstruct),
+            rebuild=self.task.rebuilds,
         )
 
     def extra(self) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def train(
     objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None))
     given = [name for name, value in objects if value is not None]
     watching = make_trackers([*config.trackers, *trackers])
-    dataset = dataset or config.data.load()
-    train_split, validation_split = dataset.carve(config.data.validation, config.train.seed)
+    dataset = config.data.load() if dataset is None else config.data.select(dataset)
+    train_split, validation_split = config.data.split(dataset, config.train.seed)
     this = assemble(config, Preprocess.of(dataset, train_split), net, rule)
     this.test, this.given = dataset.test, given
     trainer, batches = this.trainer, this.training_batches(train_split)
@@ -225,11 +225,11 @@ def train(
         if readout:
             readout.fit(trainer)
             keeper.replace(trainer, f"{this.weights}.ckpt")
-        test = None if this.test is None else this.evaluate()
+        test = this.test and judge(this.task, this.batches(this.test).epoch(), trainer.predict, trainer.net)
         controls = this.controls()
         memory = {"peak_memory_bytes": peak()}
     memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))
-    this.result = _result(this, dataset, test) | ({"controls": controls} if controls else {}) | memory
+    this.result = _result(this, dataset, train_split, test) | ({"controls": controls} if controls else {}) | memory
     if isinstance(keeper, folder.RunFolder):
         keeper.finish(this.result)
         draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
@@ -285,7 +285,7 @@ def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> 
         if not isinstance(values, dict) or not isinstance(before, dict):
             values, before = {section: values}, {section: before}
         for key in {**before, **values}:
-            if before.get(key) != values.get(key) and (section, key) not in (("data", "dir"), ("train", "device")):
+            if before.get(key) != values.get(key) and f"{section}.{key}" not in OF_A_MACHINE:
                 raise UserError(
                     f"resume: {out} was begun with {section}.{key}={before.get(key)}, found {values.get(key)}. Resume "
                     "it with what it was begun with, or train in another folder"
@@ -309,14 +309,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _result(this: Run, dataset: Dataset, test: dict[str, float] | None) -> dict[str, Any]:
+def _result(this: Run, dataset: Dataset, train: Split, test: Judgement | None) -> dict[str, Any]:
     """What a run comes to, in plain values."""
     trainer, progress = this.trainer, this.trainer.progress
     last = progress.history[-1] if progress.history else {}
     return {
-        "test": test,
+        "test": test and test.metrics,
         "validation": last.get("validation"),
         "train": last.get("train"),
+        **told_by_class(this.task, train.y, test),
         "weights": this.weights,
         "rule": _name(this, "rule"),
         **trainer.rule.notes(),

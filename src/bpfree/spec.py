@@ -8,6 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -85,6 +86,19 @@ def check_options(
         if parameter.default is parameter.empty and parameter.name not in options:
             raise UserError(f"{section}.{parameter.name}: missing; {constructor.__name__} needs it")
     return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
+
+
+def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options; those that the constructor takes as a Path count from the current folder, and become absolute.
+
+    So what is kept of a config can be run from anywhere.
+    """
+    hints = _hints(constructor)
+    taken = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
+    return {
+        name: str(Path(value).expanduser().absolute()) if name in taken and isinstance(value, str) else value
+        for name, value in options.items()
+    }
 
 
 def shared_options(annotation: Any) -> dict[str, Any] | None:

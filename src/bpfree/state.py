@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 from bpfree.errors import UserError
 from bpfree.trackers import Record
 
+FALLING = ("loss", "rmse", "rollout")  # metrics of which less is better
+
 
 @dataclass
 class EarlyStopping:
     """Stop when a validation metric has not improved for a while; the best weights are then the result.
 
     Args:
-        metric: of the validation split; "loss" is to fall, all others are to rise. Default: accuracy where the task has
-            it, else loss.
+        metric: of the validation split; errors (FALLING) are to fall, all others are to rise. Default: accuracy where
+            the task has it, else loss.
         patience: epochs without improvement.
     """
 
@@ -28,7 +30,7 @@ class EarlyStopping:
         metric = self.metric or ("accuracy" if "accuracy" in validation else "loss")
         if metric not in validation:
             raise UserError(f"early_stopping.metric: found '{metric}', allowed: {', '.join(validation)}")
-        return -validation[metric] if metric == "loss" else validation[metric]
+        return -validation[metric] if metric in FALLING else validation[metric]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
 from bpfree.divergence import diverged, explained, find_non_finite
 from bpfree.errors import DivergedError, UserError, check_choice, check_positive
-from bpfree.evaluation import mean_metrics
+from bpfree.evaluation import judge
 from bpfree.grad import first_trainable, trainable
 from bpfree.interrupt import interrupt_between_steps
 from bpfree.memory import peak_step_memory
@@ -221,8 +221,8 @@ class Trainer:
             return self.rule.controls(self.net, x)
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
-        """The task's metrics, a mean over all samples."""
-        return mean_metrics(self.task, batches, lambda x: {"": self.predict(x)})[""]
+        """The task's metrics, means over all samples, and of classes those in `evaluation.BY_CLASS`."""
+        return judge(self.task, batches.epoch(), self.predict, self.net).metrics
 
     def fit(
         self,
@@ -316,9 +316,7 @@ class Trainer:
         """Fail now and not after an epoch."""
         if validation is None:
             raise UserError("early_stopping: needs validation samples, but data.validation is 0. Use 0.1, say")
-        batch = next(validation.epoch())
-        metrics = self.task.metrics(self.predict(batch.x), batch)
-        early_stopping.score({name: float(value) for name, value in metrics.items()})
+        early_stopping.score(judge(self.task, [next(validation.epoch())], self.predict, self.net).metrics)
 
     def _spent(self, wall: float, cpu: float) -> None:
         self.progress.wall_seconds += time.perf_counter() - wall

@@ -10,6 +10,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+ALL_TASKS = ("classify", "reconstruct", "regress", "sequence")
+"""Names in `bpfree.tasks.TASKS`, for rules to say which they can do."""
+
 Scalars = dict[str, Tensor]
 """Detached 0-d tensors by name. They stay on the device: reading one would stall a GPU."""
 
@@ -18,7 +21,7 @@ class Batch(NamedTuple):
     """One minibatch, preprocessed and on the device."""
 
     x: Tensor  # [B, ...]
-    y: Tensor  # [B] class index, or [B, ...] what to rebuild
+    y: Tensor  # [B] class index, or [B, ...] what to rebuild or to predict, in the net's units
 
 
 class Task(Protocol):
@@ -30,7 +33,7 @@ class Task(Protocol):
         ...
 
     def target(self, batch: Batch) -> Tensor:
-        """[B, D]: one-hot labels, or the flat image to rebuild."""
+        """[B, D]: one-hot labels, the flat image to rebuild, or numbers; [B*T, D] of answers at each of T steps."""
         ...
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from bpfree._version import __version__
 from bpfree.allocator import keep_freed_memory
 from bpfree.cli.certify import certify
 from bpfree.cli.compare import compare_rules
+from bpfree.cli.data import data
 from bpfree.cli.ledger import ledger
 from bpfree.cli.names import list_names
 from bpfree.cli.report import board, report
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(data, name="data")
 
 
 def _version(asked: bool) -> None:

@@ -12,7 +12,7 @@ from bpfree.cli.bar import RunsBar
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.errors import UserError
 from bpfree.lab.compare import Comparison, compare
-from bpfree.lab.compare.page import MISSING, columns, command_line, probability, score
+from bpfree.lab.compare.page import MISSING, balanced, columns, command_line, is_skewed, probability, score
 
 
 def compare_rules(
@@ -80,19 +80,21 @@ def _table(group: dict[str, Any]) -> Table:
     headings = columns(group)
     shown = Table(title=group["name"], title_justify="left")
     shown.add_column("rule")
-    for heading in (headings[1].title, "to backprop", "p", "CPU s", "to target", "peak MB", "parameters"):
+    balance = ["balanced"] if is_skewed(group) else []
+    for heading in (headings[1].title, *balance, "to backprop", "p", "CPU s", "to target", "peak MB", "parameters"):
         shown.add_column(heading, justify="right")
     for row in group["rows"]:
-        shown.add_row(row["name"], *(_figures(row) if row["runs"] else ["not trained"]))
+        shown.add_row(row["name"], *(_figures(row, skewed=bool(balance)) if row["runs"] else ["not trained"]))
     return shown
 
 
-def _figures(row: dict[str, Any]) -> list[str]:
+def _figures(row: dict[str, Any], *, skewed: bool) -> list[str]:
     points = 100 if row["metric"] == "accuracy" else 1
     p = row.get("p_seeds", row.get("p_samples"))
     seconds = row.get("seconds_to_target")
     return [
         score(row),
+        *([balanced(row)] if skewed else []),
         f"{points * row['difference']:+.2f}" if "difference" in row else MISSING,
         probability(p),
         f"{row['cpu_seconds']:.1f}",

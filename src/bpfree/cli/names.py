@@ -11,9 +11,11 @@ from bpfree.config import shipped
 from bpfree.data import DATASETS
 from bpfree.errors import check_choice
 from bpfree.nets import NETS
+from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.tasks import TASKS
 from bpfree.trackers import TRACKERS
+from bpfree.types import ALL_TASKS
 
 
 def list_names(
@@ -37,8 +39,15 @@ def list_names(
     for kind in tables if what is None else [what]:
         table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
         for name, thing in tables[kind].items():
-            table.add_row(name, *([] if thing is None else [_first_line(thing)]))
+            table.add_row(name, *([] if thing is None else [_first_line(thing)]), *_told(thing))
         console.print(table)
+
+
+def _told(thing: object) -> list[str]:
+    """Of a rule, the tasks that it can do."""
+    if not (isinstance(thing, type) and issubclass(thing, Rule)):
+        return []
+    return ["any task" if thing.tasks == ALL_TASKS else ", ".join(thing.tasks)]
 
 
 def _first_line(thing: object) -> str:

@@ -11,6 +11,7 @@ from bpfree import api, checkpoint
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.config import load_config
 from bpfree.errors import DivergedError, UserError
+from bpfree.evaluation import BY_CLASS
 from bpfree.folder import LAST, RESULT
 from bpfree.run import Run
 from bpfree.run import train as train_run
@@ -72,7 +73,8 @@ def _print_result(run: Run) -> None:
     result = run.result
     test = "no test split"
     if result["test"]:
-        test = f"test {_in_words(result['test'])}"
+        left_out = () if run.config.data.skew else BY_CLASS
+        test = f"test {_in_words({k: v for k, v in result['test'].items() if k not in left_out})}"
     for name, metrics in result.get("controls", {}).items():
         typer.echo(
             f"beside it, {name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in sorted(metrics.items()))

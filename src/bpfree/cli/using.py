@@ -1,5 +1,6 @@
 """What one does with a run: `bpfree eval`, `plots` and `predict`."""
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,11 @@ from torch import Tensor
 
 from bpfree import api
 from bpfree.cli.shell import DataDir, RunArgument, named_test_split, told_in_one_line
+from bpfree.config import DataConfig
+from bpfree.data import DATASETS
 from bpfree.data.dataset import Preprocess
+from bpfree.data.images import decode
+from bpfree.data.table import read_features
 from bpfree.errors import UserError
 from bpfree.run import Run
 from bpfree.tasks import Classify
@@ -49,12 +54,13 @@ def plots(run: RunArgument, data_dir: DataDir = None) -> None:
 
 def predict(
     run: RunArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, or .npy arrays of raw samples.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, .npy of raw samples, or .csv.")],
 ) -> None:
-    """Print class and probability for each image; of a run that reconstructs, the error."""
+    """Print class and probability for each image; of a run that reconstructs, the error; else the numbers."""
     with told_in_one_line():
         loaded = api.load(run)
-        batches = [(file, _read_samples(file, loaded.preprocess)) for file in files]
+        scaled = _scales(loaded.config.data)
+        batches = [(file, _read_samples(file, loaded.preprocess, scaled)) for file in files]
         for file, samples in batches:
             for index, answer in enumerate(_answers(loaded, samples)):
                 name = str(file) if len(samples) == 1 else f"{file}[{index}]"
@@ -62,17 +68,28 @@ def predict(
 
 
 def _answers(run: Run, samples: Tensor) -> Iterator[str]:
-    """Class and probability of each sample, or how far its reconstruction is from it."""
+    """Class and probability of each sample, how far its reconstruction is from it, or the numbers it comes to."""
     if isinstance(run.task, Classify):
+        names = run.preprocess.class_names or range(run.preprocess.classes)
         for row in run.predict_proba(samples):
-            yield f"{int(row.argmax())}\t{float(row.max()):.4f}"
+            yield f"{names[int(row.argmax())]}\t{float(row.max()):.4f}"
+    elif not run.task.rebuilds:
+        predicted = run.predict(samples)
+        for row in predicted[:, -1] if run.task.per_step else predicted:  # of a sequence, what comes next
+            yield " ".join(f"{value:.6g}" for value in row.reshape(-1).tolist())
     else:
         errors = run.predict(samples) - run.preprocess.target(samples)
         for error in errors.flatten(1).square().mean(1):
             yield f"mse {float(error):.6f}"
 
 
-def _read_samples(file: Path, preprocess: Preprocess) -> Tensor:
+def _scales(data: DataConfig) -> bool:
+    """Whether the reader of a run's data brings images to a size; then others are brought to it likewise."""
+    known = inspect.signature(DATASETS[data.name]).parameters if data.name in DATASETS else {}
+    return "size" in known and (data.model_extra or {}).get("size", known["size"].default) is not None
+
+
+def _read_samples(file: Path, preprocess: Preprocess, scaled: bool) -> Tensor:
     """[N, ...] raw samples of the run's shape.
 
     Raises:
@@ -91,6 +108,11 @@ def _read_samples(file: Path, preprocess: Preprocess) -> Tensor:
                 f"{file}: found the shape {list(values.shape)}, allowed: {list(shape)}, or [N, ...] of those"
             )
         return values
+    if preprocess.columns is not None:
+        return read_features(file, preprocess.columns)
+    if scaled:
+        channels, height, width = shape
+        return decode(file, channels=channels, size=(height, width), what=str(file)).unsqueeze(0)
     return _read_image(file, preprocess)
 
 

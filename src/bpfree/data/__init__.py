@@ -2,27 +2,50 @@
 
 from collections.abc import Callable
 
+from bpfree.data.array_files import arrays as array_files  # a submodule has that name
 from bpfree.data.arrays import from_python
-from bpfree.data.batches import Augment, Batches
+from bpfree.data.augment import Augment
+from bpfree.data.batches import Batches
 from bpfree.data.cifar import cifar10, cifar100
 from bpfree.data.dataset import Dataset, Preprocess, Split
+from bpfree.data.diabetes import diabetes
 from bpfree.data.digits import digits
 from bpfree.data.download import data_directory
-from bpfree.data.mnist import fashion_mnist, mnist
+from bpfree.data.facts import FACTS, Facts
+from bpfree.data.folder import folder
+from bpfree.data.lorenz import lorenz
+from bpfree.data.mnist import emnist, fashion_mnist, kmnist, mnist
+from bpfree.data.photographs import caltech256, eurosat
+from bpfree.data.stl10 import stl10
+from bpfree.data.svhn import svhn
+from bpfree.data.table import table
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
+    "diabetes": diabetes,
+    "lorenz": lorenz,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
+    "kmnist": kmnist,
+    "emnist": emnist,
     "cifar10": cifar10,
     "cifar100": cifar100,
+    "svhn": svhn,
+    "eurosat": eurosat,
+    "caltech256": caltech256,
+    "stl10": stl10,
+    "folder": folder,
+    "arrays": array_files,
+    "table": table,
 }
 
 __all__ = [
     "DATASETS",
+    "FACTS",
     "Augment",
     "Batches",
     "Dataset",
+    "Facts",
     "Preprocess",
     "Split",
     "data_directory",

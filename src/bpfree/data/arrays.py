@@ -8,29 +8,54 @@ import torch
 from torch import Tensor
 
 from bpfree.data.dataset import Dataset, Split
+from bpfree.data.loaders import collect
+from bpfree.data.rows import Rows
 from bpfree.errors import UserError
 
 
-def from_python(data: Any, test: Any = None, classes: int | None = None, *, without_labels: bool = False) -> Dataset:
-    """A Dataset from a pair (samples, labels) of arrays or tensors, or from a torch Dataset of such pairs.
+def from_python(
+    data: Any, test: Any = None, classes: int | None = None, *, without_labels: bool = False, values: bool = False
+) -> Dataset:
+    """A Dataset from a pair (samples, labels) of arrays or tensors, or a torch Dataset or DataLoader of such pairs.
 
-    uint8 samples are images and will be normalised; any others pass as they are. Labels are integers from 0.
+    uint8 samples are images and will be normalised; any others pass as they are. Labels are integers from 0,
+    unless they are to be numbers.
 
     Args:
         data: for training.
         test: for the final evaluation, likewise; optional.
         classes: C; default: the largest label plus 1.
         without_labels: samples alone will do, since they are to be rebuilt.
+        values: labels are numbers, [N, ...], and there are no classes.
 
     Raises:
-        UserError: neither a pair nor a data set, labels that are no integers or out of range, lengths that differ.
+        UserError: neither a pair nor a data set, labels that are no integers, out of range or have gaps, lengths that
+            differ.
     """
-    train_split = _split(data, "data", without_labels)
-    test_split = None if test is None else _split(test, "test", without_labels)
+    train_split = _split(data, "data", without_labels, values)
+    test_split = None if test is None else _split(test, "test", without_labels, values)
+    if values:
+        return Dataset("arrays", train_split, test_split, 0)
     if classes is None:
-        labels = [split.y for split in (train_split, test_split) if split is not None and len(split.y)]
-        classes = max((int(y.max()) + 1 for y in labels), default=0)
+        labels = {
+            label for split in (train_split, test_split) if split is not None for label in split.y.flatten().tolist()
+        }
+        classes = max(labels, default=-1) + 1
+        if not without_labels:
+            _check_gaps(labels)
     return Dataset("arrays", train_split, test_split, max(classes, 2))
+
+
+def _check_gaps(labels: set[int]) -> None:
+    """Raise UserError unless every class from 0 to the largest one occurs."""
+    largest = max(labels, default=-1)
+    if min(labels, default=0) >= 0 and len(labels) <= largest:
+        missing = next(label for label in range(largest) if label not in labels)
+        raise UserError(
+            f"data (labels): found {len(labels)} classes of which the largest is {largest}, but none is {missing}, "
+            "allowed: all from 0 on. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or say how "
+            f"many there are (classes={largest + 1})"
+        )
 
 
 def to_tensor(values: Any, what: str) -> Tensor:
@@ -40,7 +65,7 @@ def to_tensor(values: Any, what: str) -> Tensor:
         UserError: the values are no array of numbers.
     """
     if isinstance(values, Tensor):
-        return values.detach()
+        return values if isinstance(values, Rows) else values.detach()
     try:
         array = np.asarray(values)
         return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else np.ascontiguousarray(array))
@@ -67,15 +92,21 @@ def _collect(data: torch.utils.data.Dataset[Any], what: str) -> tuple[Tensor, Te
         raise UserError(f"{what}: its items do not unpack, allowed: pairs (sample, class number) ({error})") from error
 
 
-def _split(data: Any, what: str, without_labels: bool) -> Split:
+def _split(data: Any, what: str, without_labels: bool, values: bool) -> Split:
     if isinstance(data, torch.utils.data.Dataset):
         data = _collect(data, what)
+    if isinstance(data, torch.utils.data.DataLoader):
+        data = collect(data, what)
     if without_labels and isinstance(data, Tensor | np.ndarray):
         x = to_tensor(data, what)
         return Split(x, torch.zeros(len(x), dtype=torch.int64))
     if not isinstance(data, Sequence) or len(data) != 2:
-        raise UserError(f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels) or a torch Dataset")
+        raise UserError(
+            f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels), a torch Dataset or DataLoader"
+        )
     x, y = to_tensor(data[0], f"{what} (samples)"), to_tensor(data[1], f"{what} (labels)")
+    if values:
+        return Split(x, y.float())
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.is_floating_point() and bool((y != y.round()).any()):

@@ -1,23 +1,23 @@
 """Find a file in the data directory, else download it there."""
 
-import gzip
 import logging
 import os
 import shutil
-import sys
-import tarfile
 import tempfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
 import pooch
 import requests
 
+from bpfree.data.archives import members
+from bpfree.data.transfer import Transfer
 from bpfree.errors import UserError
 
-_CONNECT_SECONDS = 15
+_offline = ContextVar("_offline", default=False)
 
 
 class Source(NamedTuple):
@@ -26,9 +26,10 @@ class Source(NamedTuple):
     Attributes:
         folders: below the data directory in which they may lie; downloads go to the first.
         mirrors: addresses of folders that hold them, tried in turn.
-        hashes: of each file to download, as "md5:...".
-        archive: a .tar.gz that holds the files, where they are not to be had one by one.
+        hashes: of each file to download, and of others where they are known, as "md5:...".
+        archive: a .zip, .tar or .tar.gz that holds the files, where they are not to be had one by one.
         members: their paths in it; nothing else is unpacked.
+        contents: hashes of what is in the .gz files, by their names without it; people zip anew.
     """
 
     folders: tuple[str, ...]
@@ -36,12 +37,33 @@ class Source(NamedTuple):
     hashes: dict[str, str]
     archive: str | None = None
     members: tuple[str, ...] = ()
+    contents: dict[str, str] = {}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that a reader needs."""
+        return tuple(Path(member).name for member in self.members) or tuple(self.hashes)
 
 
 def data_directory(given: str | Path | None = None) -> Path:
     """The directory for data sets: the one given, else `BPFREE_DATA`, else the user's cache."""
     chosen = given or os.environ.get("BPFREE_DATA")
     return Path(chosen).expanduser() if chosen else Path(pooch.os_cache("bpfree"))
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within it, nothing is downloaded: what is not there is an error."""
+    token = _offline.set(True)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
+
+
+def is_here(source: Source, data_dir: Path) -> bool:
+    """Whether every file of it, or the archive that has them, is in the data directory."""
+    return _packed(source, data_dir) is not None or all(lying(source.folders, file, data_dir) for file in source.files)
 
 
 def find(name: str, source: Source, file: str, data_dir: Path) -> Path:
@@ -52,26 +74,23 @@ def find(name: str, source: Source, file: str, data_dir: Path) -> Path:
     Raises:
         UserError: it is neither there nor to be had, or lies in an archive that is damaged.
     """
-    if lying := _lying(source.folders, file, data_dir):
-        return lying
+    if found := lying(source.folders, file, data_dir):
+        return found
     target = data_dir / source.folders[0]
     if source.archive is None:
-        return _fetch(name, source, file, target, target)
+        return _fetch(name, source, file, target)
+    given = _packed(source, data_dir)
+    archive = given or _fetch(name, source, source.archive, target)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".unpack-") as inside:
-            folder = Path(inside)
-            archive = _lying(("", *source.folders), source.archive, data_dir)
-            archive = archive or _fetch(name, source, source.archive, target, folder)
-            for whole in _unpack(archive, source.members, folder):
-                if _lying(source.folders, whole.name, data_dir) is None:
-                    whole.replace(target / whole.name)
+        _unpack(archive, source, target, data_dir)
     except OSError as error:
-        raise UserError(f"data set '{name}': {target} cannot be written ({error.strerror or error})") from error
+        raise _unwritable(name, target, error) from error
+    if given is None:
+        archive.unlink()
     return target / file
 
 
-def _lying(folders: Sequence[str], file: str, data_dir: Path) -> Path | None:
+def lying(folders: Sequence[str], file: str, data_dir: Path) -> Path | None:
     """Where the file lies already, gzipped or not."""
     for folder in folders:
         for candidate in (data_dir / folder / file, data_dir / folder / file.removesuffix(".gz")):
@@ -80,12 +99,26 @@ def _lying(folders: Sequence[str], file: str, data_dir: Path) -> Path | None:
     return None
 
 
-def _fetch(name: str, source: Source, file: str, target: Path, folder: Path) -> Path:
-    """The file, downloaded to `folder` from the first mirror that has it whole; the error tells of `target`."""
+def _packed(source: Source, data_dir: Path) -> Path | None:
+    return lying(("", *source.folders), source.archive, data_dir) if source.archive else None
+
+
+def _unwritable(name: str, target: Path, error: OSError) -> UserError:
+    return UserError(f"data set '{name}': {target} cannot be written ({error.strerror or error})")
+
+
+def _fetch(name: str, source: Source, file: str, target: Path) -> Path:
+    """The file, downloaded from the first mirror that has it whole."""
+    if _offline.get():
+        raise UserError(f"data set '{name}': {file} is not in {target}. `bpfree data get {name}` downloads it")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(name, target, error) from error
     reasons = []
     for mirror in source.mirrors:
         try:
-            return _download(mirror + file, source.hashes[file], folder, file)
+            return _download(mirror + file, source.hashes[file], target / file)
         except Exception as error:  # whatever a downloader raises, the next mirror may do better
             reasons.append(f"{mirror} {_reason(error)}")
     raise UserError(
@@ -94,45 +127,47 @@ def _fetch(name: str, source: Source, file: str, target: Path, folder: Path) -> 
     )
 
 
-def _unpack(archive: Path, members: Sequence[str], folder: Path) -> list[Path]:
-    """The members as files in `folder`, all of them; whatever else is in the archive stays there.
+def _unpack(archive: Path, source: Source, target: Path, data_dir: Path) -> None:
+    """The members as files in `target`, where they do not lie already; whatever else is in the archive stays there.
 
     Raises:
         UserError: the archive is damaged or lacks a member.
+        OSError: the target cannot be written.
     """
-    unpacked: dict[str, Path] = {}
-    try:
-        with gzip.open(archive) if archive.suffix == ".gz" else open(archive, "rb") as stream:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    name = member.name.removeprefix("./")
-                    content = tar.extractfile(member) if member.isreg() and name in members else None
-                    if content is not None:
-                        unpacked[name] = folder / Path(name).name
-                        with open(unpacked[name], "wb") as file:
-                            shutil.copyfileobj(content, file, 1 << 20)
-            while stream.read(1 << 20):  # to the end, where gzip checks the whole
-                pass
-    except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"{archive}: corrupt or truncated archive ({error}). Delete it and fetch it again") from error
-    if lacking := [member for member in members if member not in unpacked]:
-        raise UserError(f"{archive}: lacks {', '.join(lacking)}. Delete it and fetch it again")
-    return list(unpacked.values())
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".unpack-") as inside:
+        unpacked: dict[str, Path] = {}
+        for name, content in members(archive):
+            if name in source.members:
+                unpacked[name] = Path(inside) / Path(name).name
+                with open(unpacked[name], "wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+        if lacking := [member for member in source.members if member not in unpacked]:
+            raise UserError(f"{archive}: lacks {', '.join(lacking)}. Delete it and fetch it again")
+        for whole in unpacked.values():
+            if lying(source.folders, whole.name, data_dir) is None:
+                whole.replace(target / whole.name)
 
 
-def _download(url: str, known_hash: str, folder: Path, file: str) -> Path:
+def _download(url: str, known_hash: str, path: Path) -> Path:
+    """Once more from the beginning, if what an earlier attempt left was of another file."""
     pooch.get_logger().setLevel(logging.WARNING)
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=_CONNECT_SECONDS)
-    return Path(pooch.retrieve(url, known_hash, fname=file, path=folder, downloader=downloader))
+    transfer = Transfer(path.with_name(f".{path.name}.part"))
+    try:
+        return Path(pooch.retrieve(url, known_hash, path.name, str(path.parent), downloader=transfer))
+    except ValueError:
+        if not transfer.resumed:
+            raise
+        return Path(pooch.retrieve(url, known_hash, path.name, str(path.parent), downloader=transfer))
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"answers {error.response.status_code}"
     if isinstance(error, requests.Timeout):
-        return "does not answer"
-    if isinstance(error, requests.RequestException):
+        return "does not answer, or too slowly"
+    if isinstance(error, requests.ConnectionError):
         return "cannot be reached, or broke off"
-    if isinstance(error, ValueError):  # pooch's word for a hash that differs
-        return "sent another file than the known one"
+    if isinstance(error, ValueError) and not isinstance(error, requests.RequestException):
+        return "sent another file than the known one"  # as pooch says of a hash that differs
     return " ".join(str(error).split()) or type(error).__name__

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class DiffusionRule(Rule):
     """
 
     needs_net = "denoiser"
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct")
     predicts: Literal["scores", "embedding"] = "scores"  # what the rule takes the net's heads to give
     timed = False  # whether it tells them the time
     first = "block1"  # what to call the first step of a path

@@ -1,5 +1,6 @@
 """What a classifier answers on samples: which classes it confuses, and where it is most surely wrong."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bpfree.run import Run
 
 _SHOWN = 12  # wrong answers
+_LONGEST = 16  # letters of a class name beside a map
 _NUMBERED = 20  # classes; of more, a map has no figures in it
 MOST_CLASSES = 500  # for which there is a table of all pairs
 _CLEAR_BLUE = LinearSegmentedColormap.from_list("clear blue", [(BLUE, 0.0), (BLUE, 1.0)])  # see-through where empty
@@ -30,6 +32,7 @@ class Answers(NamedTuple):
         said: [N], the answers.
         probability: [N], which the run gave to its answers.
         classes: C.
+        names: of the classes; None if they are but numbers.
     """
 
     x: Tensor
@@ -37,6 +40,11 @@ class Answers(NamedTuple):
     said: Tensor
     probability: Tensor
     classes: int
+    names: tuple[str, ...] | None = None
+
+    def name(self, label: int) -> str:
+        """Of a class, for people to read."""
+        return str(label) if self.names is None else self.names[label]
 
     def confusion(self) -> Tensor:
         """How often a sample of class i was taken for j, [C, C]."""
@@ -53,14 +61,16 @@ def answers_of(run: "Run", split: Split) -> Answers:
     """What a run that classifies says to each sample."""
     probabilities = run.predict_proba(split.x).nan_to_num()
     best = probabilities.max(1)
-    return Answers(split.x, split.y.cpu(), best.indices, best.values, run.preprocess.classes)
+    return Answers(
+        split.x, split.y.cpu(), best.indices, best.values, run.preprocess.classes, run.preprocess.class_names
+    )
 
 
 def draw_answers(run: "Run", split: Split, folder: Path) -> list[Path]:
     """confusion.png, and wrong.png if the samples are images and some answers are wrong; returns their paths."""
     answers, written = answers_of(run, split), []
     if answers.classes <= MOST_CLASSES:
-        written.append(write_figure(confusion_figure(answers.confusion()), folder / "confusion.png"))
+        written.append(write_figure(confusion_figure(answers.confusion(), answers.names), folder / "confusion.png"))
     positions = answers.most_wrong()
     images = as_images(run, run.preprocess.target(answers.x[positions]))
     if images is None or not len(positions):
@@ -69,7 +79,7 @@ def draw_answers(run: "Run", split: Split, folder: Path) -> list[Path]:
     return [*written, write_figure(_wrong_figure(answers, positions, images), folder / "wrong.png")]
 
 
-def confusion_figure(matrix: Tensor) -> Figure:
+def confusion_figure(matrix: Tensor, names: Sequence[str] | None = None) -> Figure:
     """True classes downwards, answers to the right; colours are shares of the true class, by their square root."""
     classes = len(matrix)
     shares = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).sqrt()
@@ -82,6 +92,10 @@ def confusion_figure(matrix: Tensor) -> Figure:
     if classes <= _NUMBERED:
         axes.set_xticks(range(classes))
         axes.set_yticks(range(classes))
+        if names is not None:
+            shown = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\u2026" for name in map(_plain, names)]
+            axes.set_xticklabels(shown, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticklabels(shown)
         for i, j in matrix.nonzero().tolist():
             color = "white" if shares[i, j] > 0.85 else "black"
             size = 9 if classes <= 10 else 7
@@ -100,5 +114,11 @@ def _wrong_figure(answers: Answers, positions: Tensor, images: Tensor) -> Figure
     for axes, position, image in zip(panels, positions.tolist(), images, strict=False):
         show_image(axes, image)
         probability = answers.probability[position]
-        axes.set_title(f"{answers.true[position]}, not {answers.said[position]}\n({probability:.0%} sure)", fontsize=9)
+        true, said = (_plain(answers.name(int(labels[position]))) for labels in (answers.true, answers.said))
+        axes.set_title(f"{true}, not {said}\n({probability:.0%} sure)", fontsize=9)
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib is to show it: a $ would begin a formula."""
+    return name.replace("$", r"\$")

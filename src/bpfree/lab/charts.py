@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bpfree.evaluation import BY_CLASS
 from bpfree.lab.plots import BLUE, GREY, plain
 from bpfree.trackers import TRACKERS, Record
 
@@ -91,9 +92,9 @@ def _layers(records: Sequence[Record], layers: Sequence[str], what: str) -> Figu
 
 
 def _metrics(history: Sequence[Record]) -> list[str]:
-    """Of the whole net; "loss/fc1" is that of a unit."""
+    """Of the whole net; "loss/fc1" is that of a unit. Those in BY_CLASS would draw accuracy twice more."""
     found = [name for record in history for split in ("validation", "train") for name in record[split]]
-    return [name for name in dict.fromkeys(found) if "/" not in name]
+    return [name for name in dict.fromkeys(found) if "/" not in name and name not in BY_CLASS]
 
 
 def _points(history: Sequence[Record], x: str, split: str, metric: str) -> list[tuple[float, float]]:

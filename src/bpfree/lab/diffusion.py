@@ -108,7 +108,7 @@ def judge_steps(run: "Run", split: Split) -> Steps:
 
     curves: dict[str, dict[str, dict[int, float]]] = {of: {kind: {} for kind in kinds} for of in ("answers", "blocks")}
     metric = "loss"
-    for name, metrics in mean_metrics(run.task, run.batches(split), outputs).items():
+    for name, metrics in mean_metrics(run.task, run.batches(split).epoch(), outputs).items():
         of, kind, step = name.split()
         metric = "accuracy" if "accuracy" in metrics else "loss"
         curves[of][kind][int(step)] = metrics[metric]

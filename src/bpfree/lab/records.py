@@ -8,6 +8,7 @@ from typing import Any
 
 from bpfree import folder as layout
 from bpfree.errors import UserError
+from bpfree.evaluation import BY_CLASS
 from bpfree.trackers import Record
 
 
@@ -48,9 +49,11 @@ class Recorded:
         return values if key == "name" else None
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Of "test", "validation" or "train", at the end or as far as the run came."""
+        """Of "test", "validation" or "train", at the end or as far as the run came; BY_CLASS only of skewed data."""
         found = numbers(self.result.get(split))
-        return found or (numbers(self.history[-1].get(split)) if self.history and split != "test" else {})
+        found = found or (numbers(self.history[-1].get(split)) if self.history and split != "test" else {})
+        left_out = () if self.option("data", "skew") else BY_CLASS
+        return {name: value for name, value in found.items() if name not in left_out}
 
 
 def read_run(path: Path) -> Recorded:

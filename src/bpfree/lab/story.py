@@ -145,27 +145,32 @@ def _answers(subject: Subject) -> list[Section]:
     matrix = answers.confusion() if answers.classes <= MOST_CLASSES else None
     wrong = int((answers.true != answers.said).sum())
     note = f"{wrong:,} of {len(answers.true):,} {subject.which} are wrong."
-    confused = [] if matrix is None else [html.picture(confusion_figure(matrix), alt="confusion matrix")]
+    confused = [] if matrix is None else [html.picture(confusion_figure(matrix, answers.names), alt="confusion matrix")]
     if matrix is not None and answers.classes <= _TALKED_OF:
-        confused = [html.beside(*confused, _by_class(matrix))]
+        confused = [html.beside(*confused, _by_class(matrix, answers))]
     return [
         Section("Confusion", confused, note),
         Section("Surest mistakes", _wrong(run, answers), "The wrong answers with the highest probability."),
     ]
 
 
-def _by_class(matrix: Tensor) -> Markup:
+def _by_class(matrix: Tensor, answers: Answers) -> Markup:
     """How each class fares."""
     columns = [
-        *(Column("Class"), Column("Samples"), Column("Found", "of this class"), Column("Right", "of these answers")),
+        *(
+            Column("Class", numeric=answers.names is None),
+            Column("Samples"),
+            Column("Found", "of this class"),
+            Column("Right", "of these answers"),
+        ),
         Column("Taken for", "most often"),
     ]
     rows: list[list[Cell | str]] = []
     for k, row in enumerate(matrix.tolist()):
         there, hit, said = sum(row), row[k], int(matrix[:, k].sum())
         other = max((j for j in range(len(row)) if j != k), key=lambda j: row[j])
-        taken = Cell(f"{other} ({row[other]}\u00d7)", other) if row[other] else "\u2013"
-        rows.append([str(k), str(there), _share(hit, there), _share(hit, said), taken])
+        taken = Cell(f"{answers.name(other)} ({row[other]}\u00d7)", other) if row[other] else "\u2013"
+        rows.append([answers.name(k), str(there), _share(hit, there), _share(hit, said), taken])
     return html.table(columns, rows, caption="By class")
 
 
@@ -176,11 +181,17 @@ def _share(part: int, whole: int) -> Cell:
 def _wrong(run: "Run", answers: Answers) -> list[Markup]:
     positions = answers.most_wrong()
     images = as_images(run, run.preprocess.target(answers.x[positions]))
-    rows = [(int(n), int(answers.true[n]), int(answers.said[n]), float(answers.probability[n])) for n in positions]
+    labels = ((int(n), int(answers.true[n]), int(answers.said[n])) for n in positions)
+    rows = [(n, answers.name(true), answers.name(said), float(answers.probability[n])) for n, true, said in labels]
     if images is None:
-        columns = [Column("Sample"), Column("True class"), Column("Answer"), Column("Probability")]
-        cells: list[list[Cell | str]] = [[str(n), str(i), str(j), Cell(f"{p:.1%}", p)] for n, i, j, p in rows]
-        return [html.table(columns, cells, caption="The number of a sample counts from 0")] if cells else []
+        numeric = answers.names is None
+        columns = [Column("Sample"), *(Column(title, numeric=numeric) for title in ("True class", "Answer"))]
+        cells: list[list[Cell | str]] = [[str(n), i, j, Cell(f"{p:.1%}", p)] for n, i, j, p in rows]
+        return (
+            [html.table([*columns, Column("Probability")], cells, caption="The number of a sample counts from 0")]
+            if cells
+            else []
+        )
     items = [
         (_png(image), f"sample {n}, of class {true}", f"{true}, taken for {said} ({p:.1%})")
         for image, (n, true, said, p) in zip(images, rows, strict=True)

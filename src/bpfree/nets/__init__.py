@@ -11,6 +11,7 @@ from bpfree.nets.conv import conv
 from bpfree.nets.denoiser import Denoiser
 from bpfree.nets.hard import SpikingMLP, int8_mlp
 from bpfree.nets.mlp import mlp
+from bpfree.nets.recurrent import Recurrent, gru, liquid, lstm
 from bpfree.nets.resnet import resnet18, resnet34, resnet50
 from bpfree.nets.vgg import vgg8b
 
@@ -21,9 +22,27 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    "gru": gru,
+    "lstm": lstm,
+    "liquid": liquid,
     "denoiser": Denoiser,
     "int8_mlp": int8_mlp,
     "spiking_mlp": SpikingMLP,
 }
 
-__all__ = ["NETS", "Denoiser", "SpikingMLP", "conv", "int8_mlp", "mlp", "resnet18", "resnet34", "resnet50", "vgg8b"]
+__all__ = [
+    "NETS",
+    "Denoiser",
+    "Recurrent",
+    "SpikingMLP",
+    "conv",
+    "gru",
+    "int8_mlp",
+    "liquid",
+    "lstm",
+    "mlp",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg8b",
+]

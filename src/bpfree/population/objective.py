@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpfree import evaluation
 from bpfree.errors import UserError, unknown
 
 Score = Callable[[Tensor, Tensor], Tensor | float]
@@ -23,8 +24,7 @@ def macro_f1(outputs: Tensor, targets: Tensor) -> Tensor:
     classes = outputs.shape[-1]
     predicted = F.one_hot(outputs.argmax(-1), classes).to(outputs.dtype)
     true = F.one_hot(targets, classes).to(outputs.dtype)
-    both, either = (predicted * true).sum(0), predicted.sum(0) + true.sum(0)
-    return (2 * both / either.clamp_min(1)).sum() / (either > 0).sum().clamp_min(1)
+    return evaluation.macro_f1((predicted * true).sum(0), predicted.sum(0), true.sum(0))
 
 
 OBJECTIVES: dict[str, Score] = {"accuracy": accuracy, "macro_f1": macro_f1}  # each to be maximised

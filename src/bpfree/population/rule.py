@@ -60,6 +60,7 @@ class BlackBoxRule(Rule):
             slices, unless the net mixes its samples); default: what fits in a processor's cache.
     """
 
+    takes_soft_labels: ClassVar[bool] = True
     needs_derivatives: ClassVar[bool] = False
 
     def __init__(

@@ -11,6 +11,7 @@ through in parts whose gradients add up. Both are what one would do about memory
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Backprop(Rule):
         accumulate: parts that the minibatch goes through in, one after the other. The gradient is the same, unless the
             net has batch norm, whose statistics are then those of a part.
     """
+
+    takes_soft_labels: ClassVar[bool] = True
 
     def __init__(self, *, checkpoint: bool = False, accumulate: int = 1) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from bpfree.cut import Taps, channel_axis, cut
 from bpfree.errors import UserError, check_choice
-from bpfree.rule import LocalRule
+from bpfree.rule import LABELS_ONLY, LocalRule
 from bpfree.types import Batch, Task
 
 
@@ -37,7 +37,7 @@ class CwComp(LocalRule):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
 
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
         super().__init__(taps=taps)

@@ -24,6 +24,10 @@ the feedback, which no rule may do here.
 Where we differ: signals are divided by the batch size, as e of the mean loss is by itself, so the size of a step does
 not grow with the batch as in public code; `signal_scale` multiplies them. DRTP's authors use sigmoid outputs with
 binary cross-entropy; here the output has the task's loss.
+
+On sequences with a target at each step, a step counts as a sample: e_t reaches each layer's output at step t, through
+one B_l for all steps. A recurrent layer then differentiates its own steps back through time, or not at all with
+`net.detach=true`. DRTP is for classes alone: a one-hot target tells the sign of the error, a number does not.
 """
 
 import warnings
@@ -33,12 +37,12 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from bpfree.cut import Taps, channel_axis
-from bpfree.errors import check_choice
+from bpfree.errors import UserError, check_choice
 from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.grad import first_trainable
 from bpfree.layout import spread
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule
+from bpfree.rule import LABELS_ONLY, LocalRule
 from bpfree.types import Batch, Task
 
 Connection = Literal["dense", "channel"]
@@ -77,6 +81,8 @@ class DirectFeedback(LocalRule):
         super().bind(net, task, batch)
         self._buffers.clear()  # of an earlier net
         self.axes = []
+        if self.per_step and self.feedback == ALIGNED:
+            raise UserError("feedback: found 'aligned' with a target at each step, allowed: a random one, as 'uniform'")
         aligned = mean_jacobians(net, self.taps, batch.x) if self.feedback == ALIGNED else None
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
@@ -165,7 +171,7 @@ class DRTP(DirectFeedback):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """As for DFA; warns of activations without a bound, which grow for ever since the signal never ends."""

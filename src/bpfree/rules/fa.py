@@ -26,7 +26,7 @@ wrapped. A forward hook detaches a layer's input and delivers g B to it instead 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class FA(Rule):
     Args:
         feedback: how B is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned" with W.
     """
+
+    takes_soft_labels: ClassVar[bool] = True
 
     def __init__(self, *, feedback: AlignedFeedback = "kaiming") -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule
+from bpfree.rule import LABELS_ONLY, LocalRule
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -44,7 +44,8 @@ class ForwardForward(LocalRule):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    takes_soft_labels: ClassVar[bool] = False
     label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
 
     def __init__(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from bpfree.cut import unchanged_buffers
-from bpfree.errors import check_choice, check_positive
+from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.locality import Locality
 from bpfree.noise import Noise
@@ -34,6 +34,7 @@ class ForwardGradient(Rule):
         perturbation: of the directions: "gaussian", or "rademacher" (+1 or -1), whose estimates vary less.
     """
 
+    takes_soft_labels: ClassVar[bool] = True
     needs_derivatives: ClassVar[bool] = True
 
     def __init__(self, *, directions: int = 1, perturbation: Literal["gaussian", "rademacher"] = "gaussian") -> None:
@@ -62,7 +63,7 @@ class ForwardGradient(Rule):
                     name: forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
                     for name, p, v in zip(names, generation.parameters, directions, strict=True)
                 }
-                out = torch.func.functional_call(net, moved, (batch.x,))
+                out = _pushed_through(net, moved, batch.x)
                 loss, slope = forward_ad.unpack_dual(task.loss(out, batch))  # type: ignore[no-untyped-call]
                 slopes.append(loss.new_zeros(()) if slope is None else slope)
                 if not scalars:
@@ -70,6 +71,17 @@ class ForwardGradient(Rule):
                     scalars = task.metrics(primal, batch) | {"loss": loss}
         add_gradients(generation.parameters, generation.combine(torch.stack(slopes) / len(slopes)))
         return scalars
+
+
+def _pushed_through(net: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    try:
+        out: Tensor = torch.func.functional_call(net, parameters, (x,))
+        return out
+    except NotImplementedError as error:
+        raise UserError(
+            "net: torch has no forward-mode derivative of one of its operations "
+            f"({' '.join(str(error).split('.')[0].split())}). Use another net (gru in place of lstm), or another rule"
+        ) from error
 
 
 @contextmanager

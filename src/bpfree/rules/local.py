@@ -4,9 +4,11 @@ Mostafa, Ramesh, Cauwenberghs 2018, "Deep Supervised Learning Using Local Errors
 
     segment l minimises CE(h_l C_l, y),          C_l [H_l, C] fixed and random
     to rebuild x:       mse(g(h_l F_l), x),      F_l [H_l, D] fixed and random, g by the range of the data
+    of numbers:         the task's loss of h_l F_l, at each step if the task has a target there
 
 Nothing is learned but the segment itself: its features must become what a random classifier can read. The error goes
-back through C_l^T, or through a random matrix of the same signs, so that not even the classifier is transported.
+back through C_l^T, or through a random matrix of the same signs, so that not even the classifier is transported. The
+paper is about classes; numbers and sequences are ours.
 """
 
 from typing import Literal
@@ -25,7 +27,7 @@ from bpfree.types import Batch, Task
 
 
 class Local(LocalRule):
-    """Local cross-entropy through a fixed random classifier; to rebuild samples, local error of a fixed random decoder.
+    """Local cross-entropy through a fixed random classifier; for other targets, the error of a fixed random decoder.
 
     Args:
         feedback: how C_l or F_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
@@ -45,12 +47,12 @@ class Local(LocalRule):
         check_choice("backward", backward, ("transpose", "sign"))
         self.feedback = feedback
         self.backward = backward
-        self._rebuilds: Task | None = None
+        self._task: Task | None = None  # whose targets are no classes
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Draw C_l^T [D, H_l] as the buffer `C<l>`, and what carries the error back as `R<l>` if it is another."""
         super().bind(net, task, batch)
-        self._rebuilds = task if batch.y.is_floating_point() else None
+        self._task = task if batch.y.is_floating_point() else None
         self._buffers.clear()  # of an earlier net
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
@@ -65,11 +67,11 @@ class Local(LocalRule):
         return project(h, self.get_buffer(f"C{index}"))
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """CE(h C_l, y), signal [B, D] one-hot; or mse(g(h F_l), x), signal [B, D] the flat samples."""
+        """CE(h C_l, y), signal [B, D] one-hot; or the task's loss of h F_l, signal [B, D] what it should be."""
         scores = self.scores(index, h)
         if self.backward == "sign":  # the value of the one, the derivative of the other
             through = project(h, self.get_buffer(f"R{index}"))
             scores = through + (scores - through).detach()
-        if self._rebuilds is not None:
-            return self._rebuilds.loss(scores, Batch(h, signal))
+        if self._task is not None:
+            return self._task.loss(scores, Batch(h, signal))
         return F.cross_entropy(scores, signal.to(scores.dtype))

@@ -10,10 +10,11 @@ from layer to layer but the activations.
 
 Where we differ: the paper's net ends at its last hidden layer and is read by M_L ("ff" prediction) or by the sum of
 all G_l. Here the net keeps the output layer it came with, which learns from the features below it, detached; so
-`net(x)` alone is the trained classifier. `read: last` and `read: sum` give the paper's two.
+`net(x)` alone is the trained classifier. `read: last` and `read: sum` give the paper's two. For targets that are no
+classes, which the paper has not, the task's loss of G_l takes the place of the cross-entropy.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from bpfree.types import Batch, Task
 
 
 class MonoForward(LocalRule):
-    """Local cross-entropy through a learned projection per segment.
+    """Local cross-entropy through a learned projection per segment; for other targets than classes, the task's loss.
 
     Args:
         read: where a prediction is read: "net" (its output), "last" (G of the last hidden segment) or "sum" (of all
@@ -36,21 +37,23 @@ class MonoForward(LocalRule):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    needs_labels: ClassVar[bool] = True
-
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
         super().__init__(taps=taps)
         check_choice("read", read, ("net", "last", "sum"))
         self.read = read
         self.heads = nn.ModuleList()
+        self._task: Task | None = None  # whose targets are no classes
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make M_l [C, H_l] for every hidden segment.
 
         Raises:
-            UserError: `read: last` on a net without a hidden segment.
+            UserError: `read: last` on a net without a hidden segment; scores to be read of what has no classes.
         """
         super().bind(net, task, batch)
+        self._task = task if batch.y.is_floating_point() else None
+        if self._task is not None and self.read != "net":
+            raise UserError(f"read: found '{self.read}' for targets that are no classes, allowed: net")
         like = first_trainable(net)
         hidden = self.segments[:-1]
         if self.read == "last" and not hidden:
@@ -71,8 +74,10 @@ class MonoForward(LocalRule):
         return self.goodness(index, h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """CE(G_l, y)."""
+        """CE(G_l, y), or the task's loss of G_l."""
         goodness = self.goodness(index, h)
+        if self._task is not None:
+            return self._task.loss(goodness, Batch(h, signal))
         return F.cross_entropy(goodness, signal.to(goodness.dtype))
 
     @property

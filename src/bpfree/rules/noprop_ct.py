@@ -26,6 +26,7 @@ from bpfree.diffusion.times import TimeRule
 from bpfree.errors import check_choice, check_positive
 from bpfree.grad import first_trainable
 from bpfree.noise import Noise
+from bpfree.rule import LABELS_ONLY
 from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 
@@ -49,7 +50,7 @@ class NoPropCT(TimeRule):
         inference: "deterministic" from z_0 = 0, or "stochastic" from noise, keyed so that it repeats.
     """
 
-    needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ from bpfree.diffusion.rule import Decode, Inference
 from bpfree.diffusion.schedules import kl
 from bpfree.errors import check_choice, check_positive
 from bpfree.noise import Noise
+from bpfree.rule import LABELS_ONLY
 from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 
@@ -116,7 +117,7 @@ class NoPropLinear(NoPropDT):
         inference: see NoPropDT.
     """
 
-    needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
 
     def __init__(
         self,

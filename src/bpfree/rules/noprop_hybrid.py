@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
 from bpfree.diffusion.rule import Inference, State
 from bpfree.errors import UserError, check_positive
+from bpfree.rule import LABELS_ONLY
 from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 
@@ -42,7 +43,7 @@ class NoPropHybrid(BlockRule):
         inference: "deterministic", or "stochastic" as in Eq. 3, keyed so that it repeats.
     """
 
-    needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
     predicts: Literal["scores", "embedding"] = "embedding"
 
     def __init__(

@@ -23,7 +23,7 @@ error of the second pass. For another loss, e is its derivative in the output.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class Pepita(LocalRule):
             segment must have one Linear or convolution, whose output has the shape of the segment's.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct", "regress")  # one error for a sample
     F: Tensor  # [D, inputs]
 
     def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Taps = None) -> None:

@@ -26,7 +26,7 @@ from bpfree.errors import UserError, check_positive
 from bpfree.grad import first_trainable
 from bpfree.heads import PooledLinear
 from bpfree.layout import lies_channels_last
-from bpfree.rule import LocalRule
+from bpfree.rule import LABELS_ONLY, LocalRule
 from bpfree.types import Batch, Task
 
 _TINY = 1e-12  # below which the length of a sample counts as this
@@ -41,7 +41,7 @@ class PredSim(LocalRule):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
 
     def __init__(self, *, beta: float = 0.99, pooled: int = 1024, taps: Taps = None) -> None:
         super().__init__(taps=taps)

@@ -1,22 +1,27 @@
 """Classification by cross-entropy."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess
 from bpfree.errors import UserError
+from bpfree.tasks.base import DataTask
 from bpfree.types import Batch, Scalars
 
 _FEW = 32  # classes, for which torch's softmax on a CPU is many times as fast along the first dimension
 
 
-class Classify:
-    """Cross-entropy on class indices; metrics are accuracy and loss.
+class Classify(DataTask):
+    """Cross-entropy on class indices [B] or on shares of the classes [B, C]; metrics are accuracy and loss.
 
     Args:
         classes: C.
     """
+
+    name: ClassVar[str] = "classify"
 
     def __init__(self, classes: int) -> None:
         if classes < 2:
@@ -26,6 +31,8 @@ class Classify:
     @classmethod
     def of(cls, data: Preprocess) -> "Classify":
         """For the classes of a data set."""
+        if data.classes == 0:
+            raise UserError("task: found 'classify' on labels that are no classes, allowed: regress, sequence")
         return cls(data.classes)
 
     @property
@@ -34,15 +41,17 @@ class Classify:
         return self.classes
 
     def target(self, batch: Batch) -> Tensor:
-        """One-hot labels [B, C], of the type of x if that is a floating one."""
+        """One-hot labels or shares [B, C], of the type of x if that is a floating one."""
         dtype = batch.x.dtype if batch.x.is_floating_point() else torch.get_default_dtype()
+        if batch.y.is_floating_point():
+            return batch.y.to(dtype)
         return F.one_hot(batch.y, self.classes).to(dtype)
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy of logits [B, C].
 
         Raises:
-            UserError: the output has another shape.
+            UserError: the output has another shape, or shares have.
         """
         if not isinstance(out, Tensor):
             raise UserError(f"net: it gives {type(out).__name__}, allowed: one tensor [B, {self.classes}] of scores")
@@ -52,13 +61,24 @@ class Classify:
                 f"{len(batch.y)} need [{len(batch.y)}, {self.classes}]. End the net with a layer of {self.classes}"
             )
         out = out.float() if out.itemsize < 4 else out
+        if batch.y.is_floating_point():
+            return self._loss_of_shares(out, batch.y)
         if self.classes <= _FEW and out.device.type == "cpu":
             return F.nll_loss(F.log_softmax(out.T, 0).T, batch.y)
         return F.cross_entropy(out, batch.y)
 
+    def _loss_of_shares(self, out: Tensor, shares: Tensor) -> Tensor:
+        if shares.shape != out.shape:
+            raise UserError(
+                f"labels: found {shares.dtype} of shape {list(shares.shape)}, allowed: class indices, int64 "
+                f"[{len(out)}], or shares of the classes {list(out.shape)}"
+            )
+        return F.cross_entropy(out, shares.to(out.dtype))
+
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """`loss` and `accuracy`, detached."""
-        accuracy = (out.detach().argmax(1) == batch.y).float().mean()
+        """`loss` and `accuracy`, detached; of shares, the class with the largest is the true one."""
+        labels = batch.y.argmax(1) if batch.y.is_floating_point() else batch.y
+        accuracy = (out.detach().argmax(1) == labels).float().mean()
         return {"loss": self.loss(out.detach(), batch), "accuracy": accuracy}
 
     def decode(self, out: Tensor) -> Tensor:

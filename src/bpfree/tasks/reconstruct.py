@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess
 from bpfree.errors import UserError, check_choice
+from bpfree.tasks.base import DataTask
 from bpfree.types import Batch, Scalars
 
 Output = Literal["sigmoid", "tanh", "linear"]
@@ -29,13 +30,16 @@ INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Reconstruct:
+class Reconstruct(DataTask):
     """Mean squared error between g(out) and the sample itself; its only metric is that loss.
 
     Args:
         shape: of one sample.
         output: g, a name in OUTPUTS. The net ends in a linear layer; g belongs to the loss.
     """
+
+    name: ClassVar[str] = "reconstruct"
+    rebuilds: ClassVar[bool] = True
 
     def __init__(self, shape: Sequence[int], *, output: Output = "sigmoid") -> None:
         check_choice("output", output, OUTPUTS)

@@ -90,6 +90,7 @@ def columns(group: dict[str, Any]) -> list[Column]:
     return [
         Column("rule", numeric=False),
         Column(f"{split} {metric}", f"{unit}, mean ± deviation".strip(", ")),
+        *([Column("balanced accuracy", "%")] if is_skewed(group) else []),
         Column("to backprop", "points" if unit else ""),
         Column("p", "by seeds"),
         Column("p", "by samples"),
@@ -113,6 +114,7 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
     return [
         name,
         Cell(score(row), sort=row["mean"], kind="best" if _is_best(row, group["rows"]) else ""),
+        *([Cell(balanced(row), sort=_balanced(row))] if is_skewed(group) else []),
         _difference(row),
         _p(row.get("p_seeds")),
         _p(row.get("p_samples")),
@@ -131,6 +133,22 @@ def score(row: Row) -> str:
     """Mean and, for several seeds, their standard deviation, in the metric's unit."""
     mean = _shown(row["mean"], row["metric"], unit=False)
     return mean if row["std"] is None else f"{mean} ± {_shown(row['std'], row['metric'], unit=False)}"
+
+
+def is_skewed(group: dict[str, Any]) -> bool:
+    """Whether the classes of the training data differ in size, so that balanced accuracy says more than accuracy."""
+    return bool(group["config"]["data"].get("skew"))
+
+
+def balanced(row: Row) -> str:
+    """Mean balanced accuracy on the test split in %, if there is one."""
+    mean = _balanced(row)
+    return MISSING if mean is None else f"{100 * mean:.2f}"
+
+
+def _balanced(row: Row) -> float | None:
+    values = [run["test"]["balanced_accuracy"] for run in row["runs"] if "balanced_accuracy" in (run["test"] or {})]
+    return statistics.fmean(values) if values else None
 
 
 def _shown(value: float, metric: str, *, unit: bool = True) -> str:

@@ -11,12 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bpfree.config import Config, apply_override, load_values, parse, plain_values
 from bpfree.errors import DivergedError, UserError
+from bpfree.evaluation import BY_CLASS
 from bpfree.lab.tune.space import Choose, Marker, at_random, find_markers, grid, is_marker, resolve, validated
+from bpfree.state import FALLING
 from bpfree.trackers import Record
 
 TRIALS = 30
 _DRAWS = 100  # of the space, to see whether anything in it can be a config
-_METRICS = {"classify": ("accuracy", "loss"), "reconstruct": ("loss",)}  # of the validation split; the first is default
+_METRICS = {  # of the validation split; the first is the default
+    "classify": ("accuracy", "loss", *BY_CLASS),
+    "reconstruct": ("loss",),
+    "regress": ("loss", "rmse", "r2"),
+    "sequence": ("loss", "rollout", "valid_time"),
+}
 _ANYWHERE = (("data", "dir"), ("train", "device"))  # may differ from machine to machine
 
 
@@ -225,7 +232,7 @@ def _objective(values: Mapping[str, Any], settings: TuneConfig) -> Objective:
         split, name = "validation", metric
     elif not found or not name:
         raise UserError(f"tune.metric: found '{metric}', allowed: such as validation/accuracy, validation/loss")
-    falls = name.startswith("loss")
+    falls = name.startswith("loss") or name in FALLING
     return Objective(split, name, settings.direction or ("minimize" if falls else "maximize"))
 
 

@@ -23,7 +23,7 @@ from bpfree.run import train
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
 
-_OF_BATCHES = {"batch_size", "validation", "shift", "flip"}  # options of the data that are not the reader's
+_NOT_READ = set(DataConfig.model_fields) - {"name", "dir"}  # what is done to the data once they are read
 TRIALS = "trials"  # the folder of the trials that ran on this machine
 Report = Callable[[int, float], None]
 """Takes an epoch and its metric; raises TrialPruned if there is no need to go on."""
@@ -88,7 +88,7 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
 
 def without_test(data: DataConfig) -> Dataset:
     """The data set; its test split is out of reach of a search."""
-    return replace(_read(data.model_dump_json(exclude=_OF_BATCHES)), test=None)
+    return replace(_read(data.model_dump_json(exclude=_NOT_READ)), test=None)
 
 
 @cache

@@ -1,0 +1,157 @@
+"""Random changes to raw samples, on their device and by key: every image has draws of its own, made on the CPU.
+
+Random crops as in Szegedy et al. 2015, https://arxiv.org/abs/1409.4842; cutout: DeVries & Taylor 2017,
+https://arxiv.org/abs/1708.04552; mixup: Zhang et al. 2018, https://arxiv.org/abs/1710.09412.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bpfree.errors import UserError
+from bpfree.noise import Noise
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to raw images [B, C, H, W], drawn for each image anew, made in the order told here.
+
+    Args:
+        crop: smallest share of an image's area that is cut out, from 0 to 1, and brought back to the image's size; the
+            share is uniform between that and 1, the place too. 1 for none.
+        flip: mirror left and right with probability 1/2.
+        shift: pixels that an image may move in each direction; what comes in is 0, black.
+        brightness: values are stretched from black by a factor of 1 - brightness to 1 + brightness.
+        contrast: values are stretched likewise from the mean of their image.
+        cutout: side in pixels of a square that is wiped out with the mean; its centre is any pixel, so that it may
+            reach beyond the image.
+        mixup: alpha; each sample is mixed with another of its batch by shares from Beta(alpha, alpha), and so are their
+            labels. 0 for none. Samples need be no images.
+        limits: black and white.
+        mean: of each channel, or one for all.
+    """
+
+    shift: int = 0
+    flip: bool = False
+    crop: float = 1.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    cutout: int = 0
+    mixup: float = 0.0
+    limits: tuple[float, float] = (0.0, 255.0)
+    mean: tuple[float, ...] = (0.0,)
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """[B, C, H, W] -> the same, floating where values are computed; all but mixup.
+
+        Raises:
+            UserError: the samples are no images, or cutout leaves nothing of them.
+        """
+        moved, valued = self._names(("shift", "flip")), self._names(("crop", "brightness", "contrast", "cutout"))
+        if not moved and not valued:
+            return x
+        if x.dim() != 4:
+            raise UserError(
+                f"{', '.join([*moved, *valued])}: samples have the shape {list(x.shape[1:])}, allowed: images "
+                "[channels, height, width]"
+            )
+        x = _as_values(x, valued)
+        x = _crop(x, self.crop, noise.fold("augment", "crop")) if self.crop < 1 else x
+        x = self._move(x, noise.fold("augment")) if moved else x
+        x = self._light(x, noise.fold("augment", "light")) if self.brightness or self.contrast else x
+        return self._cut_out(x, noise.fold("augment", "cutout")) if self.cutout else x
+
+    def mix(self, x: Tensor, y: Tensor, noise: Noise, classes: int) -> tuple[Tensor, Tensor]:
+        """Mixup of samples [B, ...] and labels [B], which become shares of the classes [B, C]; without it, as they are.
+
+        Raises:
+            UserError: the samples are names and no quantities, or the labels no classes.
+        """
+        if not self.mixup:
+            return x, y
+        if y.dim() != 1 or y.is_floating_point():
+            raise UserError(f"data.mixup: targets are {y.dtype} of shape {list(y.shape)}, allowed: a class each, [B]")
+        x = _as_values(x, ["data.mixup"])
+        noise = noise.fold("augment", "mixup")
+        drawn = np.random.Generator(np.random.PCG64(noise.fold("share").key())).beta(self.mixup, self.mixup, len(x))
+        share, other = torch.from_numpy(drawn).to(x), noise.fold("other").permutation(len(x)).to(x.device)
+        shares = F.one_hot(y, classes).to(x.dtype)
+        return _blend(x, x[other], share), _blend(shares, shares[other], share)
+
+    def _names(self, keys: tuple[str, ...]) -> list[str]:
+        return [f"data.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
+
+    def _move(self, x: Tensor, noise: Noise) -> Tensor:
+        """Flip and shift, by one look-up of rows and columns."""
+        generator = noise.generator()
+        b, _, height, width = x.shape
+        rows = torch.arange(height).expand(b, height)
+        columns = torch.arange(width).expand(b, width)
+        if self.flip:
+            flipped = torch.rand(b, 1, generator=generator) < 0.5
+            columns = torch.where(flipped, columns.flip(1), columns)
+        if self.shift:
+            moves = torch.randint(0, 2 * self.shift + 1, (2, b, 1), generator=generator)
+            rows, columns = rows + moves[0], columns + moves[1]
+            x = F.pad(x, [self.shift] * 4)
+        sample = torch.arange(b, device=x.device).view(b, 1, 1)
+        rows, columns = rows.to(x.device).unsqueeze(2), columns.to(x.device).unsqueeze(1)
+        return x.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
+
+    def _light(self, x: Tensor, noise: Noise) -> Tensor:
+        """Brightness, then contrast, each kept between black and white."""
+        black, white = self.limits
+        brighter, starker = (2 * _uniform(noise, (2, len(x), 1, 1, 1), x) - 1).unbind()
+        x = (black + (x - black) * (1 + self.brightness * brighter)).clamp(black, white)
+        mean = x.mean((1, 2, 3), keepdim=True)
+        return (mean + (x - mean) * (1 + self.contrast * starker)).clamp(black, white)
+
+    def _cut_out(self, x: Tensor, noise: Noise) -> Tensor:
+        b, _, *sides = x.shape
+        if self.cutout >= min(sides):
+            raise UserError(
+                f"data.cutout: found {self.cutout}, allowed: less than an image's side, {min(sides)} pixels"
+            )
+        within = []
+        for axis, side in enumerate(sides):
+            centre = torch.randint(side, (b, 1), generator=noise.fold(axis).generator())
+            from_top = torch.arange(side) - (centre - self.cutout // 2)
+            within.append(((from_top >= 0) & (from_top < self.cutout)).to(x.device))
+        hidden = within[0][:, None, :, None] & within[1][:, None, None, :]
+        return torch.where(hidden, x.new_tensor(self.mean).view(1, -1, 1, 1), x)
+
+
+def _as_values(x: Tensor, names: list[str]) -> Tensor:
+    """Floating, if there is something to compute."""
+    if not names or x.is_floating_point():
+        return x
+    if x.dtype not in (torch.uint8, torch.bool):
+        raise UserError(
+            f"{', '.join(names)}: samples are {x.dtype}, that is names (tokens), allowed: uint8 or floating"
+        )
+    return x.float()
+
+
+def _crop(x: Tensor, smallest: float, noise: Noise) -> Tensor:
+    """A random part of each image, as wide as it is high relative to the image, in the size of the image."""
+    area, right, down = _uniform(noise, (3, len(x)), x).unbind()
+    side = (smallest + (1 - smallest) * area).sqrt()  # in units of the image's
+    frame = x.new_zeros(len(x), 2, 3)
+    frame[:, 0, 0] = frame[:, 1, 1] = side
+    frame[:, 0, 2], frame[:, 1, 2] = (1 - side) * (2 * right - 1), (1 - side) * (2 * down - 1)
+    grid = F.affine_grid(frame, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _uniform(noise: Noise, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Numbers in [0, 1), drawn on the CPU, so that they are the same on any device."""
+    return torch.rand(shape, generator=noise.generator()).to(like)
+
+
+def _blend(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Share [B] of a [B, ...], and the rest of b."""
+    share = share.view(-1, *[1] * (a.dim() - 1))
+    return share * a + (1 - share) * b

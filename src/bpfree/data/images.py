@@ -1,0 +1,111 @@
+"""One image file as a tensor of bytes, or one clear error: files come from anywhere and are not trusted."""
+
+import threading
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from bpfree.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+MOST_PIXELS = 64 * 1024 * 1024
+# Named, since Pillow would also hand Encapsulated PostScript to an interpreter.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_MODES = {1: "L", 3: "RGB"}
+_TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
+# What decoders raise for files that are damaged or no images; Pillow names no common base.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
+_WARNINGS = threading.Lock()  # warning filters are the process's
+
+
+def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None, what: str) -> Tensor:
+    """An image file as uint8 [C, H, W]: upright, transparent pixels on white, of an animation the first picture.
+
+    An image of another shape than `size` is scaled until it fills it, and what is over is cut off at both sides alike:
+    things keep their proportions.
+
+    Args:
+        file: open for reading bytes, or a path.
+        channels: C, 1 for grey or 3 for colour, whatever the file has.
+        size: (H, W); None for that of the file.
+        what: the file as the user knows it, for errors.
+
+    Raises:
+        UserError: the file is empty, damaged, of no known format, or has more than `MOST_PIXELS`.
+    """
+    if channels not in _MODES:
+        raise UserError(f"channels: found {channels}, allowed: 1 (grey) or 3 (colour)")
+    if size is not None and min(size) < 1:
+        raise UserError(f"size: found {list(size)}, allowed: height and width of at least 1")
+    try:
+        with _open(file, what) as image:
+            pixels = np.asarray(_fit(_flat(_upright(image, size), what), _MODES[channels], size))
+    except UserError:
+        raise
+    except _BROKEN as error:
+        raise UserError(
+            f"{what}: no image that can be read ({_line(error)}), allowed: whole files of the formats "
+            f"{', '.join(_FORMATS)}. Remove or replace it"
+        ) from error
+    return torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+
+
+def _open(file: BinaryIO | Path, what: str) -> Image.Image:
+    """The image, of which the header alone is read yet: its claimed size is checked before any pixel is decoded."""
+    try:
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("of no known format, or empty") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(what, _line(error)) from error
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise _too_large(what, f"{image.width} x {image.height} pixels")
+    return image
+
+
+def _too_large(what: str, found: str) -> UserError:
+    return UserError(f"{what}: found {found}, allowed: at most {MOST_PIXELS:,} pixels. Scale it down, or remove it")
+
+
+def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Decoded, and turned as the camera was held."""
+    if size is not None and image.format == "JPEG":
+        image.draft(image.mode, (2 * max(size), 2 * max(size)))  # spares most of the work on large photographs
+    image.load()
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of side information that is damaged; the pixels are what counts
+        return ImageOps.exif_transpose(image)
+
+
+def _flat(image: Image.Image, what: str) -> Image.Image:
+    """In 8 bits, and without transparency."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(f"{what}: found pixels of 32 bits, allowed: 8 or 16")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise UserError(f"{what}: found pixels that are no integers, allowed: 8 or 16 bits")
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
+
+
+def _fit(image: Image.Image, mode: str, size: tuple[int, int] | None) -> Image.Image:
+    image = image.convert(mode)
+    if size is None or image.size == (size[1], size[0]):
+        return image
+    return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

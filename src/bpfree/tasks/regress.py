@@ -1,0 +1,142 @@
+"""Regression: the net gives numbers."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.data.dataset import Preprocess, Split
+from bpfree.errors import UserError, check_choice
+from bpfree.tasks.base import DataTask
+from bpfree.types import Batch, Scalars
+
+Loss = Literal["mse", "mae", "huber"]
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+"""Means over all values; huber turns from a parabola into a line at one standard deviation."""
+
+_TINY = 1e-12
+
+
+class Regress(DataTask):
+    """An error of numbers; metrics are loss, and over a split rmse and r2.
+
+    The net works in standardised units, (y - mean) / std by the training samples, and so does the loss; `decode` and
+    the metric rmse are in the units of the data.
+
+    Args:
+        mean: of each of the D numbers, in the units of the data.
+        std: likewise, above 0.
+        loss: a name in LOSSES.
+        flat: whether an answer is a number and no list of D.
+    """
+
+    name: ClassVar[str] = "regress"
+    values: ClassVar[bool] = True
+
+    def __init__(
+        self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), *, loss: Loss = "mse", flat: bool = False
+    ) -> None:
+        check_choice("loss", loss, LOSSES)
+        if len(mean) != len(std) or not mean or not min(std) > 0:
+            raise UserError(f"std: found {list(std)} for {len(mean)} means, allowed: as many numbers above 0")
+        self.mean, self.std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        self.loss_name = loss
+        self.flat = flat
+
+    @classmethod
+    def of(cls, data: Preprocess, *, loss: Loss = "mse") -> "Regress":
+        """For the labels of a data set, numbers [N] or [N, D]; class numbers will do."""
+        if data.class_names is not None:
+            raise UserError(
+                "task: found 'regress' on classes that have names, allowed: numbers. Of a table or of arrays of your "
+                "own give data.values=true"
+            )
+        if len(data.answer_shape) > 1:
+            raise UserError(
+                f"task: found 'regress' on labels of shape {list(data.answer_shape)}, allowed: a number for each "
+                "sample, or a list of them. For numbers at each step use task=sequence"
+            )
+        return cls(data.answer_mean, data.answer_std, loss=loss, flat=not data.answer_shape)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.mean)
+
+    def prepare(self, split: Split) -> Split:
+        """Labels [N] or [N, D] standardised, float32 [N, D]."""
+        y = split.y.double().reshape(-1, self.dim)
+        return Split(split.x, ((y - self.mean.to(y.device)) / self.std.to(y.device)).float())
+
+    def target(self, batch: Batch) -> Tensor:
+        """[B, D], standardised."""
+        return batch.y.to(batch.x.dtype if batch.x.is_floating_point() else torch.get_default_dtype())
+
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean over samples and numbers, in standardised units.
+
+        Raises:
+            UserError: the output has another shape.
+        """
+        return LOSSES[self.loss_name](*self.pair(out, batch))
+
+    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
+        """`loss`, detached."""
+        return {"loss": self.loss(out.detach(), batch)}
+
+    def tally(self, net: nn.Module | None) -> "Fit":
+        """Rmse and r2."""
+        return Fit(self)
+
+    def decode(self, out: Tensor) -> Tensor:
+        """Numbers in the units of the data, [N] or [N, D] as the labels were."""
+        values = (out.double() * self.std.to(out.device) + self.mean.to(out.device)).to(out.dtype)
+        return values[:, 0] if self.flat else values
+
+    def pair(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Output and target, [B, D] of one type.
+
+        Raises:
+            UserError: the output has another shape.
+        """
+        if not isinstance(out, Tensor) or out.shape != (len(batch.y), self.dim):
+            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise UserError(
+                f"net: its output is {found}, but {self.dim} numbers and a batch of {len(batch.y)} need "
+                f"[{len(batch.y)}, {self.dim}]. End the net with a layer of {self.dim}"
+            )
+        out = out.float() if out.itemsize < 4 else out
+        return out, batch.y.reshape(out.shape).to(out.dtype)
+
+
+class Fit:
+    """Rmse and r2 of a split.
+
+    rmse is sqrt(mean over the D numbers of the mean squared error), in the units of the data. r2 is 1 - squared error /
+    variance of the split, a mean over the D numbers (0 for one that does not vary), as scikit-learn's r2_score.
+
+    Args:
+        task: in whose units outputs and targets are.
+    """
+
+    def __init__(self, task: Regress) -> None:
+        self.task = task
+        self.sums = torch.zeros(3, task.dim, dtype=torch.float64)  # of squared errors, targets, squared targets
+        self.samples = 0
+
+    def add(self, out: Tensor, batch: Batch) -> None:
+        """Outputs [B, D] of a batch."""
+        found, y = (t.double() for t in self.task.pair(out.detach(), batch))
+        sums = torch.stack([(found - y).square().sum(0), y.sum(0), y.square().sum(0)])
+        self.sums = self.sums.to(sums.device) + sums
+        self.samples += len(y)
+
+    def metrics(self) -> dict[str, float]:
+        """`rmse` and `r2`."""
+        squares, mean, square = (self.sums / self.samples).cpu()
+        variance = square - mean.square()
+        explained = torch.where(variance > _TINY, 1 - squares / variance.clamp_min(_TINY), 0.0)
+        return {"rmse": float((squares * self.task.std.square()).mean().sqrt()), "r2": float(explained.mean())}
