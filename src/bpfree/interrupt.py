@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps."""
+"""Ctrl-C where it does no harm."""
 
 import signal
 import threading
@@ -26,3 +26,17 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def interrupt_at_the_end() -> Iterator[None]:
+    """Ctrl-C within the block interrupts when the block is over, so that what belongs together is done together.
+
+    Raises:
+        KeyboardInterrupt: at the end, if Ctrl-C was pressed.
+    """
+    with interrupt_between_steps() as asked:
+        yield
+        pressed = asked()
+    if pressed:
+        raise KeyboardInterrupt

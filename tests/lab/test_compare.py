@@ -67,9 +67,9 @@ def test_what_cannot_be_compared():
         UserError, match="noprop_ct needs a net 'denoiser', and there is no shipped config fashion_mnist"
     ):
         plan(["fashion_mnist/backprop"], ["noprop_ct"])
-    with pytest.raises(UserError, match="'mono_forward' learns from class labels"):
-        plan(["digits/mlp"], ["mono_forward"], ["task=reconstruct"])
-    (group,) = plan(["digits/mlp"], ["dfa", "mono_forward"], ["task=reconstruct"])
+    with pytest.raises(UserError, match="'forward_forward' learns from class labels"):
+        plan(["digits/mlp"], ["forward_forward"], ["task=reconstruct"])
+    (group,) = plan(["digits/mlp"], ["dfa", "forward_forward"], ["task=reconstruct"])
     assert "learns from class labels" in group.entries[-1].refused
 
 

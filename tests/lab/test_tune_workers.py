@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from bpfree.lab.tune.plan import make_plan
 from bpfree.lab.tune.store import open_study
+from bpfree.lab.tune.study import search
 from bpfree.lab.tune.worker import ATTEMPTS, Deaths, bury
 from tests.lab.tuning import (
     RULES,
@@ -111,6 +112,18 @@ def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(start, tmp_path
     enough = sum(trial.state == TrialState.COMPLETE for trial in trials) + 2
     assert shell("tune", path, f"tune.trials={enough}", "--out", out).exit_code == 0
     assert states(out)["complete"] == enough
+
+
+def test_a_grid_that_two_workers_queued_at_once_is_gone_through_once(tmp_path):
+    lr = {"search": "choice", "values": [0.001, 0.01]}
+    plan = make_plan(
+        tiny(optimizer={"name": "adam", "lr": lr}, train={"epochs": 1}), ["tune.sampler=grid"], out=tmp_path
+    )
+    with open_study(plan) as study:
+        for params in plan.grid * 2:
+            study.enqueue_trial(params)
+    search(plan)
+    assert states(tmp_path) == {"complete": 2}
 
 
 def test_a_process_that_loses_a_worker_ends_with_the_others(start, tmp_path):

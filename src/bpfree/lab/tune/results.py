@@ -50,8 +50,8 @@ def conclude(study: optuna.Study, plan: Plan) -> Tuned:
     Raises:
         UserError: none came to an end.
     """
-    found = study.get_trials(deepcopy=False)
-    trials = [describe(trial) for trial in found if trial.user_attrs.get(KIND) != SURPLUS]
+    begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    trials = [describe(trial) for trial in begun if trial.user_attrs.get(KIND) != SURPLUS]
     ranked = rank(trials, plan)
     if not ranked:
         raise _no_value(trials)

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 import numpy as np
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bpfree.allocator import keep_freed_memory
 from bpfree.errors import UserError
+from bpfree.interrupt import interrupt_at_the_end
 from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.store import KIND, REASON, SURPLUS, open_study
 from bpfree.lab.tune.trial import run_trial
@@ -64,15 +65,8 @@ def work(
         if finished + count(trials, TrialState.RUNNING) >= plan.trials or not _is_queue_ready(study, plan, trials):
             time.sleep(_LOOK_EVERY)  # one of those may die
             continue
-        trial = study.ask()
-        try:
-            if is_surplus(trial.number, study.get_trials(deepcopy=False), plan):
-                trial.set_user_attr(KIND, SURPLUS)
-                study.tell(trial, state=TrialState.FAIL)
-            else:
-                _run(study, trial, plan)
-        except UpdateFinishedTrialError:
-            pass  # it was taken for dead, and somebody else has it now
+        with suppress(UpdateFinishedTrialError):  # it was taken for dead, and somebody else has it now
+            _take(study, plan)
 
 
 def tell(trials: Trials, plan: Plan, told: Told) -> int:
@@ -119,25 +113,47 @@ def is_surplus(number: int, trials: Trials, plan: Plan) -> bool:
     return len(others) >= plan.trials
 
 
-def _run(study: optuna.Study, trial: optuna.Trial, plan: Plan) -> None:
-    trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+def _take(study: optuna.Study, plan: Plan) -> None:
+    """The next trial, from its entry in the database to its end there; Ctrl-C never leaves it between the two."""
+    trial: optuna.Trial | None = None
     try:
-        with signs_of_life(trial, plan.settings.grace / 4):
-            value = run_trial(trial, plan)
-    except optuna.TrialPruned:
-        _tell(study, trial, None, TrialState.PRUNED)
+        with interrupt_at_the_end():
+            trial = study.ask()
+            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+        if is_surplus(trial.number, study.get_trials(deepcopy=False), plan):
+            trial.set_user_attr(KIND, SURPLUS)
+            ending, value = TrialState.FAIL, None
+        else:
+            with signs_of_life(trial, plan.settings.grace / 4):
+                ending, value = _outcome(trial, plan)
+        with interrupt_at_the_end():
+            _tell(study, trial, value, ending)
     except UpdateFinishedTrialError:
         raise
     except BaseException as error:
-        trial.set_user_attr(REASON, f"{type(error).__name__}: {error}".removesuffix(": "))
-        own = _find(study.get_trials(deepcopy=False), trial.number)
-        if isinstance(error, Exception):
-            bury(study, own)
-        else:  # Ctrl-C is no fault of the trial
-            _put_back(study, own, own.user_attrs.get(ATTEMPT, 1))
+        if trial is not None:
+            with interrupt_at_the_end():
+                _give_up(study, trial, error)
         raise
-    else:
-        _tell(study, trial, value, TrialState.COMPLETE)
+
+
+def _outcome(trial: optuna.Trial, plan: Plan) -> tuple[TrialState, float | None]:
+    try:
+        return TrialState.COMPLETE, run_trial(trial, plan)
+    except optuna.TrialPruned:
+        return TrialState.PRUNED, None
+
+
+def _give_up(study: optuna.Study, trial: optuna.Trial, error: BaseException) -> None:
+    """End a trial that an error or Ctrl-C broke off, if nobody has ended it, and put its parameters back."""
+    own = _find(study.get_trials(deepcopy=False), trial.number)
+    if own.state != TrialState.RUNNING:
+        return
+    trial.set_user_attr(REASON, f"{type(error).__name__}: {error}".removesuffix(": "))
+    if isinstance(error, Exception):
+        bury(study, own)
+    else:  # Ctrl-C is no fault of the trial
+        _put_back(study, own, own.user_attrs.get(ATTEMPT, 1))
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial | int, value: float | None, state: TrialState) -> bool:
