@@ -16,6 +16,7 @@ from bpfree.population.generation import Generation, Member
 from bpfree.population.objective import Objective, Score
 from bpfree.population.perturbation import Perturbation
 from bpfree.population.shaping import Shaping
+from bpfree.population.statistics import update_statistics
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
@@ -39,8 +40,8 @@ class BlackBoxRule(Rule):
 
     Member i has the parameters theta + sigma E_i; `.grad` becomes sum_i w_i E_i / (P sigma), with the weights w made
     from the members' scores. A member is a key and a sign, its noise regenerated when needed: memory is that of
-    inference and a few times the parameters, whatever the size of the population. The net runs in evaluation mode:
-    dropout is off and batch-norm statistics stay as they are.
+    inference and a few times the parameters, whatever the size of the population. Members run in evaluation mode:
+    dropout is off, and batch norm goes by its running statistics, which the unperturbed net updates before each step.
 
     Args:
         perturbation: how members differ, E.
@@ -107,8 +108,9 @@ class BlackBoxRule(Rule):
 
         generation = self.generation(trainable(net), noise)
         training = net.training
-        net.eval()
         try:
+            update_statistics(net, batch.x)
+            net.eval()
             scores, first = self.evaluator(net, batch.x, judge, generation)(net, batch.x, judge, generation)
         finally:
             net.train(training)
