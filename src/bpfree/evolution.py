@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_positive
+from bpfree.layout import keep_gradients_in_order
 from bpfree.noise import Noise
 from bpfree.optim import make_optimizer, make_schedule
 from bpfree.population.generation import Generation
@@ -100,6 +101,7 @@ class Evolution:
         self.rule.bind(self._net, Classify(2), Batch(found[0], torch.zeros(1, dtype=torch.int64)))
         self.rule.to(found[0].device)
         self.optimizer = make_optimizer(optimizer, self.rule.optimizer_groups(self._net))
+        keep_gradients_in_order(self.optimizer)
         self.schedule = make_schedule(schedule, self.optimizer, steps)
 
     @property

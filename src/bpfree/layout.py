@@ -1,11 +1,13 @@
-"""Products between flat features and a matrix, for feature maps as they lie in memory.
+"""Feature maps and weights as they lie in memory: convolutions on a CPU want channels last.
 
-Convolutions on a CPU want channels last, while a matrix [D, H] counts the features of a map channel by channel. The map
-is large and the matrix small, so it is the matrix that is put in order.
+A matrix [D, H] counts the features of a map channel by channel. The map is large and the matrix small, so it is the
+matrix that is put in order.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 from torch.nn import functional as F
 
 
@@ -31,6 +33,23 @@ def keep_order(h: Tensor) -> None:
     """
     if h.requires_grad and lies_channels_last(h):
         h.register_hook(lambda error: error.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+
+
+def keep_gradients_in_order(optimizer: optim.Optimizer) -> None:
+    """Have gradients lie as their parameters do whenever the optimiser steps.
+
+    Fused optimisers walk parameter and gradient side by side as they lie in memory, so that each weight of a
+    channels-last convolution would move by the gradient of another. Autograd takes care of it; a rule that writes
+    `.grad` itself need not.
+    """
+    optimizer.register_step_pre_hook(_put_gradients_in_order)
+
+
+def _put_gradients_in_order(optimizer: optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p, dtype=p.grad.dtype).copy_(p.grad)
 
 
 def lies_channels_last(h: Tensor) -> bool:

@@ -20,6 +20,7 @@ from bpfree.errors import DivergedError, UserError, check_choice, check_positive
 from bpfree.evaluation import judge
 from bpfree.grad import first_trainable, trainable
 from bpfree.interrupt import interrupt_between_steps
+from bpfree.layout import keep_gradients_in_order
 from bpfree.memory import peak_step_memory
 from bpfree.nets.hard import without_derivatives
 from bpfree.noise import Noise
@@ -118,6 +119,7 @@ class Trainer:
             add_groups(self.optimizer, self.rule.optimizer_groups(self.net), trainable(self.rule))
         else:
             self.optimizer = make_optimizer(self._optimizer_spec, self.rule.optimizer_groups(self.net))
+        keep_gradients_in_order(self.optimizer)
         self.schedule = make_schedule(self._schedule_spec, self.optimizer, self.total_steps)
         self._units = self.rule.units(self.net)
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

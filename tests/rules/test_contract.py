@@ -110,6 +110,24 @@ def test_inputs_and_features_of_any_rank(name, batch):
     assert (name == "shallow") == all(g is None for g in hidden)
 
 
+def test_the_memory_order_of_weights_makes_no_difference(name, batch):
+    """A fused optimiser walks gradients as they lie in memory, so they have to lie as the weights do."""
+    if issubclass(RULES[name], DiffusionRule):
+        pytest.skip("its blocks bring their own trunk")
+    if name == "brsf":
+        pytest.skip("its random magnitudes are drawn in the order of memory")
+    learned = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        net = NETS["conv"](IN_SHAPE, 10, channels=[10, 20], activation="tanh").to(batch.x).to(memory_format=order)
+        trainer = Trainer(net, make(name), TASK, {"name": "sgd", "lr": 0.1, "momentum": 0.9})
+        for _ in range(2):
+            trainer.step(batch)
+        learned.append(net.state_dict())
+    for key, value in learned[0].items():
+        torch.testing.assert_close(learned[1][key], value, rtol=1e-6, atol=1e-9)
+
+
 def test_units_are_disjoint_and_hold_what_gets_a_gradient(name, batch):
     """Rules move every parameter, by the second step where heads start at 0; but for two that say otherwise."""
     _, net, rule = written(name, batch)
