@@ -1,11 +1,9 @@
 """A run: a net, the rule that trains it, and what came of it. Every door ends in `train`."""
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,17 +13,17 @@ from bpfree.config import OF_A_MACHINE, Config
 from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
 from bpfree.data.arrays import to_tensor
 from bpfree.errors import UserError
-from bpfree.evaluation import Judgement, judge, mean_metrics, told_by_class
+from bpfree.evaluation import judge, mean_metrics
 from bpfree.freezing import freeze
-from bpfree.grad import trainable
 from bpfree.lab.pictures import draw
 from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.progress import ProgressBar
 from bpfree.readout import Ridge
+from bpfree.result import summarize
 from bpfree.rule import Rule
-from bpfree.spec import build, split_spec
+from bpfree.spec import build
 from bpfree.tasks import TASKS, Classify, DataTask
 from bpfree.trackers import Record, Tracker, make_trackers
 from bpfree.trainer import Trainer
@@ -229,7 +227,7 @@ def train(
         controls = this.controls()
         memory = {"peak_memory_bytes": peak()}
     memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))
-    this.result = _result(this, dataset, train_split, test) | ({"controls": controls} if controls else {}) | memory
+    this.result = summarize(this, dataset, train_split, test) | ({"controls": controls} if controls else {}) | memory
     if isinstance(keeper, folder.RunFolder):
         keeper.finish(this.result)
         draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
@@ -307,44 +305,3 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, AttributeError, ImportError) as error:
         raise UserError(f"device: found '{name}', which this machine does not have. Allowed: auto, cpu") from error
     return device
-
-
-def _result(this: Run, dataset: Dataset, train: Split, test: Judgement | None) -> dict[str, Any]:
-    """What a run comes to, in plain values."""
-    trainer, progress = this.trainer, this.trainer.progress
-    last = progress.history[-1] if progress.history else {}
-    return {
-        "test": test and test.metrics,
-        "validation": last.get("validation"),
-        "train": last.get("train"),
-        **told_by_class(this.task, train.y, test),
-        "weights": this.weights,
-        "rule": _name(this, "rule"),
-        **trainer.rule.notes(),
-        "net": _name(this, "net"),
-        "dataset": dataset.name,
-        "seed": this.config.train.seed,
-        "epochs": len(progress.history),
-        "best_epoch": progress.best_epoch,
-        "parameters": sum(p.numel() for p in trainable(trainer.net)),
-        "rule_parameters": sum(p.numel() for p in trainable(trainer.rule)),
-        "wall_seconds": progress.wall_seconds,
-        "cpu_seconds": progress.cpu_seconds,
-        "tracker_seconds": sum(cost["seconds"] for cost in progress.tracker_cost.values()),
-        "trackers": progress.tracker_cost,
-        "device": str(trainer.device),
-        "precision": trainer.precision,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "bpfree": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        },
-    }
-
-
-def _name(this: Run, section: str) -> str:
-    module = this.trainer.net if section == "net" else this.trainer.rule
-    return type(module).__name__ if section in this.given else split_spec(getattr(this.config, section), section)[0]
