@@ -1,8 +1,11 @@
 """One image file as bytes: every format and mode, and what is no image or far too large."""
 
+import contextlib
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +132,43 @@ def test_arguments():
         read(data, size=(0, 4))
     with pytest.raises(UserError, match=r"gone.png: no image"):
         decode(Path("gone.png"), channels=3, size=None, what="gone.png")
+
+
+def test_damaged_side_information_is_neither_told_nor_in_the_way(recwarn):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(Image.fromarray(COLOUR), "TIFF", exif=exif)
+    entry = struct.pack("<HHI", 0x0112, 3, 1)
+    assert whole.count(entry) == 1
+    too_many = whole.replace(entry, struct.pack("<HHI", 0x0112, 3, 60))
+    assert read(too_many).shape in ((3, 6, 8), (3, 8, 6))
+    not_there = whole.replace(entry, struct.pack("<HHI", 0x0112, 3, 1 << 24))
+    assert torch.equal(read(not_there), torch.from_numpy(COLOUR).permute(2, 0, 1))
+    garbage = saved(Image.fromarray(COLOUR), "WEBP", lossless=True, exif=b"Exif\0\0no side information")
+    assert torch.equal(read(garbage), torch.from_numpy(COLOUR).permute(2, 0, 1))
+    assert list(recwarn) == []
+
+
+def test_damaged_bytes_anywhere_give_an_image_or_one_clear_error(recwarn):
+    """2,400 files, some cut off; warnings would be errors."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "what it shows"
+    kinds = {"TIFF": {}, "JPEG": {}, "PNG": {}, "WEBP": {"lossless": True}}
+    rng = np.random.default_rng(1)
+    for kind, options in kinds.items():
+        whole = saved(Image.fromarray(COLOUR), kind, exif=exif, **options)
+        for _ in range(600):
+            data = bytearray(whole[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else whole)
+            for place in rng.integers(0, len(data), rng.integers(1, 5)):
+                data[place] = rng.integers(0, 256)
+            with contextlib.suppress(UserError):
+                read(bytes(data), size=(4, 4))
+    assert list(recwarn) == []
+
+
+def test_filters_of_warnings_are_put_back_after_the_last_thread():
+    before = list(warnings.filters)
+    data = saved(Image.fromarray(COLOUR))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, [data] * 400))
+    assert warnings.filters == before

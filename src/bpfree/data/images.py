@@ -1,13 +1,16 @@
 """One image file as a tensor of bytes, or one clear error: files come from anywhere and are not trusted."""
 
+import struct
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from bpfree.errors import UserError
@@ -19,8 +22,50 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = {1: "L", 3: "RGB"}
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 # What decoders raise for files that are damaged or no images; Pillow names no common base.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
-_WARNINGS = threading.Lock()  # warning filters are the process's
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
+    struct.error,
+)
+_TURNS = {  # by what EXIF calls orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _Quiet:
+    """No warnings of damaged side information while any thread is within.
+
+    Warning filters are the process's: the first one in sets them, the last one out puts them back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.within = 0
+        self.filters = warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            self.within += 1
+            if self.within == 1:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.within -= 1
+                if self.within == 0:
+                    self.filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
 
 
 def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None, what: str) -> Tensor:
@@ -43,7 +88,7 @@ def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None
     if size is not None and min(size) < 1:
         raise UserError(f"size: found {list(size)}, allowed: height and width of at least 1")
     try:
-        with _open(file, what) as image:
+        with _QUIET(), _open(file, what) as image:
             pixels = np.asarray(_fit(_flat(_upright(image, size), what), _MODES[channels], size))
     except UserError:
         raise
@@ -58,9 +103,7 @@ def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None
 def _open(file: BinaryIO | Path, what: str) -> Image.Image:
     """The image, of which the header alone is read yet: its claimed size is checked before any pixel is decoded."""
     try:
-        with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("of no known format, or empty") from error
     except Image.DecompressionBombError as error:
@@ -80,9 +123,10 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     if size is not None and image.format == "JPEG":
         image.draft(image.mode, (2 * max(size), 2 * max(size)))  # spares most of the work on large photographs
     image.load()
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of side information that is damaged; the pixels are what counts
-        return ImageOps.exif_transpose(image)
+    turn = None
+    with suppress(*_BROKEN):  # of side information that is damaged; the pixels are what counts
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _flat(image: Image.Image, what: str) -> Image.Image:
