@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import tarfile
 import threading
 
@@ -111,6 +112,17 @@ def test_an_archive_is_unpacked_once_and_nothing_but_the_known_files(place, name
         (place / ARCHIVE[name]).unlink(missing_ok=True)
     assert not list(tmp_path.rglob("evil*"))
     assert {p.name for p in (tmp_path / "data" / name).iterdir()} == set(files(name))
+
+
+def test_what_a_killed_unpacking_left_is_removed_after_a_day(tmp_path):
+    place = tmp_path / "cifar10"
+    write(place, {ARCHIVE["cifar10"]: whole("cifar10")})
+    for name in (".unpack-old", ".unpack-new"):
+        write(place / name, {"data_batch_1.bin": b"a part of it"})
+    for path in (place / ".unpack-old" / "data_batch_1.bin", place / ".unpack-old"):
+        os.utime(path, (1, 1))
+    expect(DATASETS["cifar10"](tmp_path), "cifar10")
+    assert [p.name for p in place.iterdir() if p.is_dir()] == [".unpack-new"]
 
 
 def test_the_two_lie_beside_each_other(tmp_path):

@@ -10,9 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +19,12 @@ import PIL
 import torch
 from torch import Tensor
 
+from bpfree.data.leftovers import drop_abandoned
 from bpfree.data.rows import RowFile, Rows, bytes_of
 from bpfree.errors import UserError
 
 _FORMAT = 1  # of the files and of what decoding does
 _PIXELS, _INDEX = "pixels.bin", "index.json"
-_ABANDONED_SECONDS = 24 * 3600.0
 
 
 class Cached(NamedTuple):
@@ -92,7 +90,7 @@ def write_cache(place: Path, shape: tuple[int, ...], images: Iterable[Tensor | U
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _clean(place.parent)
+        drop_abandoned(place.parent, ".*-*")
         if (free := shutil.disk_usage(place.parent).free) < count * prod(shape):
             raise UserError(
                 f"data.cache: the decoded images take {count * prod(shape) >> 20:,} MiB, and {place.parent} has room "
@@ -137,15 +135,6 @@ def _put(new: Path, place: Path) -> None:
     except OSError:
         if open_cache(place) is None:
             raise
-
-
-def _clean(cache: Path) -> None:
-    """Remove what killed processes began and nobody has written to for a day."""
-    for leftover in cache.glob(".*-*"):
-        with suppress(OSError):
-            latest = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
-            if time.time() - latest > _ABANDONED_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _forget_older(place: Path) -> None:

@@ -1,6 +1,5 @@
 """Find a file in the data directory, else download it there."""
 
-import logging
 import os
 import shutil
 import tempfile
@@ -14,9 +13,11 @@ import pooch
 import requests
 
 from bpfree.data.archives import members
-from bpfree.data.transfer import Transfer
+from bpfree.data.leftovers import drop_abandoned
+from bpfree.data.transfer import transfer
 from bpfree.errors import UserError
 
+_UNPACKING = ".unpack-"
 _offline = ContextVar("_offline", default=False)
 
 
@@ -118,7 +119,8 @@ def _fetch(name: str, source: Source, file: str, target: Path) -> Path:
     reasons = []
     for mirror in source.mirrors:
         try:
-            return _download(mirror + file, source.hashes[file], target / file)
+            transfer(mirror + file, source.hashes[file], target / file)
+            return target / file
         except Exception as error:  # whatever a downloader raises, the next mirror may do better
             reasons.append(f"{mirror} {_reason(error)}")
     raise UserError(
@@ -135,7 +137,8 @@ def _unpack(archive: Path, source: Source, target: Path, data_dir: Path) -> None
         OSError: the target cannot be written.
     """
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".unpack-") as inside:
+    drop_abandoned(target, f"{_UNPACKING}*")
+    with tempfile.TemporaryDirectory(dir=target, prefix=_UNPACKING) as inside:
         unpacked: dict[str, Path] = {}
         for name, content in members(archive):
             if name in source.members:
@@ -149,18 +152,6 @@ def _unpack(archive: Path, source: Source, target: Path, data_dir: Path) -> None
                 whole.replace(target / whole.name)
 
 
-def _download(url: str, known_hash: str, path: Path) -> Path:
-    """Once more from the beginning, if what an earlier attempt left was of another file."""
-    pooch.get_logger().setLevel(logging.WARNING)
-    transfer = Transfer(path.with_name(f".{path.name}.part"))
-    try:
-        return Path(pooch.retrieve(url, known_hash, path.name, str(path.parent), downloader=transfer))
-    except ValueError:
-        if not transfer.resumed:
-            raise
-        return Path(pooch.retrieve(url, known_hash, path.name, str(path.parent), downloader=transfer))
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"answers {error.response.status_code}"
@@ -168,6 +159,4 @@ def _reason(error: Exception) -> str:
         return "does not answer, or too slowly"
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached, or broke off"
-    if isinstance(error, ValueError) and not isinstance(error, requests.RequestException):
-        return "sent another file than the known one"  # as pooch says of a hash that differs
     return " ".join(str(error).split()) or type(error).__name__

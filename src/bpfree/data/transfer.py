@@ -1,12 +1,14 @@
-"""One file from one address, over lines that break: a downloader for pooch, which checks the hash of what came."""
+"""One file from one address, over lines that break: whole and of the known hash, or not there."""
 
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pooch
 import requests
 import urllib3
 from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -17,51 +19,66 @@ CONNECT_SECONDS = 15.0
 STALL_SECONDS = 30.0
 WAITS = (0.5, 2.0)  # before a second and a third attempt
 LARGEST = 4 << 30
+_AT_ONCE = 99  # processes that download the same file
 _SLOWEST = 1024  # bytes a second, over STALL_SECONDS; whoever is slower only keeps the line
 _BLOCK = 1 << 18
 
 
-class Transfer:
-    """Downloads to `part` and goes on there if it was begun before; what may pass is tried again.
+class WrongFileError(Exception):
+    """What came is not the known file."""
 
-    Attributes:
-        resumed: whether part of the file came from an earlier attempt, which may have been of another file.
+
+def transfer(url: str, known_hash: str, path: Path) -> None:
+    """Download a file, which gets its name when it is whole and of the known hash.
+
+    Until then it grows in `.NAME.part`, and a later call goes on there, also after this one was killed. What may pass
+    is tried again.
 
     Args:
-        part: where a download grows; what is in it counts for nothing until its hash was checked.
+        url: of the file.
+        known_hash: as "md5:...".
+        path: where it goes; the folder exists.
+
+    Raises:
+        requests.RequestException: it is not to be had, or broke off again and again.
+        WrongFileError: it is another one.
     """
+    with _claimed(path) as (stream, part):
+        try:
+            resumed = _size(stream) > 0
+            _persist(url, stream)
+            if resumed and not _is_known(part, known_hash):  # what was there may have been of another file
+                stream.truncate(0)
+                _persist(url, stream)
+            if not _is_known(part, known_hash):
+                stream.truncate(0)
+                raise WrongFileError("sent another file than the known one")
+        except BaseException:
+            if _size(stream) == 0:
+                _close_first(stream)
+                part.unlink(missing_ok=True)
+            raise
+        _close_first(stream)
+        part.replace(path)  # while it is claimed still, so that nobody else appends to it
+    for other in path.parent.glob(f".{escape(path.name)}.*.part"):
+        _drop_unclaimed(other)
 
-    def __init__(self, part: Path) -> None:
-        self.part = part
-        self.resumed = False
 
-    def __call__(self, url: str, output_file: str | Path, pooch: Any = None, check_only: bool = False) -> None:
-        """Fill `output_file`, as pooch asks for it.
+def _is_known(path: Path, known_hash: str) -> bool:
+    algorithm, _, digest = known_hash.partition(":")
+    return bool(pooch.file_hash(str(path), alg=algorithm) == digest)
 
-        Raises:
-            requests.RequestException: it is not to be had, or broke off again and again.
-        """
-        with _claimed(self.part, Path(output_file)) as (stream, path):
-            self.resumed = _size(stream) > 0
-            try:
-                self._persist(url, stream)
-            except BaseException:
-                if _size(stream) == 0:
-                    path.unlink(missing_ok=True)
+
+def _persist(url: str, stream: BinaryIO) -> None:
+    for wait in WAITS:
+        try:
+            _go_on(url, stream)
+            return
+        except requests.RequestException as error:
+            if not _may_pass(error):
                 raise
-            if path != Path(output_file):
-                os.replace(path, output_file)  # while it is claimed still, so that nobody else appends to it
-
-    def _persist(self, url: str, stream: BinaryIO) -> None:
-        for wait in WAITS:
-            try:
-                _go_on(url, stream)
-                return
-            except requests.RequestException as error:
-                if not _may_pass(error):
-                    raise
-            time.sleep(wait)
-        _go_on(url, stream)
+        time.sleep(wait)
+    _go_on(url, stream)
 
 
 def _may_pass(error: requests.RequestException) -> bool:
@@ -71,14 +88,29 @@ def _may_pass(error: requests.RequestException) -> bool:
 
 
 @contextmanager
-def _claimed(part: Path, otherwise: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """The part file, for this process alone; another one if somebody downloads to it at the moment."""
-    with open(part, "ab") as stream:
+def _claimed(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """The first part file that nobody else fills at the moment, for this process alone."""
+    for number in ("", *(f".{n}" for n in range(2, _AT_ONCE + 1))):
+        part = path.with_name(f".{path.name}{number}.part")
+        with open(part, "ab") as stream:
+            if _lock(stream, part):
+                yield stream, part
+                return
+    raise requests.RequestException(f"is asked for it by {_AT_ONCE} processes already")
+
+
+def _drop_unclaimed(part: Path) -> None:
+    """A part file of a process that was killed while another one downloaded the same."""
+    with suppress(OSError), open(part, "r+b") as stream:
         if _lock(stream, part):
-            yield stream, part
-            return
-    with open(otherwise, "wb") as stream:
-        yield stream, otherwise
+            _close_first(stream)
+            part.unlink()
+
+
+def _close_first(stream: BinaryIO) -> None:
+    """Where no file can be moved or removed that is open; there are no locks there either."""
+    if os.name == "nt":
+        stream.close()
 
 
 def _lock(stream: BinaryIO, part: Path) -> bool:
@@ -88,6 +120,11 @@ def _lock(stream: BinaryIO, part: Path) -> bool:
         return True
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # nor on some network drives
+        return True
+    try:
         return os.path.samestat(os.fstat(stream.fileno()), part.stat())  # and not moved away since it was opened
     except OSError:
         return False
