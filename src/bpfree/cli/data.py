@@ -30,7 +30,7 @@ def list_data(data_dir: DataDir = None) -> None:
         table.add_column(heading, no_wrap=True)
     for name, facts in FACTS.items():
         shape = "x".join(map(str, facts.shape))
-        known = (f"{facts.train:,}", f"{facts.test:,}", str(facts.classes), shape, f"{facts.megabytes:,}")
+        known = (f"{facts.train:,}", f"{facts.test:,}", str(facts.classes or "numbers"), shape, f"{facts.megabytes:,}")
         host = urlsplit(facts.origin).netloc.removeprefix("www.")
         table.add_row(name, *known, facts.licence, host, "yes" if here(name, folder) else "no")
     console = Console()

@@ -16,9 +16,9 @@ class Facts(NamedTuple):
     Attributes:
         train: samples for training, of which a validation split may be carved.
         test: samples for the final evaluation.
-        classes: C.
-        shape: of a sample, [channels, height, width].
-        megabytes: to download, about; 0 for what comes with the package.
+        classes: C; 0 where labels are numbers.
+        shape: of a sample, [channels, height, width] of an image.
+        megabytes: to download, about; 0 for what comes with the package or is generated.
         licence: as its authors or those who publish it state it.
         origin: its page.
         sources: where its files are; one of them suffices.
@@ -49,6 +49,10 @@ FACTS: dict[str, Facts] = {
         0,
         "CC BY 4.0",
         "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    ),
+    "diabetes": Facts(354, 88, 0, (10,), 0, _NONE, "https://www4.stat.ncsu.edu/~boos/var.select/diabetes.html"),
+    "lorenz": Facts(
+        512, 256, 0, (100, 3), 0, "none needed", "https://doi.org/10.1175/1520-0469(1963)020<0130:DNF>2.0.CO;2"
     ),
     "mnist": Facts(60_000, 10_000, 10, _DIGIT, 12, "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist/", (MNIST,)),
     "fashion_mnist": Facts(
