@@ -9,6 +9,7 @@ from bpfree.data import Split
 from bpfree.diffusion import DiffusionRule
 from bpfree.lab.answers import draw_answers
 from bpfree.lab.diffusion import draw_diffusion
+from bpfree.lab.numbers import draw_numbers
 from bpfree.lab.plots import plot_images, plot_tracked, plot_training
 from bpfree.tasks import Classify, Reconstruct
 
@@ -34,6 +35,8 @@ def draw(run: "Run", folder: Path, split: Split | None = None) -> list[Path]:
         written += draw_answers(run, split, folder)
     if split is not None and isinstance(run.task, Reconstruct):
         written += _draw_rebuilt(run, split, folder)
+    if split is not None:
+        written += draw_numbers(run, split, folder)
     if isinstance(run.trainer.rule, DiffusionRule):
         written += draw_diffusion(run, folder, split)
     return written

@@ -17,9 +17,10 @@ from bpfree.lab.answers import MOST_CLASSES, Answers, answers_of, confusion_figu
 from bpfree.lab.charts import learning_curves, tracked_curves
 from bpfree.lab.diffusion import as_images
 from bpfree.lab.html import Cell, Column, Section
+from bpfree.lab.numbers import carried, predicted
 from bpfree.lab.records import Recorded, is_number, mapping
 from bpfree.lab.words import megabytes, number, seconds
-from bpfree.tasks import Classify
+from bpfree.tasks import Classify, Regress, Sequence
 from bpfree.trackers import TRACKERS
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def sections_of(subject: Subject) -> list[Section]:
         Section("Learning curves", _curves(recorded)),
         Section("Measured while training", _tracked(recorded)),
         *_answers(subject),
+        *_numbers(subject),
         Section("Reconstructions", _drawn(subject, "reconstructions.png")),
         Section("Inside NoProp", _drawn(subject, *list(_DRAWN)[1:])),
         Section("Cost", _cost(recorded)),
@@ -152,6 +154,26 @@ def _answers(subject: Subject) -> list[Section]:
         Section("Confusion", confused, note),
         Section("Surest mistakes", _wrong(run, answers), "The wrong answers with the highest probability."),
     ]
+
+
+def _numbers(subject: Subject) -> list[Section]:
+    """Predictions of a run that gives numbers, for samples at hand."""
+    run, split = subject.run, subject.split
+    if run is None or split is None:
+        return []
+    if isinstance(run.task, Regress):
+        answers = predicted(run, split)
+        figures = [html.picture(answers.figure([d]), alt="predicted against true values") for d in answers.shown]
+        note = f"Each dot is one of {len(answers.true):,} {subject.which}; on the line, a prediction is right."
+        return [Section("Predicted and true", figures, note)]
+    if isinstance(run.task, Sequence):
+        windows = carried(run, split)
+        shown = range(len(windows.truth))
+        figures = [html.picture(windows.figure([n]), alt=f"predictions beside the truth, window {n}") for n in shown]
+        alone = "Once it has seen its part of a window, the net goes on by its own predictions."
+        note = alone if windows.valid is not None else "What the net says of each next step."
+        return [Section("Predictions beside the truth", figures, f"The first {len(shown)} {subject.which}. {note}")]
+    return []
 
 
 def _by_class(matrix: Tensor, answers: Answers) -> Markup:

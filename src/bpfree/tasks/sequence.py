@@ -143,8 +143,13 @@ class Rollouts:
 
     def valid_times(self, squares: Tensor) -> Tensor:
         """How long each rollout is valid, [N], of squared errors [N, K]."""
-        good = squares.sqrt() <= self.task.threshold  # NaN is not
-        return good.long().cumprod(1).sum(1) * self.task.time_step
+        return valid_steps(squares, self.task.threshold) * self.task.time_step
+
+
+def valid_steps(squares: Tensor, threshold: float) -> Tensor:
+    """For how many steps the error of each rollout stays at most the threshold, [N], of squared errors [N, K]."""
+    good = squares.sqrt() <= threshold  # NaN is not
+    return good.long().cumprod(1).sum(1)
 
 
 @torch.no_grad()
