@@ -245,6 +245,8 @@ def _explain(error: ValidationError, where: str) -> UserError:
     if first["type"] == "missing":
         return UserError(f"{where}: {'.'.join(path)}: missing, and {path[-2]} needs it")
     allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        allowed = f"a section of keys ({', '.join(_model_at(path).model_fields)})"
     return UserError(f"{where}: {'.'.join(path)}: found {first['input']!r}, allowed: {allowed}")
 
 

@@ -337,7 +337,8 @@ def _at_each_step(segments: Sequence[Segment], steps: int) -> list[Segment]:
         if len(segment.shape) < 2 or segment.shape[0] != steps:
             raise UserError(
                 f"tap '{segment.name}': its output has the shape {list(segment.shape)}, but the task has a target for "
-                f"each of {steps} steps, allowed: [{steps}, ...]. Tap modules that keep the steps apart"
+                f"each of {steps} steps, allowed: [{steps}, ...]. Tap modules that keep the steps apart; bpfree's "
+                "recurrent nets do with net.each_step=true"
             )
     return [segment._replace(shape=segment.shape[1:]) for segment in segments]
 

@@ -307,6 +307,7 @@ def test_values_that_cannot_be(override, message):
             r"data.flip, data.crop: samples have the shape \[9\], allowed",
         ),
         ({"cutout": 3}, torch.zeros(4, 1, 3, 8), "data.cutout: found 3, allowed: less than an image's side, 3 pixels"),
+        ({"shift": 8}, torch.zeros(4, 1, 8, 9), "data.shift: found 8, allowed: less than an image's side, 8 pixels"),
         ({"contrast": 0.5}, torch.zeros(4, 1, 3, 8).long(), "data.contrast: samples are torch.int64, that is names"),
     ],
 )

@@ -92,7 +92,7 @@ def test_nothing_asked_for_is_the_split_itself(split):
 def test_targets_that_are_no_classes_are_one_class():
     split = Split(torch.arange(50).view(-1, 1).float(), torch.randn(50))
     assert len(thin(split, 0, Noise(), fraction=0.5).y) == 25
-    with pytest.raises(UserError, match=r"data.skew: needs classes, but the targets are torch.float32 of shape \[50\]"):
+    with pytest.raises(UserError, match=r"data.skew: needs classes, .* torch.float32 of shape \[50\]. Leave it out"):
         thin(split, 0, Noise(), skew=Skew("step", 2))
     with pytest.raises(UserError, match=r"data.label_noise: needs classes"):
         mislabel(split, 2, 0.5, Noise())
@@ -237,6 +237,7 @@ def test_the_statistics_of_the_input_are_of_what_is_left():
         ("data.skew={kind: step}", "data.skew.factor: missing, and skew needs it"),
         ("data.skew={kind: tail, factor: 9}", "data.skew.kind: found 'tail', allowed: 'long_tailed' or 'step'"),
         ("data.skew={factr: 9, factor: 9}", r"unknown key 'data.skew.factr'. Did you mean 'data.skew.factor'\?"),
+        ("data.skew=3", r"data.skew: found 3, allowed: a section of keys \(kind, factor\)"),
         ("data.classes=[0, 1.5]", "data.classes.1: found 1.5, allowed: a valid integer"),
         ("data.classes=3", "data.classes: found 3, allowed: a valid list"),
         ("data.fractoin=0.5", r"unknown key 'data.fractoin'. Did you mean 'data.fraction'\?"),

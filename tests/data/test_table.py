@@ -133,8 +133,8 @@ def test_test_tables_that_do_not_fit(tmp_path, text, message):
 
 def test_files_that_are_no_tables(tmp_path):
     (tmp_path / "in.csv").write_bytes(bytes(range(256)))
-    for name in ("in.csv", "none.csv"):
-        with pytest.raises(UserError, match=rf"{name}: no table that can be read"):
+    for name, why in (("in.csv", "no table that can be read"), ("none.csv", "found nothing there")):
+        with pytest.raises(UserError, match=rf"{name}: {why}"):
             DATASETS["table"](tmp_path, path=tmp_path / name, label="x")
 
 

@@ -48,7 +48,7 @@ class Augment:
         """[B, C, H, W] -> the same, floating where values are computed; all but mixup.
 
         Raises:
-            UserError: the samples are no images, or cutout leaves nothing of them.
+            UserError: the samples are no images, or cutout or shift leaves nothing of them.
         """
         moved, valued = self._names(("shift", "flip")), self._names(("crop", "brightness", "contrast", "cutout"))
         if not moved and not valued:
@@ -73,7 +73,10 @@ class Augment:
         if not self.mixup:
             return x, y
         if y.dim() != 1 or y.is_floating_point():
-            raise UserError(f"data.mixup: targets are {y.dtype} of shape {list(y.shape)}, allowed: a class each, [B]")
+            raise UserError(
+                f"data.mixup: targets are {y.dtype} of shape {list(y.shape)}, allowed: a class each, [B]. Use "
+                "data.mixup=0"
+            )
         x = _as_values(x, ["data.mixup"])
         noise = noise.fold("augment", "mixup")
         drawn = np.random.Generator(np.random.PCG64(noise.fold("share").key())).beta(self.mixup, self.mixup, len(x))
@@ -94,6 +97,7 @@ class Augment:
             flipped = torch.rand(b, 1, generator=generator) < 0.5
             columns = torch.where(flipped, columns.flip(1), columns)
         if self.shift:
+            _check_within("shift", self.shift, height, width)
             moves = torch.randint(0, 2 * self.shift + 1, (2, b, 1), generator=generator)
             rows, columns = rows + moves[0], columns + moves[1]
             x = F.pad(x, [self.shift] * 4)
@@ -111,10 +115,7 @@ class Augment:
 
     def _cut_out(self, x: Tensor, noise: Noise) -> Tensor:
         b, _, *sides = x.shape
-        if self.cutout >= min(sides):
-            raise UserError(
-                f"data.cutout: found {self.cutout}, allowed: less than an image's side, {min(sides)} pixels"
-            )
+        _check_within("cutout", self.cutout, *sides)
         within = []
         for axis, side in enumerate(sides):
             centre = torch.randint(side, (b, 1), generator=noise.fold(axis).generator())
@@ -122,6 +123,12 @@ class Augment:
             within.append(((from_top >= 0) & (from_top < self.cutout)).to(x.device))
         hidden = within[0][:, None, :, None] & within[1][:, None, None, :]
         return torch.where(hidden, x.new_tensor(self.mean).view(1, -1, 1, 1), x)
+
+
+def _check_within(key: str, pixels: int, *sides: int) -> None:
+    """Refuse what leaves nothing of an image."""
+    if pixels >= min(sides):
+        raise UserError(f"data.{key}: found {pixels}, allowed: less than an image's side, {min(sides)} pixels")
 
 
 def _as_values(x: Tensor, names: list[str]) -> Tensor:

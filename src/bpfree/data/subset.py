@@ -140,5 +140,8 @@ def mislabel(split: Split, classes: int, share: float, noise: Noise) -> Split:
 
 def _labels(split: Split, key: str) -> Tensor:
     if split.y.dim() != 1 or split.y.dtype != torch.int64:
-        raise UserError(f"data.{key}: needs classes, but the targets are {split.y.dtype} of shape {[*split.y.shape]}")
+        raise UserError(
+            f"data.{key}: needs classes, but the targets are {split.y.dtype} of shape {[*split.y.shape]}. Leave it "
+            "out, or give labels that are classes"
+        )
     return split.y

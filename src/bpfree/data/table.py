@@ -113,6 +113,8 @@ def _read(path: Path, delimiter: str | None) -> _Sheet:
             lines = csv.reader(file, delimiter=_one_letter(delimiter) or _guess(first), strict=True)
             titles = [title.strip() for title in next(lines, [])]
             found = [(lines.line_num, cells) for cells in lines if cells]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: found nothing there, allowed: a CSV file in UTF-8") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: no table that can be read ({error}), allowed: a CSV file in UTF-8") from error
     if repeated := [title for title, count in Counter(titles).items() if count > 1]:
