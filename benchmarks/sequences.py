@@ -1,6 +1,7 @@
-"""The table of docs/sequences.md, of what `bpfree compare` wrote: one-step error, rollout, valid time, cost.
+"""The tables of docs/sequences.md: one-step error, rollout, valid time, cost.
 
-Called with the folders of the comparisons; the commands are on that page.
+Called with folders that `bpfree compare` wrote, or with folders of runs called <rule>-<seed>; the commands are on that
+page.
 """
 
 import json
@@ -15,16 +16,35 @@ FIGURES = {"loss": 5, "rollout": 2, "valid_time": 2}  # decimals
 def main(folders: list[str]) -> None:
     """Print a table for each comparison."""
     for folder in folders:
-        record = json.loads((Path(folder) / "compare.json").read_text(encoding="utf-8"))
-        machine = record["machine"]
-        print(f"{record['date']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}\n")
-        for group in record["groups"]:
-            print(f"**{group['name']}**, net {group['config']['net']}\n")
+        for title, rows in compared(Path(folder)) if (Path(folder) / "compare.json").exists() else runs(Path(folder)):
+            print(f"**{title}**\n")
             print("| rule | one-step error | rollout | valid time | CPU s | MB of a step | parameters |")
             print("|---|---:|---:|---:|---:|---:|---:|")
-            for row in group["rows"]:
+            for row in rows:
                 print(line(row))
             print()
+
+
+def compared(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Of each group of a comparison a title and its rows."""
+    record = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    machine = record["machine"]
+    where = f"{record['date']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}"
+    return [(f"{group['name']}, net {group['config']['net']}; {where}", group["rows"]) for group in record["groups"]]
+
+
+def runs(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """A title, and a row for each rule of the runs in a folder."""
+    by_rule: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*-*/result.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        by_rule.setdefault(path.parent.name.rpartition("-")[0], []).append(result)
+    costs = ("cpu_seconds", "step_memory_bytes", "parameters", "rule_parameters")
+    rows = [
+        {"name": rule, "runs": own} | {cost: statistics.fmean(run[cost] for run in own) for cost in costs}
+        for rule, own in by_rule.items()
+    ]
+    return [(str(folder), rows)]
 
 
 def line(row: dict[str, Any]) -> str:
