@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import stat
 import struct
 import tarfile
@@ -142,6 +143,24 @@ def encrypted():
     return bytes(data)
 
 
+def before_the_beginning():
+    """A zip whose directory claims to be larger, so that its member would begin at a negative place."""
+    data = bytearray(KINDS["zip"])
+    place = data.rindex(b"PK\x05\x06") + 16
+    data[place : place + 4] = struct.pack("<I", struct.unpack("<I", data[place : place + 4])[0] + 1000)
+    return bytes(data)
+
+
+def damaged(method):
+    """A zip packed by a method of its own, with bytes in the middle of its member changed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        file.writestr("x", random.Random(0).randbytes(4000))
+    data = bytearray(buffer.getvalue())
+    data[1000:1100] = bytes(100)
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -154,9 +173,12 @@ def encrypted():
         (KINDS["tar.gz"][:-6] + b"\xff" * 6, "corrupt or truncated archive"),
         (KINDS["zip"][:-30], "corrupt or truncated archive"),
         (zipped({"x": b"abcabcabc" * 9}).replace(zipped({"x": b"abcabcabc" * 9})[38:44], b"\xff" * 6), "corrupt"),
+        (before_the_beginning(), "corrupt or truncated archive"),
+        (damaged(zipfile.ZIP_BZIP2), "corrupt or truncated archive"),
+        (damaged(zipfile.ZIP_LZMA), "corrupt or truncated archive"),
         (encrypted(), "x is encrypted"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_damage_is_one_line_that_names_the_archive(data, message, tmp_path):
     with pytest.raises(UserError, match=rf"archive: .*{message}|archive: {message}") as caught:

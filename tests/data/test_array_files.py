@@ -134,7 +134,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("suffix", ["npz", "npy"])
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04", pickle.dumps(Evil()), "cut", "objects"])
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04", pickle.dumps(Evil()), "cut", "objects", "header"])
 def test_files_that_are_damaged_or_would_execute_code(tmp_path, suffix, content, capsys):
     path = tmp_path / f"x.{suffix}"
     np.save(tmp_path / "y.npy", Y)
@@ -143,7 +143,9 @@ def test_files_that_are_damaged_or_would_execute_code(tmp_path, suffix, content,
         (np.savez if suffix == "npz" else np.save)(
             path, **({"x": values, "y": Y} if suffix == "npz" else {"arr": values})
         )
-        content = path.read_bytes()[: 700 if content == "cut" else None]
+        whole = path.read_bytes()
+        odd = whole.replace(b"}", b"(").replace(b"PK\x03\x04\x14\0\0\0\0", b"PK\x03\x04\x14\0\x20\0\0")  # patched data
+        content = {"cut": whole[:700], "objects": whole, "header": odd}[content]
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"x.{suffix}: not an array of numbers or words that numpy can read"):
         arrays(path, **({} if suffix == "npz" else {"labels": tmp_path / "y.npy"}))

@@ -4,7 +4,9 @@ Links, devices and members whose names lead elsewhere are passed over. What an a
 really comes out and not by what its headers claim.
 """
 
+import errno
 import gzip
+import lzma
 import re
 import stat
 import tarfile
@@ -21,7 +23,11 @@ LARGEST = 4 << 30
 MOST_MEMBERS = 200_000
 _HEADERS = 1 << 20  # bytes between two files; a longer name is an attack
 _BLOCK = 1 << 20
-_DAMAGE = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (
+    *(EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, NotImplementedError),
+    *(zlib.error, lzma.LZMAError),
+)
+_OF_DAMAGE = (None, errno.EINVAL)  # of an OSError: bz2's, and that of a member that begins before the archive does
 _ELSEWHERE = re.compile(r"^/|^[a-zA-Z]:|(^|/)\.\.(/|$)|[\\\0]")
 
 
@@ -125,6 +131,8 @@ def _inside(name: str) -> str | None:
 def _told(archive: Path) -> Iterator[None]:
     try:
         yield
-    except _DAMAGE as error:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"{archive}: corrupt or truncated archive ({reason}). Delete it and fetch it again") from error

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -27,7 +28,11 @@ _NAMES = {
 }
 _MAGIC = b"\x93NUMPY"
 _IN_FILES = ("uint8", "float16", "float32", "float64", "int16", "int32", "int64")
-_BROKEN = (OSError, ValueError, EOFError, BadZipFile, KeyError, MemoryError, zlib.error)
+# What numpy raises for files that are damaged; it names no common base.
+_BROKEN = (
+    *(OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError),
+    *(BadZipFile, zlib.error, TokenError),
+)
 
 
 def arrays(

@@ -6,10 +6,9 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import pooch
-
 from bpfree.data import DATASETS, FACTS
 from bpfree.data.download import Source, is_here, lying, offline
+from bpfree.data.hashes import is_known
 from bpfree.errors import UserError
 
 
@@ -61,15 +60,11 @@ def _check_file(source: Source, file: str, data_dir: Path, findings: Findings) -
     if path is None:
         return
     known, content = source.hashes[file], source.contents.get(file.removesuffix(".gz"))
-    as_it_is = path.name == file and _md5(path) == known
+    as_it_is = path.name == file and is_known(path, known)
     if as_it_is or (content is not None and _md5_unzipped(path) == content):
         findings.published.append(path)
     elif path.name == file or content is not None:
         findings.problems.append(f"{path}: by its md5 not the file that was published. Delete it and fetch it again")
-
-
-def _md5(path: Path) -> str:
-    return f"md5:{pooch.file_hash(str(path), alg='md5')}"
 
 
 def _md5_unzipped(path: Path) -> str:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import pooch
 import torch
 from rich.progress import MofNCompleteColumn
 from safetensors import SafetensorError, safe_open
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from bpfree.data.archives import Readable, members
 from bpfree.data.bars import bar
+from bpfree.data.hashes import check_hash
 from bpfree.data.images import SUFFIXES, decode
 from bpfree.errors import UserError
 
@@ -79,15 +79,6 @@ def read_published(archive: Path, known_hash: str, root: str, *, size: tuple[int
     images = read_images(archive, root, size=size, channels=channels)
     _save(images, beside, of)
     return images
-
-
-def check_hash(path: Path, known_hash: str) -> None:
-    """Raise UserError unless the file has that hash, such as "md5:..."."""
-    kind, _, value = known_hash.rpartition(":")
-    if (found := pooch.file_hash(str(path), alg=kind or "sha256")) != value:
-        raise UserError(
-            f"{path}: found the {kind} {found}, allowed: {value}, as published. Delete it and fetch it again"
-        )
 
 
 def _place(name: str, root: str) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ from scipy.io.matlab import MatReadError
 
 from bpfree.data.dataset import Dataset, Split
 from bpfree.data.download import Source, find
+from bpfree.data.hashes import check_hash
 from bpfree.errors import UserError
 
 _FOLDERS = ("svhn", "SVHN", "")
@@ -39,19 +40,24 @@ def svhn(data_dir: Path, *, extra: bool = False) -> Dataset:
     Args:
         extra: with 531,131 further and easier training images, 1.3 GB more to download.
     """
-    train, test = (_read(find("svhn", SVHN, file, data_dir)) for file in SVHN.hashes)
+    train, test = _splits(SVHN, data_dir)
     if extra:
-        further = [_read(find("svhn", EXTRA, file, data_dir)) for file in EXTRA.hashes]
+        further = _splits(EXTRA, data_dir)
         train = Split(*map(torch.cat, zip(train, *further, strict=True)))
     return Dataset("svhn", train, test, classes=10)
 
 
-def _read(path: Path) -> Split:
+def _splits(source: Source, data_dir: Path) -> list[Split]:
+    return [_read(find("svhn", source, file, data_dir), known_hash) for file, known_hash in source.hashes.items()]
+
+
+def _read(path: Path, known_hash: str) -> Split:
     """The images and labels of one file.
 
     Raises:
-        UserError: it is damaged, no MATLAB file, or has other variables.
+        UserError: it is not the published one, no MATLAB file, or has other variables.
     """
+    check_hash(path, known_hash)  # since scipy may crash, without an exception, on a file that is damaged
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy's, of variables that nobody asked for

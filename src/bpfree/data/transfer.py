@@ -8,12 +8,12 @@ from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pooch
 import requests
 import urllib3
 from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from bpfree.data.bars import bar
+from bpfree.data.hashes import is_known
 
 CONNECT_SECONDS = 15.0
 STALL_SECONDS = 30.0
@@ -47,10 +47,10 @@ def transfer(url: str, known_hash: str, path: Path) -> None:
         try:
             resumed = _size(stream) > 0
             _persist(url, stream)
-            if resumed and not _is_known(part, known_hash):  # what was there may have been of another file
+            if resumed and not is_known(part, known_hash):  # what was there may have been of another file
                 stream.truncate(0)
                 _persist(url, stream)
-            if not _is_known(part, known_hash):
+            if not is_known(part, known_hash):
                 stream.truncate(0)
                 raise WrongFileError("sent another file than the known one")
         except BaseException:
@@ -62,11 +62,6 @@ def transfer(url: str, known_hash: str, path: Path) -> None:
         part.replace(path)  # while it is claimed still, so that nobody else appends to it
     for other in path.parent.glob(f".{escape(path.name)}.*.part"):
         _drop_unclaimed(other)
-
-
-def _is_known(path: Path, known_hash: str) -> bool:
-    algorithm, _, digest = known_hash.partition(":")
-    return bool(pooch.file_hash(str(path), alg=algorithm) == digest)
 
 
 def _persist(url: str, stream: BinaryIO) -> None:
