@@ -111,6 +111,7 @@ BAD = {
     "nothing to build": b"\x80\x02}(" + short(b"x") + b"K\x01K\x02bu.",
     "an array as state": b"\x80\x02}(" + short(b"x") + b"cnumpy\nndarray\n)RK\x02bu.",
     "not enough": b"\x80\x02R.",
+    "a frame without end": b"\x80\x04\x95" + b"\xff" * 8 + b"}.",
 }
 
 

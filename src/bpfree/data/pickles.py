@@ -26,7 +26,10 @@ _INSTRUCTIONS = """
 """
 _KNOWN = frozenset(_INSTRUCTIONS.split())
 # What the C loader and damaged files raise; it names no common base.
-_BROKEN = (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, MemoryError)
+_BROKEN = (
+    *(pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, MemoryError),
+    OverflowError,
+)
 
 
 def read_pickle(path: Path) -> Any:
