@@ -68,8 +68,10 @@ def test_a_label_that_is_a_number(tmp_path):
     spec = {"name": "table", "path": tmp_path / "in.csv", "label": "size", "values": True}
     run = bpfree.fit("mlp", spec, "backprop", task="regress", epochs=60, batch_size=8)
     assert run.result["test"]["r2"] > 0.5
+    with pytest.raises(UserError, match="found 40 different numbers in column 'size', such as 1.5, .*values=true"):
+        bpfree.fit("mlp", {**spec, "values": False}, "backprop")
     with pytest.raises(UserError, match="'regress' on classes that have names.*data.values=true"):
-        bpfree.fit("mlp", {**spec, "values": False, "test": 0}, "backprop", task="regress")
+        bpfree.fit("mlp", {**spec, "label": "answer", "values": False}, "backprop", task="regress")
     with pytest.raises(UserError, match="line 2, column 'answer': found 'yes', allowed: a number"):
         table(tmp_path, text, values=True)
 

@@ -187,7 +187,8 @@ def _labels(values: Array, where: str) -> Array:
     if missing.any():
         raise UserError(
             f"{where}: found {int(missing.sum())} of {len(labels)} labels that are missing or no integers, number "
-            f"{int(missing.argmax())}, from 0, the first of them; allowed: integers or words"
+            f"{int(missing.argmax())}, from 0, the first of them; allowed: integers or words, or numbers "
+            "to be predicted with data.values=true"
         )
     return labels
 

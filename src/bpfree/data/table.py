@@ -57,9 +57,7 @@ def table(
     sheets = {name: _complete(sheet, [*titles, label], missing) for name, sheet in sheets.items()}
     train = sheets["train"]
     columns = tuple(_column(title, train, title in words) for title in titles)
-    names = None if values else name_classes([cell.strip() for cell in train.cells[label]])
-    if names is not None and len(names) < 2:
-        raise UserError(f"data.label: found one value in column '{label}', {names[0]!r}, allowed: two or more classes")
+    names = None if values else _classes(train, label)
     splits = {
         name: Split(encode(columns, sheet.cells, sheet.places()), _labels(sheet, label, names))
         for name, sheet in sheets.items()
@@ -67,6 +65,31 @@ def table(
     splits = with_test(splits, test)
     classes = 0 if names is None else len(names)
     return Dataset("table", splits["train"], splits.get("test"), classes, class_names=names, columns=columns)
+
+
+def _classes(train: "_Sheet", label: str) -> tuple[str, ...]:
+    """The different labels.
+
+    Raises:
+        UserError: one alone, or numbers with fractions.
+    """
+    names = name_classes([cell.strip() for cell in train.cells[label]])
+    if len(names) < 2:
+        raise UserError(f"data.label: found one value in column '{label}', {names[0]!r}, allowed: two or more classes")
+    if fraction := _fraction(names):
+        raise UserError(
+            f"data.label: found {len(names)} different numbers in column '{label}', such as {fraction}, allowed: "
+            "classes. To predict numbers give data.values=true and task=regress"
+        )
+    return names
+
+
+def _fraction(names: Sequence[str]) -> str | None:
+    """The first number that is no integer, if all are numbers."""
+    try:
+        return next((name for name, value in zip(names, map(float, names), strict=True) if value % 1), None)
+    except ValueError:
+        return None
 
 
 def _labels(sheet: "_Sheet", label: str, names: Sequence[str] | None) -> Tensor:
