@@ -1,5 +1,6 @@
 """Downloads from a real server on loopback, good and bad: success or one clear error, never half a file."""
 
+import errno
 import functools
 import hashlib
 import io
@@ -259,6 +260,18 @@ def test_what_a_process_left_that_was_killed_beside_another_is_removed(server, t
         get(server, tmp_path, "ranges")()
     assert server.asked == [("/ranges/file.gz", "bytes=1000-")]
     assert sorted(p.name for p in left.parent.iterdir()) == [filled.name, "file.gz"]
+
+
+def test_a_drive_without_locks(server, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    put_part(tmp_path, CONTENT[:1000])
+    expect_whole(tmp_path, get(server, tmp_path, "ranges")())
+    assert server.asked == [("/ranges/file.gz", "bytes=1000-")]
 
 
 def test_offline_nothing_is_asked_for(server, tmp_path):
