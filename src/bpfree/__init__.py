@@ -6,6 +6,9 @@
 1
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from bpfree import data, nets, rules, tasks, trackers
 from bpfree._version import __version__
 from bpfree.api import fit, load
@@ -13,8 +16,6 @@ from bpfree.cut import cut, owners
 from bpfree.errors import DivergedError, UserError
 from bpfree.evolution import Evolution, Evolved, evolve
 from bpfree.lab.certify import Certificate, certify
-from bpfree.lab.compare import Comparison, compare
-from bpfree.lab.report import report
 from bpfree.lab.tune import tune
 from bpfree.matmul import fast_float32
 from bpfree.noise import Noise
@@ -26,6 +27,23 @@ from bpfree.taps import taps
 from bpfree.trackers import Measure, Tracker
 from bpfree.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
+
+if TYPE_CHECKING:
+    from bpfree.lab.compare.compare import Comparison, compare
+    from bpfree.lab.report import report
+else:
+    # When first asked for: they draw, and what they draw with takes a while to import.
+    _WHEN_ASKED = {"Comparison": "bpfree.lab.compare", "compare": "bpfree.lab.compare", "report": "bpfree.lab.report"}
+
+    def __getattr__(name):
+        if name not in _WHEN_ASKED:
+            raise AttributeError(f"module 'bpfree' has no attribute '{name}'")
+        globals()[name] = found = getattr(import_module(_WHEN_ASKED[name]), name)
+        return found
+
+    def __dir__():
+        return sorted({*globals(), *_WHEN_ASKED})
+
 
 __all__ = [
     "Batch",

@@ -5,10 +5,9 @@ import tempfile
 import time
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from bpfree import checkpoint
 from bpfree.errors import DivergedError, UserError
@@ -16,6 +15,9 @@ from bpfree.state import Progress
 from bpfree.trackers import Record, Tracker
 from bpfree.trainer import Trainer
 from bpfree.types import Batch
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, RESULT, LAST, BEST = "config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt"
 PLOTS = "plots"
@@ -42,6 +44,8 @@ class RunFolder(Tracker):
 
         config.yaml comes after it: a folder with a config is a run with a checkpoint, whenever a process was killed.
         """
+        from torch.utils.tensorboard import SummaryWriter  # only runs with a folder write events
+
         progress = trainer.progress
         if self.config_text is not None:
             create(self.path)

@@ -18,7 +18,6 @@ from bpfree.data import Preprocess, Split
 from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
-from bpfree.lab.certify.picture import plot_dependencies
 from bpfree.run import Run, assemble
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"
@@ -87,4 +86,6 @@ def _write(found: Certificate, file: Path, picture: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
     if found.measured is not None:
+        from bpfree.lab.certify.picture import plot_dependencies  # with matplotlib
+
         plot_dependencies(found, picture)

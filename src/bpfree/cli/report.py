@@ -7,7 +7,6 @@ import typer
 
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.lab import board as lab_board
-from bpfree.lab.report import report as write_report
 
 RUNS = Path("runs")
 
@@ -20,6 +19,8 @@ def report(
     data_dir: DataDir = None,
 ) -> None:
     """Write what came of runs as one HTML file, and their pictures as PNGs; prints its path."""
+    from bpfree.lab.report import report as write_report  # with matplotlib, which takes a while to import
+
     with told_in_one_line():
         typer.echo(write_report(list(runs), out, data_dir=data_dir))
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pooch
-import requests
 
 from bpfree.data.archives import members
 from bpfree.data.leftovers import drop_abandoned
-from bpfree.data.transfer import transfer
 from bpfree.errors import UserError
 
 _UNPACKING = ".unpack-"
@@ -116,6 +114,8 @@ def _fetch(name: str, source: Source, file: str, target: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(name, target, error) from error
+    from bpfree.data.transfer import transfer  # with requests, which most runs do without
+
     reasons = []
     for mirror in source.mirrors:
         try:
@@ -153,6 +153,8 @@ def _unpack(archive: Path, source: Source, target: Path, data_dir: Path) -> None
 
 
 def _reason(error: Exception) -> str:
+    import requests
+
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"answers {error.response.status_code}"
     if isinstance(error, requests.Timeout):

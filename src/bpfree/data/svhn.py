@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat, whosmat
-from scipy.io.matlab import MatReadError
 
 from bpfree.data.dataset import Dataset, Split
 from bpfree.data.download import Source, find
@@ -30,8 +28,8 @@ SVHN = Source(
 )
 EXTRA = Source(_FOLDERS, _MIRRORS, {"extra_32x32.mat": "md5:a93ce644f1a588dc4d68dda5feec44a7"})
 _MOST = 1_000_000
-# What scipy raises for files that are damaged or of another format; it names no common base.
-_BROKEN = (MatReadError, ValueError, TypeError, LookupError, EOFError, NotImplementedError, MemoryError, zlib.error)
+# What scipy raises, beside an error of its own, for files that are damaged or of another format.
+_BROKEN = (ValueError, TypeError, LookupError, EOFError, NotImplementedError, MemoryError, zlib.error)
 
 
 def svhn(data_dir: Path, *, extra: bool = False) -> Dataset:
@@ -57,6 +55,9 @@ def _read(path: Path, known_hash: str) -> Split:
     Raises:
         UserError: it is not the published one, no MATLAB file, or has other variables.
     """
+    from scipy.io import loadmat, whosmat  # scipy takes a while to import, and nothing else here reads by it
+    from scipy.io.matlab import MatReadError
+
     check_hash(path, known_hash)  # since scipy may crash, without an exception, on a file that is damaged
     try:
         with warnings.catch_warnings():
@@ -66,7 +67,7 @@ def _read(path: Path, known_hash: str) -> Split:
         x, y = values["X"], values["y"].reshape(-1).astype(np.int64)
         if y.min() < 1 or y.max() > 10:
             raise ValueError(f"found labels from {y.min()} to {y.max()}, allowed: 1 to 10")
-    except _BROKEN as error:
+    except (MatReadError, *_BROKEN) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: truncated, corrupt or no such MATLAB file ({reason}). Fetch it again") from error
     return Split(torch.from_numpy(np.ascontiguousarray(x.transpose(3, 2, 0, 1))), torch.from_numpy(y % 10))

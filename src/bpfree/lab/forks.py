@@ -71,13 +71,7 @@ def _start(command: Sequence[str], **streams: Any) -> "subprocess.Popen[bytes]":
 
 def serve() -> None:
     """Import everything, then run what standard input asks for until it is closed."""
-    import torch
-
-    import bpfree.cli  # noqa: F401
-
-    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first optimiser imports much
-    with suppress(ImportError):
-        import sklearn.datasets  # noqa: F401
+    import_everything()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -87,6 +81,20 @@ def serve() -> None:
         _, status = os.waitpid(child, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
+
+
+def import_everything() -> None:
+    """What a training comes to import sooner or later, at once."""
+    import sklearn.datasets
+    import torch
+    import torch.utils.tensorboard
+
+    import bpfree.cli
+    import bpfree.lab.answers
+    import bpfree.lab.diffusion
+    import bpfree.lab.numbers  # noqa: F401
+
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first optimiser imports much
 
 
 def _run(arguments: list[str], log: str) -> NoReturn:

@@ -1,4 +1,7 @@
-"""All pictures of a run, into its folder."""
+"""All pictures of a run, into its folder.
+
+What draws is imported when there is something to draw: a training without a folder does without matplotlib.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,10 +10,6 @@ import torch
 
 from bpfree.data import Split
 from bpfree.diffusion import DiffusionRule
-from bpfree.lab.answers import draw_answers
-from bpfree.lab.diffusion import draw_diffusion
-from bpfree.lab.numbers import draw_numbers
-from bpfree.lab.plots import plot_images, plot_tracked, plot_training
 from bpfree.tasks import Classify, Reconstruct
 
 if TYPE_CHECKING:
@@ -30,6 +29,11 @@ def draw(run: "Run", folder: Path, split: Split | None = None) -> list[Path]:
     Returns:
         The paths of the pictures.
     """
+    from bpfree.lab.answers import draw_answers
+    from bpfree.lab.diffusion import draw_diffusion
+    from bpfree.lab.numbers import draw_numbers
+    from bpfree.lab.plots import plot_tracked, plot_training
+
     written = [plot_training(run.metrics, folder / TRAINING_PLOT), *plot_tracked(run.tracked, folder)]
     if split is not None and isinstance(run.task, Classify):
         written += draw_answers(run, split, folder)
@@ -44,6 +48,8 @@ def draw(run: "Run", folder: Path, split: Split | None = None) -> list[Path]:
 
 def _draw_rebuilt(run: "Run", split: Split, folder: Path) -> list[Path]:
     """Ten samples above what the net makes of them, if they are images."""
+    from bpfree.lab.plots import plot_images
+
     samples = split.take(torch.arange(min(10, len(split.y)))).x
     if samples.dim() != 4 or samples.shape[1] not in (1, 3):
         return []

@@ -1,0 +1,67 @@
+"""What is imported when: each command waits for its own imports alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import bpfree
+
+HEAVY = {
+    "jinja2",
+    "matplotlib",
+    "optuna",
+    "pandas",
+    "requests",
+    "scipy",
+    "sklearn",
+    "sqlalchemy",
+    "sympy",
+    "tensorboard",
+}
+WATCHED = """
+import json, sys
+import bpfree.cli
+start = {name.partition(".")[0] for name in sys.modules}
+from bpfree.lab.forks import import_everything
+import_everything()
+before = set(sys.modules)
+sys.argv = ["bpfree", "train", "digits/mlp", "train.epochs=1"]
+try:
+    bpfree.cli.main()
+finally:
+    further = {name.partition(".")[0] for name in set(sys.modules) - before}
+    print(json.dumps([sorted(start), sorted(further)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> tuple[set[str], set[str]]:
+    """Packages there when the command line has started, and those that a training in a fork has yet to import."""
+    command = [sys.executable, "-c", WATCHED]
+    done = subprocess.run(command, cwd=tmp_path_factory.mktemp("cwd"), capture_output=True, text=True)
+    start, further = json.loads(done.stdout.splitlines()[-1])
+    assert "test accuracy" in done.stdout
+    return set(start), set(further)
+
+
+def test_the_command_line_starts_without_what_only_some_commands_need(imported):
+    start, _ = imported
+    assert {"bpfree", "torch", "typer"} <= start
+    assert not start & HEAVY
+
+
+def test_a_training_in_a_fork_finds_everything_imported(imported):
+    _, further = imported
+    assert not further & (HEAVY | {"bpfree"}), "import it in lab/forks.py, once for all"
+
+
+def test_every_name_is_there_when_asked_for():
+    assert set(bpfree.__all__) <= set(dir(bpfree))
+    assert all(getattr(bpfree, name) is not None for name in bpfree.__all__)
+    assert bpfree.compare.__module__ == "bpfree.lab.compare.compare"
+    with pytest.raises(AttributeError, match="module 'bpfree' has no attribute 'nothing'"):
+        _ = bpfree.nothing
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from bpfree import nothing")
