@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: two workers on two cores, and equal bits
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite in the background; what it starts is to hear Ctrl-C
@@ -12,6 +13,7 @@ import torch
 
 from bpfree.data import Dataset, digits
 from bpfree.types import Batch
+from tests.helpers import without_pictures
 
 torch.set_num_threads(1)
 
@@ -25,6 +27,21 @@ def device() -> torch.device:
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory) -> Dataset:
     return digits(tmp_path_factory.mktemp("unused"))
+
+
+@pytest.fixture
+def undrawn() -> Iterator[pytest.MonkeyPatch]:
+    """Runs are written without their pictures; for tests of something else."""
+    with without_pictures() as patch:
+        yield patch
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """A resume does not wait for the next second, by which TensorBoard alone tells the files of a run apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bpfree.folder._wait_for_a_new_second", lambda _: None)
+        yield
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """What several tests build."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,14 @@ def gradients(*modules: nn.Module) -> dict[str, Tensor]:
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Equal to the bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@contextmanager
+def without_pictures() -> Iterator[pytest.MonkeyPatch]:
+    """Runs are written without their pictures, which take many times as long as the small trainings of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bpfree.run.draw", lambda *_: [])
+        yield patch
 
 
 def zero_grad(*modules: nn.Module) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import bpfree
 from bpfree.cli import app
 from tests.data.test_idx import write_mnist
+from tests.helpers import without_pictures
 
 SMALL = ["train.epochs=1"]
 
@@ -36,7 +37,9 @@ def refused(*args):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    return bpfree.fit("mlp", "digits", "mono_forward", epochs=10, out=tmp_path_factory.mktemp("runs") / "run").folder
+    with without_pictures():
+        out = tmp_path_factory.mktemp("runs") / "run"
+        return bpfree.fit("mlp", "digits", "mono_forward", epochs=10, out=out).folder
 
 
 def test_the_commands_and_options_are_frozen():
@@ -70,21 +73,23 @@ def test_version_and_help():
     assert "without end-to-end backpropagation" in shell("--help").stdout
 
 
-def test_train_then_eval_in_real_processes(tmp_path):
+def test_train_then_eval_in_real_processes(tmp_path, monkeypatch, undrawn):
     def bpfree_(*args):
         command = [sys.executable, "-m", "bpfree", *args]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
 
-    for expected in ("runs/digits-dfa", "runs/digits-dfa-2"):
-        done = bpfree_("train", "digits/dfa", "train.epochs=2", "rule.feedback=orthogonal")
-        assert done.stdout.startswith("dfa on digits: test accuracy 0.")
-        assert done.stdout.rstrip().endswith(f"Run: {expected}")
-        assert done.stderr == "", "quiet when no terminal is there"
-    result = json.loads((tmp_path / expected / "result.json").read_text())
-    assert json.loads(bpfree_("eval", expected).stdout) == result["test"]
+    args = ("train", "digits/dfa", "train.epochs=2", "rule.feedback=orthogonal")
+    done = bpfree_(*args)
+    monkeypatch.chdir(tmp_path)
+    assert shell(*args).stdout.rstrip().endswith("Run: runs/digits-dfa-2"), "a folder of its own for each"
+    assert done.stdout.startswith("dfa on digits: test accuracy 0.")
+    assert done.stdout.rstrip().endswith("Run: runs/digits-dfa")
+    assert done.stderr == "", "quiet when no terminal is there"
+    result, again = (json.loads(Path(f"runs/digits-dfa{n}", "result.json").read_text()) for n in ("", "-2"))
+    assert json.loads(bpfree_("eval", "runs/digits-dfa").stdout) == result["test"] == again["test"]
 
 
-def test_a_trained_run_may_infer_otherwise(tmp_path):
+def test_a_trained_run_may_infer_otherwise(tmp_path, undrawn):
     run = tmp_path / "run"
     shown = shell("train", "digits/noprop_fm", "train.epochs=4", "--out", run).stdout
     beside = {line.split()[2].rstrip(":"): line.split("accuracy ")[1][:6] for line in shown.splitlines()[:-1]}
@@ -190,7 +195,7 @@ def test_predict_16_bit_images_and_no_samples(run_folder, tmp_path, digits_data)
 @pytest.mark.parametrize(
     ("shape", "wrong"), [((3, 8, 8), (8, 8)), ((64,), ()), ((8, 8), (8,)), ((8, 8), (3, 8)), ((1, 8, 8), (2, 64))]
 )
-def test_predict_refuses_arrays_of_another_shape(shape, wrong, tmp_path):
+def test_predict_refuses_arrays_of_another_shape(shape, wrong, tmp_path, undrawn):
     x = np.random.default_rng(0).integers(0, 255, (40, *shape), dtype=np.uint8)
     run = bpfree.fit("mlp", (x, np.arange(40) % 2), "dfa", epochs=1, out=tmp_path / "run")
     np.save(tmp_path / "wrong.npy", np.zeros(wrong))
@@ -199,7 +204,7 @@ def test_predict_refuses_arrays_of_another_shape(shape, wrong, tmp_path):
     assert len(shell("predict", run.folder, tmp_path / "right.npy").stdout.splitlines()) == 1
 
 
-def test_images_have_no_scale_where_training_had_floats(tmp_path):
+def test_images_have_no_scale_where_training_had_floats(tmp_path, undrawn):
     x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
     run = bpfree.fit("mlp", (x, np.arange(40) % 2), "dfa", epochs=1, out=tmp_path / "run")
     Image.new("L", (8, 8)).save(tmp_path / "image.png")

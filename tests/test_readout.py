@@ -18,6 +18,8 @@ from bpfree.run import train
 from bpfree.trainer import Trainer
 from tests.helpers import TASK, same
 
+pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
+
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_the_closed_form(bias, digits_data, device):

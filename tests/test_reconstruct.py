@@ -15,6 +15,7 @@ from bpfree.rules import RULES
 from bpfree.tasks import Reconstruct
 from tests.helpers import autograd_of, bound, denoiser_for, gradients, same, zero_grad
 from tests.test_cli import refused, shell
+from tests.test_run import BLACK_BOX
 
 SHAPE = (1, 8, 8)
 TASK = Reconstruct(SHAPE)
@@ -79,8 +80,9 @@ def test_it_learns_to_rebuild(name, digits_data):
     denoises = issubclass(RULES[name], DiffusionRule)
     net = {"name": "mlp", "hidden": [64, 16, 64], "activation": "tanh"}
     net = {"name": "denoiser", **denoiser_for(name)} if denoises else net
+    rule = {"name": name, "population": 16} if name in BLACK_BOX else name
     x = digits_data.train.x
-    run = bpfree.fit(net, x, name, epochs=8, optimizer=optimizer, task="reconstruct", test=digits_data.test.x)
+    run = bpfree.fit(net, x, rule, epochs=8, optimizer=optimizer, task="reconstruct", test=digits_data.test.x)
     losses = [record["validation"]["loss"] for record in run.metrics]
     assert losses[-1] < (0.99 if black_box or name == "shallow" else 0.75) * losses[0]
     assert run.predict(x[:3]).shape == (3, 1, 8, 8)
@@ -113,7 +115,7 @@ def test_flat_equals_fast(pictures):
     ("scale", "output"),
     [(lambda x: x / 16, "sigmoid"), (lambda x: x / 8 - 1, "tanh"), (lambda x: x - 5, "linear"), (None, "sigmoid")],
 )
-def test_the_output_activation_follows_the_range_of_the_data(scale, output, digits_data, tmp_path):
+def test_the_output_activation_follows_the_range_of_the_data(scale, output, digits_data, tmp_path, undrawn):
     x = digits_data.train.x if scale is None else scale(digits_data.train.x.float())
     run = bpfree.fit("mlp", x, "dfa", epochs=1, task="reconstruct", out=tmp_path / "run")
     assert run.task.output == output

@@ -136,7 +136,7 @@ def test_mono_forward_minimises_the_error_of_its_own_read_out(patients):
         bpfree.fit("mlp", "diabetes", {"name": "mono_forward", "read": "sum"}, epochs=1, task="regress")
 
 
-def test_a_resumed_run_comes_to_the_same_bits_and_loads(patients, tmp_path, monkeypatch):
+def test_a_resumed_run_comes_to_the_same_bits_and_loads(patients, tmp_path, monkeypatch, undrawn, at_once):
     options = {"task": "regress", "epochs": 2, "batch_size": 32}
     whole = bpfree.fit("mlp", "diabetes", "mono_forward", out=tmp_path / "whole", **options)
     with power_cut(monkeypatch, 15, by_ctrl_c=True), pytest.raises(KeyboardInterrupt):

@@ -27,12 +27,13 @@ from bpfree.rules import RULES
 from bpfree.run import train
 from tests.helpers import denoiser_for, same
 
-# `auto` goes by the clock, so two separate runs may choose differently and differ in their last bits.
-EVALUATORS = {"eggroll": "lowrank", **dict.fromkeys(("recombine", "es", "snes", "pgpe"), "loop")}
-OVERRIDES = {
-    "noprop_dt": ["net.blocks=3", "net.width=16"],
-    "recombine": ["rule.population=4", "data.batch_size=64", f"rule.evaluator={EVALUATORS['recombine']}"],
+pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
+# Few members; and `auto` goes by the clock, so two separate runs may choose differently and differ in their last bits.
+BLACK_BOX = {
+    "eggroll": {"population": 4, "evaluator": "lowrank"},
+    **{rule: {"population": 4, "evaluator": "loop"} for rule in ("recombine", "es", "snes", "pgpe")},
 }
+OVERRIDES = {"noprop_dt": ["net.blocks=3", "net.width=16"]}
 
 
 def command(*args):
@@ -52,7 +53,8 @@ def tensorboard_steps(folder):
     return [event.step for event in events.Scalars("train/loss")]
 
 
-def test_a_run_folder_is_complete(tmp_path):
+def test_a_run_folder_is_complete(tmp_path, undrawn):
+    undrawn.undo()
     done = bpfree.fit("mlp", "digits", "mono_forward", epochs=3, out=tmp_path / "run")
     names = {p.name for p in done.folder.iterdir() if not p.name.startswith("events.")}
     assert names == {"config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt", "plots"}
@@ -81,9 +83,12 @@ def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("rule", ["backprop", "dfa", "mono_forward", "noprop_dt", "recombine"])
+@pytest.mark.parametrize("rule", ["mono_forward", "noprop_dt"])
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
-    """A real process is killed twice, mid-training; what it then comes to is what the undisturbed one came to."""
+    """A real process is killed twice, mid-training; what it then comes to is what the undisturbed one came to.
+
+    With weights of the rule's own beside the net's; of every rule, below, the power fails within this process.
+    """
     args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.shift=1", "optimizer.lr=0.003"]
     train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
@@ -115,7 +120,7 @@ def finished_epochs(folder):
 
 
 def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
-    args = ["digits/dfa", "train.epochs=20", "data.batch_size=8", "data.shift=1"]
+    args = ["digits/dfa", "train.epochs=10", "data.batch_size=8", "data.shift=1"]
     train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     process = subprocess.Popen(command("train", *args, "--out", torn), stderr=subprocess.PIPE, text=True)
@@ -293,8 +298,9 @@ def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digit
 def test_every_rule_resumes_exactly(rule, tmp_path, monkeypatch):
     """The same as for kill -9, in one process and for every rule: the power fails in the second epoch of three."""
     denoises = issubclass(RULES[rule], DiffusionRule)
-    net = {"name": "denoiser", **denoiser_for(rule)} if denoises else {"name": "mlp", "activation": "tanh"}
-    spec = {"name": rule, **({"evaluator": EVALUATORS[rule]} if rule in EVALUATORS else {})}
+    mlp = {"name": "mlp", "hidden": [24, 16], "activation": "tanh"}
+    net = {"name": "denoiser", **denoiser_for(rule)} if denoises else mlp
+    spec = {"name": rule, **BLACK_BOX.get(rule, {})}
     values = {"data": {"name": "digits", "batch_size": 128}, "net": net, "rule": spec, "train": {"epochs": 3}}
     config = parse({**values, "schedule": "cosine"})
     train(config, out=tmp_path / "whole")
@@ -337,7 +343,7 @@ def test_a_loaded_run_predicts_the_same(rule, tmp_path, digits_data):
     conv = {"name": "conv", "activation": "tanh"}
     denoises = issubclass(RULES[rule], DiffusionRule)
     net = {"name": "denoiser", **denoiser_for(rule)} if denoises else conv
-    done = bpfree.fit(net, "digits", rule, epochs=1, out=tmp_path / "run")
+    done = bpfree.fit(net, "digits", {"name": rule, **BLACK_BOX.get(rule, {})}, epochs=1, out=tmp_path / "run")
     loaded = bpfree.load(tmp_path / "run")
     x = digits_data.test.x
     assert torch.equal(done.predict_proba(x), loaded.predict_proba(x))

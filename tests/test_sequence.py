@@ -250,7 +250,7 @@ def test_feedback_alignment_takes_the_steps_of_linear_layers(windows):
 # Runs
 
 
-def test_a_run_predicts_resumes_and_loads(small, tmp_path, monkeypatch):
+def test_a_run_predicts_resumes_and_loads(small, tmp_path, monkeypatch, undrawn, at_once):
     options = {"epochs": 2, "out": tmp_path / "whole"}
     whole = fit("dfa", **options)
     with power_cut(monkeypatch, 6, by_ctrl_c=True), pytest.raises(KeyboardInterrupt):

@@ -25,7 +25,7 @@ from bpfree.trackers.alignment import angle
 from bpfree.trackers.depth import probe
 from tests.helpers import IN_SHAPE, TASK, net_for, same
 
-pytestmark = pytest.mark.filterwarnings("ignore:drtp")
+pytestmark = [pytest.mark.filterwarnings("ignore:drtp"), pytest.mark.usefixtures("undrawn")]
 
 
 def watched(rule, trackers, data, *, net=None, epochs=1, dtype=torch.float64, **options):
@@ -334,7 +334,8 @@ def events(folder, name):
     return [(event.step, pytest.approx(event.value)) for event in found.Scalars(name)]
 
 
-def test_what_a_run_leaves(tmp_path):
+def test_what_a_run_leaves(tmp_path, undrawn):
+    undrawn.undo()
     own = Rude(every=5)
     done = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / "run", trackers=["cost", "gradients", own])
     drawn = {"training", "confusion", "wrong", "cost", "gradients", "rude"}

@@ -17,7 +17,9 @@ from bpfree.run import train
 from bpfree.tasks import Classify
 from tests.helpers import TASK, denoiser_for, net_for, same
 from tests.test_cli import refused
-from tests.test_run import power_cut, weights
+from tests.test_run import BLACK_BOX, power_cut, weights
+
+pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
 
 NOISE = Noise(4, 2).fold("batch", 7)
 ALL = {"shift": 2, "flip": True, "crop": 0.5, "brightness": 0.4, "contrast": 0.4, "cutout": 3}
@@ -194,7 +196,8 @@ def test_mixup_is_a_loss_between_those_of_both_labels():
 def test_every_rule_trains_with_mixup_or_says_that_it_does_not(name, digits_data, batch, tmp_path):
     denoises = issubclass(RULES[name], DiffusionRule)
     net = {"name": "denoiser", **denoiser_for(name)} if denoises else {"name": "mlp", "activation": "tanh"}
-    values = {"data": {"name": "digits", "mixup": 0.4}, "net": net, "rule": name, "train": {"epochs": 2}}
+    rule = {"name": name, **BLACK_BOX.get(name, {})}
+    values = {"data": {"name": "digits", "mixup": 0.4}, "net": net, "rule": rule, "train": {"epochs": 1}}
     soft = Batch(batch.x, 0.5 * (TASK.target(batch) + TASK.target(batch).roll(1, 0)))
     if RULES[name].takes_soft_labels:
         losses = [record["train"]["loss"] for record in train(parse(values)).metrics]

@@ -24,6 +24,8 @@ from bpfree.errors import UserError
 from bpfree.lab.answers import answers_of, confusion_figure
 from tests.test_cli import shell
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CLASSES = ("cat", "dog", "emu")
 
 

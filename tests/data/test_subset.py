@@ -15,6 +15,8 @@ from bpfree.data import Dataset, Split
 from bpfree.data.subset import Skew, mislabel, select, thin
 from tests.test_cli import shell
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CLASSES = 7
 
 

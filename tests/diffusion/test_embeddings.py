@@ -12,6 +12,8 @@ from bpfree.rules import NoPropDT
 from bpfree.tasks import Classify, Reconstruct
 from tests.helpers import IN_SHAPE, TASK, same
 
+pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
+
 DIM = {"one_hot": 10, "learned": 20, "prototype": 64}
 
 

@@ -13,14 +13,16 @@ import urllib.request
 import pytest
 
 import bpfree
+from tests.helpers import without_pictures
 from tests.test_cli import refused
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("board") / "runs"
-    for name in ("one", "two"):
-        bpfree.fit("mlp", "digits", "dfa", epochs=1, out=folder / name)
+    with without_pictures():
+        for name in ("one", "two"):
+            bpfree.fit("mlp", "digits", "dfa", epochs=1, out=folder / name)
     return folder
 
 

@@ -206,7 +206,7 @@ class TestShell:
         assert json.loads((tmp_path / "certificate.json").read_text())["measured"]["memory"] == "grows"
         assert (tmp_path / "dependencies.png").exists()
 
-    def test_a_run(self, tmp_path):
+    def test_a_run(self, tmp_path, undrawn):
         run = bpfree.fit(net="mlp", data="digits", rule="mono_forward", epochs=1, out=tmp_path / "run").folder
         done = self.shell(run, "--json")
         assert done.exit_code == 0, done.output

@@ -15,6 +15,8 @@ from bpfree.lab.tune.space import find_markers, grid, resolve
 from tests.lab.tuning import RULES, config_file, retrained, states, study_file, tiny
 from tests.test_cli import refused, shell
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 
 # The space

@@ -17,6 +17,8 @@ import pytest
 from tests.lab.tuning import config_file, kill_9_within_a_trial, wait_for
 from tests.test_cli import refused, shell
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 DRIVER = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
