@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import time
 
+import pytest
 from optuna.trial import TrialState
 
 from bpfree.lab.tune.plan import make_plan
@@ -23,6 +25,8 @@ from tests.lab.tuning import (
     wait_for,
 )
 from tests.test_cli import refused, shell
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_deaths_are_told_by_counts_that_stand_still(tmp_path):
@@ -67,11 +71,11 @@ def test_a_grid_is_gone_through_once(tmp_path):
 
 
 def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, tmp_path):
-    """Thirty trials, two real processes, kill -9 in the middle; then a resume, and the best config is trained again."""
+    """Two real processes, kill -9 in the middle; then a resume, and the best config is trained again."""
     path, out = config_file(tmp_path, rule=RULES), tmp_path / "out"
-    args = ["tune.trials=30", "tune.grace=4"]
+    args = ["tune.trials=16", "tune.grace=4"]
     workers = [start(path, out, *args) for _ in range(2)]
-    wait_for((out / "trials" / "0007" / "result.json").exists)
+    wait_for((out / "trials" / "0003" / "result.json").exists)
     study = in_database(out)
     wait_for(lambda: all(any(f":{w.pid}" in t.user_attrs.get("worker", "") for t in study.trials) for w in workers))
     before = {t.number: t for t in study.get_trials(states=(TrialState.COMPLETE,))}
@@ -79,8 +83,8 @@ def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, t
     shown, errors = workers[1].communicate()
     workers[0].communicate()
     assert workers[1].returncode == 0, errors
-    assert "30 complete" in shown
-    assert states(out) == {"complete": 30, "failed": 1}
+    assert "16 complete" in shown
+    assert states(out) == {"complete": 16, "failed": 1}
     trials = {trial["number"]: trial for trial in study_file(out)["trials"]}
     assert trials[killed.number]["state"] == "failed"
     assert trials[killed.number]["reason"] == "its worker ended without a word"
@@ -88,8 +92,8 @@ def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, t
     assert retry["state"] == "complete"
     assert killed.params.items() <= retry["params"].items(), "as far as they had been chosen"
     assert all(trials[n]["value"] == t.value and trials[n]["params"] == t.params for n, t in before.items())
-    assert shell("tune", path, "tune.trials=32", "--out", out).exit_code == 0, "the study goes on by the same command"
-    assert states(out) == {"complete": 32, "failed": 1}
+    assert shell("tune", path, "tune.trials=18", "--out", out).exit_code == 0, "the study goes on by the same command"
+    assert states(out) == {"complete": 18, "failed": 1}
     assert retrained(out, tmp_path)["validation"]["accuracy"] == study_file(out)["best"]["value"]
 
 
@@ -140,6 +144,14 @@ def test_a_process_that_loses_a_worker_ends_with_the_others(start, tmp_path):
 
 
 def test_when_every_worker_ends_early_its_last_words_are_told(tmp_path, monkeypatch):
+    """Here before they are told what to do."""
+
+    class Ended(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.exit('no such machine')\n")
     line = refused("tune", config_file(tmp_path), "--workers", "2", "--out", tmp_path / "out")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -96,6 +97,6 @@ def _start(plan: Plan, log: Path) -> "subprocess.Popen[bytes]":
             start_new_session=True,
         )
     assert process.stdin is not None
-    process.stdin.write(plan.model_dump_json().encode())
-    process.stdin.close()
+    with suppress(BrokenPipeError), process.stdin:  # one that ended at once is told of by its last words
+        process.stdin.write(plan.model_dump_json().encode())
     return process
