@@ -153,7 +153,9 @@ def test_a_comparison_is_reported_and_not_run_again(tmp_path):
 
 
 def test_what_cannot_be_trained_is_shown_with_its_reason(tmp_path):
-    done = shell("digits/mlp", *SMALL, "net.activation=sign", "--rules", "es,dfa", "--seeds", 1, "--out", tmp_path)
+    done = shell(
+        "digits/mlp", *SMALL, "net.activation=sign", "--rules", "es,dfa", "--seeds", 1, "--jobs", 1, "--out", tmp_path
+    )
     assert done.exit_code == 1
     assert "failed: dfa seed 0: net: its act1 (Sign) has no derivative" in done.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "compare.json").read_text())["groups"][0]["rows"]}

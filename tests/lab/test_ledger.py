@@ -159,14 +159,14 @@ def test_an_entry_is_run_once_and_the_page_rewritten(root):
     assert shell().exit_code == 0
     assert "Its results are of a config that has changed since" in (root / PAGE).read_text()
     write(root, [{**ENTRY, "seeds": [0, 1, 2]}, OTHER])
-    assert shell("--all").exit_code == 0
+    assert shell("--all", "--jobs", 1).exit_code == 0
     assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["digits-dfa-0", "digits-mono-2"]
     assert "1 🔴 not reached, 1 ⚪ no published value, 0 ⚪ not measured yet" in (root / PAGE).read_text()
 
 
 def test_a_run_that_fails_is_told_and_the_others_count(root):
     write(root, [{**ENTRY, "overrides": ["train.epochs=1", "net.activation=sign"]}, OTHER])
-    done = shell("--all")
+    done = shell("--all", "--jobs", 1)
     assert done.exit_code == 1
     assert "failed: digits-mono-0: net: its act1 (Sign) has no derivative" in done.stderr
     assert not (root / RESULTS / "digits-mono.json").exists()
