@@ -96,5 +96,5 @@ def test_rules_that_differentiate_refuse_them(name, kind, batch):
 @pytest.mark.parametrize("name", ["eggroll", "es", "snes"])
 def test_black_box_rules_train_them(name, kind, digits_data):
     optimizer = {"name": "sgd", "lr": 1.0} if name == "snes" else {"name": "adam", "lr": 0.02}
-    run = bpfree.fit(HARD[kind], "digits", {"name": name, "population": 32}, epochs=12, optimizer=optimizer)
+    run = bpfree.fit(HARD[kind], "digits", {"name": name, "population": 32}, epochs=8, optimizer=optimizer)
     assert run.result["test"]["accuracy"] > (0.3 if kind == "sign conv" else 0.6)

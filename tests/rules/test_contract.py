@@ -225,7 +225,7 @@ def test_it_learns_with_its_defaults(name, digits_data, device):
     train = digits_data.train
     optimizer = OPTIMIZERS.get(name, {"name": "adam", "lr": 5e-3})
     net = net_for(name, device, torch.float32)
-    run = fit(net, (train.x, train.y), name, epochs=20, optimizer=optimizer, test=digits_data.test, device=str(device))
+    run = fit(net, (train.x, train.y), name, epochs=10, optimizer=optimizer, test=digits_data.test, device=str(device))
     assert run.result["test"]["accuracy"] > (0.35 if name in ("spsa", "forward_gradient") else 0.5)  # from one draw
     losses = [record["train"]["loss"] for record in run.metrics]
     assert losses[-1] < losses[0]

@@ -16,6 +16,13 @@ def small_net(device):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10)).double().to(device)
 
 
+def tiny_net(device):
+    """118 parameters: how near a mean over members comes to the gradient goes by members for each parameter."""
+    torch.manual_seed(0)
+    layers = (nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 10))
+    return nn.Sequential(*layers).double().to(device)
+
+
 def flat(net):
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
@@ -35,17 +42,17 @@ def gradient_of(net, batch):
 @pytest.mark.parametrize(
     "rule",
     [
-        ES(population=100_000, sigma=1e-4, shaping="raw", evaluator="vmap"),
-        ES(population=100_000, sigma=1e-4, shaping="raw", perturbation="rademacher", evaluator="vmap"),
-        Eggroll(population=100_000, sigma=1e-4, shaping="raw", evaluator="lowrank"),
-        Eggroll(population=100_000, sigma=1e-4, shaping="raw", rank=3, evaluator="lowrank"),
-        SPSA(pairs=50_000, sigma=1e-4, evaluator="vmap"),
-        ForwardGradient(directions=30_000),
+        ES(population=40_000, sigma=1e-4, shaping="raw", evaluator="vmap"),
+        ES(population=40_000, sigma=1e-4, shaping="raw", perturbation="rademacher", evaluator="vmap"),
+        Eggroll(population=40_000, sigma=1e-4, shaping="raw", evaluator="lowrank"),
+        Eggroll(population=40_000, sigma=1e-4, shaping="raw", rank=3, evaluator="lowrank"),
+        SPSA(pairs=20_000, sigma=1e-4, evaluator="vmap"),
+        ForwardGradient(directions=12_000),
     ],
     ids=["es", "rademacher", "eggroll", "rank 3", "spsa", "forward_gradient"],
 )
 def test_the_expected_step_is_the_gradient(rule, batch):
-    net = small_net(batch.x.device)
+    net = tiny_net(batch.x.device)
     bound(rule, net, batch)
     step, gradient = step_of(rule, net, batch), gradient_of(net, batch)
     assert float(torch.cosine_similarity(step, gradient, dim=0)) > 0.99
