@@ -10,7 +10,7 @@ demo: $(READY)  ## train a net by rules of four kinds on the embedded digits, be
 	$(BIN)/bpfree compare digits/mlp --rules dfa,mono_forward,noprop_dt,eggroll --seeds 3 --out runs/demo
 
 test: $(READY)  ## the whole suite but what is marked slow
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
