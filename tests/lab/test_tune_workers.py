@@ -71,9 +71,9 @@ def test_a_grid_is_gone_through_once(tmp_path):
 
 
 def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, tmp_path):
-    """Two real processes, kill -9 in the middle; then a resume, and the best config is trained again."""
+    """Thirty trials, two real processes, kill -9 in the middle; then a resume, and the best config is trained again."""
     path, out = config_file(tmp_path, rule=RULES), tmp_path / "out"
-    args = ["tune.trials=16", "tune.grace=4"]
+    args = ["tune.trials=30", "tune.grace=4"]
     workers = [start(path, out, *args) for _ in range(2)]
     wait_for((out / "trials" / "0003" / "result.json").exists)
     study = in_database(out)
@@ -83,8 +83,8 @@ def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, t
     shown, errors = workers[1].communicate()
     workers[0].communicate()
     assert workers[1].returncode == 0, errors
-    assert "16 complete" in shown
-    assert states(out) == {"complete": 16, "failed": 1}
+    assert "30 complete" in shown
+    assert states(out) == {"complete": 30, "failed": 1}
     trials = {trial["number"]: trial for trial in study_file(out)["trials"]}
     assert trials[killed.number]["state"] == "failed"
     assert trials[killed.number]["reason"] == "its worker ended without a word"
@@ -92,8 +92,8 @@ def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, t
     assert retry["state"] == "complete"
     assert killed.params.items() <= retry["params"].items(), "as far as they had been chosen"
     assert all(trials[n]["value"] == t.value and trials[n]["params"] == t.params for n, t in before.items())
-    assert shell("tune", path, "tune.trials=18", "--out", out).exit_code == 0, "the study goes on by the same command"
-    assert states(out) == {"complete": 18, "failed": 1}
+    assert shell("tune", path, "tune.trials=32", "--out", out).exit_code == 0, "the study goes on by the same command"
+    assert states(out) == {"complete": 32, "failed": 1}
     assert retrained(out, tmp_path)["validation"]["accuracy"] == study_file(out)["best"]["value"]
 
 

@@ -85,7 +85,7 @@ def serve() -> None:
 
 def import_everything() -> None:
     """What a training comes to import sooner or later, at once."""
-    import sklearn.datasets
+    import sklearn.datasets  # noqa: F401
     import torch
     import torch.utils.tensorboard
 
