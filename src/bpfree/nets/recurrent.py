@@ -27,6 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -179,8 +180,9 @@ class Recurrent(nn.Sequential):
         out_features: D.
         make: (features, hidden, detach) -> a layer.
         hidden: H of each layer.
-        detach: see `RecurrentLayer`.
-        each_step: whether the net answers at each step, [B, T, D], or at the end, [B, D].
+        detach: no error goes back in time; see `RecurrentLayer`.
+        each_step: whether the net answers at each step, [B, T, D], as the task `sequence` needs it, or at the end,
+            [B, D].
     """
 
     def __init__(
@@ -189,9 +191,9 @@ class Recurrent(nn.Sequential):
         out_features: int,
         make: Callable[[int, int, bool], RecurrentLayer],
         *,
-        hidden: Sequence[int],
-        detach: bool,
-        each_step: bool,
+        hidden: Sequence[int] = (64,),
+        detach: bool = False,
+        each_step: bool = False,
     ) -> None:
         for width in hidden:
             check_positive("net.hidden", width)
@@ -219,68 +221,37 @@ class Recurrent(nn.Sequential):
         return out, tuple(states)
 
 
-def gru(
-    in_shape: int | Sequence[int],
-    out_features: int,
-    *,
-    hidden: Sequence[int] = (64,),
-    detach: bool = False,
-    each_step: bool = False,
-) -> Recurrent:
-    """Gated recurrent units; see `Recurrent` and the module.
+class RecurrentOptions(TypedDict, total=False):
+    """What every recurrent net takes; see `Recurrent` for the meaning and the defaults."""
 
-    Args:
-        in_shape: [steps, values] or [channels, height, width] of one sample.
-        out_features: D.
-        hidden: width of each layer.
-        detach: no error goes back in time.
-        each_step: the net answers at each step, as the task `sequence` needs it, and not at the end only.
-    """
-    return Recurrent(_shape(in_shape), out_features, GRULayer, hidden=hidden, detach=detach, each_step=each_step)
+    hidden: Sequence[int]
+    detach: bool
+    each_step: bool
 
 
-def lstm(
-    in_shape: int | Sequence[int],
-    out_features: int,
-    *,
-    hidden: Sequence[int] = (64,),
-    detach: bool = False,
-    each_step: bool = False,
-) -> Recurrent:
-    """Long short-term memory; see `Recurrent` and the module.
+def gru(in_shape: int | Sequence[int], out_features: int, **options: Unpack[RecurrentOptions]) -> Recurrent:
+    """Gated recurrent units; see `Recurrent` for its arguments, and the module."""
+    return Recurrent(_shape(in_shape), out_features, GRULayer, **options)
 
-    Args:
-        in_shape: [steps, values] or [channels, height, width] of one sample.
-        out_features: D.
-        hidden: width of each layer.
-        detach: no error goes back in time.
-        each_step: the net answers at each step, as the task `sequence` needs it, and not at the end only.
-    """
-    return Recurrent(_shape(in_shape), out_features, LSTMLayer, hidden=hidden, detach=detach, each_step=each_step)
+
+def lstm(in_shape: int | Sequence[int], out_features: int, **options: Unpack[RecurrentOptions]) -> Recurrent:
+    """Long short-term memory; see `Recurrent` for its arguments, and the module."""
+    return Recurrent(_shape(in_shape), out_features, LSTMLayer, **options)
 
 
 def liquid(
-    in_shape: int | Sequence[int],
-    out_features: int,
-    *,
-    hidden: Sequence[int] = (64,),
-    backbone: int = 64,
-    detach: bool = False,
-    each_step: bool = False,
+    in_shape: int | Sequence[int], out_features: int, *, backbone: int = 64, **options: Unpack[RecurrentOptions]
 ) -> Recurrent:
     """Closed-form continuous-time (CfC) neurons; see `Recurrent` and the module. Needs the package ncps.
 
     Args:
         in_shape: [steps, values] or [channels, height, width] of one sample.
         out_features: D.
-        hidden: width of each layer.
         backbone: width of what the four maps of a layer share.
-        detach: no error goes back in time.
-        each_step: the net answers at each step, as the task `sequence` needs it, and not at the end only.
+        options: see `Recurrent`.
     """
     check_positive("net.backbone", backbone)
-    make = partial(LiquidLayer, backbone=backbone)
-    return Recurrent(_shape(in_shape), out_features, make, hidden=hidden, detach=detach, each_step=each_step)
+    return Recurrent(_shape(in_shape), out_features, partial(LiquidLayer, backbone=backbone), **options)
 
 
 def _shape(in_shape: int | Sequence[int]) -> tuple[int, ...]:
