@@ -119,16 +119,54 @@ def test_autocast_sees_every_member(batch):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_dropout_is_off_and_batch_norm_follows_the_unperturbed_net(batch, frozen):
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_are_those_of_the_unperturbed_net(batch, frozen, momentum):
     net = NETS["mlp"]((1, 8, 8), 10, hidden=[8], batch_norm=True, dropout=0.9).double().to(batch.x.device)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = momentum
     expected = deepcopy(net)
     if frozen:
         freeze(net, ["norm*"])
-    else:
-        expected(batch.x)
-    Recombine(evaluator="loop").gradients(net, TASK, batch, Noise())
-    assert all(torch.equal(v, net.get_buffer(k)) for k, v in expected.named_buffers())
+    for _ in range(3):
+        Recombine(evaluator="loop").gradients(net, TASK, batch, Noise())
+        if not frozen:
+            expected(batch.x)
+    assert all(torch.allclose(v, net.get_buffer(k), rtol=1e-12) for k, v in expected.named_buffers())
+    assert all(module.momentum == momentum for module in net.modules() if isinstance(module, nn.BatchNorm1d))
     assert net.training
+
+
+def test_members_go_by_the_statistics_of_the_minibatch(batch):
+    """A step is the gradient of the net as it trains, its statistics taken as constants, whatever the averages are."""
+    net = NETS["mlp"]((1, 8, 8), 10, hidden=[8], batch_norm=True, dropout=0.9).double().to(batch.x.device)
+    steps = []
+    for _ in range(2):  # the second time the averages are others
+        zero_grad(net)
+        Recombine(evaluator="loop").gradients(net, TASK, batch, Noise())
+        steps.append([p.grad.clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
+    losses = []
+    Recombine(evaluator="loop", sigma=1e-9).gradients(net, Heard(losses), batch, Noise())
+    for layer in net.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.eval()
+    expected = TASK.loss(net(batch.x), batch).item()
+    assert losses == pytest.approx([expected] * len(losses), rel=5e-3)  # but for the unbiased variance
+    assert TASK.loss(net.eval()(batch.x), batch).item() != pytest.approx(expected, rel=0.02)
+
+
+class Heard(type(TASK)):
+    """The task, which notes every loss."""
+
+    def __init__(self, losses):
+        super().__init__(10)
+        self.losses = losses
+
+    def loss(self, out, batch):
+        loss = super().loss(out, batch)
+        self.losses.append(loss.item())
+        return loss
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from bpfree.population.generation import Generation, Member
 from bpfree.population.objective import Objective, Score
 from bpfree.population.perturbation import Perturbation
 from bpfree.population.shaping import Shaping
-from bpfree.population.statistics import update_statistics
+from bpfree.population.statistics import batch_statistics
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
@@ -41,7 +41,7 @@ class BlackBoxRule(Rule):
     Member i has the parameters theta + sigma E_i; `.grad` becomes sum_i w_i E_i / (P sigma), with the weights w made
     from the members' scores. A member is a key and a sign, its noise regenerated when needed: memory is that of
     inference and a few times the parameters, whatever the size of the population. Members run in evaluation mode:
-    dropout is off, and batch norm goes by its running statistics, which the unperturbed net updates before each step.
+    dropout is off, and batch norm goes by the statistics that the unperturbed net has on the same minibatch.
 
     Args:
         perturbation: how members differ, E.
@@ -109,9 +109,8 @@ class BlackBoxRule(Rule):
         generation = self.generation(trainable(net), noise)
         training = net.training
         try:
-            update_statistics(net, batch.x)
-            net.eval()
-            scores, first = self.evaluator(net, batch.x, judge, generation)(net, batch.x, judge, generation)
+            with batch_statistics(net, batch.x):
+                scores, first = self.evaluator(net, batch.x, judge, generation)(net, batch.x, judge, generation)
         finally:
             net.train(training)
         self.learn(generation, scores)
