@@ -29,6 +29,9 @@ NET = {
     "mlp": lambda: NETS["mlp"]((1, 8, 8), 10, hidden=[12, 7]),
     "conv": lambda: NETS["conv"]((1, 8, 8), 10, channels=[3, 4], hidden=9),
     "norm": lambda: NETS["conv"]((1, 8, 8), 10, channels=[3], hidden=5, batch_norm=True, dropout=0.5),
+    "norm by batch": lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU(), nn.Flatten(), nn.Linear(108, 10)
+    ),
     "norm first": lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)),
     "strided": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1, bias=False), nn.Flatten(), nn.Linear(64, 10, bias=False)),
     "tokens": Tokens,
@@ -41,7 +44,7 @@ def make(kind, batch, dtype=torch.float64):
     torch.manual_seed(0)
     net = NET[kind]().to(batch.x.device, dtype).eval()
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return net

@@ -8,7 +8,7 @@ from bpfree import Noise, Trainer, UserError
 from bpfree.freezing import freeze
 from bpfree.nets import NETS
 from bpfree.population import Loop, Softmax
-from bpfree.rules import Backprop, Recombine
+from bpfree.rules import Backprop, Eggroll, Recombine
 from bpfree.types import Batch
 from tests.helpers import TASK, bound, zero_grad
 from tests.rules.test_es import tiny_net
@@ -137,36 +137,20 @@ def test_running_statistics_are_those_of_the_unperturbed_net(batch, frozen, mome
     assert net.training
 
 
-def test_members_go_by_the_statistics_of_the_minibatch(batch):
-    """A step is the gradient of the net as it trains, its statistics taken as constants, whatever the averages are."""
-    net = NETS["mlp"]((1, 8, 8), 10, hidden=[8], batch_norm=True, dropout=0.9).double().to(batch.x.device)
-    steps = []
-    for _ in range(2):  # the second time the averages are others
-        zero_grad(net)
-        Recombine(evaluator="loop").gradients(net, TASK, batch, Noise())
-        steps.append([p.grad.clone() for p in net.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
-    losses = []
-    Recombine(evaluator="loop", sigma=1e-9).gradients(net, Heard(losses), batch, Noise())
-    for layer in net.modules():
-        if isinstance(layer, nn.Dropout):
-            layer.eval()
-    expected = TASK.loss(net(batch.x), batch).item()
-    assert losses == pytest.approx([expected] * len(losses), rel=5e-3)  # but for the unbiased variance
-    assert TASK.loss(net.eval()(batch.x), batch).item() != pytest.approx(expected, rel=0.02)
-
-
-class Heard(type(TASK)):
-    """The task, which notes every loss."""
-
-    def __init__(self, losses):
-        super().__init__(10)
-        self.losses = losses
-
-    def loss(self, out, batch):
-        loss = super().loss(out, batch)
-        self.losses.append(loss.item())
-        return loss
+@pytest.mark.parametrize("evaluator", ["loop", "in_place", "vmap", "lowrank"])
+def test_batch_norm_goes_by_the_minibatch_as_in_training(batch, evaluator):
+    """Members have the loss that backprop differentiates, whatever the running statistics, which differ by the call."""
+    options = {"batch_norm": True, "dropout": 0.9}
+    for name, sizes in {"mlp": {"hidden": [8]}, "conv": {"channels": [4, 6], "hidden": 8}}.items():
+        net = NETS[name]((1, 8, 8), 10, **sizes, **options).double().to(batch.x.device)
+        rule = Eggroll(evaluator=evaluator, population=4, sigma=1e-9)
+        found = [rule.gradients(net, TASK, batch, Noise())["loss"].item() for _ in range(2)]
+        for layer in net.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.eval()
+        expected = TASK.loss(net(batch.x), batch).item()
+        assert found == pytest.approx([expected, expected], rel=1e-6)
+        assert TASK.loss(net.eval()(batch.x), batch).item() != pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

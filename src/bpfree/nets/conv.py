@@ -29,7 +29,7 @@ def conv(
         kernel: width of the convolutions, odd.
         hidden: width of the fully connected hidden layer; none for a net without one.
         activation: a name in ACTIVATIONS.
-        batch_norm: normalise before each activation.
+        batch_norm: normalise after each convolution.
         dropout: probability of dropping a unit before the fully connected layers.
 
     Raises:

@@ -148,13 +148,18 @@ def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias:
 def _batch_norm(
     layer: nn.BatchNorm1d | nn.BatchNorm2d, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor
 ) -> Tensor:
-    """[n B, C, ...] of x [B, C, ...], which all members share, or [n B, C, ...]; with the running statistics."""
-    out = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-    base = out.unsqueeze(0) if len(x) == samples else out.view(n, samples, *out.shape[1:])
+    """[n B, C, ...] of x [B, C, ...], which all members share, or [n B, C, ...]."""
+    own = x.unsqueeze(0) if len(x) == samples else x.view(n, samples, *x.shape[1:])
     place = (-1, 1, x.shape[1], *[1] * (x.dim() - 2))
-    scale = layer.weight if weight is None else layer.weight + weight.values
-    shift = layer.bias if bias is None else layer.bias + bias.values
-    return torch.addcmul(shift.view(place), base, scale.view(place)).expand(n, *base.shape[1:]).flatten(0, 1)
+    if layer.training or layer.running_mean is None or layer.running_var is None:
+        exact = own.float() if own.itemsize < 4 else own
+        variance, mean = torch.var_mean(exact, (1, *range(3, own.dim())), correction=0, keepdim=True)
+    else:
+        variance, mean = layer.running_var.view(place), layer.running_mean.view(place)
+    scale = (layer.weight if weight is None else layer.weight + weight.values).view(place)
+    shift = (layer.bias if bias is None else layer.bias + bias.values).view(place)
+    scale = scale * torch.rsqrt(variance + layer.eps)
+    return torch.addcmul(shift - mean * scale, own, scale).expand(n, *own.shape[1:]).flatten(0, 1)
 
 
 _MEMBERWISE: dict[type[nn.Module], Callable[..., Tensor]] = {

@@ -40,8 +40,8 @@ class BlackBoxRule(Rule):
 
     Member i has the parameters theta + sigma E_i; `.grad` becomes sum_i w_i E_i / (P sigma), with the weights w made
     from the members' scores. A member is a key and a sign, its noise regenerated when needed: memory is that of
-    inference and a few times the parameters, whatever the size of the population. Members run in evaluation mode:
-    dropout is off, and batch norm goes by the statistics that the unperturbed net has on the same minibatch.
+    inference and a few times the parameters, whatever the size of the population. Members run with dropout off, and
+    with batch norm by their own minibatch, as in training; running statistics are the unperturbed net's.
 
     Args:
         perturbation: how members differ, E.
