@@ -10,6 +10,7 @@ from bpfree import Noise, UserError
 from bpfree.nets import NETS
 from bpfree.population import Gaussian, Generation, InPlace, Loop, LowRank, LowRankEvaluator, Member, Vmap, choose
 from bpfree.population.evaluators import frozen_parts_run_once
+from bpfree.population.first_layer import find_first_layer
 from tests.helpers import TASK
 
 
@@ -93,6 +94,56 @@ def test_low_rank_members_are_those_of_weights_written_out(kind, rank, mirrored,
             torch.testing.assert_close(TASK.loss(first, this), expected[0], rtol=tolerance, atol=tolerance)
 
 
+FIRST = {
+    "mlp": "fc1",
+    "conv": "conv1",
+    "norm": "conv1",
+    "norm by batch": "0",
+    "strided": "0",
+    "signs": "fc1",
+    "spikes": "fc1",
+}
+
+
+@pytest.mark.parametrize("kind", NET)
+@torch.no_grad()
+def test_the_products_of_the_first_layer_are_shared(kind, batch):
+    net = make(kind, batch)
+    generation = generation_of(net, LowRank(1), population=80)  # more than a block of keys
+    first = find_first_layer(net, batch.x, generation, 1e9)
+    assert first is (net.get_submodule(FIRST[kind]) if kind in FIRST else None)
+    expected = written_out(net, batch, generation)
+    for slices in (None,) if kind == "norm by batch" else (None, 5):
+        scores, out = Loop(slices, first)(net, batch.x, judge_of(batch), generation)
+        torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(TASK.loss(out, batch), expected[0], rtol=1e-12, atol=1e-12)
+
+
+class Reads(nn.Module):
+    """Uses a weight before the layer that owns it is called, or before a layer of others."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read, self.fc, self.out = read, nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        h = x.flatten(1)
+        if self.read == "earlier":
+            h = h @ self.out.weight.T @ self.out.weight
+        h = self.fc(h)
+        return self.out(self.fc(h) if self.read == "twice" else h)
+
+
+@pytest.mark.parametrize("read", ["once", "earlier", "twice"])
+def test_a_first_layer_is_shared_only_where_all_members_give_it_the_same(read, batch):
+    net = Reads(read).to(batch.x)
+    generation = generation_of(net, LowRank(1))
+    assert find_first_layer(net, batch.x, generation, 1e9) is (net.fc if read == "once" else None)
+    assert find_first_layer(net, batch.x, generation, 1e2) is None  # no memory for it
+    assert find_first_layer(net, batch.x, generation_of(net, LowRank(9)), 1e9) is None  # saves nothing
+    assert find_first_layer(Tied().to(batch.x), batch.x, generation_of(Tied(), LowRank(1)), 1e9) is None
+
+
 def replace_x(batch, dtype):
     return type(batch)(batch.x.to(dtype), batch.y)
 
@@ -164,7 +215,7 @@ def test_every_element_has_variance_one_and_nothing_in_common_with_others(pertur
 def test_parameters_come_out_as_they_went_in_even_of_a_break(batch):
     net = make("conv", batch)
     before = [p.clone() for p in net.parameters()]
-    for evaluator in (Loop(), LowRankEvaluator(4), Vmap(4), InPlace()):
+    for evaluator in (Loop(), Loop(first=net[0]), LowRankEvaluator(4), Vmap(4), InPlace()):
         calls = []
 
         def judge(out, calls=calls):
@@ -205,7 +256,8 @@ def test_a_frozen_beginning_runs_once(inplace, batch):
     generation = generation_of(net, LowRank(1), population=8)
     expected = written_out(net, batch, generation)
     slices = -(-len(batch.x) // 5)
-    for evaluator, calls in ((Loop(), 1), (Loop(5), slices), (InPlace(5), slices), (LowRankEvaluator(4), 1)):
+    ways = ((Loop(), 1), (Loop(5), slices), (Loop(5, net[2]), slices), (InPlace(5), slices), (LowRankEvaluator(4), 1))
+    for evaluator, calls in ways:
         body.calls = 0
         scores, _ = evaluator(net, batch.x, judge_of(batch), generation)
         torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)

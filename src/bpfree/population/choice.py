@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError
 from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap, outputs
+from bpfree.population.first_layer import find_first_layer
 from bpfree.population.generation import Generation
 from bpfree.population.lowrank import LowRankEvaluator
 from bpfree.population.perturbation import LowRank
@@ -41,10 +42,11 @@ def choose(
     memory = _CACHE if max_memory is None else max_memory * 2**20
     largest = largest_output(net, x)
     written = sum(p.numel() * p.element_size() for p in generation.parameters)
+    first = find_first_layer(net, x, generation, memory) if isinstance(generation.perturbation, LowRank) else None
     samples = _slice(net, x, memory / (2 * largest / len(x)), 1 if max_memory else _SLICE)
     trial = replace(generation, members=generation.members[:_TRIED])
     makers: dict[EvaluatorName, Callable[[], Evaluator]] = {
-        "loop": lambda: Loop(samples),
+        "loop": lambda: Loop(samples, first),
         "lowrank": lambda: LowRankEvaluator(_fitting(memory, 2 * largest)),
         "vmap": lambda: Vmap(_fitting(memory, 2 * largest + 3 * written)),  # with noise, and noise times sigma
         "in_place": lambda: InPlace(samples),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree.population.first_layer import sharing
 from bpfree.population.generation import Generation
 from bpfree.population.perturbation import Sample
 
@@ -35,10 +36,12 @@ class Loop(Evaluator):
 
     Args:
         samples: how many of the minibatch to run at once; all, by default. Fewer stay in a processor's cache.
+        first: the layer whose products members with low-rank noise share; see `find_first_layer`.
     """
 
-    def __init__(self, samples: int | None = None) -> None:
+    def __init__(self, samples: int | None = None, first: nn.Module | None = None) -> None:
         self.samples = samples
+        self.first = first
 
     def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """See the base class."""
@@ -48,16 +51,21 @@ class Loop(Evaluator):
         outs: list[Tensor] = []
         scores: list[Tensor] = []
         try:
-            with frozen_parts_run_once(net, slices):
-                for samples, places, signs in generation.blocks():
-                    for place, sign in zip(places, signs, strict=True):
-                        for i, (p, b, sample) in enumerate(zip(parameters, base, samples, strict=True)):
-                            sample.add(b, place, sign * generation.scale_of(i), p.data)
+            with frozen_parts_run_once(net, slices), sharing(self.first, generation, len(slices)) as first:
+                for chunk in generation.blocks():
+                    if first:
+                        first.begin(chunk)
+                    for place, sign in zip(chunk.places, chunk.signs, strict=True):
+                        if first:
+                            first.move(place, sign)
+                        for i, (p, b, sample) in enumerate(zip(parameters, base, chunk.samples, strict=True)):
+                            if not first or i not in first.owned:
+                                sample.add(b, place, sign * generation.scale_of(i), p.data)
                         torch.clear_autocast_cache()  # it keeps casts of weights and does not see them change
                         out = outputs(net, slices)
                         outs = outs or [out]
                         scores.append(judge(out))
-                    del samples, sample  # before the next are drawn
+                    del chunk, sample  # before the next are drawn
         finally:
             for p, b in zip(parameters, base, strict=True):
                 p.data.copy_(b)

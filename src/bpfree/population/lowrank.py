@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.population.evaluators import Evaluator, Judge, frozen_parts_run_once
+from bpfree.population.first_layer import convolve, thin_obstacle, thin_products
 from bpfree.population.generation import Chunk, Generation
 from bpfree.population.perturbation import Dense, Factored
 
@@ -39,8 +40,8 @@ class LowRankEvaluator(Evaluator):
             own = [p for p in module.parameters(recurse=False) if p.requires_grad]
             if own and (type(module) not in _MEMBERWISE or "forward" in vars(module)):
                 return f"{name or 'the net'} is a {type(module).__name__} with parameters of its own"
-            if own and isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
-                return f"{name} has groups or is not padded with zeros"
+            if own and (obstacle := thin_obstacle(module)):
+                return f"{name} {obstacle}"
         owners = [id(p) for module in net.modules() for p in module.parameters(recurse=False)]
         if len(owners) != len(set(owners)):
             return "layers share parameters"
@@ -109,9 +110,7 @@ def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias:
     if weight is not None:
         assert weight.b is not None
         if shared:
-            k, i, r = weight.b.shape
-            every = x.reshape(-1, i) @ weight.b.transpose(0, 1).reshape(i, k * r)  # one product for all keys
-            thin.append(every.view(-1, k, r).transpose(0, 1)[weight.places])
+            thin.append(thin_products(layer, weight.b, x)[weight.places].flatten(1, -2))
         else:
             thin.append(torch.bmm(x.reshape(n, -1, x.shape[-1]), weight.b[weight.places]))
         wide.append(weight.values)
@@ -124,21 +123,18 @@ def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias:
 
 def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor) -> Tensor:
     """[n B, O, H', W'] of x [B, I, H, W], which all members share, or [n B, I, H, W]."""
-    run = partial(F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
-    out = run(x, layer.weight, layer.bias)
+    out = nn.Conv2d.forward(layer, x)
     shared = len(x) == samples
     base = out.unsqueeze(0) if shared else out.view(n, samples, *out.shape[1:])
     if weight is not None:
         assert weight.b is not None
-        k, _, r = weight.b.shape
-        filters = weight.b.transpose(1, 2).reshape(k, r, *layer.weight.shape[1:])
         if shared:
-            thin = run(x, filters.flatten(0, 1))
-            thin = thin.view(len(x), k, r, *thin.shape[2:]).movedim(1, 0)[weight.places]
+            thin = thin_products(layer, weight.b, x)[weight.places]
         else:
             own = x.view(n, samples, *x.shape[1:])
-            thin = torch.stack([run(h, filters[p]) for h, p in zip(own, weight.places, strict=True)])
-        for rank in range(r):  # [n, B, 1, H, W] times [n, 1, O, 1, 1]
+            filters = weight.b.transpose(1, 2).reshape(len(weight.b), -1, *layer.weight.shape[1:])
+            thin = torch.stack([convolve(layer, h, filters[p]) for h, p in zip(own, weight.places, strict=True)])
+        for rank in range(thin.shape[2]):  # [n, B, 1, H, W] times [n, 1, O, 1, 1]
             base = torch.addcmul(base, thin[:, :, rank : rank + 1], weight.values[:, None, :, rank, None, None])
     if bias is not None:
         base = base + bias.values[:, None, :, None, None]
