@@ -101,7 +101,7 @@ FIRST = {
     "norm by batch": "0",
     "strided": "0",
     "signs": "fc1",
-    "spikes": "fc1",
+    "spikes": "layers.0",
 }
 
 
