@@ -11,6 +11,7 @@ from bpfree.nets import NETS
 from bpfree.population import Gaussian, Generation, InPlace, Loop, LowRank, LowRankEvaluator, Member, Vmap, choose
 from bpfree.population.evaluators import frozen_parts_run_once
 from bpfree.population.first_layer import find_first_layer
+from bpfree.rules import Eggroll
 from tests.helpers import TASK
 
 
@@ -142,6 +143,21 @@ def test_a_first_layer_is_shared_only_where_all_members_give_it_the_same(read, b
     assert find_first_layer(net, batch.x, generation, 1e2) is None  # no memory for it
     assert find_first_layer(net, batch.x, generation_of(net, LowRank(9)), 1e9) is None  # saves nothing
     assert find_first_layer(Tied().to(batch.x), batch.x, generation_of(Tied(), LowRank(1)), 1e9) is None
+
+
+def test_what_is_shared_follows_what_is_trained(batch):
+    """A first layer that is unfrozen between two steps gives the next one something else for each member."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10)).to(batch.x)
+    steps = []
+    for evaluator in ("loop", "in_place"):
+        rule = Eggroll(evaluator=evaluator, population=4)
+        for frozen in (True, False):
+            net[1].requires_grad_(not frozen)
+            net.zero_grad()
+            rule.gradients(net, TASK, batch, Noise())
+        steps.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*steps, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def replace_x(batch, dtype):

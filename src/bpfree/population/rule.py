@@ -97,7 +97,7 @@ class BlackBoxRule(Rule):
             check_positive("max_memory", self.max_memory)
         self.register_buffer("chosen", torch.tensor(-1, dtype=torch.int8))  # so that a resumed run goes on alike
         self.chosen: Tensor
-        self._running: tuple[ref[nn.Module], Evaluator] | None = None
+        self._running: tuple[ref[nn.Module], list[int], Evaluator] | None = None
 
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
@@ -130,16 +130,17 @@ class BlackBoxRule(Rule):
         add_gradients(generation.parameters, generation.combine(weights))
 
     def evaluator(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> Evaluator:
-        """The evaluator that was asked for, or the fastest; chosen once for a net."""
+        """The evaluator that was asked for, or the fastest; chosen once for a net and what is trained of it."""
+        trained = [id(p) for p in generation.parameters]
         if self._running is not None:
-            known, evaluator = self._running
-            if known() is net:
+            known, then, evaluator = self._running
+            if known() is net and then == trained:
                 return evaluator
             self.chosen.fill_(-1)
         names = get_args(EvaluatorName)
         asked = self.asked if self.chosen < 0 else names[self.chosen]
         name, evaluator = choose(asked, net, x, judge, generation, self.max_memory)
-        self._running = ref(net), evaluator
+        self._running = ref(net), trained, evaluator
         self.chosen.fill_(names.index(name))
         if asked == "auto":
             log.info("%s: members are run by the evaluator '%s'", type(self).__name__, name)
