@@ -16,7 +16,7 @@ class LeakError(UserError):
     """A connection around a tap carries the loss of one segment into the parameters of another."""
 
 
-def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "") -> UserError:
+def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "", to: str = "") -> UserError:
     """An error for a name that is in no table, with the nearest one that is.
 
     Args:
@@ -24,6 +24,7 @@ def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "") -> Us
         found: the name.
         known: the table.
         prefix: shown before the name, such as the section of a key.
+        to: whose table it is, where that is no matter of course.
 
     >>> str(unknown("rule", "dfaa", ["dfa", "backprop"]))
     "unknown rule 'dfaa'. Did you mean 'dfa'? Known: backprop, dfa"
@@ -31,7 +32,8 @@ def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "") -> Us
     names = sorted(known)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{prefix}{near[0]}'?" if near else ""
-    return UserError(f"unknown {kind} '{prefix}{found}'.{hint} Known: {', '.join(names)}")
+    whose = f" to {to}" if to else ""
+    return UserError(f"unknown {kind} '{prefix}{found}'.{hint} Known{whose}: {', '.join(names)}")
 
 
 def no_soft_labels(rule: str) -> UserError:

@@ -81,7 +81,9 @@ def check_options(
             known[parameter.name] = parameter
     for key in options:
         if key not in known:
-            raise unknown("key", key, known, f"{section}.") if known else UserError(f"{section}: takes no key '{key}'")
+            if not known:
+                raise UserError(f"{section}: takes no key '{key}'")
+            raise unknown("key", key, known, f"{section}.", to=constructor.__name__)
     for parameter in known.values():
         if parameter.default is parameter.empty and parameter.name not in options:
             raise UserError(f"{section}.{parameter.name}: missing; {constructor.__name__} needs it")
