@@ -145,6 +145,21 @@ def test_a_first_layer_is_shared_only_where_all_members_give_it_the_same(read, b
     assert find_first_layer(Tied().to(batch.x), batch.x, generation_of(Tied(), LowRank(1)), 1e9) is None
 
 
+@pytest.mark.parametrize("kind", ["mlp", "conv", "norm by batch"])
+@torch.no_grad()
+def test_evaluators_in_a_row_agree_under_autocast(kind, batch):
+    """Autocast keeps casts of weights within its context: what one evaluator leaves there must not be a member's."""
+    net = make(kind, batch, torch.float32)
+    this = replace_x(batch, torch.float32)
+    generation = generation_of(net, LowRank(1))
+    expected = written_out(net, this, generation)
+    first = find_first_layer(net, this.x, generation, 1e9)
+    with torch.autocast(this.x.device.type, torch.bfloat16):
+        for evaluator in (Loop(), LowRankEvaluator(4), InPlace(), LowRankEvaluator(4), Loop(first=first), Vmap(4)):
+            scores, _ = evaluator(net, this.x, judge_of(this), generation)
+            torch.testing.assert_close(scores, expected, rtol=0.02, atol=0.02)
+
+
 def test_what_is_shared_follows_what_is_trained(batch):
     """A first layer that is unfrozen between two steps gives the next one something else for each member."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10)).to(batch.x)

@@ -69,6 +69,7 @@ class Loop(Evaluator):
         finally:
             for p, b in zip(parameters, base, strict=True):
                 p.data.copy_(b)
+            torch.clear_autocast_cache()
         return torch.stack(scores), outs[0]
 
 
@@ -93,7 +94,6 @@ class InPlace(Evaluator):
             for member in generation.members:
                 self._move(generation, member.key, member.sign)
                 try:
-                    torch.clear_autocast_cache()
                     out = outputs(net, slices)
                 finally:
                     self._move(generation, member.key, -member.sign)
@@ -106,6 +106,7 @@ class InPlace(Evaluator):
         block, place = divmod(key, generation.perturbation.together)
         for i, (p, sample) in enumerate(zip(generation.parameters, generation.draw(block), strict=True)):
             sample.add(p.data, place, sign * generation.scale_of(i), p.data)
+        torch.clear_autocast_cache()
 
 
 class Vmap(Evaluator):
