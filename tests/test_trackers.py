@@ -114,7 +114,7 @@ def test_weights_come_to_align_with_the_feedback_of_dfa():
 
 
 def test_a_population_points_where_the_gradient_does_and_a_larger_one_more_so(digits_data):
-    """In evaluation mode, so dropout and batch norm do not blur it."""
+    """Without dropout, and with batch norm by the minibatch, as members run."""
     cosines = []
     for population in (20, 600):
         rule = {"name": "recombine", "population": population, "mirrored": True, "sigma": 1e-4, "p": 1.0}

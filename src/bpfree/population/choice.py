@@ -33,7 +33,7 @@ def choose(
 
     Args:
         asked: its name, or "auto" to time those that can run the net, each on one generation after another to warm up.
-        net, x, judge, generation: what will be run, the net in evaluation mode.
+        net, x, judge, generation: what will be run, the net in the mode in which members run.
         max_memory: MiB that the members of a chunk, or the samples of a slice, may take together.
 
     Raises:
@@ -68,7 +68,7 @@ def largest_output(net: nn.Module, x: Tensor) -> int:
     """Bytes of the largest output of a layer with trainable parameters, for one member.
 
     Args:
-        net: in evaluation mode.
+        net: in the mode in which members run.
         x: [B, ...], what one member runs on.
     """
     most = 1
@@ -97,7 +97,7 @@ def _slice(net: nn.Module, x: Tensor, fitting: float, least: int) -> int | None:
     """How many samples to run at once, as a power of two; None for all of them, which a GPU likes best.
 
     Args:
-        net, x: in evaluation mode, and what one member runs on.
+        net, x: in the mode in which members run, and what one of them runs on.
         fitting: how many samples the memory holds.
         least: how many it must be.
     """

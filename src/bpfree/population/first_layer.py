@@ -118,7 +118,7 @@ def find_first_layer(net: nn.Module, x: Tensor, generation: Generation, memory: 
     """The layer whose input is the same for all members, if sharing its products pays; None otherwise.
 
     Args:
-        net, x: in evaluation mode, and what one member runs on.
+        net, x: in the mode in which members run, and what one of them runs on.
         generation: the members; their noise has a low rank.
         memory: bytes that may be kept for it.
     """

@@ -7,19 +7,30 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-@contextmanager
-def batch_statistics(net: nn.Module, x: Tensor) -> Iterator[None]:
-    """Within, the net is in evaluation mode, but for batch norm, which goes by the batch it is given, as in training.
+def members_mode(net: nn.Module) -> list[_BatchNorm]:
+    """Put the net in the mode in which members run: evaluation, but batch norm goes by its batch as in training.
 
-    So a perturbed net's loss is the one that backprop differentiates. Running statistics hear of the minibatch
-    x [B, ...] once, by a forward pass of the net as it enters, which a net without them is spared; what is run within
-    leaves them alone. Frozen layers go by theirs.
+    So a perturbed net's loss is the one that backprop differentiates. Frozen layers go by their running statistics.
+
+    Returns:
+        The batch-norm layers that go by their batch.
     """
     layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and _is_trained(module)]
-    tracking = [layer.track_running_stats for layer in layers]
     net.eval()
     for layer in layers:
         layer.train()
+    return layers
+
+
+@contextmanager
+def batch_statistics(net: nn.Module, x: Tensor) -> Iterator[None]:
+    """Within, the net is in `members_mode`, and what is run leaves its running statistics alone.
+
+    These hear of the minibatch x [B, ...] once, by a forward pass of the net as it enters, which a net without them is
+    spared.
+    """
+    layers = members_mode(net)
+    tracking = [layer.track_running_stats for layer in layers]
     if any(tracking):
         net(x)
     try:

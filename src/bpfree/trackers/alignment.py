@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bpfree.population.rule import BlackBoxRule
+from bpfree.population.statistics import members_mode
 from bpfree.rules.backprop import Backprop
 from bpfree.trackers.base import Measure, read
 from bpfree.types import Batch, Scalars
@@ -19,7 +20,7 @@ class BPCosine(Measure):
     """Cosine of the rule's gradients with the true ones, for each layer.
 
     1 is the direction of backprop, 0 a right angle. The true gradient of the task's loss is taken on the same batch
-    with the same dropout masks; for black-box rules in evaluation mode, in which they run the net. A layer is a module
+    with the same dropout masks; for black-box rules without dropout, as they run the net. A layer is a module
     with parameters of its own, weight and bias together; one without a gradient (or with zeros only) is left out. It
     costs a step of backprop, with its memory, every time.
 
@@ -53,7 +54,10 @@ class BPCosine(Measure):
         written = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         for p in net.parameters():
             p.grad = None
-        net.train(not isinstance(trainer.rule, BlackBoxRule))
+        if isinstance(trainer.rule, BlackBoxRule):
+            members_mode(net)
+        else:
+            net.train()
         with trainer.arithmetic():
             Backprop().gradients(net, trainer.task, batch, trainer.noise.at(trainer.progress.step))
         true = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
