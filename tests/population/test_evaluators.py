@@ -354,6 +354,30 @@ class Tied(nn.Module):
         return self.b(self.a(x.flatten(1)))[:, :10]
 
 
+class Decoding(nn.Module):
+    """Its first layer's weight decodes, too, by a product that no module makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 20)
+
+    def forward(self, x):
+        return (self.fc(input=x.flatten(1)) if self.fc.bias is None else self.fc(x.flatten(1))) @ self.fc.weight[:, :10]
+
+
+@torch.no_grad()
+def test_a_first_layer_whose_weight_is_used_again_is_not_shared(batch):
+    net = Decoding().to(batch.x)
+    generation = generation_of(net, LowRank(1), sigma=0.01)
+    assert find_first_layer(net, batch.x, generation, 1e9) is net.fc  # as far as calls tell
+    _, evaluator = choose("loop", net, batch.x, judge_of(batch), generation, None)
+    assert evaluator.first is None
+    with pytest.raises(UserError, match="other outputs when members are run side by side"):
+        choose("lowrank", net, batch.x, judge_of(batch), generation, None)
+    net.fc.bias = None  # it calls by keyword now
+    assert find_first_layer(net, batch.x, generation_of(net, LowRank(1)), 1e9) is None
+
+
 @pytest.mark.parametrize(
     ("net", "perturbation", "message"),
     [

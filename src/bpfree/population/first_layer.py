@@ -136,7 +136,10 @@ def find_first_layer(net: nn.Module, x: Tensor, generation: Generation, memory: 
     layer = began[0] if began else None
     if not isinstance(layer, nn.Linear | nn.Conv2d) or type(layer) not in (nn.Linear, nn.Conv2d):
         return None
-    ((h,), out) = next((args, out) for module, args, out in calls if module is layer)
+    args, out = next((args, out) for module, args, out in calls if module is layer)
+    if len(args) != 1:  # it was called by keyword
+        return None
+    (h,) = args
     others = {id(p) for module in owners if module is not layer for p in module.parameters(recurse=False)}
     alone = not any(id(p) in others for p in layer.parameters())
     once = began.count(layer) == 1 and "forward" not in vars(layer)
