@@ -300,7 +300,7 @@ def test_nets_and_labels_that_cannot_work_are_explained(batch32):
             return self.body(x), x
 
     for rule in (Backprop(), MonoForward(taps=["body.act1"])):
-        with pytest.raises(UserError, match="net: it gives tuple, allowed: one tensor"):
+        with pytest.raises(UserError, match="net: its output is tuple, allowed: one tensor"):
             Trainer(Two(), rule, TASK).step(batch32)
     with pytest.raises(UserError, match="labels in that range"):
         Trainer(net32(), "backprop", TASK).step(Batch(batch32.x, batch32.y + 5))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import LeakError, UserError, unknown
+from bpfree.inputs import Inputs, forward, main_input
 from bpfree.noise import Noise
 
 OUTPUT = "output"
@@ -135,13 +136,13 @@ def unchanged_buffers(net: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer  # a forward pass may have put another in its place
 
 
-def owners(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Segment]:
+def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
     """Which parameters each segment's loss reaches, found by a walk over the graph of one forward pass.
 
     Args:
         net: the net, as it will be trained; buffers and random state come out as they went in.
         taps: names of submodules, in any order.
-        x: [B, ...], a few samples.
+        x: [B, ...], a few samples, as `bpfree.inputs.forward` takes them.
 
     Returns:
         The segments in the order in which they run; no parameter is in two of them.
@@ -161,10 +162,8 @@ def owners(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Segment]:
         seen.append((taps[index], h.detach(), h._version))
         reached.append(reached_parameters(net, h))
 
-    with unchanged_buffers(net), Noise().global_rng(x.device), torch.enable_grad(), cut(net, taps, visit):
-        out = net(x)
-    if not isinstance(out, Tensor):
-        raise UserError(f"net: it gives {type(out).__name__}, allowed: one tensor [B, ...]. Wrap it to give its scores")
+    with unchanged_buffers(net), Noise().global_rng(main_input(x).device), torch.enable_grad(), cut(net, taps, visit):
+        out = forward(net, x)
     _refuse_repeated(taps, [name for name, _, _ in seen])
     _refuse_in_place(seen)
     ends = [*((name, h.shape[1:]) for name, h, _ in seen), (OUTPUT, out.shape[1:])]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bpfree.errors import DivergedError, UserError
+from bpfree.inputs import shapes
 from bpfree.types import Batch
 
 
@@ -37,6 +38,6 @@ def explained(batch: Batch) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range
         raise UserError(
-            f"the first step failed on a batch of shape {list(batch.x.shape)}: {' '.join(str(error).split())}. Does "
+            f"the first step failed on a batch of shape {shapes(batch.x)}: {' '.join(str(error).split())}. Does "
             "the net take samples of that shape, batches of that size, and labels in that range?"
         ) from error

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bpfree.inputs import Inputs
 from bpfree.tasks.base import DataTask
 from bpfree.tasks.classify import Classify
 from bpfree.types import Batch, Task
@@ -86,7 +87,7 @@ class Judgement(NamedTuple):
 
 
 def judge(
-    task: Task, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor], net: nn.Module | None = None
+    task: Task, batches: Iterable[Batch], predict: Callable[[Inputs], Tensor], net: nn.Module | None = None
 ) -> Judgement:
     """The metrics of predictions.
 
@@ -120,7 +121,7 @@ def told_by_class(task: Task, labels: Tensor, test: Judgement | None) -> dict[st
 def mean_metrics(
     task: Task,
     batches: Iterable[Batch],
-    outputs: Callable[[Tensor], dict[str, Tensor]],
+    outputs: Callable[[Inputs], dict[str, Tensor]],
     seen: Callable[[Tensor, Batch], None] = lambda out, batch: None,
 ) -> dict[str, dict[str, float]]:
     """The task's metrics of each output, means over all samples.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bpfree.data import Batches
 from bpfree.errors import UserError
+from bpfree.inputs import Inputs
 from bpfree.trackers import Tracker
 from bpfree.trainer import Trainer
 
@@ -73,7 +74,7 @@ class Ridge(Tracker):
         return gram / samples, moment / samples
 
 
-def last_linear(trainer: Trainer, x: Tensor) -> nn.Linear:
+def last_linear(trainer: Trainer, x: Inputs) -> nn.Linear:
     """The layer whose output on samples x is what the rule predicts.
 
     Raises:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
 from bpfree.errors import UserError, no_soft_labels
 from bpfree.grad import backward, output_error, trainable
+from bpfree.inputs import Inputs, forward
 from bpfree.layout import keep_order
 from bpfree.locality import BLACK_BOX, LOCAL, Locality
 from bpfree.noise import Noise
@@ -74,11 +75,11 @@ class Rule(nn.Module, ABC):
             Detached scalars; among them `loss`, and `loss/<unit>` where units have losses of their own.
         """
 
-    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Output of the trained net, [B, D]. Rules that do not read the net's own output override it."""
-        return net(x)  # type: ignore[no-any-return]
+        return forward(net, x)
 
-    def controls(self, net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    def controls(self, net: nn.Module, x: Inputs) -> dict[str, Tensor]:
         """By name, other outputs [B, D] that belong beside `predict`'s when a run is judged; default: none."""
         return {}
 
@@ -157,7 +158,7 @@ class LocalRule(Rule):
         taps = stages(net) if self._asked_taps is None else self._asked_taps
         if self._asked_taps is None and not taps:
             _refuse_one_stage(net)
-        self.segments = owners(net, taps, batch.x[:2])
+        self.segments = owners(net, taps, batch.first(2).x)
         self.per_step = getattr(task, "per_step", False)
         if self.per_step:
             self.segments = [*_at_each_step(self.segments[:-1], batch.y.shape[1]), self.segments[-1]]
@@ -228,8 +229,8 @@ class LocalRule(Rule):
             scalars.update(self._learn(index, h, signal))
             return self.pass_on(index, h.detach())
 
-        with noise.global_rng(batch.x.device), cut(net, self.taps, learn):
-            out = net(batch.x)
+        with noise.global_rng(batch.device), cut(net, self.taps, learn):
+            out = forward(net, batch.x)
         return scalars | self._learn_output(task, out, batch)
 
     def _learn_in_two_passes(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
@@ -245,8 +246,8 @@ class LocalRule(Rule):
             return self.pass_on(index, h.detach())
 
         if last > 0:
-            with suppress(_Enough), noise.global_rng(batch.x.device), cut(net, self.taps, learn):
-                net(batch.x)
+            with suppress(_Enough), noise.global_rng(batch.device), cut(net, self.taps, learn):
+                forward(net, batch.x)
         return scalars | final
 
     def _learn_afterwards(
@@ -273,10 +274,10 @@ class LocalRule(Rule):
                 rehearsal.close()
             return self.pass_on(index, h.detach())
 
-        with rehearsal, noise.global_rng(batch.x.device), cut(net, self.taps, keep):
+        with rehearsal, noise.global_rng(batch.device), cut(net, self.taps, keep):
             if keep_from > 0:
                 rehearsal.enter_context(unchanged_buffers(net))
-            out = net(batch.x)
+            out = forward(net, batch.x)
         error = output_error(task, out, batch)
         tell(error)
         if self.output_weight == 1:  # it is the gradient that the output segment needs, too

@@ -19,6 +19,7 @@ from bpfree.divergence import diverged, explained, find_non_finite
 from bpfree.errors import DivergedError, UserError, check_choice, check_positive
 from bpfree.evaluation import judge
 from bpfree.grad import first_trainable, trainable
+from bpfree.inputs import Inputs
 from bpfree.interrupt import interrupt_between_steps
 from bpfree.layout import keep_gradients_in_order
 from bpfree.memory import peak_step_memory
@@ -212,12 +213,12 @@ class Trainer:
         finally:
             self.net.train(training)
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: Inputs) -> Tensor:
         """Output [B, D] in evaluation mode, x as the net takes it."""
         with self.evaluating():
             return self.rule.predict(self.net, x)
 
-    def controls(self, x: Tensor) -> dict[str, Tensor]:
+    def controls(self, x: Inputs) -> dict[str, Tensor]:
         """What the rule has to set beside its predictions; see `Rule.controls`."""
         with self.evaluating():
             return self.rule.controls(self.net, x)

@@ -8,7 +8,10 @@ Shape legend, used in comments and docstrings throughout:
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from bpfree.inputs import Inputs, apply, main_input, one_tensor
 
 ALL_TASKS = ("classify", "reconstruct", "regress", "sequence")
 """Names in `bpfree.tasks.TASKS`, for rules to say which they can do."""
@@ -20,8 +23,32 @@ Scalars = dict[str, Tensor]
 class Batch(NamedTuple):
     """One minibatch, preprocessed and on the device."""
 
-    x: Tensor  # [B, ...]
+    x: Inputs  # [B, ...], or several tensors [B, ...]; see `bpfree.inputs`
     y: Tensor  # [B] class index, or [B, ...] what to rebuild or to predict, in the net's units
+
+    @property
+    def tensor(self) -> Tensor:
+        """The samples [B, ...], for code that works with a single tensor.
+
+        Raises:
+            UserError: the net takes several tensors.
+        """
+        return one_tensor(self.x)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return main_input(self.x).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the samples; torch's default where they are integers, such as tokens."""
+        x = main_input(self.x)
+        return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+    def first(self, samples: int) -> "Batch":
+        """The first samples."""
+        return Batch(apply(self.x, lambda t: t[:samples]), self.y[:samples])
 
 
 class Task(Protocol):

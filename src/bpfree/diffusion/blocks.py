@@ -69,10 +69,10 @@ class BlockRule(DiffusionRule):
         blocks, scalars = self._blocks(net), Scalars()
         turns = self._turns(noise)
         factor = len(blocks.heads) if self.order == "random" else 1
-        total = batch.x.new_zeros((), dtype=torch.float32)
+        total = batch.tensor.new_zeros((), dtype=torch.float32)
         features: Tensor | None = None
         for t in turns:
-            with noise.fold("block", t).global_rng(batch.x.device):
+            with noise.fold("block", t).global_rng(batch.device):
                 features = self._features(blocks, t, task, batch, features, scalars)
                 z, eps = self._noised(t - 1, batch, noise)
                 out = blocks.heads[t - 1](features, z)
@@ -93,7 +93,7 @@ class BlockRule(DiffusionRule):
 
     def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
         """What read-out and embeddings minimise beside the blocks' losses, 0-d; it reaches no block."""
-        return batch.x.new_zeros(())
+        return batch.tensor.new_zeros(())
 
     def estimate(self, t: int, out: Tensor, z: Tensor) -> Tensor:
         """u^ [B, E] of block t, from what it gives for z = z_{t-1}."""
@@ -138,11 +138,11 @@ class BlockRule(DiffusionRule):
         if blocks.local and t == 1:
             return self._learn_trunk(blocks, task, batch, scalars)
         if t <= len(blocks.trunks):
-            return blocks.trunks[t - 1](batch.x)  # type: ignore[no-any-return]
+            return blocks.trunks[t - 1](batch.tensor)  # type: ignore[no-any-return]
         if before is not None:
             return before.detach()
         with torch.no_grad():
-            return blocks.trunks[0](batch.x)  # type: ignore[no-any-return]
+            return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
 
     def _noised(self, t: int, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
         """z_t ~ q(z_t|y) and its noise, both [B, E]."""

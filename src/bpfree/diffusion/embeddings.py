@@ -183,7 +183,7 @@ class Prototype(Learned):
         for batch in data:
             for label, own in enumerate(samples):
                 if sum(map(len, own)) < most:
-                    own.append(batch.x[batch.y == label].flatten(1))
+                    own.append(batch.tensor[batch.y == label].flatten(1))
         for row, own in zip(self.table, samples, strict=True):
             found = torch.cat(own)[:most].to(row.dtype)
             if len(found):

@@ -14,6 +14,7 @@ from bpfree.diffusion.net import DenoisingNet
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.heads import PooledLinear
+from bpfree.inputs import Inputs, one_tensor
 from bpfree.layout import keep_order
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
@@ -99,15 +100,15 @@ class DiffusionRule(Rule):
             with torch.no_grad():
                 self.readout.weight.copy_(self.embedding.weight)
                 self.readout.bias.zero_()
-        self._stages = owners(blocks.trunks[0], stages(blocks.trunks[0]), batch.x[:2]) if blocks.local else []
+        self._stages = owners(blocks.trunks[0], stages(blocks.trunks[0]), batch.tensor[:2]) if blocks.local else []
         self.stage_heads = nn.ModuleList(PooledLinear(tuple(s.shape), task.dim) for s in self._stages).to(like)
-        self._try(blocks, batch.x[:2], task.dim)
+        self._try(blocks, batch.tensor[:2], task.dim)
 
     def _new_embedding(self, dim: int, task: Task, batch: Batch) -> Embedding:
         rebuilds = batch.y.is_floating_point()
         spec = self._embedding_spec or ("image" if rebuilds else "one_hot")
         table = REBUILDING if rebuilds else EMBEDDINGS
-        made: Embedding = build(table, spec, task, dim, batch.x[0].numel(), section="embedding")
+        made: Embedding = build(table, spec, task, dim, batch.tensor[0].numel(), section="embedding")
         return made
 
     @torch.no_grad()
@@ -130,9 +131,9 @@ class DiffusionRule(Rule):
         if not resumed:
             self.embedding.begin(data.epoch())
 
-    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Scores [B, D] at the end of the path; of a trunk that blocks share, features are computed once."""
-        return self.conclude(self.walk(net, x, stochastic=self.inference == "stochastic"))
+        return self.conclude(self.walk(net, one_tensor(x), stochastic=self.inference == "stochastic"))
 
     def conclude(self, walk: Iterator[State]) -> Tensor:
         """Scores [B, D] from where a path ends."""
@@ -147,12 +148,12 @@ class DiffusionRule(Rule):
         """Scores [B, D] of points z [B, E]."""
         return self.embedding.nearest(z) if self.readout is None else self.readout(z)
 
-    def controls(self, net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    def controls(self, net: nn.Module, x: Inputs) -> dict[str, Tensor]:
         """The first block (or step) alone, and the other kind of inference."""
         stochastic = self.inference == "stochastic"
-        _, first = islice(self.walk(net, x, stochastic=False), 2)
+        _, first = islice(self.walk(net, one_tensor(x), stochastic=False), 2)
         assert first.scores is not None
-        other = self.conclude(self.walk(net, x, stochastic=not stochastic))
+        other = self.conclude(self.walk(net, one_tensor(x), stochastic=not stochastic))
         return {self.first: first.scores, "deterministic" if stochastic else "stochastic": other}
 
     def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
@@ -194,7 +195,7 @@ class DiffusionRule(Rule):
             return h.detach()
 
         with cut(trunk, [stage.name for stage in self._stages[:-1]], learn):
-            features = trunk(batch.x)
+            features = trunk(batch.tensor)
         return learn(len(self._stages) - 1, features)
 
     def _refuse_unbound(self) -> None:

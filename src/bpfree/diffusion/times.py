@@ -12,6 +12,7 @@ from bpfree.diffusion.rule import DiffusionRule, Options, State, eps_like
 from bpfree.diffusion.solvers import SOLVERS, Solver, solve
 from bpfree.errors import check_choice, check_positive
 from bpfree.grad import backward
+from bpfree.inputs import Inputs, one_tensor
 from bpfree.noise import Noise
 from bpfree.types import Batch, Scalars, Task
 
@@ -45,10 +46,10 @@ class TimeRule(DiffusionRule):
         """
         self._refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
-        with noise.fold("block").global_rng(batch.x.device):
+        with noise.fold("block").global_rng(batch.device):
             learns = blocks.local
-            features = self._learn_trunk(blocks, task, batch, scalars) if learns else blocks.trunks[0](batch.x)
-            times = stratified(self.draws * len(batch.y), batch.x, noise.fold("times"))
+            features = self._learn_trunk(blocks, task, batch, scalars) if learns else blocks.trunks[0](batch.tensor)
+            times = stratified(self.draws * len(batch.y), batch.tensor, noise.fold("times"))
             many = Batch(batch.x, batch.y.repeat(self.draws, *[1] * (batch.y.dim() - 1)))
             repeated = features.repeat(self.draws, 1)
             loss, shared = self.losses(blocks, task, many, repeated, times, noise)
@@ -78,16 +79,16 @@ class TimeRule(DiffusionRule):
     def scores_at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
         """What the block takes the samples for, [B, D], from z at a time, 0-d."""
 
-    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Scores [B, D] at the end of the path; the trunk runs once."""
         blocks = self._blocks(net)
-        features = blocks.trunks[0](x)
+        features = blocks.trunks[0](one_tensor(x))
         return self.read(self._path(blocks, features, self.inference == "stochastic")[-1])
 
     def walk(self, net: nn.Module, x: Tensor, *, stochastic: bool) -> Iterator[State]:
         """The solver's path from z_0 = 0 or, if stochastic, from noise."""
         blocks = self._blocks(net)
-        features = blocks.trunks[0](x)
+        features = blocks.trunks[0](one_tensor(x))
         path = self._path(blocks, features, stochastic)
         yield State(0.0, path[0], None)
         for step in range(self.steps):

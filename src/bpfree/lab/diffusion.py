@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bpfree.data import Split
 from bpfree.diffusion import DiffusionRule, LabelEmbedding, Schedule, State
 from bpfree.evaluation import mean_metrics
+from bpfree.inputs import Inputs, one_tensor
 from bpfree.lab.curves import plot_by_step, plot_embeddings, plot_losses, plot_schedules
 from bpfree.lab.denoising import animate_answers, animate_rebuilding, plot_answers, plot_rebuilding
 from bpfree.tasks import Reconstruct
@@ -65,7 +66,7 @@ def follow(run: "Run", split: Split, count: int, *, stochastic: bool) -> Trail:
     first = split.take(torch.arange(min(count, len(split.y))))
     batch = next(run.batches(first).epoch())
     with run.trainer.evaluating():
-        states = list(rule.walk(run.net, batch.x, stochastic=stochastic))
+        states = list(rule.walk(run.net, batch.tensor, stochastic=stochastic))
         steps = _thinned(len(states), _STEPS)
         answers = torch.stack([answer(rule, states[step]).float().cpu() for step in steps])
     z = torch.stack([states[step].z.float().cpu() for step in steps])
@@ -95,11 +96,11 @@ def judge_steps(run: "Run", split: Split) -> Steps:
     rule = _rule(run)
     kinds = ("deterministic", "stochastic")
 
-    def outputs(x: Tensor) -> dict[str, Tensor]:
+    def outputs(x: Inputs) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         with run.trainer.evaluating():
             for kind in kinds:
-                states = list(rule.walk(run.net, x, stochastic=kind == "stochastic"))
+                states = list(rule.walk(run.net, one_tensor(x), stochastic=kind == "stochastic"))
                 for step in _thinned(len(states), _JUDGED_STEPS):
                     found[f"answers {kind} {step}"] = answer(rule, states[step])
                     if (scores := states[step].scores) is not None:

@@ -103,10 +103,10 @@ def carried(run: "Run", split: Split) -> Carried:
     few = split.take(torch.arange(min(_WINDOWS, len(split.y))))
     truth, net = few.y.float().cpu(), run.net
     (batch,) = run.batches(few).epoch()
-    if not isinstance(net, Stepping) or batch.x.shape[-1] != run.task.dim:
+    if not isinstance(net, Stepping) or batch.tensor.shape[-1] != run.task.dim:
         return Carried(truth, run.predict(few.x).float(), None)
     steps = truth.shape[1] - run.task.warmup + 1
-    said = closed_loop(net, batch.x[:, : run.task.warmup], steps).float().cpu()
+    said = closed_loop(net, batch.tensor[:, : run.task.warmup], steps).float().cpu()
     squares = (said - truth[:, -steps:]).double().square().mean(2)
     return Carried(truth, said, valid_steps(squares, run.task.threshold))
 

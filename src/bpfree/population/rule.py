@@ -107,10 +107,10 @@ class BlackBoxRule(Rule):
             return task.loss(out, batch) if self.objective is None else self.objective(out, batch.y)
 
         generation = self.generation(trainable(net), noise)
-        training = net.training
+        training, x = net.training, batch.tensor
         try:
-            with batch_statistics(net, batch.x):
-                scores, first = self.evaluator(net, batch.x, judge, generation)(net, batch.x, judge, generation)
+            with batch_statistics(net, x):
+                scores, first = self.evaluator(net, x, judge, generation)(net, x, judge, generation)
         finally:
             net.train(training)
         self.learn(generation, scores)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint as run_twice
 from bpfree.cut import unchanged_buffers
 from bpfree.errors import UserError, check_positive
 from bpfree.grad import backward
+from bpfree.inputs import apply, forward
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
@@ -47,10 +48,10 @@ class Backprop(Rule):
         """The true gradient, by autograd."""
         outs: list[Tensor] = []
         losses: list[Tensor] = []
-        with noise.global_rng(batch.x.device):
+        with noise.global_rng(batch.device):
             for part in _parts(batch, self.accumulate):
-                out = _in_pieces(net, part.x) if self.checkpoint else net(part.x)
-                loss = task.loss(out, part) * (len(part.x) / len(batch.x))
+                out = _in_pieces(net, part.tensor) if self.checkpoint else forward(net, part.x)
+                loss = task.loss(out, part) * (len(part.y) / len(batch.y))
                 backward(loss)
                 outs.append(out.detach())
                 losses.append(loss.detach())
@@ -60,7 +61,13 @@ class Backprop(Rule):
 def _parts(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
-    return [Batch(x, y) for x, y in zip(batch.x.chunk(count), batch.y.chunk(count), strict=True)]
+    size = -(-len(batch.y) // count)
+    starts = range(0, len(batch.y), size)
+    return [_slice(batch, start, start + size) for start in starts]
+
+
+def _slice(batch: Batch, start: int, end: int) -> Batch:
+    return Batch(apply(batch.x, lambda t: t[start:end]), batch.y[start:end])
 
 
 def _in_pieces(net: nn.Module, x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from bpfree.cut import Taps, channel_axis, cut
 from bpfree.errors import UserError, check_choice
+from bpfree.inputs import Inputs, forward
 from bpfree.rule import LABELS_ONLY, LocalRule
 from bpfree.types import Batch, Task
 
@@ -89,11 +90,11 @@ class CwComp(LocalRule):
         """Only with `read: net`."""
         return self.read == "net"
 
-    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Scores [B, C]; see `read`."""
         if self.read == "net":
             return super().predict(net, x)
         scores: list[Tensor] = []
         with cut(net, self.taps, lambda index, h: scores.append(self.goodness(index, h))):
-            net(x)
+            forward(net, x)
         return scores[-1] if self.read == "last" else torch.stack(scores).sum(0)

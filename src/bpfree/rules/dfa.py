@@ -83,7 +83,7 @@ class DirectFeedback(LocalRule):
         self.axes = []
         if self.per_step and self.feedback == ALIGNED:
             raise UserError("feedback: found 'aligned' with a target at each step, allowed: a random one, as 'uniform'")
-        aligned = mean_jacobians(net, self.taps, batch.x) if self.feedback == ALIGNED else None
+        aligned = mean_jacobians(net, self.taps, batch.tensor) if self.feedback == ALIGNED else None
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
             axis = channel_axis(net, segment) if self.connection == "channel" else 1

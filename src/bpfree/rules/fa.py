@@ -43,6 +43,7 @@ from bpfree.feedback import (
     random_magnitudes,
 )
 from bpfree.grad import backward
+from bpfree.inputs import forward
 from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.rule import Rule
@@ -107,8 +108,8 @@ class FA(Rule):
         """A forward pass as ever, and a backward pass through B."""
         if not self.names:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
-        with noise.global_rng(batch.x.device), fed_back(net, self._matrices(net, noise)):
-            out = net(batch.x)
+        with noise.global_rng(batch.device), fed_back(net, self._matrices(net, noise)):
+            out = forward(net, batch.x)
         loss = task.loss(out, batch)
         backward(loss)
         return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
@@ -281,8 +282,8 @@ def _refuse_layers_passed_by(net: nn.Module, layers: dict[str, nn.Module], batch
     ran: set[str] = set()
     handles = [layer.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, layer in layers.items()]
     try:
-        with unchanged_buffers(net), Noise().global_rng(batch.x.device), torch.enable_grad():
-            out = net(batch.x[:2])
+        with unchanged_buffers(net), Noise().global_rng(batch.device), torch.enable_grad():
+            out = forward(net, batch.first(2).x)
     finally:
         for handle in handles:
             handle.remove()

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
+from bpfree.inputs import Inputs, one_tensor
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import LABELS_ONLY, LocalRule
@@ -73,17 +74,16 @@ class ForwardForward(LocalRule):
             UserError: the input has fewer values than there are classes, or the net has no hidden segment.
         """
         super().bind(net, task, batch)
-        if batch.x[0].numel() < task.dim:
+        if (values := batch.tensor[0].numel()) < task.dim:
             raise UserError(
-                f"net: samples have {batch.x[0].numel()} values, but forward-forward writes the label over the first "
-                f"{task.dim}"
+                f"net: samples have {values} values, but forward-forward writes the label over the first {task.dim}"
             )
         if len(self.segments) < 2:
             raise UserError("net: it has no hidden segment, which forward-forward trains. Add a layer")
         with torch.no_grad(), unchanged_buffers(net):
-            task.loss(net(batch.x), batch)  # refuses an output of another width
+            task.loss(net(batch.tensor), batch)  # refuses an output of another width
         self.classes = task.dim
-        self.label_value = batch.x.max().to(first_trainable(net))
+        self.label_value = batch.tensor.max().to(first_trainable(net))
 
     def locality(self) -> Locality:
         """Hard negatives are drawn by the output layer, for which all others therefore wait."""
@@ -102,14 +102,14 @@ class ForwardForward(LocalRule):
             wrong, scalars = self._hard_labels(net, task, batch, noise)
         else:
             wrong = self._even_labels(batch, noise)
-        both = torch.cat([self.write(batch.x, self._one_hot(batch.y)), self.write(batch.x, self._one_hot(wrong))])
+        both = torch.cat([self.write(batch.tensor, self._one_hot(labels)) for labels in (batch.y, wrong)])
         losses: Scalars = {}
 
         def learn(index: int, h: Tensor) -> Tensor:
             losses.update(self._learn(index, h, both))
             return self.pass_on(index, h.detach())
 
-        with noise.global_rng(batch.x.device), cut(net, self.taps, learn):
+        with noise.global_rng(batch.device), cut(net, self.taps, learn):
             net(both)
         return scalars | losses | {"loss": torch.stack([loss.float() for loss in losses.values()]).mean()}
 
@@ -120,9 +120,9 @@ class ForwardForward(LocalRule):
 
     def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
-        neutral = batch.x.new_full((len(batch.y), self.classes), 1 / self.classes)
-        with noise.fold("neutral").global_rng(batch.x.device), cut(net, self.taps, self.pass_on):
-            out = net(self.write(batch.x, neutral))
+        neutral = batch.tensor.new_full((len(batch.y), self.classes), 1 / self.classes)
+        with noise.fold("neutral").global_rng(batch.device), cut(net, self.taps, self.pass_on):
+            out = net(self.write(batch.tensor, neutral))
         loss = task.loss(out, batch)
         backward(loss)
         self._tell_done(len(self.taps))
@@ -142,8 +142,9 @@ class ForwardForward(LocalRule):
         length = goodness(h).sqrt().clamp_min(1e-6).to(h.dtype)
         return h / length.view(-1, *[1] * (h.dim() - 1))
 
-    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Goodness of each label [B, C], by C passes."""
+        samples = one_tensor(x)
         scores = []
         for label in range(self.classes):
             layers: list[Tensor] = []
@@ -153,7 +154,8 @@ class ForwardForward(LocalRule):
                 return self.pass_on(index, h)
 
             with cut(net, self.taps, look):
-                net(self.write(x, self._one_hot(x.new_full((len(x),), label, dtype=torch.int64))))
+                labels = samples.new_full((len(samples),), label, dtype=torch.int64)
+                net(self.write(samples, self._one_hot(labels)))
             scores.append(torch.stack(layers[1:] or layers).sum(0))
         return torch.stack(scores, dim=1)
 

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from bpfree.cut import unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
+from bpfree.inputs import Inputs, scores_of, tensors_of
 from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.population import PERTURBATIONS, Generation, Member
@@ -58,7 +59,7 @@ class ForwardGradient(Rule):
         for member in self.members:
             directions = [sample.dense()[0] for sample in generation.draw(member.key)]
             once = unchanged_buffers(net) if scalars else nullcontext()  # batch-norm statistics hear of a batch once
-            with once, _dual_level(), noise.fold("dropout").global_rng(batch.x.device):
+            with once, _dual_level(), noise.fold("dropout").global_rng(batch.device):
                 moved = {
                     name: forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
                     for name, p, v in zip(names, generation.parameters, directions, strict=True)
@@ -73,10 +74,11 @@ class ForwardGradient(Rule):
         return scalars
 
 
-def _pushed_through(net: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+def _pushed_through(net: nn.Module, parameters: dict[str, Tensor], x: Inputs) -> Tensor:
     try:
-        out: Tensor = torch.func.functional_call(net, parameters, (x,))
-        return out
+        if isinstance(x, dict):
+            return scores_of(torch.func.functional_call(net, parameters, (), x))
+        return scores_of(torch.func.functional_call(net, parameters, tensors_of(x)))
     except NotImplementedError as error:
         raise UserError(
             "net: torch has no forward-mode derivative of one of its operations "

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from bpfree.cut import Taps, cut
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import first_trainable
+from bpfree.inputs import Inputs, forward
 from bpfree.layout import project
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
@@ -85,11 +86,11 @@ class MonoForward(LocalRule):
         """Only with `read: net`."""
         return self.read == "net"
 
-    def predict(self, net: nn.Module, x: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Scores [B, C]; see `read`."""
         if self.read == "net":
             return super().predict(net, x)
         scores: list[Tensor] = []
         with cut(net, self.taps, lambda index, h: scores.append(self.goodness(index, h))):
-            out = net(x)
+            out = forward(net, x)
         return scores[-1] if self.read == "last" else torch.stack([*scores, out]).sum(0)

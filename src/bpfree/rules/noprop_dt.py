@@ -93,9 +93,9 @@ class NoPropDT(BlockRule):
     def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
         """CE(p_out(y|z_T), y) + KL(q(z_0|y) || N(0, I)); what is to be rebuilt has neither."""
         if batch.y.is_floating_point():
-            return batch.x.new_zeros(())
+            return batch.tensor.new_zeros(())
         if self.readout_from == "chain":
-            z = self._chain_end(net, batch.x, noise)
+            z = self._chain_end(net, batch.tensor, noise)
         else:
             z, _ = self._noised(self.levels.steps, batch, noise)
         return task.loss(self.read(z), batch) + kl(float(self.levels.abar[0]), self.embedding(batch))

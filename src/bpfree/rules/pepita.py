@@ -69,15 +69,15 @@ class Pepita(LocalRule):
             UserError: a hidden segment has no such layer, or several; samples are no numbers to add to.
         """
         super().bind(net, task, batch)
-        if not batch.x.is_floating_point():
+        if not (dtype := batch.tensor.dtype).is_floating_point:
             raise UserError(
-                f"data: samples are of type {batch.x.dtype}, but pepita adds the error to them, allowed: a floating "
+                f"data: samples are of type {dtype}, but pepita adds the error to them, allowed: a floating "
                 "type. For tokens use a rule that leaves the input alone, such as dfa"
             )
         self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
         self.features = [len(net.get_parameter(f"{name}.weight")) if name else 0 for name in self.layers]
         like = first_trainable(net)
-        shape = like.new_empty(()).expand(task.dim, prod(batch.x.shape[1:]))
+        shape = like.new_empty(()).expand(task.dim, prod(batch.tensor.shape[1:]))
         self.register_buffer("F", self.scale * random_like(self.feedback, shape))
 
     def locality(self) -> Locality:
@@ -96,9 +96,9 @@ class Pepita(LocalRule):
         if not self.segments:
             raise UserError("Pepita: not bound to a net. Call rule.bind(net, task, batch) first")
         before: list[Tensor] = []
-        device = batch.x.device
+        device = batch.device
         with torch.no_grad(), noise.global_rng(device), cut(net, self.taps, lambda index, h: before.append(h)):
-            out = net(batch.x)
+            out = net(batch.tensor)
         error = output_error(task, out, batch)  # [B, D], of the mean loss
         modulation = (len(error) * error).to(self.F.dtype) @ self.F  # [B, inputs]
         attached: list[Tensor] = []
@@ -109,7 +109,7 @@ class Pepita(LocalRule):
 
         hooks = _attached_alone(net, [name for name in self.layers if name], attached)
         with unchanged_buffers(net), noise.global_rng(device), cut(net, self.taps, learn), hooks:
-            last = net(batch.x + modulation.view_as(batch.x).to(batch.x.dtype))
+            last = net(batch.tensor + modulation.view_as(batch.tensor).to(batch.tensor.dtype))
         backward(last, error.view_as(last).to(last.dtype))
         self._tell_done(len(self.taps))
         return task.metrics(out, batch)

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,10 +41,9 @@ class Classify(DataTask):
 
     def target(self, batch: Batch) -> Tensor:
         """One-hot labels or shares [B, C], of the type of x if that is a floating one."""
-        dtype = batch.x.dtype if batch.x.is_floating_point() else torch.get_default_dtype()
         if batch.y.is_floating_point():
-            return batch.y.to(dtype)
-        return F.one_hot(batch.y, self.classes).to(dtype)
+            return batch.y.to(batch.dtype)
+        return F.one_hot(batch.y, self.classes).to(batch.dtype)
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy of logits [B, C].

@@ -73,7 +73,7 @@ class Regress(DataTask):
 
     def target(self, batch: Batch) -> Tensor:
         """[B, D], standardised."""
-        return batch.y.to(batch.x.dtype if batch.x.is_floating_point() else torch.get_default_dtype())
+        return batch.y.to(batch.dtype)
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean over samples and numbers, in standardised units.

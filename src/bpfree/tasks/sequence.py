@@ -83,7 +83,7 @@ class Sequence(DataTask):
 
     def target(self, batch: Batch) -> Tensor:
         """The next values, [B*T, D]."""
-        return batch.y.to(batch.x.dtype).flatten(0, 1)
+        return batch.y.to(batch.dtype).flatten(0, 1)
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean squared error of out [B, T, D], or [B*T, D] for a y of that shape.
@@ -128,9 +128,9 @@ class Rollouts:
 
     def add(self, out: Tensor, batch: Batch) -> None:
         """The windows of a batch; their one-step predictions are not needed."""
-        if batch.x.shape[-1] != self.task.dim:
+        if batch.tensor.shape[-1] != self.task.dim:
             return
-        seen, coming = batch.x[:, : self.task.warmup], batch.y[:, self.task.warmup - 1 :]
+        seen, coming = batch.tensor[:, : self.task.warmup], batch.y[:, self.task.warmup - 1 :]
         predicted = closed_loop(self.net, seen, coming.shape[1])
         self.squares.append((predicted - coming).double().square().mean(2))
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bpfree.cut import OUTPUT, cut, stages
 from bpfree.errors import UserError, check_choice, unknown
+from bpfree.inputs import Inputs, forward
 from bpfree.rule import LocalRule
 from bpfree.trackers.base import Measure
 from bpfree.types import Batch, Scalars
@@ -99,7 +100,7 @@ class SegmentAccuracy(Measure):
             accuracies[tap] = float((scores.argmax(1).to(labels.device) == labels[half:]).double().mean())
         return accuracies
 
-    def _read(self, trainer: "Trainer", x: Tensor) -> dict[str, tuple[bool, Tensor]]:
+    def _read(self, trainer: "Trainer", x: Inputs) -> dict[str, tuple[bool, Tensor]]:
         """By tap, class scores [B, C] and True, or features [B, H] and False."""
         rule, found = trainer.rule, {}
 
@@ -109,7 +110,7 @@ class SegmentAccuracy(Measure):
             return rule.pass_on(index, h) if isinstance(rule, LocalRule) else None
 
         with cut(trainer.net, self._taps, visit):
-            out = trainer.net(x)
+            out = forward(trainer.net, x)
         if rule.reads_output:
             found[OUTPUT] = (True, out)
         return found

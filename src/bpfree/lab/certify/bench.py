@@ -32,7 +32,7 @@ class Bench:
     def __init__(self, net: nn.Module, rule: Rule, task: Task, batch: Batch) -> None:
         self.net, self.rule, self.task, self.batch = net, rule, task, batch
         self.layers = Layers(net, rule)
-        self.device = batch.x.device
+        self.device = batch.device
         self.steps = [0]
         self.tolerance = 0.0
         self.shares_graph = False  # so that a training would end with an error

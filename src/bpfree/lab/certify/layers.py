@@ -99,7 +99,7 @@ def samples_to_tell_apart(layers: Layers, batch: Batch) -> Batch:
     most = min(len(batch.y), _MOST)
     found = [n for n in range(most, 1, -1) if all(size % n for size in sizes)]
     size = found[0] if found else most
-    return Batch(batch.x[:size], batch.y[:size])
+    return batch.first(size)
 
 
 def find_parts(net: nn.Module, rule: Rule, layers: Layers, batch: Batch) -> dict[str, tuple[str, ...]]:
@@ -109,7 +109,7 @@ def find_parts(net: nn.Module, rule: Rule, layers: Layers, batch: Batch) -> dict
     """
     with all_trainable(net):
         if isinstance(rule, LocalRule):
-            found = {s.name: s.parameters for s in owners(net, rule.taps, batch.x[:2])}
+            found = {s.name: s.parameters for s in owners(net, rule.taps, batch.first(2).x)}
         elif rule.locality().through == "part":
             found = _units(net, rule)
         else:

@@ -11,6 +11,7 @@ from torch import nn
 
 from bpfree.cut import unchanged_buffers
 from bpfree.errors import LeakError, UserError
+from bpfree.inputs import forward, tensors_of
 from bpfree.lab.certify.bench import Bench, Gradients, State, by_layer
 from bpfree.lab.certify.breaches import find_breaches, measured_locality
 from bpfree.lab.certify.certificate import Certificate, Objective
@@ -58,10 +59,10 @@ def certify(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Cert
     """
     if len(batch.y) < 2:
         raise UserError(f"batch: found {len(batch.y)} samples, allowed: at least 2")
-    before, random = State(net), Noise().fold("certify").global_rng(batch.x.device)
+    before, random = State(net), Noise().fold("certify").global_rng(batch.device)
     try:
         with random:
-            return _certified(net, rule, task, Batch(batch.x[:_MOST], batch.y[:_MOST]))
+            return _certified(net, rule, task, batch.first(_MOST))
     finally:
         before.restore()
 
@@ -153,7 +154,7 @@ class _Map(NamedTuple):
         everything = all_trainable(bench.net), unchanged_buffers(bench.net), Noise().global_rng(bench.device)
         with everything[0], everything[1], everything[2], torch.enable_grad():
             try:
-                out = bench.net(bench.batch.x)
+                out = forward(bench.net, bench.batch.x)
             except (RuntimeError, ValueError, TypeError, IndexError):  # the rule alone knows how to call it
                 out = None
             walk = Walk([out], layers, len(bench.batch.y)) if isinstance(out, torch.Tensor) else None
@@ -262,7 +263,8 @@ def _earlier(bench: Bench, plain: Gradients, other: Gradients, before: Collectio
 def _held(bench: Bench, home: Mapping[str, str]) -> Held | None:
     if bench.shares_graph:
         return None
-    meter = Meter(bench.layers, home, [*bench.batch, *bench.net.buffers(), *bench.rule.buffers()])
+    inputs = [*tensors_of(bench.batch.x), bench.batch.y]
+    meter = Meter(bench.layers, home, [*inputs, *bench.net.buffers(), *bench.rule.buffers()])
     try:
         bench.run(meter.measuring())
     except RuntimeError as error:

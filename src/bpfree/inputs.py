@@ -1,0 +1,115 @@
+"""What a net takes and gives: a tensor, several tensors, or tensors by name.
+
+A net of one input is called as net(x). A tuple is passed on as net(*x) and a dict as net(**x), so two-tower nets and
+nets that take `input_ids` and `attention_mask` need no wrapper. The output is one tensor, or an object or a dict that
+has one under `logits`, as the classifiers of Hugging Face do.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import UserError
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""What the `forward` of a net takes: one tensor, several, or several by name."""
+
+
+def forward(net: nn.Module, x: Inputs) -> Tensor:
+    """The output of the net, one tensor [B, ...].
+
+    Args:
+        net: any module.
+        x: what its `forward` takes; see the module.
+
+    Raises:
+        UserError: the output is not a tensor and has no tensor under `logits`.
+    """
+    return scores_of(call(net, x))
+
+
+def call(net: nn.Module, x: Inputs) -> Any:
+    """What the net gives, unchanged."""
+    if isinstance(x, Tensor):
+        return net(x)
+    return net(**x) if isinstance(x, Mapping) else net(*x)
+
+
+def scores_of(out: Any) -> Tensor:
+    """The tensor in an output of a net.
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(out, Tensor):
+        return out
+    found = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    raise UserError(
+        f"net: its output is {type(out).__name__}, allowed: one tensor [B, ...], or an object or a dict that has one "
+        "under 'logits'. Wrap the net so that it returns its scores"
+    )
+
+
+def tensors_of(x: Inputs) -> tuple[Tensor, ...]:
+    """The tensors of an input, in order."""
+    if isinstance(x, Tensor):
+        return (x,)
+    return tuple(x.values()) if isinstance(x, Mapping) else tuple(x)
+
+
+def main_input(x: Inputs) -> Tensor:
+    """The first tensor that holds floating point numbers, or else the first: it tells the device, B and the dtype."""
+    tensors = tensors_of(x)
+    return next((t for t in tensors if t.is_floating_point()), tensors[0])
+
+
+def count(x: Inputs) -> int:
+    """How many samples there are, B."""
+    return len(tensors_of(x)[0])
+
+
+def apply(x: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """The input with `change` applied to each of its tensors."""
+    if isinstance(x, Tensor):
+        return change(x)
+    if isinstance(x, Mapping):
+        return {name: change(t) for name, t in x.items()}
+    return tuple(change(t) for t in x)
+
+
+def concatenate(parts: list[Inputs]) -> Inputs:
+    """Inputs of one form, joined along the samples."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    if isinstance(first, Mapping):
+        return {name: torch.cat([part[name] for part in parts if isinstance(part, Mapping)]) for name in first}
+    return tuple(torch.cat(list(tensors)) for tensors in zip(*map(tensors_of, parts), strict=True))
+
+
+def one_tensor(x: Inputs) -> Tensor:
+    """The input, for code that works with a single tensor.
+
+    Raises:
+        UserError: it is several tensors.
+    """
+    if isinstance(x, Tensor):
+        return x
+    found = f"named tensors ({', '.join(x)})" if isinstance(x, Mapping) else f"{len(x)} tensors"
+    raise UserError(
+        f"net: it takes {found}, but this rule or command works on samples that are one tensor. Use a rule such as "
+        "backprop, dfa, fa or es, or wrap the net so that it takes one tensor"
+    )
+
+
+def shapes(x: Inputs) -> str:
+    """The shapes of an input, for messages."""
+    if isinstance(x, Tensor):
+        return str(list(x.shape))
+    if isinstance(x, Mapping):
+        return ", ".join(f"{name} {list(t.shape)}" for name, t in x.items())
+    return ", ".join(str(list(t.shape)) for t in x)
