@@ -18,10 +18,24 @@ from tests.helpers import without_pictures
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m device` selects the tests that run on the device that BPFREE_TEST_DEVICE names."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker("device")
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """From BPFREE_TEST_DEVICE, so that the same tests run on cuda or mps."""
-    return torch.device(os.environ.get("BPFREE_TEST_DEVICE", "cpu"))
+    """From BPFREE_TEST_DEVICE, so that the same tests run on cuda or mps.
+
+    On cuda the convolutions are deterministic: a resume is compared with a whole run to the bit.
+    """
+    found = torch.device(os.environ.get("BPFREE_TEST_DEVICE", "cpu"))
+    if found.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    return found
 
 
 @pytest.fixture(scope="session")
