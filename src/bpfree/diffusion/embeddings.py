@@ -187,7 +187,9 @@ class Prototype(Learned):
         for row, own in zip(self.table, samples, strict=True):
             found = torch.cat(own)[:most].to(row.dtype)
             if len(found):
-                row.copy_(self.scale * found[torch.cdist(found, found).median(dim=1).values.argmin()])
+                # the (lower) median by sorting, since torch's own has no deterministic version on CUDA
+                medians = torch.cdist(found, found).sort(dim=1).values[:, (len(found) - 1) // 2]
+                row.copy_(self.scale * found[medians.argmin()])
 
 
 class Images(Embedding):
