@@ -18,6 +18,7 @@ from bpfree.data.dataset import Dataset, Split, refuse_not_finite
 from bpfree.data.limits import COPIES, fits
 from bpfree.data.rows import RowFile, Rows
 from bpfree.errors import UserError
+from bpfree.paths import check_regular, open_regular, user_path
 
 Array = np.ndarray[Any, Any]
 
@@ -61,7 +62,8 @@ def arrays(
     Raises:
         UserError: no such file, or one that is damaged, lacks an array, or holds what cannot be learned from.
     """
-    known, read = _open(path.expanduser(), None if labels is None else labels.expanduser(), memory_limit)
+    labels = None if labels is None else user_path(labels, "data.labels")
+    known, read = _open(user_path(path, "data.path"), labels, memory_limit)
     names: Array | None = None
     splits: dict[str, Split] = {}
     for split, (of_x, of_y) in _pairs(known, path).items():
@@ -113,7 +115,7 @@ def _pairs(known: Collection[str], path: Path) -> dict[str, tuple[str, str]]:
 
 def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
     try:
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             if opened.read(len(_MAGIC)) != _MAGIC:
                 raise ValueError("of another format")
         mapped = np.lib.format.open_memmap(file, mode="r")
@@ -133,6 +135,7 @@ def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
 
 def _npz_names(path: Path, memory_limit: float | None) -> list[str]:
     """Names of arrays in an .npz that fits into memory."""
+    check_regular(path)
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
