@@ -91,7 +91,7 @@ def check_options(
     return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
 
 
-def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any], section: str) -> dict[str, Any]:
     """The options; those that the constructor takes as a Path count from the current folder, and become absolute.
 
     So what is kept of a config can be run from anywhere.
@@ -102,7 +102,9 @@ def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any]) 
     hints = _hints(constructor)
     taken = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
     return {
-        name: str(user_path(value, name).absolute()) if name in taken and isinstance(value, str) else value
+        name: str(user_path(value, f"{section}.{name}").absolute())
+        if name in taken and isinstance(value, str)
+        else value
         for name, value in options.items()
     }
 
