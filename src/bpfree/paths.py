@@ -82,7 +82,7 @@ def open_regular(path: Path, what: str | None = None, *, buffering: int = -1) ->
     except BaseException:
         file.close()
         raise
-    return file  # type: ignore[return-value]
+    return file
 
 
 def _without_waiting(path: str, flags: int) -> int:

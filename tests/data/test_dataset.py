@@ -118,7 +118,6 @@ def test_data_from_python():
         ((np.zeros((0, 2)), np.zeros(0, int)), "found no samples"),
         ((np.zeros((4, 2)), np.zeros((4, 3), int)), r"labels have the shape \[4, 3\]"),
         ("nothing", "found str, allowed: a pair"),
-        (((np.zeros((4, 2)),), [0]), "found 4 samples and 1 labels"),
         (({}, [0]), "found a mapping without samples, allowed: arrays by name"),
     ],
 )

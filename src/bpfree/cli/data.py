@@ -58,7 +58,7 @@ def get(
     counts = (
         f"{len(dataset.train.y):,} training and {0 if dataset.test is None else len(dataset.test.y):,} test samples"
     )
-    typer.echo(f"{name}: {counts} {list(dataset.train.x.shape[1:])} in {folder}")
+    typer.echo(f"{name}: {counts} {list(dataset.train.tensor.shape[1:])} in {folder}")
 
 
 @data.command("check")

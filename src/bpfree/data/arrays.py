@@ -116,9 +116,8 @@ def _split(data: Any, what: str, without_labels: bool, values: bool) -> tuple[Sp
     if isinstance(data, torch.utils.data.DataLoader):
         *data, copies = collect(data, what)
     if without_labels and isinstance(data, Tensor | np.ndarray):
-        x = to_tensor(data, what)
-        _check_dimension(x, what)
-        return Split(channels_first(x), torch.zeros(len(x), dtype=torch.int64)), None
+        alone = _check_dimension(to_tensor(data, what), what)
+        return Split(channels_first(alone), torch.zeros(len(alone), dtype=torch.int64)), None
     if isinstance(data, str) or not isinstance(data, Sequence | Mapping):
         raise UserError(
             f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels), a torch Dataset or DataLoader"

@@ -180,9 +180,9 @@ class Preprocess:
         """Statistics of the training samples for uint8 and numbers in tables; other values pass as they are."""
         if not isinstance(train.x, Tensor):
             named = train.x.items() if isinstance(train.x, dict) else ((str(i), x) for i, x in enumerate(train.x))
-            own = {name: cls.of(dataset, Split(x, train.y)) for name, x in named}
-            main = next((one for one in own.values() if not one.has_tokens), next(iter(own.values())))
-            return replace(main, inputs=tuple(own.items()))
+            each = {name: cls.of(dataset, Split(x, train.y)) for name, x in named}
+            main = next((one for one in each.values() if not one.has_tokens), next(iter(each.values())))
+            return replace(main, inputs=tuple(each.items()))
         shape = tuple(train.x.shape[1:])
         is_image = train.x.dtype == torch.uint8
         mean, std = _statistics(train.x) if is_image else ((0.0,), (1.0,))

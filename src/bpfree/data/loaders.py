@@ -109,7 +109,7 @@ def _plan(loader: "DataLoader[Any]", what: str) -> _Plan:
         return _Plan(_with(loader, batch_size=None, sampler=order), batches, [[index] for index in order])
     if _is_plain(loader):
         size = int(loader.batch_size or 1)
-        n = len(loader.dataset)  # type: ignore[arg-type]
+        n = len(loader.sampler)  # type: ignore[arg-type]
         lists = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
     else:
         lists = [list(batch) for batch in islice(iter(loader.batch_sampler), batches)]
@@ -121,11 +121,11 @@ def _is_plain(loader: "DataLoader[Any]") -> bool:
     sampler: Any = loader.sampler
     if type(loader.batch_sampler) is not BatchSampler or type(sampler) not in (RandomSampler, SequentialSampler):
         return False
-    if sampler.data_source is not loader.dataset:
+    source: Any = loader.dataset
+    if sampler.data_source is not source:
         return False
-    return type(sampler) is SequentialSampler or (
-        not sampler.replacement and sampler.num_samples == len(sampler.data_source)
-    )
+    whole = not getattr(sampler, "replacement", False) and len(sampler) == len(source)
+    return type(sampler) is SequentialSampler or whole
 
 
 def _with(loader: "DataLoader[Any]", **order: Any) -> "DataLoader[Any]":

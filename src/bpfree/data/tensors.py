@@ -91,20 +91,21 @@ def _from_numpy(array: "np.ndarray[Any, Any]", values: Any, what: str) -> Tensor
             array = array.astype(np.float32)
     narrow = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.ascontiguousarray(array.astype(narrow.get(array.dtype, array.dtype), copy=False)))
+    array = array.astype(narrow.get(array.dtype, array.dtype), copy=False)
+    return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)  # numpy gives a number a dimension
 
 
 def _narrowed(array: "np.ndarray[Any, Any]", what: str) -> Tensor:
     """Of uint64."""
     if array.size and int(array.max()) >= 1 << 63:
         raise _unfit(what, f"uint64 with the value {int(array.max())}", f"Values must be below {1 << 63}")
-    return torch.from_numpy(np.ascontiguousarray(array.astype(np.int64)))
+    return torch.from_numpy(np.ascontiguousarray(array.astype(np.int64))).reshape(array.shape)
 
 
 def _refuse_masked(values: Any, what: str) -> None:
     """Raise UserError if values of a masked array, or of one in a list, are masked."""
     parts = values if isinstance(values, list | tuple) else [values]
-    masked = sum(int(np.ma.count_masked(part)) for part in parts if isinstance(part, np.ma.MaskedArray))
+    masked = sum(int(np.ma.getmaskarray(part).sum()) for part in parts if isinstance(part, np.ma.MaskedArray))
     if masked:
         raise _unfit(
             what,
@@ -158,7 +159,7 @@ def to_inputs(values: Any, what: str, samples: int | None = None, *, lists: bool
 
 def _length(part: Any) -> int | None:
     """Of an array with at least one dimension; None for anything else."""
-    shape = getattr(part, "shape", ())
+    shape: tuple[int, ...] = getattr(part, "shape", ())
     return int(shape[0]) if len(shape) else None
 
 
