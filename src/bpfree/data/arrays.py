@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from bpfree.data.dataset import Dataset, Split
-from bpfree.data.loaders import Collected, collect, told
+from bpfree.data.loaders import Collected, collect, joined, told
 from bpfree.data.origins import numbered, origin
 from bpfree.data.records import record_of
 from bpfree.data.tensors import channels_first, to_inputs, to_tensor
 from bpfree.errors import UserError
-from bpfree.inputs import Inputs, apply, concatenate
+from bpfree.inputs import Inputs, apply
 
 __all__ = ["from_python", "to_tensor"]
 
@@ -86,7 +86,7 @@ def _collect(data: torch.utils.data.Dataset[Any], what: str) -> Collected:
         xs.append(apply(to_inputs(x, f"{what} (samples)"), lambda t: t.unsqueeze(0)))
         ys.append(to_tensor(y, f"{what} (labels)"))
     try:
-        together = Collected(concatenate(xs), torch.stack(ys))
+        together = Collected(joined(xs), torch.stack(ys))
     except (TypeError, KeyError, RuntimeError, ValueError) as error:
         raise _unfit(data, what, error) from error
     return together._replace(origin=numbered([origin(data, i) for i in range(length)]))

@@ -12,7 +12,7 @@ from bpfree.data.origins import numbered, origin
 from bpfree.data.records import record_of
 from bpfree.data.tensors import to_inputs, to_tensor
 from bpfree.errors import UserError
-from bpfree.inputs import Inputs, concatenate, shapes
+from bpfree.inputs import Inputs, concatenate, shapes, tensors_of
 
 
 class Collected(NamedTuple):
@@ -64,7 +64,7 @@ def collect(loader: "DataLoader[Any]", what: str) -> Collected:
         x, y = record_of(batch, f"{what}: found batches that are no pairs of tensors")
         y = to_tensor(y, f"{what} (labels)")
         xs.append(to_inputs(x, f"{what} (samples)", len(y) if y.dim() else None, lists=True))
-        if not y.dim() or any(not t.dim() for t in _tensors(xs[-1])):
+        if not y.dim() or any(not t.dim() for t in tensors_of(xs[-1])):
             raise UserError(
                 f"{what}: found batches of shape {shapes(xs[-1])} with labels {list(y.shape)}, allowed: samples "
                 "[B, ...] and labels [B, ...]. Leave the loader's batch_size to more than None"
@@ -73,7 +73,7 @@ def collect(loader: "DataLoader[Any]", what: str) -> Collected:
     if not xs:
         raise UserError(f"{what}: found no samples, allowed: at least one")
     try:
-        together = Collected(concatenate(xs), torch.cat(ys))
+        together = Collected(joined(xs), torch.cat(ys))
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -82,8 +82,18 @@ def collect(loader: "DataLoader[Any]", what: str) -> Collected:
     return together._replace(origin=_origin(loader, plan, [len(y) for y in ys], what))
 
 
-def _tensors(x: Inputs) -> list[Tensor]:
-    return [x] if isinstance(x, Tensor) else list(x.values()) if isinstance(x, dict) else list(x)
+def joined(parts: list[Inputs]) -> Inputs:
+    """Inputs joined along the samples.
+
+    Raises:
+        TypeError: some are of another form than others.
+        RuntimeError: some are of another shape than others.
+    """
+    forms = [sorted(x) if isinstance(x, dict) else [len(x)] if isinstance(x, tuple) else [] for x in parts]
+    for form in forms:
+        if form != forms[0]:
+            raise TypeError(f"the inputs {form or 'of one array'} beside {forms[0] or 'one array'}")
+    return concatenate(parts)
 
 
 def _plan(loader: "DataLoader[Any]", what: str) -> _Plan:
@@ -187,7 +197,7 @@ def _origin(loader: "DataLoader[Any]", plan: _Plan, counts: list[int], what: str
     if numbers is None:
         return None
     if loader.batch_sampler is None:  # a batch for each index
-        return numbers.repeat_interleave(torch.tensor(counts))
+        return numbered([(key, row) for (key,), count in zip(keys, counts, strict=True) for row in range(count)])
     if counts != [len(batch) for batch in keys]:
         raise UserError(
             f"{what}: its sampler repeats samples, and its collate_fn gives {sum(counts)} samples where the sampler "

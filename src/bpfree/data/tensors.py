@@ -169,8 +169,12 @@ def channels_first(x: Tensor) -> Tensor:
     >>> channels_first(torch.zeros(2, 8, 9, 3, dtype=torch.uint8)).shape
     torch.Size([2, 3, 8, 9])
     """
-    is_last = x.dtype == torch.uint8 and x.dim() == 4 and x.shape[3] in CHANNELS and x.shape[1] > max(CHANNELS)
-    return x.permute(0, 3, 1, 2).contiguous() if is_last else x
+    return x.permute(0, 3, 1, 2).contiguous() if has_channels_last(x) else x
+
+
+def has_channels_last(x: Tensor) -> bool:
+    """Whether samples are images of bytes [N, H, W, C], C in `CHANNELS`, by their shape."""
+    return x.dtype == torch.uint8 and x.dim() == 4 and x.shape[3] in CHANNELS and x.shape[1] > max(CHANNELS)
 
 
 def in_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
