@@ -75,7 +75,9 @@ def arrays(
         if len(x) != len(found):
             raise UserError(f"{path}: found {len(x)} samples and {len(found)} labels, allowed: one for each sample")
         if values:
-            splits[split] = Split(x, _samples(found, where).float().reshape(found.shape))
+            numbers = to_tensor(found, where).float()
+            refuse_not_finite(numbers, where)
+            splits[split] = Split(x, numbers)
         else:
             found = _labels(found, where)
             names = np.unique(found) if names is None else names

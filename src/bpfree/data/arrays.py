@@ -157,7 +157,7 @@ def _check_whole(y: Tensor, what: str) -> None:
     """Raise UserError unless floating labels are class numbers."""
     if bool((y != y.round()).any()):
         raise UserError(f"{what} (labels): found {y.dtype} with fractions, allowed: class numbers 0, 1, 2, ...")
-    if len(y) and float(y.abs().max()) >= _MOST_CLASSES:
+    if y.numel() and float(y.abs().max()) >= _MOST_CLASSES:
         raise UserError(
             f"{what} (labels): found {y.dtype} with the label {float(y.abs().max()):g}, allowed: class numbers below "
             f"{_MOST_CLASSES:,}. numpy.unique(y, return_inverse=True)[1] makes them; to predict numbers use "

@@ -102,6 +102,8 @@ def _check(split: Split, classes: int, what: str) -> None:
                 f"{what}: found samples of shape {list(tensor.shape[1:])}, which hold no values, allowed: lengths of "
                 "at least 1"
             )
+    if not y.numel():
+        raise UserError(f"{what}: found labels of shape {list(y.shape[1:])}, which hold no values, allowed: [N]")
     _check_labels(y, classes, what)
     for tensor in tensors_of(x):
         refuse_not_finite(tensor, what)
