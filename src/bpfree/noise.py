@@ -80,10 +80,15 @@ class Noise:
         """Run torch's global generators (dropout, `nn.init`) from this key within; afterwards they are as before."""
         device = torch.device(device)
         with _restored_rng(device):
-            torch.default_generator.manual_seed(self.key())
-            if device.type != "cpu":
-                torch.get_device_module(device).manual_seed(self.key())
+            seed_global(self.key(), device)
             yield
+
+
+def seed_global(key: int, device: torch.device) -> None:
+    """Start torch's global generators from a key: that of the CPU, and that of the device."""
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
 
 
 class _Seed(ISeedSequence):

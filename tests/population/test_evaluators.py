@@ -9,8 +9,9 @@ from torch import nn
 from bpfree import Noise, UserError
 from bpfree.nets import NETS
 from bpfree.population import Gaussian, Generation, InPlace, Loop, LowRank, LowRankEvaluator, Member, Vmap, choose
-from bpfree.population.evaluators import frozen_parts_run_once
+from bpfree.population.behaviour import Behaviour, frozen_parts
 from bpfree.population.first_layer import find_first_layer
+from bpfree.population.passes import parts_run_once
 from bpfree.rules import Eggroll
 from tests.helpers import TASK
 
@@ -287,14 +288,18 @@ def test_a_frozen_beginning_runs_once(inplace, batch):
     generation = generation_of(net, LowRank(1), population=8)
     expected = written_out(net, batch, generation)
     slices = -(-len(batch.x) // 5)
-    ways = ((Loop(), 1), (Loop(5), slices), (Loop(5, net[2]), slices), (InPlace(5), slices), (LowRankEvaluator(4), 1))
+    known = Behaviour(frozen=tuple(frozen_parts(net)))
+    ways = (
+        *((Loop(None, None, known), 1), (Loop(5, None, known), slices), (Loop(5, net[2], known), slices)),
+        *((InPlace(5, known), slices), (LowRankEvaluator(4, known), 1), (Loop(), 8)),
+    )
     for evaluator, calls in ways:
         body.calls = 0
         scores, _ = evaluator(net, batch.x, judge_of(batch), generation)
         torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
         assert body.calls == calls
     x = batch.x.clone()
-    with frozen_parts_run_once(net, [x]):
+    with parts_run_once(frozen_parts(net), [x]):
         net(x)
         x += 1  # of another content now, so nothing that is remembered holds
         torch.testing.assert_close(net(x), type(net).forward(net, x.clone()))

@@ -1,0 +1,103 @@
+"""Forward passes of members: each begins with the same state and the same random numbers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.inputs import Inputs, apply, count, forward, main_input, tensors_of
+from bpfree.noise import Noise, seed_global
+from bpfree.population.behaviour import PLAIN, Behaviour, State, state_kept
+
+
+class Passes:
+    """Runs a net on one minibatch again and again; see `passes`."""
+
+    def __init__(self, net: nn.Module, slices: Sequence[Inputs], key: int, state: State | None) -> None:
+        self.net = net
+        self.slices = slices
+        self._key = key
+        self._state = state
+        self._device = main_input(slices[0]).device
+
+    def begin(self) -> None:
+        """Put back the state of the net and the generators of random numbers."""
+        if self._state is not None:
+            self._state.put_back()
+        seed_global(self._key, self._device)
+
+    def __call__(self) -> Tensor:
+        """The outputs [B, ...], from that state and those random numbers."""
+        self.begin()
+        return outputs(self.net, self.slices)
+
+
+@contextmanager
+def passes(net: nn.Module, slices: Sequence[Inputs], noise: Noise, behaviour: Behaviour = PLAIN) -> Iterator[Passes]:
+    """Within it, the passes of a generation run; they depend on the weights, the minibatch and the key alone.
+
+    Args:
+        net: the net, in the mode in which members run.
+        slices: the minibatch, in parts.
+        noise: the key of the step.
+        behaviour: what is known of the net.
+    """
+    own = noise.fold("forward")
+    with own.global_rng(main_input(slices[0]).device), parts_run_once(behaviour.frozen, slices):
+        if not behaviour.stateful:
+            yield Passes(net, slices, own.key(), None)
+            return
+        with state_kept(behaviour.stateful) as state:
+            yield Passes(net, slices, own.key(), state)
+
+
+def outputs(net: nn.Module, slices: Sequence[Inputs]) -> Tensor:
+    """Outputs [B, ...] of a minibatch that comes in slices."""
+    return forward(net, slices[0]) if len(slices) == 1 else torch.cat([forward(net, part) for part in slices])
+
+
+def split(x: Inputs, size: int | None) -> list[Inputs]:
+    """The minibatch in slices of so many samples; in one for None."""
+    if size is None or size >= count(x):
+        return [x]
+    return [apply(x, partial(_part, start=start, size=size)) for start in range(0, count(x), size)]
+
+
+def _part(tensor: Tensor, start: int, size: int) -> Tensor:
+    return tensor[start : start + size]
+
+
+@contextmanager
+def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iterator[None]:
+    """Within it, what no trainable parameter has touched on its way from an input is computed once and remembered.
+
+    Args:
+        parts: submodules without trainable parameters that give the same output for the same tensor.
+        inputs: the very tensors that the net is called with.
+    """
+    untouched = {id(t): t for x in inputs for t in tensors_of(x)} if parts else {}  # alive: no other gets the id
+
+    def once(module: nn.Module, known: dict[int, tuple[Tensor, int, int]], *args: Any, **options: Any) -> Any:
+        if options or len(args) != 1 or id(args[0]) not in untouched:
+            return type(module).forward(module, *args, **options)
+        (h,) = args
+        out, *versions = known.get(id(h), (None, -1, -1))
+        if out is None or versions != [out._version, h._version]:  # or somebody has changed one in place since
+            untouched.pop(id(out), None)
+            changes_h = any(getattr(part, "inplace", False) for part in module.modules())
+            out = type(module).forward(module, h.clone() if changes_h else h)
+            if isinstance(out, Tensor):
+                untouched[id(out)] = out
+                known[id(h)] = (out, out._version, h._version)
+        return out
+
+    for part in parts:
+        part.forward = partial(once, part, {})
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
