@@ -91,6 +91,17 @@ def seed_global(key: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(key)
 
 
+def generator_states(device: torch.device) -> list[Tensor]:
+    """The states of torch's global generators: that of the CPU, and that of the device."""
+    cpu = torch.default_generator.get_state()
+    return [cpu] if device.type == "cpu" else [cpu, torch.get_device_module(device).get_rng_state()]
+
+
+def drawn_since(states: list[Tensor], device: torch.device) -> bool:
+    """Whether numbers have been drawn from the global generators since they had these states."""
+    return any(not torch.equal(a, b) for a, b in zip(states, generator_states(device), strict=True))
+
+
 class _Seed(ISeedSequence):
     """The three words that SFC64 starts from, as they are; numpy's own hashing of a seed takes four times as long."""
 

@@ -1,7 +1,6 @@
 """What has to be known of a net before members can share work: its state, its noise and its frozen parts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, forward, main_input
-from bpfree.noise import Noise
+from bpfree.noise import Noise, drawn_since, generator_states
 from bpfree.population.statistics import learn_state, members, still_modules
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"forward"}  # what every module has, and what evaluators replace
@@ -24,14 +23,14 @@ class Behaviour:
         learns: a pass in training mode changes buffers or attributes, such as running statistics.
         still: modules that stay in evaluation mode in such a pass.
         stateful: modules whose buffers or attributes the pass of a member changes; they are put back before each.
-        draws: the pass of a member draws random numbers.
+        draws: the pass of a member draws random numbers, which are then the same for all members.
         frozen: parts without trainable parameters whose outputs may be kept for all members of a generation.
     """
 
     learns: bool = False
     still: tuple[nn.Module, ...] = ()
     stateful: tuple[nn.Module, ...] = ()
-    draws: bool = False
+    draws: bool = True
     frozen: tuple[nn.Module, ...] = ()
 
 
@@ -146,15 +145,9 @@ def study(net: nn.Module, x: Inputs, noise: Noise) -> Behaviour:
 def _run(net: nn.Module, x: Inputs, noise: Noise, device: torch.device) -> tuple[Tensor, bool]:
     """The output, and whether random numbers were drawn."""
     with noise.global_rng(device):
-        states = _generator_states(device)
+        states = generator_states(device)
         out = forward(net, x).clone()
-        drawn = any(not torch.equal(a, b) for a, b in zip(states, _generator_states(device), strict=True))
-    return out, drawn
-
-
-def _generator_states(device: torch.device) -> list[Tensor]:
-    cpu = torch.get_rng_state()
-    return [cpu] if device.type == "cpu" else [cpu, torch.get_device_module(device).get_rng_state()]
+        return out, drawn_since(states, device)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -205,13 +198,3 @@ def _largest_frozen(module: nn.Module) -> Iterator[nn.Module]:
         return
     for child in module.children():
         yield from _largest_frozen(child)
-
-
-@contextmanager
-def state_kept(modules: Sequence[nn.Module]) -> Iterator[State]:
-    """Within it, the state of these modules can be put back; at its end it is."""
-    state = State(modules)
-    try:
-        yield state
-    finally:
-        state.put_back()

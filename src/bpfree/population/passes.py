@@ -1,7 +1,7 @@
 """Forward passes of members: each begins with the same state and the same random numbers."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,24 +10,30 @@ from torch import Tensor, nn
 
 from bpfree.inputs import Inputs, apply, count, forward, main_input, tensors_of
 from bpfree.noise import Noise, seed_global
-from bpfree.population.behaviour import PLAIN, Behaviour, State, state_kept
+from bpfree.population.behaviour import PLAIN, Behaviour, State
 
 
 class Passes:
-    """Runs a net on one minibatch again and again; see `passes`."""
+    """Runs a net on one minibatch again and again; see `passes`.
 
-    def __init__(self, net: nn.Module, slices: Sequence[Inputs], key: int, state: State | None) -> None:
+    Args:
+        net, slices: the net, and the minibatch in parts.
+        key: of the random numbers that a pass draws; None where it draws none.
+        state: what is put back before each pass.
+    """
+
+    def __init__(self, net: nn.Module, slices: Sequence[Inputs], key: int | None, state: State | None) -> None:
         self.net = net
         self.slices = slices
         self._key = key
         self._state = state
-        self._device = main_input(slices[0]).device
 
     def begin(self) -> None:
         """Put back the state of the net and the generators of random numbers."""
         if self._state is not None:
             self._state.put_back()
-        seed_global(self._key, self._device)
+        if self._key is not None:
+            seed_global(self._key, main_input(self.slices[0]).device)
 
     def __call__(self) -> Tensor:
         """The outputs [B, ...], from that state and those random numbers."""
@@ -45,13 +51,18 @@ def passes(net: nn.Module, slices: Sequence[Inputs], noise: Noise, behaviour: Be
         noise: the key of the step.
         behaviour: what is known of the net.
     """
-    own = noise.fold("forward")
-    with own.global_rng(main_input(slices[0]).device), parts_run_once(behaviour.frozen, slices):
-        if not behaviour.stateful:
-            yield Passes(net, slices, own.key(), None)
-            return
-        with state_kept(behaviour.stateful) as state:
-            yield Passes(net, slices, own.key(), state)
+    key, state = None, None
+    with ExitStack() as stack:
+        if behaviour.draws:
+            own = noise.fold("forward")
+            key = own.key()
+            stack.enter_context(own.global_rng(main_input(slices[0]).device))
+        if behaviour.frozen:
+            stack.enter_context(parts_run_once(behaviour.frozen, slices))
+        if behaviour.stateful:
+            state = State(behaviour.stateful)
+            stack.callback(state.put_back)
+        yield Passes(net, slices, key, state)
 
 
 def outputs(net: nn.Module, slices: Sequence[Inputs]) -> Tensor:
@@ -78,7 +89,7 @@ def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iter
         parts: submodules without trainable parameters that give the same output for the same tensor.
         inputs: the very tensors that the net is called with.
     """
-    untouched = {id(t): t for x in inputs for t in tensors_of(x)} if parts else {}  # alive: no other gets the id
+    untouched = {id(t): t for x in inputs for t in tensors_of(x)}  # alive: no other gets the id
 
     def once(module: nn.Module, known: dict[int, tuple[Tensor, int, int]], *args: Any, **options: Any) -> Any:
         if options or len(args) != 1 or id(args[0]) not in untouched:

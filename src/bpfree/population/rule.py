@@ -1,6 +1,7 @@
 """The rules that never differentiate a net: how their options, members, scores and steps hang together."""
 
 import logging
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs
-from bpfree.noise import Noise
+from bpfree.noise import Noise, drawn_since, generator_states
 from bpfree.population.behaviour import Behaviour, study
 from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, Judge
@@ -126,7 +127,11 @@ class BlackBoxRule(Rule):
             if chosen.behaviour.learns:
                 learn_state(net, batch.x, noise, chosen.behaviour.still)
             with members(net):
+                before = [] if chosen.behaviour.draws else generator_states(batch.device)
                 scores, first = chosen.evaluator(net, batch.x, judge, generation)
+                if before and drawn_since(before, batch.device):  # it did not when it was studied
+                    chosen = self._choice(net, batch.x, judge, generation, draws=True)
+                    scores, first = chosen.evaluator(net, batch.x, judge, generation)
         self.learn(generation, scores)
         finite = scores.isfinite()
         mean = torch.where(finite, scores, 0.0).sum() / finite.sum()  # NaN if every member failed
@@ -143,16 +148,17 @@ class BlackBoxRule(Rule):
         weights = self.shaping(scores) / (len(scores) * generation.scale)
         add_gradients(generation.parameters, generation.combine(weights))
 
-    def _choice(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> _Chosen:
+    def _choice(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation, draws: bool = False) -> _Chosen:
         """The evaluator that was asked for, or the fastest; chosen once for a net and what is trained of it."""
         trained = [id(p) for p in generation.parameters]
         if self._running is not None:
-            if self._running.net is net and self._running.trained == trained:
+            if self._running.net is net and self._running.trained == trained and not draws:
                 return self._running
             self.chosen.fill_(-1)
         names = get_args(EvaluatorName)
         asked = self.asked if self.chosen < 0 else names[self.chosen]
         behaviour = study(net, x, generation.noise)
+        behaviour = replace(behaviour, draws=behaviour.draws or draws)
         with members(net):
             name, evaluator = choose(asked, net, x, judge, generation, self.max_memory, behaviour)
         self.chosen.fill_(names.index(name))
