@@ -43,6 +43,9 @@ NET = {
 }
 
 
+QUIET = Behaviour(draws=False)
+
+
 def make(kind, batch, dtype=torch.float64):
     torch.manual_seed(0)
     net = NET[kind]().to(batch.x.device, dtype).eval()
@@ -341,11 +344,11 @@ def test_a_minibatch_goes_through_in_slices_that_fit_the_cache(asked, batch):
     x = batch.x.repeat(1 + 80 // len(batch.x), 1, 1, 1)[:80].float()
     generation = generation_of(large.float(), Gaussian(), population=4)
     for memory, samples in ((None, 32 if x.device.type == "cpu" else None), (1.0, 1), (1000.0, None)):
-        _, evaluator = choose(asked, large, x, judge, generation, memory)
+        _, evaluator = choose(asked, large, x, judge, generation, memory, QUIET)
         assert evaluator.samples == samples
     for net, samples in ((Mixing(), None), (NETS["mlp"]((1, 8, 8), 10), 1)):
         net = net.to(batch.x)
-        _, evaluator = choose(asked, net, batch.x, judge, generation_of(net, Gaussian()), 1e-5)
+        _, evaluator = choose(asked, net, batch.x, judge, generation_of(net, Gaussian()), 1e-5, QUIET)
         assert evaluator.samples == samples
 
 
@@ -375,10 +378,10 @@ def test_a_first_layer_whose_weight_is_used_again_is_not_shared(batch):
     net = Decoding().to(batch.x)
     generation = generation_of(net, LowRank(1), sigma=0.01)
     assert find_first_layer(net, batch.x, generation, 1e9) is net.fc  # as far as calls tell
-    _, evaluator = choose("loop", net, batch.x, judge_of(batch), generation, None)
+    _, evaluator = choose("loop", net, batch.x, judge_of(batch), generation, None, QUIET)
     assert evaluator.first is None
     with pytest.raises(UserError, match="other outputs when members are run side by side"):
-        choose("lowrank", net, batch.x, judge_of(batch), generation, None)
+        choose("lowrank", net, batch.x, judge_of(batch), generation, None, QUIET)
     net.fc.bias = None  # it calls by keyword now
     assert find_first_layer(net, batch.x, generation_of(net, LowRank(1)), 1e9) is None
 
@@ -402,8 +405,8 @@ def test_nets_that_members_cannot_share_are_left_to_the_loop(net, perturbation, 
         return out.square().mean()
 
     with pytest.raises(UserError, match=message):
-        choose("lowrank", net, batch.x, judge, generation, None)
-    name, evaluator = choose("auto", net, batch.x, judge, generation, None)
+        choose("lowrank", net, batch.x, judge, generation, None, QUIET)
+    name, evaluator = choose("auto", net, batch.x, judge, generation, None, QUIET)
     assert name in ("loop", "vmap")
     torch.testing.assert_close(
         evaluator(net, batch.x, judge, generation)[0], Loop()(net, batch.x, judge, generation)[0]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError
-from bpfree.inputs import Inputs, call, count, main_input
+from bpfree.inputs import Inputs, apply, call, count, main_input
 from bpfree.population.behaviour import PLAIN, Behaviour, choose_frozen
 from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
 from bpfree.population.first_layer import find_first_layer
 from bpfree.population.generation import Generation
 from bpfree.population.lowrank import LowRankEvaluator
-from bpfree.population.passes import passes, split
+from bpfree.population.passes import in_double, passes, split
 from bpfree.population.perturbation import LowRank
 
 EvaluatorName = Literal["loop", "lowrank", "vmap", "in_place"]
@@ -127,13 +127,17 @@ def _slice(
     samples = max(_fitting(fitting, 1), least)
     if samples >= count(x) or (main_input(x).device.type != "cpu" and least > 1):
         return None
-    results = []
-    for size in (None, samples):
+    if behaviour.draws:  # a slice draws other numbers than the whole
+        return None
+
+    def of(size: int | None, x: Inputs) -> Tensor:
         with torch.no_grad(), passes(net, split(x, size), trial.noise, behaviour) as run:
-            results.append(run())
-    whole, parts = results
-    alike = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=0.02, atol=0.01, equal_nan=True)
-    return samples if alike and not behaviour.draws else None
+            return run()
+
+    whole, parts = of(None, x), of(samples, x)
+    if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0.02, atol=0.01, equal_nan=True):
+        return None
+    return samples if _close_in_double(net, x, lambda x: of(None, x), lambda x: of(samples, x)) else None
 
 
 def _obstacle(
@@ -158,11 +162,38 @@ def _obstacle(
 
 
 def _alike(evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial: Generation) -> bool:
-    """Whether the evaluator gives the scores of the plain loop."""
+    """Whether the evaluator gives the scores of the plain loop, and in double precision the same outputs."""
     trial = _widened(trial)
-    expected, _ = Loop(behaviour=replace(evaluator.behaviour, frozen=()))(net, x, judge, trial)
+    plain = Loop(behaviour=replace(evaluator.behaviour, frozen=()))
+    expected, _ = plain(net, x, judge, trial)
     found, _ = evaluator(net, x, judge, trial)
-    return torch.allclose(found, expected, rtol=0.02, atol=0.01, equal_nan=True)
+    if not torch.allclose(found, expected, rtol=0.02, atol=0.01, equal_nan=True):
+        return False
+    few = replace(trial, members=trial.members[:_COMPARED])
+    if not isinstance(few.scale, float):
+        few = replace(few, scale=[sigma.double() for sigma in few.scale])
+
+    def of(evaluator: Evaluator, x: Inputs) -> Tensor:
+        return evaluator(net, x, Tensor.clone, few)[0]
+
+    return _close_in_double(net, x, lambda x: of(plain, x), lambda x: of(evaluator, x))
+
+
+def _close_in_double(
+    net: nn.Module, x: Inputs, plain: Callable[[Inputs], Tensor], other: Callable[[Inputs], Tensor]
+) -> bool:
+    """Whether two ways to run the net are the same in double precision, where rounding hides nothing.
+
+    It is taken for granted where the net does not run in double precision.
+    """
+    with in_double(net):
+        x = apply(x, lambda t: t.double() if t.is_floating_point() else t)
+        try:
+            expected = plain(x)
+        except (RuntimeError, TypeError):
+            return True
+        found = other(x)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
 
 
 def _widened(trial: Generation) -> Generation:

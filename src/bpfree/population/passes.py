@@ -112,3 +112,26 @@ def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iter
     finally:
         for part in parts:
             del part.forward
+
+
+@contextmanager
+def in_double(net: nn.Module) -> Iterator[None]:
+    """Within it, parameters and buffers of floating point numbers are in double precision; then they are as before."""
+    parameters = [(p, p.data) for p in net.parameters() if p.is_floating_point()]
+    buffers = [
+        (module, name, buffer)
+        for module in net.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point()
+    ]
+    try:
+        for p, data in parameters:
+            p.data = data.double()
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.double()
+        yield
+    finally:
+        for p, data in parameters:
+            p.data = data
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer

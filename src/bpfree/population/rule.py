@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
-from bpfree.inputs import Inputs
+from bpfree.inputs import Inputs, main_input
 from bpfree.noise import Noise, drawn_since, generator_states
-from bpfree.population.behaviour import Behaviour, study
+from bpfree.population.behaviour import Behaviour, State, study
 from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, Judge
 from bpfree.population.generation import Generation, Member
@@ -159,8 +159,12 @@ class BlackBoxRule(Rule):
         asked = self.asked if self.chosen < 0 else names[self.chosen]
         behaviour = study(net, x, generation.noise)
         behaviour = replace(behaviour, draws=behaviour.draws or draws)
-        with members(net):
-            name, evaluator = choose(asked, net, x, judge, generation, self.max_memory, behaviour)
+        state = State(behaviour.stateful)
+        try:
+            with members(net), generation.noise.fold("choice").global_rng(main_input(x).device):
+                name, evaluator = choose(asked, net, x, judge, generation, self.max_memory, behaviour)
+        finally:
+            state.put_back()
         self.chosen.fill_(names.index(name))
         if asked == "auto":
             log.info("%s: members are run by the evaluator '%s'", type(self).__name__, name)
