@@ -1,5 +1,6 @@
 """What rules have in common when they write `.grad`."""
 
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -87,22 +88,13 @@ def weight_of(layer: nn.Module) -> Tensor:
         return used_weight(layer)
 
 
-def is_compiled(net: nn.Module) -> bool:
-    """Whether the net or a module in it was compiled, so that hooks might be passed by."""
-    return any(_is_compiled(module) for module in net.modules())
+def eager() -> AbstractContextManager[Any]:
+    """Within it, whatever is compiled runs as it was written: compiled code does not see hooks that come later."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
 
 
-def eager(net: nn.Module, compiled: bool) -> AbstractContextManager[Any]:
-    """Within it, a compiled net runs as it was written, so that hooks are called.
-
-    Args:
-        net: the net; that it was compiled itself is seen each time.
-        compiled: what `is_compiled` said.
-    """
-    if compiled or _is_compiled(net):
-        return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call,no-any-return]
-    return nullcontext()
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+def runs_again() -> bool:
+    """Whether a backward pass is at work, in which activation checkpointing runs modules a second time."""
+    return bool(torch._C._current_graph_task_id() != -1)

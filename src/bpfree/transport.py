@@ -23,6 +23,7 @@ PRODUCTS: dict[str, dict[str, int]] = {
     "AddmmBackward0": {"mat1": 1, "mat2": 2},
     "BmmBackward0": {"self": 0, "mat2": 1},
     "BaddbmmBackward0": {"batch1": 1, "batch2": 2},
+    "AddbmmBackward0": {"batch1": 1, "batch2": 2},
     "LinearBackward0": {"input": 0, "weight": 1},
     "MvBackward0": {"self": 0, "vec": 1},
     "AddmvBackward0": {"mat": 1, "vec": 2},
@@ -33,7 +34,7 @@ PRODUCTS: dict[str, dict[str, int]] = {
 """By the name of the node: its factors as autograd names them, and the places of their edges."""
 
 _OF_VECTORS = {"MvBackward0", "AddmvBackward0", "DotBackward0"}  # power iterations, and no batch of samples
-_LEAF, _CAST = "torch::autograd::AccumulateGrad", "ToCopyBackward0"
+_LEAF = "torch::autograd::AccumulateGrad"
 _VIEWS = {f"{name}Backward{i}" for i in range(2) for name in (
     *("T", "Transpose", "Permute", "View", "ReshapeAlias", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "Alias"),
     *("Select", "Slice", "Split", "SplitWithSizes", "Unbind", "AsStrided", "ToCopy"),
@@ -191,12 +192,9 @@ def _offset(factor: _Factor) -> int | None:
     assert s is not None
     if _same_storage(s, p):
         return int(s.storage_offset() - p.storage_offset())
-    node = factor.edge
-    while node is not None and node.name() != _CAST:
-        node = node.next_functions[0][0] if node.name() in _VIEWS else None
-    cast_whole = node is not None and node.next_functions[0][0].name() == _LEAF
-    same_layout = p.dim() < 4 or s.stride() == p.stride()  # a cast to channels last is in another order
-    return int(s.storage_offset()) if cast_whole and same_layout else None
+    # A cast keeps the order in memory of what is cast, but for one to channels last.
+    whole = s.untyped_storage().nbytes() == p.numel() * s.itemsize
+    return int(s.storage_offset()) if whole and (p.dim() < 4 or s.stride() == p.stride()) else None
 
 
 def _replace(net: nn.Module, factor: _Factor, matrix: Callable[[], Tensor]) -> None:
@@ -327,7 +325,7 @@ class _Walk:
             self.refusals[node] = HIDDEN
         elif name in _SCALES:
             self._scale(node, edges)
-        elif name not in _UNIT_BY_UNIT | _LOOKUPS and (self.frozen or any(map(self._alone, edges))):
+        elif name not in _UNIT_BY_UNIT and (self.frozen or any(map(self._alone, edges))):
             kept = {self.names[p] for p in self.names if p.dim() > 1 and any(_same_storage(p, t) for t in _kept(node))}
             if isinstance(node, torch.autograd.function.BackwardCFunction) and name != "_DeliverBackward":
                 kept |= {self.names[p] for p in map(_root, edges) if p in self.names and p.dim() > 1}

@@ -24,7 +24,7 @@ wrapped. A forward hook detaches a layer's input and delivers g B to it instead 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -43,7 +43,7 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
-from bpfree.grad import backward, detach_input, eager, is_compiled, used_weight, weight_of
+from bpfree.grad import backward, detach_input, eager, used_weight, weight_of
 from bpfree.inputs import apply, forward, tensors_of
 from bpfree.locality import Locality
 from bpfree.noise import Noise
@@ -72,7 +72,6 @@ class FA(Rule):
         self.names: list[str] = []  # of what has a B: layers, then parameters that are used without a layer
         self.hooked: list[str] = []  # the layers whose errors are led by hooks
         self.direct: dict[str, Direct] = {}  # parameters whose errors are led by what autograd keeps of them
-        self.compiled = False
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Find the weights that carry errors back, and draw their B as the buffers `B<i>`.
@@ -83,7 +82,6 @@ class FA(Rule):
         """
         super().bind(net, task, batch)
         layers = {name: module for name, module in net.named_modules() if isinstance(module, LAYERS)}
-        self.compiled = is_compiled(net)
         self.hooked = [name for name, layer in layers.items() if _can_be_hooked(layer)]
         weights = {p for layer in layers.values() if (p := layer._parameters.get("weight")) is not None}
         self.direct = {use.name: use for use in self._rehearse(net, batch, weights)}
@@ -96,24 +94,17 @@ class FA(Rule):
         """Which parameters carry errors past the hooks, seen in a forward pass that changes nothing."""
         x = apply(batch.first(2).x, lambda t: t.detach().requires_grad_(t.is_floating_point()))
         with (
-            self._led(net, dict.fromkeys(self.hooked, _unasked)),
+            fed_back(net, dict.fromkeys(self.hooked, _unasked)),
             unchanged_buffers(net),
             Noise().global_rng(batch.device),
             torch.enable_grad(),
             run_without_graph(net) as hidden,
         ):
-            out = forward(net, apply(x, lambda t: t.view_as(t)))  # a view may be changed in place
+            out = forward(net, apply(x, torch.clone))  # which may be changed in place
             refuse_hidden(net, hidden, out)
             uses = direct_uses(net, out, tensors_of(x), weights)
             send_through(net, out, {net.get_parameter(use.name): _nothing for use in uses})
         return uses
-
-    def _led(self, net: nn.Module, matrices: Mapping[str, Matrix]) -> ExitStack:
-        """While active, the net runs uncompiled, and hooked layers send errors through the matrices."""
-        stack = ExitStack()
-        stack.enter_context(eager(net, self.compiled))
-        stack.enter_context(fed_back(net, matrices))
-        return stack
 
     def locality(self) -> Locality:
         """Backprop's, but for the weights on the way back."""
@@ -136,7 +127,7 @@ class FA(Rule):
         """A forward pass as ever, and a backward pass through B."""
         if not self.names:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
-        with self._led(net, {name: self._matrix_of(name, noise) for name in self.hooked}):
+        with fed_back(net, {name: self._matrix_of(name, noise) for name in self.hooked}):
             with noise.global_rng(batch.device), parametrize.cached():
                 out = forward(net, batch.x)
             if self.direct:
@@ -248,7 +239,8 @@ class BRSF(SignSymmetry):
 def fed_back(net: nn.Module, matrices: Mapping[str, Matrix]) -> Iterator[None]:
     """While active, layers of the net send errors to their input through the given matrices.
 
-    It must stay active during the backward pass, in which activation checkpointing runs layers again.
+    It must stay active during the backward pass, in which activation checkpointing runs layers again. A compiled net
+    runs uncompiled, since compiled code passes hooks by.
 
     Args:
         net: its layers are hooked, and unhooked afterwards.
@@ -278,7 +270,8 @@ def fed_back(net: nn.Module, matrices: Mapping[str, Matrix]) -> Iterator[None]:
         handles.append(layer.register_forward_pre_hook(detach, with_kwargs=True))
         handles.append(layer.register_forward_hook(deliver(matrix)))
     try:
-        yield
+        with eager():
+            yield
     finally:
         for handle in handles:
             handle.remove()
