@@ -32,7 +32,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bpfree.cut import unchanged_buffers
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import (
     ALIGNED,
@@ -44,12 +43,13 @@ from bpfree.feedback import (
     random_magnitudes,
 )
 from bpfree.grad import backward, detach_input, eager, used_weight, weight_of
-from bpfree.inputs import apply, forward, tensors_of
+from bpfree.inputs import forward
 from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.rule import Rule
-from bpfree.transport import Direct, direct_uses, refuse_hidden, run_without_graph, send_through
+from bpfree.transport import send_through
 from bpfree.types import Batch, Scalars, Task
+from bpfree.weight_uses import Direct, direct_uses, rehearsed
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Matrix = Callable[[Tensor], tuple[Tensor, float]]
@@ -70,6 +70,7 @@ class FA(Rule):
         check_feedback(feedback)
         self.feedback = feedback
         self.names: list[str] = []  # of what has a B: layers, then parameters that are used without a layer
+        self.is_bound = False
         self.hooked: list[str] = []  # the layers whose errors are led by hooks
         self.direct: dict[str, Direct] = {}  # parameters whose errors are led by what autograd keeps of them
 
@@ -89,21 +90,14 @@ class FA(Rule):
         self._buffers.clear()  # of an earlier net
         for index, name in enumerate(self.names):
             self.register_buffer(f"B{index}", self.draw(self._weight(net, name)))
+        self.is_bound = True
 
     def _rehearse(self, net: nn.Module, batch: Batch, weights: set[nn.Parameter]) -> list[Direct]:
         """Which parameters carry errors past the hooks, seen in a forward pass that changes nothing."""
-        x = apply(batch.first(2).x, lambda t: t.detach().requires_grad_(t.is_floating_point()))
-        with (
-            fed_back(net, dict.fromkeys(self.hooked, _unasked)),
-            unchanged_buffers(net),
-            Noise().global_rng(batch.device),
-            torch.enable_grad(),
-            run_without_graph(net) as hidden,
-        ):
-            out = forward(net, apply(x, torch.clone))  # which may be changed in place
-            refuse_hidden(net, hidden, out)
-            uses = direct_uses(net, out, tensors_of(x), weights)
-            send_through(net, out, {net.get_parameter(use.name): _nothing for use in uses})
+        unasked = dict.fromkeys(self.hooked, partial(self.factors, drawn=None, noise=Noise()))
+        with fed_back(net, unasked), rehearsed(net, batch.first(2).x) as (out, leaves):
+            uses = direct_uses(net, out, leaves, weights)
+            send_through(net, out, {p: p.detach for p in (net.get_parameter(use.name) for use in uses)})
         return uses
 
     def locality(self) -> Locality:
@@ -125,7 +119,7 @@ class FA(Rule):
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """A forward pass as ever, and a backward pass through B."""
-        if not self.names:
+        if not self.is_bound:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
         with fed_back(net, {name: self._matrix_of(name, noise) for name in self.hooked}):
             with noise.global_rng(batch.device), parametrize.cached():
@@ -326,11 +320,3 @@ def _can_be_hooked(layer: Any) -> bool:
         return True
     uneven = isinstance(layer.padding, str) and any(side % 2 for side in _same_padding(layer))
     return layer.padding_mode == "zeros" and not uneven
-
-
-def _unasked(weight: Tensor) -> tuple[Tensor, float]:
-    raise AssertionError("a rehearsal has no backward pass")
-
-
-def _nothing() -> Tensor:
-    raise AssertionError("a rehearsal has no backward pass")

@@ -37,8 +37,10 @@ from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
+from bpfree.weight_uses import rehearsed
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Pepita(LocalRule):
@@ -75,6 +77,8 @@ class Pepita(LocalRule):
                 f"data: samples are of type {dtype}, but pepita adds the error to them, allowed: a floating "
                 "type. For tokens use a rule that leaves the input alone, such as dfa"
             )
+        with rehearsed(net, batch.first(2).x):
+            pass  # it refuses layers that would not learn
         self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
         self.features = [len(weight_of(net.get_submodule(name))) if name else 0 for name in self.layers]
         like = first_trainable(net)
@@ -171,12 +175,19 @@ def _layer_of(net: nn.Module, segment: str, parameters: Sequence[str]) -> str | 
     """The one layer with these parameters; None if nothing but normalisations is trainable."""
     if all(net.get_parameter(name).dim() < 2 for name in parameters):
         return None
-    owned = {name.partition(".parametrizations.")[0] for name in parameters if ".parametrizations." in name}
-    owned |= {name.rpartition(".")[0] for name in parameters}
-    found: list[str] = [name for name, module in net.named_modules() if name in owned and isinstance(module, LAYERS)]
+    owners = {name: name.partition(".parametrizations.")[0] for name in parameters if ".parametrizations." in name}
+    owners = {name: name.rpartition(".")[0] for name in parameters} | owners
+    found = [name for name, m in net.named_modules() if name in owners.values() and isinstance(m, LAYERS)]
     if len(found) != 1:
         raise UserError(
             f"segment '{segment}': found {', '.join(found) or 'no'} trainable Linear or convolution, allowed: one. "
             "Choose taps=[...] so that there is one between each tap and the next"
         )
+    for name, owner in owners.items():
+        is_other = owner != found[0] and not isinstance(net.get_submodule(owner), NORMS)
+        if is_other and net.get_parameter(name).dim() > 1:
+            raise UserError(
+                f"segment '{segment}': its parameter '{name}' would not learn, since pepita trains the layer "
+                f"'{found[0]}' there. Freeze it, or choose taps=[...] so that it belongs to the output segment"
+            )
     return found[0]
