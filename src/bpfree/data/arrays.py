@@ -8,13 +8,21 @@ import torch
 from torch import Tensor
 
 from bpfree.data.dataset import Dataset, Split
+from bpfree.data.labels import Answers, count_classes, read_labels
 from bpfree.data.loaders import collect
 from bpfree.data.rows import Rows
 from bpfree.errors import UserError
 
 
 def from_python(
-    data: Any, test: Any = None, classes: int | None = None, *, without_labels: bool = False, values: bool = False
+    data: Any,
+    test: Any = None,
+    classes: int | None = None,
+    *,
+    without_labels: bool = False,
+    values: bool = False,
+    answers: Answers = "class",
+    ignored: int | None = None,
 ) -> Dataset:
     """A Dataset from a pair (samples, labels) of arrays or tensors, or a torch Dataset or DataLoader of such pairs.
 
@@ -27,34 +35,39 @@ def from_python(
         classes: C; default: the largest label plus 1.
         without_labels: samples alone will do, since they are to be rebuilt.
         values: labels are numbers, [N, ...], and there are no classes.
+        answers: what a label is otherwise, see `bpfree.data.labels`.
+        ignored: the label of pixels that do not count.
 
     Raises:
         UserError: neither a pair nor a data set, labels that are no integers, out of range or have gaps, lengths that
             differ.
     """
-    train_split = _split(data, "data", without_labels, values)
-    test_split = None if test is None else _split(test, "test", without_labels, values)
+    answers = "numbers" if values else answers
+    train_split = _split(data, "data", without_labels, answers)
+    test_split = None if test is None else _split(test, "test", without_labels, answers)
     if values:
         return Dataset("arrays", train_split, test_split, 0)
     if classes is None:
-        labels = {
-            label for split in (train_split, test_split) if split is not None for label in split.y.flatten().tolist()
-        }
-        classes = max(labels, default=-1) + 1
+        splits = [split.y for split in (train_split, test_split) if split is not None]
+        classes, labels = count_classes(splits, answers, ignored)
         if not without_labels:
-            _check_gaps(labels)
-    return Dataset("arrays", train_split, test_split, max(classes, 2))
+            _check_gaps(labels, answers)
+    fewest = 1 if answers == "several" else 2
+    return Dataset("arrays", train_split, test_split, max(classes, fewest), answers=answers, ignored=ignored)
 
 
-def _check_gaps(labels: set[int]) -> None:
+def _check_gaps(labels: set[int], answers: Answers) -> None:
     """Raise UserError unless every class from 0 to the largest one occurs."""
     largest = max(labels, default=-1)
     if min(labels, default=0) >= 0 and len(labels) <= largest:
         missing = next(label for label in range(largest) if label not in labels)
+        ignore = (
+            f". If {largest} means that a pixel does not count, set task.ignore_index" if answers == "pixels" else ""
+        )
         raise UserError(
             f"data (labels): found {len(labels)} classes of which the largest is {largest}, but none is {missing}, "
             "allowed: all from 0 on. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or say how "
-            f"many there are (classes={largest + 1})"
+            f"many there are (classes={largest + 1})" + ignore
         )
 
 
@@ -92,7 +105,7 @@ def _collect(data: torch.utils.data.Dataset[Any], what: str) -> tuple[Tensor, Te
         raise UserError(f"{what}: its items do not unpack, allowed: pairs (sample, class number) ({error})") from error
 
 
-def _split(data: Any, what: str, without_labels: bool, values: bool) -> Split:
+def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> Split:
     if isinstance(data, torch.utils.data.Dataset):
         data = _collect(data, what)
     if isinstance(data, torch.utils.data.DataLoader):
@@ -105,10 +118,4 @@ def _split(data: Any, what: str, without_labels: bool, values: bool) -> Split:
             f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels), a torch Dataset or DataLoader"
         )
     x, y = to_tensor(data[0], f"{what} (samples)"), to_tensor(data[1], f"{what} (labels)")
-    if values:
-        return Split(x, y.float())
-    if y.dim() == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.is_floating_point() and bool((y != y.round()).any()):
-        raise UserError(f"{what} (labels): found {y.dtype} with fractions, allowed: class numbers 0, 1, 2, ...")
-    return Split(x, y.long())
+    return Split(x, read_labels(y, answers, what))

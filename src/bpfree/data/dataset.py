@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.data.columns import Column, are_numbers
+from bpfree.data.labels import Answers, check_labels, class_counts
 from bpfree.data.rows import Rows, chunks
 from bpfree.errors import UserError
 from bpfree.noise import Noise
@@ -17,7 +18,7 @@ class Split(NamedTuple):
     """Samples and labels of one split."""
 
     x: Tensor  # [N, ...], uint8 for images; Rows if they stay in a file
-    y: Tensor  # [N], int64; floating numbers [N, ...] where there are no classes
+    y: Tensor  # [N], [N, C] or [N, H, W], int64; floating numbers [N, ...] where there are no classes
 
     def take(self, index: Tensor) -> "Split":
         """The samples at the given positions. What is in a file stays there."""
@@ -44,6 +45,8 @@ class Dataset:
         class_names: of the C classes, for people to read; None if they are but numbers.
         columns: of a table, what its features are; see `bpfree.data.table`. They are standardised.
         time_step: of sequences, how long a step is, in the unit in which predictions are judged; 1 to count steps.
+        answers: what a label is, where there are classes; see `bpfree.data.labels`.
+        ignored: the label of pixels that do not count; None if all count.
     """
 
     name: str
@@ -55,13 +58,15 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     columns: tuple[Column, ...] | None = None
     time_step: float = 1.0
+    answers: Answers = "class"
+    ignored: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.train, self.classes, f"{self.name} (train)")
+        self._check(self.train, f"{self.name} (train)")
         for what, split in (("validation", self.validation), ("test", self.test)):
             if split is None:
                 continue
-            _check(split, self.classes, f"{self.name} ({what})")
+            self._check(split, f"{self.name} ({what})")
             if split.x.shape[1:] != self.train.x.shape[1:]:
                 raise UserError(
                     f"{self.name}: {what} samples have the shape {list(split.x.shape[1:])}, allowed: that of the "
@@ -69,6 +74,15 @@ class Dataset:
                 )
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise UserError(f"{self.name}: found {len(self.class_names)} class names, allowed: {self.classes}")
+
+    def _check(self, split: Split, what: str) -> None:
+        x, y = split
+        if len(x) != len(y):
+            raise UserError(f"{what}: found {len(x)} samples and {len(y)} labels, allowed: one label for each sample")
+        if len(y) == 0:
+            raise UserError(f"{what}: found no samples, allowed: at least one")
+        check_labels(y, self.classes, self.answers, self.ignored, what)
+        refuse_not_finite(x, what)
 
     def carve(self, validation: float, seed: int) -> tuple[Split, Split | None]:
         """Train and validation split: a fraction of train, chosen by seed, unless the data set has one of its own.
@@ -89,16 +103,6 @@ class Dataset:
         return self.train.take(order[held_out:].sort().values), self.train.take(order[:held_out].sort().values)
 
 
-def _check(split: Split, classes: int, what: str) -> None:
-    x, y = split
-    if len(x) != len(y):
-        raise UserError(f"{what}: found {len(x)} samples and {len(y)} labels, allowed: one label for each sample")
-    if len(y) == 0:
-        raise UserError(f"{what}: found no samples, allowed: at least one")
-    _check_labels(y, classes, what)
-    refuse_not_finite(x, what)
-
-
 def refuse_not_finite(x: Tensor, what: str) -> None:
     """Raise UserError if samples [N, ...] contain NaN or infinite values, and say which."""
     if not x.is_floating_point() or not len(x):
@@ -109,20 +113,6 @@ def refuse_not_finite(x: Tensor, what: str) -> None:
             f"{what}: samples contain NaN or infinite values ({int(bad.sum())} of {len(x)} do, the first is number "
             f"{int(bad.nonzero()[0])}, from 0), allowed: finite ones"
         )
-
-
-def _check_labels(y: Tensor, classes: int, what: str) -> None:
-    if classes == 0:
-        if not y.is_floating_point() or not bool(y.isfinite().all()):
-            raise UserError(
-                f"{what}: labels that are no classes are of type {y.dtype}, allowed: finite floating numbers"
-            )
-        return
-    if y.dim() != 1 or y.dtype != torch.int64:
-        raise UserError(f"{what}: labels have the shape {list(y.shape)} and type {y.dtype}, allowed: [N] of int64")
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise UserError(f"{what}: labels run from {low} to {high}, allowed: 0 to {classes - 1} for {classes} classes")
 
 
 @dataclass(frozen=True)
@@ -143,6 +133,8 @@ class Preprocess:
         answer_mean: of the training labels as numbers, one for each value of the last dimension.
         answer_std: likewise.
         time_step: see `Dataset`.
+        class_counts: how many training samples (or pixels) each class has; () if there are no classes.
+        samples: of training.
     """
 
     shape: tuple[int, ...]
@@ -158,6 +150,8 @@ class Preprocess:
     answer_mean: tuple[float, ...] = (0.0,)
     answer_std: tuple[float, ...] = (1.0,)
     time_step: float = 1.0
+    class_counts: tuple[int, ...] = ()
+    samples: int = 0
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Preprocess":
@@ -171,9 +165,12 @@ class Preprocess:
         limits = (0.0, 1.0) if is_image else (min(lows), max(highs))
         dtype = str(train.x.dtype).removeprefix("torch.")
         names, columns = dataset.class_names, dataset.columns
-        answers = (tuple(train.y.shape[1:]), *_statistics_of_answers(train.y))
+        has_numbers = dataset.classes == 0 or train.y.dim() == 1
+        statistics = _statistics_of_answers(train.y) if has_numbers else ((0.0,), (1.0,))
+        counts = class_counts(train.y, dataset.classes, dataset.answers, dataset.ignored)
         own = (shape, mean, std, dataset.white, dataset.classes, dtype, limits)
-        return cls(*own, names, columns, *answers, dataset.time_step)
+        answers = (tuple(train.y.shape[1:]), *statistics, dataset.time_step, counts, len(train.y))
+        return cls(*own, names, columns, *answers)
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Preprocess":
@@ -193,6 +190,8 @@ class Preprocess:
                 answer_mean=tuple(saved.get("answer_mean", (0.0,))),
                 answer_std=tuple(saved.get("answer_std", (1.0,))),
                 time_step=saved.get("time_step", 1.0),
+                class_counts=tuple(saved.get("class_counts", ())),
+                samples=saved.get("samples", 0),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"checkpoint: its preprocessing is damaged ({error})") from error

@@ -13,7 +13,7 @@ from bpfree.diffusion.schedules import SCHEDULES
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward
 from bpfree.noise import Noise
-from bpfree.types import Batch, Epochs, Scalars, Task
+from bpfree.types import Batch, Epochs, Scalars, Task, classes_of
 
 Order = Literal["all", "random", "sequential"]
 DiscreteSchedule = Literal["cosine", "linear"]
@@ -80,7 +80,7 @@ class BlockRule(DiffusionRule):
             backward(loss)
             scalars[f"loss/block{t}"] = loss.detach() / factor
             total = total + loss.detach()
-            if t == 1 and not batch.y.is_floating_point():
+            if t == 1 and classes_of(task) is not None:
                 right = self._block_scores(1, out.detach(), z).argmax(1) == batch.y
                 scalars["accuracy"] = right.float().mean()
         shared = self.shared_loss(net, task, batch, noise)

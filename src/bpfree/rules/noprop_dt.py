@@ -24,15 +24,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bpfree.abilities import LABELS_ONLY
 from bpfree.cut import unchanged_buffers
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
 from bpfree.diffusion.rule import Decode, Inference
 from bpfree.diffusion.schedules import kl
 from bpfree.errors import check_choice, check_positive
 from bpfree.noise import Noise
-from bpfree.rule import LABELS_ONLY
 from bpfree.spec import Spec
-from bpfree.types import Batch, Task
+from bpfree.types import Batch, Task, classes_of
 
 
 class NoPropDT(BlockRule):
@@ -92,7 +92,7 @@ class NoPropDT(BlockRule):
 
     def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
         """CE(p_out(y|z_T), y) + KL(q(z_0|y) || N(0, I)); what is to be rebuilt has neither."""
-        if batch.y.is_floating_point():
+        if classes_of(task) is None:
             return batch.tensor.new_zeros(())
         if self.readout_from == "chain":
             z = self._chain_end(net, batch.tensor, noise)
