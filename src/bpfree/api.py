@@ -1,5 +1,6 @@
 """The Python door: fit, resume, load."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bpfree.loading import load
 from bpfree.rule import Rule
 from bpfree.run import Run, train
 from bpfree.spec import Spec, split_spec
-from bpfree.tasks import Loss, reading
+from bpfree.tasks import TASKS, Loss, reading
 from bpfree.trackers import Tracker
 
 __all__ = ["fit", "load", "resume"]
@@ -88,8 +89,7 @@ def fit(
             known = {*DataConfig.model_fields, *TrainConfig.model_fields, "schedule", "task", "classes"}
             raise unknown("argument", key, known - {"name"})
     if isinstance(loss, str):
-        name, given = split_spec(values.get("task", "classify"), "task")
-        values["task"] = {"name": name, "loss": loss, **given}
+        values["task"] = _with_loss(values.get("task", "classify"), loss)
     elif loss is not None and not callable(loss):
         raise UserError(f"loss: found {type(loss).__name__}, allowed: a function (outputs, labels) -> loss, or a name")
     config = parse(values, "fit")
@@ -109,6 +109,21 @@ def fit(
         out=None if out is None else Path(out),
         resume=resume and out is not None and (Path(out) / folder.CONFIG).exists(),
     )
+
+
+def _with_loss(task: Spec, loss: str) -> dict[str, Any]:
+    """The section `task` with a loss by name.
+
+    Raises:
+        UserError: the task has no such option.
+    """
+    name, options = split_spec(task, "task")
+    if name in TASKS and "loss" not in inspect.signature(TASKS[name].of).parameters:
+        raise UserError(
+            f"loss: found {loss!r}, but the task {name} has one loss only, allowed: a function (outputs, labels) -> "
+            'loss, or with task="regress" mse, mae or huber'
+        )
+    return {"name": name, "loss": loss, **options}
 
 
 def resume(path: str | Path, data_dir: str | Path | None = None) -> Run:

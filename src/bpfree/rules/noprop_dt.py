@@ -44,8 +44,9 @@ class NoPropDT(BlockRule):
         abar_min: abar_0, the share of the label in what block 1 sees while it learns; 0 for none, as in inference.
         abar_max: abar_T; it sets the weight of the last block.
         weighting: of the blocks' losses: "snr" as in Eq. 8, or "equal".
-        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch; "sequential": one
-            in each epoch, block 1 in the first, as in the paper's Algorithm 1.
+        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch, its loss times T;
+            "sequential": likewise times T, block 1 from the first T-th part of each epoch's batches, block 2 from the
+            next, and so on (the paper's Algorithm 1, which gives each block a whole pass).
         embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
             starting at one of each class); "image" of samples to rebuild. With options as
             `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
