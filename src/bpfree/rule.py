@@ -7,30 +7,15 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from bpfree.abilities import check_able
 from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
-from bpfree.errors import UserError, no_soft_labels
+from bpfree.errors import UserError
 from bpfree.grad import backward, output_error, trainable
 from bpfree.inputs import Inputs, forward
 from bpfree.layout import keep_order
 from bpfree.locality import BLACK_BOX, LOCAL, Locality
 from bpfree.noise import Noise
-from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task
-
-LABELS_ONLY = ("classify",)
-"""The tasks of a rule that reads class labels."""
-
-_VERBS = {"sequence": "predict sequences"}
-
-
-def check_task(rule: str, able: Sequence[str], task: str) -> None:
-    """Raise UserError unless a rule that can do the tasks `able` can do `task`."""
-    if task in able:
-        return
-    why = "learns from class labels" if tuple(able) == LABELS_ONLY else f"is for the tasks {', '.join(able)}"
-    raise UserError(
-        f"rule '{rule}' {why}, so it cannot {_VERBS.get(task, task)}. Allowed: rules that learn from the output's "
-        "error (backprop, dfa, ...), from local errors (local, mono_forward) or without derivatives (es, eggroll, ...)"
-    )
+from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task, is_per_step, pixels_of
 
 
 class Rule(nn.Module, ABC):
@@ -38,6 +23,7 @@ class Rule(nn.Module, ABC):
 
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS  # those of `bpfree.tasks.TASKS` that it can do; others are refused
     takes_soft_labels: ClassVar[bool] = False  # does it read y by task.target and task.loss alone, as mixup needs?
+    uses_loss: ClassVar[bool] = True  # does each of its units learn by task.loss? If not, class weights are refused
     needs_derivatives: ClassVar[bool] = True  # does it differentiate the net, or parts of it?
     needs_net: ClassVar[str | None] = None  # the only one of NETS that it can train, if it takes no other
 
@@ -47,10 +33,7 @@ class Rule(nn.Module, ABC):
         Raises:
             UserError: the rule cannot train this net or this task.
         """
-        by_labels = "reconstruct" if batch.y.is_floating_point() else "classify"  # of a task without a name
-        check_task(type(self).__name__, self.tasks, getattr(task, "name", by_labels))
-        if not self.takes_soft_labels and getattr(task, "name", "") == "classify" and batch.y.is_floating_point():
-            raise no_soft_labels(type(self).__name__)
+        check_able(self, task, batch)
 
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
         """Told by `Trainer.fit` what it will train on, after `bind`; for rules that start from all samples.
@@ -143,11 +126,14 @@ class LocalRule(Rule):
     segments: list[Segment]
     output_weight: float = 1.0  # of the task's loss, which the output segment minimises
     per_step: bool = False  # of the task: segments have an output at each step, of which `segments` has the shape
+    pixels: tuple[int, int] | None = None  # of the task: (H, W) if each pixel has an answer of its own
 
     def __init__(self, *, taps: Taps = None) -> None:
         super().__init__()
         if isinstance(taps, str) and taps != "auto":
             raise UserError(f"taps: found {taps!r}, allowed: 'auto', or a list of names such as [{taps!r}]")
+        self._task: Task | None = None  # that the rule is bound to
+        self._batch: Batch | None = None  # of the step that runs
         self._asked_taps = None if taps is None or taps == "auto" else tuple(taps)
         self.taps = self._asked_taps or ()
         self.segments = []
@@ -155,11 +141,12 @@ class LocalRule(Rule):
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Find the segments; see `bpfree.cut.owners` for what is refused."""
         super().bind(net, task, batch)
+        self._task, self.pixels = task, pixels_of(task)
         taps = stages(net) if self._asked_taps is None else self._asked_taps
         if self._asked_taps is None and not taps:
             _refuse_one_stage(net)
         self.segments = owners(net, taps, batch.first(2).x)
-        self.per_step = getattr(task, "per_step", False)
+        self.per_step = is_per_step(task)
         if self.per_step:
             self.segments = [*_at_each_step(self.segments[:-1], batch.y.shape[1]), self.segments[-1]]
         self.taps = tuple(segment.name for segment in self.segments[:-1])
@@ -189,6 +176,22 @@ class LocalRule(Rule):
         """Class scores [B, D] that segment `index` reads from its output h by a head of its own, if it has one."""
         return None
 
+    def task_loss(self, scores: Tensor, signal: Tensor) -> Tensor:
+        """The task's loss, 0-d, of scores that a head reads from a segment; for `local_loss`.
+
+        Class weights, label smoothing and a loss of the user's own are in it.
+
+        Args:
+            scores: [B, D], or [B, C, H, W] if each pixel has an answer.
+            signal: the target, as `local_loss` is given it.
+        """
+        if self._task is None:
+            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        if self._batch is None or getattr(self._task, "takes_target", False):
+            return self._task.loss(scores, Batch(scores if self._batch is None else self._batch.x, signal))
+        y = self._batch.y
+        return self._task.loss(scores, self._batch._replace(y=y.flatten(0, 1) if self.per_step else y))
+
     def pass_on(self, index: int, h: Tensor) -> Tensor:
         """What the next segment sees of the output h of segment `index`; default: h itself."""
         return h
@@ -201,6 +204,13 @@ class LocalRule(Rule):
         """
         if not self.segments:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        self._task, self._batch = task, batch
+        try:
+            return self._gradients(net, task, batch, noise)
+        finally:
+            self._batch = None
+
+    def _gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         if not self.needs_error:
             return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
         if self.memory == "fast":

@@ -36,13 +36,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from bpfree.abilities import ANY_LABELS
 from bpfree.cut import Taps, channel_axis
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.grad import first_trainable
 from bpfree.layout import spread
 from bpfree.noise import Noise
-from bpfree.rule import LABELS_ONLY, LocalRule
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
 
 Connection = Literal["dense", "channel"]
@@ -171,7 +172,8 @@ class DRTP(DirectFeedback):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    tasks: ClassVar[tuple[str, ...]] = ANY_LABELS
+    uses_loss: ClassVar[bool] = False  # hidden layers learn from the targets themselves
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """As for DFA; warns of activations without a bound, which grow for ever since the signal never ends."""

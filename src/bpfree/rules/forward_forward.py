@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpfree.abilities import LABELS_ONLY
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
 from bpfree.inputs import Inputs, one_tensor
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
-from bpfree.rule import LABELS_ONLY, LocalRule
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -47,6 +48,7 @@ class ForwardForward(LocalRule):
 
     tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
     takes_soft_labels: ClassVar[bool] = False
+    uses_loss: ClassVar[bool] = False
     label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
 
     def __init__(

@@ -53,7 +53,7 @@ class Pepita(LocalRule):
             segment must have one Linear or convolution, whose output has the shape of the segment's.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct", "regress")  # one error for a sample
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "reconstruct", "regress")  # one error for a sample
     F: Tensor  # [D, inputs]
 
     def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Taps = None) -> None:

@@ -13,7 +13,7 @@ from bpfree.errors import UserError, check_choice, unknown
 from bpfree.inputs import Inputs, forward
 from bpfree.rule import LocalRule
 from bpfree.trackers.base import Measure
-from bpfree.types import Batch, Scalars
+from bpfree.types import Batch, Scalars, kind_of
 
 if TYPE_CHECKING:
     from bpfree.trainer import Trainer
@@ -70,10 +70,8 @@ class SegmentAccuracy(Measure):
             )
         if is_local and self.taps is not None:
             raise self.refuse(f"has taps={list(self.taps)}, but reads a local rule at the taps of the rule. Drop them")
-        assert trainer.data is not None
-        batch = next(trainer.data.epoch())
-        if "accuracy" not in trainer.task.metrics(trainer.task.target(batch), batch):
-            raise self.refuse(f"needs labels, but the task {type(trainer.task).__name__} has no accuracy. Drop it")
+        if kind_of(trainer.task) != "classify":
+            raise self.refuse(f"needs one class for each sample, but the task is {kind_of(trainer.task)}. Drop it")
         modules = [name for name, _ in trainer.net.named_modules() if name]
         for tap in self.taps or ():
             if tap not in modules:
