@@ -130,7 +130,7 @@ class Blocks:
         """Sound taps at block level, in the order in which they run."""
         opened: set[str] = set()
         names = self._below("")
-        while len(wide := [n for n in names if self._is_block(n) and n not in opened]) < 2 and wide:
+        while len(wide := [n for n in names if is_block(self.modules[n]) and n not in opened]) < 2 and wide:
             opened.update(wide)
             names = [name for n in names for name in ([*self._below(f"{n}."), n] if n in wide else [n])]
         return self._ends(sorted(set(names), key=self.names.__getitem__))
@@ -191,11 +191,6 @@ class Blocks:
             if name in self.modules and not _makes_weights(self.modules[name]):  # one name, even if it has more places
                 names += [name] if self._is_sound(name) else self._below(f"{name}.")
         return names
-
-    def _is_block(self, name: str) -> bool:
-        """Whether the module has several layers with weights."""
-        layers = [m for m in self.modules[name].modules() if begins_stage(m, recurse=False) and not _makes_weights(m)]
-        return len(layers) > 1
 
     def _is_sound(self, name: str) -> bool:
         index = self.names.get(name)
@@ -271,6 +266,11 @@ def _leaves(h: Tensor) -> set[int]:
                 seen.add(following)
                 stack.append(following)
     return found
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module has several layers with weights."""
+    return sum(begins_stage(m, recurse=False) and not _makes_weights(m) for m in module.modules()) > 1
 
 
 def _makes_weights(module: nn.Module) -> bool:

@@ -43,6 +43,7 @@ class Rule(nn.Module, ABC):
     needs_derivatives: ClassVar[bool] = True  # does it differentiate the net, or parts of it?
     needs_net: ClassVar[str | None] = None  # the only one of NETS that it can train, if it takes no other
     one_backward: ClassVar[bool] = False  # do all gradients come from backward passes through net(x)? DDP needs it
+    looks_inside: ClassVar[bool] = True  # does it see modules run, so that a compiled net must run as it was written?
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bpfree import checkpoint, folder
 from bpfree._version import __version__
+from bpfree.acceptance import inner, refuse_meta
 from bpfree.config import OF_A_MACHINE, Config
 from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
 from bpfree.data.arrays import to_tensor
@@ -242,7 +243,8 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
         with Noise(seed).fold("net").global_rng():
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
     assert net is not None
-    freeze(net, config.train.freeze)
+    refuse_meta(net)
+    freeze(inner(net)[1], config.train.freeze)
     device = resolve_device(config.train.device)
     for p in net.parameters():
         if p.dim() == 4:  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast

@@ -62,6 +62,7 @@ class FA(Rule):
     """
 
     takes_soft_labels: ClassVar[bool] = True
+    one_backward: ClassVar[bool] = True
 
     def __init__(self, *, feedback: AlignedFeedback = "kaiming") -> None:
         super().__init__()

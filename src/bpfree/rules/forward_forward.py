@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
-from bpfree.inputs import Inputs, one_tensor
+from bpfree.inputs import Inputs, forward, one_tensor
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import LABELS_ONLY, LocalRule
@@ -42,7 +42,8 @@ class ForwardForward(LocalRule):
         theta: goodness that parts positive from negative samples.
         steepness: s, how sharply it parts them.
         negatives: how wrong labels are drawn, "hard" or "even".
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
@@ -71,9 +72,15 @@ class ForwardForward(LocalRule):
         """Find the segments and the size of a written label.
 
         Raises:
-            UserError: the input has fewer values than there are classes, or the net has no hidden segment.
+            UserError: the input is not one tensor of floating numbers, it has fewer values than there are classes, or
+                the net has no hidden segment.
         """
         super().bind(net, task, batch)
+        if not batch.tensor.is_floating_point():
+            raise UserError(
+                f"net: samples are {batch.tensor.dtype}, but forward-forward writes the label over values, allowed: "
+                "floating numbers. Use another rule, such as dfa"
+            )
         if (values := batch.tensor[0].numel()) < task.dim:
             raise UserError(
                 f"net: samples have {values} values, but forward-forward writes the label over the first {task.dim}"
@@ -81,7 +88,7 @@ class ForwardForward(LocalRule):
         if len(self.segments) < 2:
             raise UserError("net: it has no hidden segment, which forward-forward trains. Add a layer")
         with torch.no_grad(), unchanged_buffers(net):
-            task.loss(net(batch.tensor), batch)  # refuses an output of another width
+            task.loss(forward(net, batch.x), batch)  # refuses an output of another width
         self.classes = task.dim
         self.label_value = batch.tensor.max().to(first_trainable(net))
 
@@ -110,7 +117,7 @@ class ForwardForward(LocalRule):
             return self.pass_on(index, h.detach())
 
         with noise.global_rng(batch.device), cut(net, self.taps, learn):
-            net(both)
+            forward(net, both)
         return scalars | losses | {"loss": torch.stack([loss.float() for loss in losses.values()]).mean()}
 
     def _even_labels(self, batch: Batch, noise: Noise) -> Tensor:
@@ -122,7 +129,7 @@ class ForwardForward(LocalRule):
         """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
         neutral = batch.tensor.new_full((len(batch.y), self.classes), 1 / self.classes)
         with noise.fold("neutral").global_rng(batch.device), cut(net, self.taps, self.pass_on):
-            out = net(self.write(batch.tensor, neutral))
+            out = forward(net, self.write(batch.tensor, neutral))
         loss = task.loss(out, batch)
         backward(loss)
         self._tell_done(len(self.taps))
@@ -155,7 +162,7 @@ class ForwardForward(LocalRule):
 
             with cut(net, self.taps, look):
                 labels = samples.new_full((len(samples),), label, dtype=torch.int64)
-                net(self.write(samples, self._one_hot(labels)))
+                forward(net, self.write(samples, self._one_hot(labels)))
             scores.append(torch.stack(layers[1:] or layers).sum(0))
         return torch.stack(scores, dim=1)
 
