@@ -8,8 +8,8 @@ compiled net runs as it was written while it is cut, since compiled code does no
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
         net: any module; untouched afterwards.
         taps: names of submodules; `index` counts in this order.
         visit: called with h [B, ...] still attached to its own segment; it may return what is to go on instead.
-        again: what is to go on instead in a second run; needed only if `visit` returns another value than h.
+        again: what is to go on instead when checkpointing runs the module again; needed only if `visit` returns
+            something else than h.
 
     Raises:
         UserError: a tap gives no tensor, did not run, or ran twice in the forward pass.
@@ -90,10 +91,12 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
                     f"tap '{taps[index]}' gives {type(h).__name__}, allowed: a module whose output is one tensor. "
                     "Tap a module inside or behind it."
                 )
-            is_first, ran[index] = not ran[index], True
-            if not is_first and again is None and not _in_backward():
-                raise UserError(_REPEATED.format(tap=taps[index], times="twice", cure=_TWICE))
-            instead = visit(index, h) if is_first else again and again(index, h)
+            is_again = _in_backward()
+            if ran[index] and not is_again:
+                raise UserError(_REPEATED.format(tap=taps[index], times=2, cure="Give each place a module of its own."))
+            ran[index] |= not is_again
+            with _apart_from_checkpointing():
+                instead = again and again(index, h) if is_again else visit(index, h)
             return (instead if isinstance(instead, Tensor) else h).detach()
 
         return detach
@@ -106,16 +109,31 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
         for handle in handles:
             handle.remove()
     if not all(ran):
-        raise UserError(_REPEATED.format(tap=taps[ran.index(False)], times="0 times", cure=_NEVER))
+        cure = "Remove it, or tap a module that runs in every pass."
+        raise UserError(_REPEATED.format(tap=taps[ran.index(False)], times=0, cure=cure))
 
 
-_REPEATED = "tap '{tap}' ran {times} in one forward pass, allowed: once. {cure}"
-_TWICE, _NEVER = "Give each place a module of its own.", "Remove it, or tap a module that runs in every pass."
+_REPEATED = "tap '{tap}' ran {times} times in one forward pass, allowed: once. {cure}"
 
 
 def _in_backward() -> bool:
     """Whether autograd runs now, as it does when activation checkpointing computes something again."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _apart_from_checkpointing() -> AbstractContextManager[Any]:
+    """Within it, what autograd saves is no part of a region of activation checkpointing that is at work.
+
+    Checkpointing counts what the region saves, and counts again when it runs the region again, without the visit.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is None or hooks[0].__module__ != "torch.utils.checkpoint":
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def stages(net: nn.Module) -> tuple[str, ...]:
@@ -196,21 +214,17 @@ def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
     for tap in taps:
         if tap not in modules or not tap:
             raise unknown("tap", tap, [name for name in modules if name])
+        if taps.count(tap) > 1:
+            raise UserError(f"taps: found '{tap}' {taps.count(tap)} times, allowed: once")
     seen: list[tuple[str, Tensor, int]] = []
     reached: list[tuple[str, ...]] = []
-    times = dict.fromkeys(taps, 0)
 
     def visit(index: int, h: Tensor) -> None:
-        times[taps[index]] += 1
         seen.append((taps[index], h.detach(), h._version))
         reached.append(reached_parameters(net, h))
 
-    def again(index: int, h: Tensor) -> None:
-        times[taps[index]] += 1
-
-    with rehearsal(net, x), cut(net, taps, visit, again):
+    with rehearsal(net, x), cut(net, taps, visit):
         out = forward(net, x)
-    _refuse_repeated(times)
     _refuse_in_place(seen)
     ends = [*((name, h.shape[1:]) for name, h, _ in seen), (OUTPUT, out.shape[1:])]
     reached.append(reached_parameters(net, out))
@@ -247,13 +261,6 @@ def reached_parameters(net: nn.Module, h: Tensor) -> tuple[str, ...]:
             leaves.add(id(node.variable))
         stack.extend(following for following, _ in node.next_functions)
     return tuple(name for name, p in net.named_parameters() if id(p) in leaves)
-
-
-def _refuse_repeated(times: dict[str, int]) -> None:
-    for tap, count in times.items():
-        if count != 1:
-            cure = _TWICE if count else _NEVER
-            raise UserError(_REPEATED.format(tap=tap, times=f"{count} times", cure=cure))
 
 
 def _refuse_hidden(net: nn.Module, segments: Sequence[Segment], x: Inputs) -> None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpfree.acceptance import refuse_wrapped
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
@@ -104,6 +105,7 @@ class ForwardForward(LocalRule):
         """One pass of 2B samples, in which each segment learns on the way; for hard negatives one of B before it."""
         if not self.segments:
             raise UserError("ForwardForward: not bound to a net. Call rule.bind(net, task, batch) first")
+        refuse_wrapped(net, type(self).__name__, deep=False)
         scalars: Scalars = {}
         if self.negatives == "hard":
             wrong, scalars = self._hard_labels(net, task, batch, noise)
@@ -116,7 +118,7 @@ class ForwardForward(LocalRule):
             losses.update(self._learn(index, h, both))
             return self.pass_on(index, h.detach())
 
-        with noise.global_rng(batch.device), cut(net, self.taps, learn):
+        with noise.global_rng(batch.device), cut(net, self.taps, learn, self.pass_on):
             forward(net, both)
         return scalars | losses | {"loss": torch.stack([loss.float() for loss in losses.values()]).mean()}
 
@@ -128,10 +130,13 @@ class ForwardForward(LocalRule):
     def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
         neutral = batch.tensor.new_full((len(batch.y), self.classes), 1 / self.classes)
-        with noise.fold("neutral").global_rng(batch.device), cut(net, self.taps, self.pass_on):
-            out = forward(net, self.write(batch.tensor, neutral))
-        loss = task.loss(out, batch)
-        backward(loss)
+        with cut(
+            net, self.taps, self.pass_on, self.pass_on
+        ):  # while it learns, too, as checkpointing runs modules again
+            with noise.fold("neutral").global_rng(batch.device):
+                out = forward(net, self.write(batch.tensor, neutral))
+            loss = task.loss(out, batch)
+            backward(loss)
         self._tell_done(len(self.taps))
         likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
         likely = likely.nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
