@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bpfree import checkpoint, folder
 from bpfree._version import __version__
@@ -247,7 +248,9 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
     freeze(inner(net)[1], config.train.freeze)
     device = resolve_device(config.train.device)
     for p in net.parameters():
-        if p.dim() == 4:  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast
+        if (
+            not is_lazy(p) and p.dim() == 4
+        ):  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast
             p.data = p.data.to(memory_format=torch.channels_last)
     trainer = Trainer(
         net.to(device),
