@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bpfree import checkpoint, folder
 from bpfree._version import __version__
+from bpfree.acceptance import inner, refuse_meta
 from bpfree.config import OF_A_MACHINE, Config
 from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
 from bpfree.data.tensors import in_shape, to_inputs, to_tensor
@@ -267,7 +268,8 @@ def assemble(
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
         preprocess = tells_numbers(preprocess, net)
     assert net is not None
-    freeze(net, config.train.freeze)
+    refuse_meta(net)
+    freeze(inner(net)[1], config.train.freeze)
     device = resolve_device(config.train.device)
     trainer = Trainer(
         net.to(device),

@@ -6,12 +6,13 @@ Shape legend, used in comments and docstrings throughout:
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from bpfree.inputs import Inputs, apply, main_input, one_tensor
+from bpfree.errors import UserError
+from bpfree.inputs import Inputs, apply, from_arrays, main_input, one_tensor, tensors_of
 
 ALL_TASKS = ("classify", "multilabel", "segment", "reconstruct", "regress", "sequence")
 """Names in `bpfree.tasks.TASKS`, for rules to say which they can do."""
@@ -25,6 +26,27 @@ class Batch(NamedTuple):
 
     x: Inputs  # [B, ...], or several tensors [B, ...]; see `bpfree.inputs`
     y: Tensor  # [B] class index, [B, H, W] one for each pixel, or [B, ...] what to rebuild or to predict
+
+    @classmethod
+    def of(cls, given: Any, like: Tensor) -> "Batch":
+        """A batch from what a user has: a Batch, or a pair (x, y) of arrays or tensors.
+
+        Args:
+            given: the batch; its x may be a tuple or a dict of arrays or tensors.
+            like: a parameter of the net, for the device and the floating type of what is not a tensor yet.
+
+        Raises:
+            UserError: it is no such pair.
+        """
+        if isinstance(given, cls) and all(isinstance(t, Tensor) for t in (*tensors_of(given.x), given.y)):
+            return given
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            found = type(given).__name__
+            raise UserError(f"batch: found {found}, allowed: Batch(x, y), or a pair (x, y) of arrays or tensors")
+        x, y = (from_arrays(values, like) for values in given)
+        if not isinstance(y, Tensor):
+            raise UserError(f"batch: found {type(given[1]).__name__} for the labels y, allowed: an array or a tensor")
+        return cls(x, y)
 
     @property
     def tensor(self) -> Tensor:

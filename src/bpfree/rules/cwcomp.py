@@ -37,7 +37,8 @@ class CwComp(LocalRule):
     Args:
         read: where a prediction is read: "net" (its output), "last" (goodness of the last hidden segment) or "sum"
             (of all hidden segments).
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "segment")  # one class wins

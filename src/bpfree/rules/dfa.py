@@ -58,7 +58,8 @@ class DirectFeedback(LocalRule):
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class DirectFeedback(LocalRule):
         self.axes = []
         if self.per_step and self.feedback == ALIGNED:
             raise UserError("feedback: found 'aligned' with a target at each step, allowed: a random one, as 'uniform'")
-        aligned = mean_jacobians(net, self.taps, batch.tensor) if self.feedback == ALIGNED else None
+        aligned = mean_jacobians(net, self.taps, batch.x) if self.feedback == ALIGNED else None
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
             axis = channel_axis(net, segment) if self.connection == "channel" else 1
@@ -139,7 +140,8 @@ class DFA(DirectFeedback):
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
             one segment, and comes to the same weights.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     needs_error: ClassVar[bool] = True
@@ -169,7 +171,8 @@ class DRTP(DirectFeedback):
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ANY_LABELS

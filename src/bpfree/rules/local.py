@@ -33,7 +33,8 @@ class Local(LocalRule):
     Args:
         feedback: how C_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
         backward: "transpose" sends the error through C_l^T, "sign" through random magnitudes with the signs of C_l.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     def __init__(

@@ -36,7 +36,8 @@ class MonoForward(LocalRule):
     Args:
         read: where a prediction is read: "net" (its output), "last" (G of the last hidden segment) or "sum" (of all
             G and the output).
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:

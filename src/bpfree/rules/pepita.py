@@ -28,10 +28,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import eager
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
-from bpfree.grad import backward, detach_input, eager, first_trainable, output_error, runs_again, trainable, weight_of
+from bpfree.grad import backward, detach_input, first_trainable, output_error, runs_again, trainable, weight_of
 from bpfree.inputs import forward
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise

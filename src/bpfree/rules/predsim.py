@@ -44,7 +44,8 @@ class PredSim(LocalRule):
     Args:
         beta: weight of the similarity loss, in [0, 1]; 1 - beta is that of the prediction loss and of the output's.
         pooled: features at most, to which a feature map is averaged for D_l.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel")

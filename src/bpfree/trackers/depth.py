@@ -5,10 +5,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.cut import OUTPUT, cut, stages
+from bpfree.autotaps import find_segments
+from bpfree.cut import OUTPUT, cut
 from bpfree.errors import UserError, check_choice, unknown
 from bpfree.inputs import Inputs, forward
 from bpfree.rule import LocalRule
@@ -33,7 +34,8 @@ class SegmentAccuracy(Measure):
         every: steps from one measurement to the next; the first step is measured.
         read: "head", or "probe" to read every tap by a probe, so that rules can be compared.
         samples: how many, at least 2; half for the probe, half for the score.
-        taps: submodules to read; default: those of a local rule, else the stages of a Sequential.
+        taps: submodules to read; default: those of a local rule; else the stages of a Sequential, the blocks of another
+            net.
     """
 
     name = "segment_accuracy"
@@ -76,7 +78,11 @@ class SegmentAccuracy(Measure):
         for tap in self.taps or ():
             if tap not in modules:
                 raise unknown("tap", tap, modules)
-        self._taps = rule.taps if isinstance(rule, LocalRule) else tuple(self.taps or stages(trainer.net))
+        if isinstance(rule, LocalRule):
+            self._taps = rule.taps
+        else:
+            assert trainer.data is not None
+            self._taps = tuple(self.taps or _automatic(trainer.net, next(trainer.data.epoch())))
 
     @torch.no_grad()
     def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
@@ -112,6 +118,11 @@ class SegmentAccuracy(Measure):
         if rule.reads_output:
             found[OUTPUT] = (True, out)
         return found
+
+
+def _automatic(net: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """Where a local rule would cut the net by itself."""
+    return tuple(segment.name for segment in find_segments(net, batch.first(2).x).segments[:-1])
 
 
 def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:
