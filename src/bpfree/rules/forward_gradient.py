@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpfree.acceptance import refuse_wrapped
 from bpfree.cut import unchanged_buffers
@@ -77,10 +78,10 @@ class ForwardGradient(Rule):
 
 
 def _pushed_through(net: nn.Module, parameters: dict[str, Tensor], x: Inputs) -> Tensor:
+    args, named = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
     try:
-        if isinstance(x, dict):
-            return scores_of(torch.func.functional_call(net, parameters, (), x))
-        return scores_of(torch.func.functional_call(net, parameters, tensors_of(x)))
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention of torch that has a forward-mode derivative
+            return scores_of(torch.func.functional_call(net, parameters, args, named))
     except NotImplementedError as error:
         raise UserError(
             "net: torch has no forward-mode derivative of one of its operations "
