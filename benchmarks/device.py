@@ -12,15 +12,12 @@ A part stops when its time is up and says what is missing; the whole takes less 
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import time
 import warnings
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the memory
 
 import torch
 from device_parts import PARTS, STEP_RULES, TARGETS, Part, Scene

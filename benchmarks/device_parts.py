@@ -1,13 +1,18 @@
 """The parts of `device.py`: what runs, on which nets, and beside what."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
 from clock import Call, Found, captured, measure, wait
-from generation_jax import jax_openes
 from gradients import DRAWN_OTHERWISE, check
 from torch import nn
 from torch.nn import functional as F
@@ -173,7 +178,7 @@ def noprop(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def population(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
-    """A generation of a population on MLP 784-64-10, beside plain inference of as many samples, JAX, and EvoX."""
+    """A generation of a population on MLP 784-64-10, beside plain inference of as many samples, and JAX."""
     tables = {}
     sizes = (4, 8) if scene.quick else (64, 1024, 4096)
     batch = images(scene)
@@ -191,7 +196,23 @@ def population(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
         known |= {name: timing.ms / size for name, timing in found.timings.items()}
         tables[f"population {size}, batch {len(batch.y)}"] = rows_of(found, [PLAIN_GRAPH, PLAIN])
         clear(scene.device)
+    for rows, peer in zip(tables.values(), jax_rows(batch, sizes), strict=True):
+        rows["JAX, OpenES"] = peer
     return tables
+
+
+def jax_rows(batch: Batch, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A row for each population: JAX in a process of its own, after ours."""
+    if find_spec("jax") is None or batch.device.type == "cpu":
+        return [{"failed": "JAX is not installed, or there is no GPU"} for _ in sizes]
+    command = [sys.executable, str(Path(__file__).with_name("generation_jax.py")), str(len(batch.y)), *map(str, sizes)]
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else it would take most of the memory
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=40, check=True)
+        return [{"ms": ms} for ms in json.loads(done.stdout.splitlines()[-1]).values()]
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        told = getattr(error, "stderr", None) or error
+        return [{"failed": f"JAX: {' '.join(str(told).split())[-200:]}"} for _ in sizes]
 
 
 def generations(scene: Scene, batch: Batch, size: int) -> dict[str, Callable[[], Call]]:
@@ -200,7 +221,6 @@ def generations(scene: Scene, batch: Batch, size: int) -> dict[str, Callable[[],
     subjects: dict[str, Callable[[], Call]] = {PLAIN: lambda: inference(net(), batch, size)}
     if scene.device.type == "cuda":
         subjects[PLAIN_GRAPH] = lambda: captured(inference(net(), batch, size))
-    subjects["JAX, OpenES"] = lambda: jax_openes(batch, size)
     for rule in ("eggroll", "es"):
         for evaluator in ("auto", *get_args(EvaluatorName)):
             if evaluator != "in_place" and (rule, evaluator) != ("es", "lowrank"):
