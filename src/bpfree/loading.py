@@ -55,6 +55,7 @@ def load(
     this = assemble(config, preprocess, net, rule)
     trainer = this.trainer
     trainer.total_steps = 1
+    trainer.compute_as(state)
     trainer.bind(next(this.batches(preprocess.unlabelled(preprocess.blank(2))).epoch()))
     checkpoint.load_weights(trainer, chosen)
     trainer.progress.history = state["progress"]["history"]

@@ -244,9 +244,6 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
     assert net is not None
     freeze(net, config.train.freeze)
     device = resolve_device(config.train.device)
-    for p in net.parameters():
-        if p.dim() == 4:  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast
-            p.data = p.data.to(memory_format=torch.channels_last)
     trainer = Trainer(
         net.to(device),
         rule or config.rule,
@@ -267,9 +264,11 @@ def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder
     The rule is bound first, and the folder made when training starts: a run that cannot begin leaves none.
     """
     this.trainer.total_steps = this.config.train.epochs * len(batches)
+    state = checkpoint.read_state(out / folder.LAST) if resume else {}
+    this.trainer.compute_as(state)
     this.trainer.bind(next(batches.epoch()))
     if resume:
-        _refuse_another_config(this.config, checkpoint.read_state(out / folder.LAST)["config"], out)
+        _refuse_another_config(this.config, state["config"], out)
         checkpoint.load(this.trainer, out / folder.LAST)
     this.folder = out
     return folder.RunFolder(out, None if resume else this.config.dump(), this.extra())

@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ _COMPARED = 20_000  # samples of all classes, each compared with those of its ow
 _BINDING = Noise().fold("embedding")
 
 
-@runtime_checkable
 class Rebuilding(Protocol):
     """A task that rebuilds samples through an output activation g, as `bpfree.tasks.Reconstruct`."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bpfree.cut import Segment, cut, owners, stages, unchanged_buffers
 from bpfree.diffusion.embeddings import EMBEDDINGS, REBUILDING, Embedding, LabelEmbedding
-from bpfree.diffusion.net import DenoisingNet
+from bpfree.diffusion.net import DenoisingNet, is_denoising
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.heads import PooledLinear
@@ -204,7 +204,7 @@ class DiffusionRule(Rule):
 
     def _blocks(self, net: nn.Module) -> DenoisingNet:
         name = type(self).__name__
-        if not isinstance(net, DenoisingNet):
+        if not is_denoising(net):
             raise UserError(
                 f"net: found {type(net).__name__}, but NoProp needs denoising blocks, that is `trunks`, `heads` and "
                 "`embedding_dim` as in bpfree.nets.Denoiser. Use net.name=denoiser"

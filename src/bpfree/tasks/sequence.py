@@ -13,7 +13,7 @@ against the values of others only with that threshold. Both need a net that can 
 output like its input; else the loss is all there is.
 """
 
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,17 @@ from bpfree.types import Batch, Scalars
 _SEEN = 4  # a window's part of which the first is the warm-up
 
 
-@runtime_checkable
 class Stepping(Protocol):
     """A net that can go on by one step, as `bpfree.nets.Recurrent`."""
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """[B, F] and the state behind it (None at the start) -> output [B, D] and the new state."""
         ...
+
+
+def can_step(net: nn.Module | None) -> TypeGuard[Stepping]:
+    """Whether a net can go on by one step: whether it has a method `step`."""
+    return callable(getattr(net, "step", None))
 
 
 class Sequence(DataTask):
@@ -110,7 +114,7 @@ class Sequence(DataTask):
 
     def tally(self, net: nn.Module | None) -> "Rollouts | None":
         """`rollout` and `valid_time`, if the net can go on by itself."""
-        return Rollouts(self, net) if isinstance(net, Stepping) else None
+        return Rollouts(self, net) if can_step(net) else None
 
 
 class Rollouts:
