@@ -9,6 +9,7 @@ from torch import nn
 from bpfree import checkpoint, folder
 from bpfree.config import DataConfig, TrainConfig, parse
 from bpfree.data import from_python
+from bpfree.data.records import is_data
 from bpfree.errors import UserError, unknown
 from bpfree.loading import load
 from bpfree.rule import Rule
@@ -39,7 +40,8 @@ def fit(
     Args:
         net: any `nn.Module`, or the name or spec of one in `bpfree.nets.NETS`.
         data: name or spec of a data set, such as `{"name": "folder", "path": "flowers"}`, a pair (samples, labels) of
-            arrays or tensors, a torch Dataset, or a DataLoader, which is gone through once; with
+            arrays or tensors, a torch Dataset, or a DataLoader, which is gone through once; samples of a net of several
+            inputs are a tuple or a dict of arrays, see docs/own_data.md; with
             `task="reconstruct"` samples alone will do, with "regress" and "sequence" labels are numbers.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         epochs: passes over the training data.
@@ -65,9 +67,10 @@ def fit(
         >>> run.result["test"]["accuracy"] > 0.5
         True
     """
+    named = isinstance(data, str) or (isinstance(data, Mapping) and not is_data(data))
     classes = options.pop("classes") if isinstance(options.get("classes"), int) else None
     values: dict[str, Any] = {
-        "data": {"name": data} if isinstance(data, str) else dict(data) if isinstance(data, Mapping) else {},
+        "data": {"name": data} if isinstance(data, str) else dict(data) if named else {},
         "net": "mlp" if isinstance(net, nn.Module) else net,
         "rule": "backprop" if isinstance(rule, nn.Module) else rule,
         "optimizer": optimizer,
@@ -85,7 +88,7 @@ def fit(
     config = parse(values, "fit")
     task = TASKS[config.task["name"]]
     given = {"without_labels": task.rebuilds, "values": task.values}
-    dataset = None if isinstance(data, str | Mapping) else from_python(data, test, classes, **given)
+    dataset = None if named else from_python(data, test, classes, **given)
     for section, value in (("net", net), ("rule", rule)):
         if isinstance(value, nn.Module):  # named for the reader; `given` says that no config can rebuild it
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})

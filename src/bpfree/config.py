@@ -68,7 +68,7 @@ class DataConfig(BaseModel):
     def _anywhere(self) -> "DataConfig":
         """Paths of the reader are kept absolute."""
         if self.name in DATASETS and self.model_extra:
-            self.model_extra.update(absolute_paths(DATASETS[self.name], self.model_extra))
+            self.model_extra.update(absolute_paths(DATASETS[self.name], self.model_extra, "data"))
         return self
 
     def check(self) -> dict[str, Any]:
@@ -238,6 +238,8 @@ def plain_values(value: Any, where: str) -> Any:
 
 def _explain(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
+    if isinstance(own := first.get("ctx", {}).get("error"), UserError):
+        return own
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         section = _model_at(path[:-1])

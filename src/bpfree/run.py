@@ -11,10 +11,12 @@ from bpfree import checkpoint, folder
 from bpfree._version import __version__
 from bpfree.config import OF_A_MACHINE, Config
 from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
-from bpfree.data.arrays import to_tensor
+from bpfree.data.tensors import in_shape, to_inputs, to_tensor
+from bpfree.data.tokens import tells_numbers
 from bpfree.errors import UserError
 from bpfree.evaluation import judge, mean_metrics
 from bpfree.freezing import freeze
+from bpfree.inputs import Inputs, tensors_of
 from bpfree.lab.pictures import draw
 from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
@@ -74,10 +76,19 @@ class Run:
         return self.trainer.progress.tracked
 
     def scores(self, x: Any) -> Tensor:
-        """Output of the net [N, D] on raw samples [N, ...], given as the training data were."""
-        samples = to_tensor(x, "x")
-        if samples.is_floating_point() and not bool(samples.isfinite().all()):
-            raise UserError("x: contains NaN or infinite values, allowed: finite ones")
+        """Output of the net [N, D] on raw samples [N, ...], given as the training data were.
+
+        Args:
+            x: an array; of a net of several inputs a tuple or a dict of arrays, as in training.
+
+        Raises:
+            UserError: samples of another form or shape than those of training, or NaN among them.
+        """
+        several = bool(self.preprocess.inputs)
+        samples = self._as_trained(to_inputs(x, "x", lists=several) if several else to_tensor(x, "x"))
+        for tensor in tensors_of(samples):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise UserError("x: contains NaN or infinite values, allowed: finite ones")
         unlabelled = self.batches(self.preprocess.unlabelled(samples))
         outputs = [self.trainer.predict(batch.x) for batch in unlabelled.epoch()]
         return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.task.dim)
@@ -101,7 +112,7 @@ class Run:
         return self.scores(x).softmax(1)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
-        """Metrics on a pair (samples, labels) or a torch Dataset; without one, on the test split.
+        """Metrics on data in any form that `bpfree.fit` takes as objects; without any, on the test split.
 
         Raises:
             UserError: there is no test split, or the data do not fit the training's.
@@ -120,7 +131,12 @@ class Run:
 
     def _split(self, data: Any) -> Split:
         given = {"without_labels": self.task.rebuilds, "values": self.task.values}
-        return from_python(data, classes=self.preprocess.classes, **given).train
+        split = from_python(data, classes=self.preprocess.classes, **given).train
+        return split._replace(x=self._as_trained(split.x))
+
+    def _as_trained(self, x: Inputs) -> Inputs:
+        """Images in the layout of the training samples."""
+        return in_shape(x, self.preprocess.shape) if isinstance(x, Tensor) else x
 
     def save(self, path: str | Path) -> Path:
         """Write the run to a new folder, to be loaded with `bpfree.load`.
@@ -237,10 +253,13 @@ def train(
 def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
     """Net, rule, task and trainer, on the device; a net or rule of one's own takes the place of the config's."""
     seed = config.train.seed
+    preprocess = tells_numbers(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     if net is None:
+        _refuse_several(preprocess, config)
         with Noise(seed).fold("net").global_rng():
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
+        preprocess = tells_numbers(preprocess, net)
     assert net is not None
     freeze(net, config.train.freeze)
     device = resolve_device(config.train.device)
@@ -256,6 +275,16 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
         seed=seed,
     )
     return Run(config, trainer, preprocess)
+
+
+def _refuse_several(preprocess: Preprocess, config: Config) -> None:
+    """Raise UserError if a shipped net, which takes one tensor, is to learn from samples of several inputs."""
+    if preprocess.inputs and config.net["name"] in NETS:
+        names = ", ".join(name for name, _ in preprocess.inputs)
+        raise UserError(
+            f"net: found '{config.net['name']}', which takes one tensor, but samples have {len(preprocess.inputs)} "
+            f"inputs ({names}), allowed: a module of your own whose forward takes them"
+        )
 
 
 def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder.RunFolder:

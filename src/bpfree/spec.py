@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bpfree.errors import UserError, unknown
+from bpfree.paths import user_path
 
 Spec = str | Mapping[str, Any]
 """A name, or a mapping with `name` and the constructor's options."""
@@ -90,15 +91,20 @@ def check_options(
     return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
 
 
-def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any], section: str) -> dict[str, Any]:
     """The options; those that the constructor takes as a Path count from the current folder, and become absolute.
 
     So what is kept of a config can be run from anywhere.
+
+    Raises:
+        UserError: see `bpfree.paths.user_path`.
     """
     hints = _hints(constructor)
     taken = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
     return {
-        name: str(Path(value).expanduser().absolute()) if name in taken and isinstance(value, str) else value
+        name: str(user_path(value, f"{section}.{name}").absolute())
+        if name in taken and isinstance(value, str)
+        else value
         for name, value in options.items()
     }
 

@@ -9,6 +9,7 @@ import typer
 from bpfree.cli.bar import RunsBar
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.errors import UserError
+from bpfree.paths import user_path
 
 
 def compare_rules(
@@ -32,9 +33,9 @@ def compare_rules(
 
     names = [name for name in configs if "=" not in name]
     overrides = [name for name in configs if "=" in name]
-    if data_dir is not None:
-        overrides.append(f"data.dir={data_dir.expanduser().resolve()}")
     with told_in_one_line(lambda error: f". {_GO_ON}" if isinstance(error, KeyboardInterrupt) else ""):
+        if data_dir is not None:
+            overrides.append(f"data.dir={user_path(data_dir, '--data-dir').resolve()}")
         if not names:
             raise UserError("CONFIG: none was given, allowed: one or more, such as digits/mlp")
         chosen = [rule.strip() for rule in (rules or "").split(",") if rule.strip()]

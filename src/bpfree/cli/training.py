@@ -13,6 +13,7 @@ from bpfree.config import load_config
 from bpfree.errors import DivergedError, UserError
 from bpfree.evaluation import BY_CLASS
 from bpfree.folder import LAST, RESULT
+from bpfree.paths import user_path
 from bpfree.run import Run
 from bpfree.run import train as train_run
 
@@ -49,7 +50,7 @@ def _new_run(
         raise UserError("CONFIG: none was given. Try `bpfree train digits/dfa`; `bpfree list configs` shows them all")
     loaded = load_config(config, overrides)
     if data_dir is not None:
-        loaded.data.dir = str(data_dir.expanduser().resolve())  # a resume may come from another folder
+        loaded.data.dir = str(user_path(data_dir, "--data-dir").resolve())  # a resume may come from another folder
     folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
     return folder, partial(train_run, loaded, out=folder)
 

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from zipfile import BadZipFile
@@ -17,9 +17,10 @@ from bpfree.cli.shell import DataDir, RunArgument, named_test_split, told_in_one
 from bpfree.config import DataConfig
 from bpfree.data import DATASETS
 from bpfree.data.dataset import Preprocess
-from bpfree.data.images import decode
+from bpfree.data.images import bits_of, decode
 from bpfree.data.table import read_features
 from bpfree.errors import UserError
+from bpfree.paths import check_regular, open_regular
 from bpfree.run import Run
 from bpfree.tasks import Classify
 
@@ -60,7 +61,8 @@ def predict(
     with told_in_one_line():
         loaded = api.load(run)
         scaled = _scales(loaded.config.data)
-        batches = [(file, _read_samples(file, loaded.preprocess, scaled)) for file in files]
+        reader = loaded.config.data.model_extra or {}
+        batches = [(file, _read_samples(file, loaded.preprocess, scaled, reader)) for file in files]
         for file, samples in batches:
             for index, answer in enumerate(_answers(loaded, samples)):
                 name = str(file) if len(samples) == 1 else f"{file}[{index}]"
@@ -89,8 +91,14 @@ def _scales(data: DataConfig) -> bool:
     return "size" in known and (data.model_extra or {}).get("size", known["size"].default) is not None
 
 
-def _read_samples(file: Path, preprocess: Preprocess, scaled: bool) -> Tensor:
+def _read_samples(file: Path, preprocess: Preprocess, scaled: bool, reader: Mapping[str, Any]) -> Tensor:
     """[N, ...] raw samples of the run's shape.
+
+    Args:
+        file: to read.
+        preprocess: of the run.
+        scaled: whether an image is brought to the run's size.
+        reader: options of the reader of the run's data, such as how many bits its images have.
 
     Raises:
         UserError: the file cannot be read or is of another shape.
@@ -109,16 +117,17 @@ def _read_samples(file: Path, preprocess: Preprocess, scaled: bool) -> Tensor:
             )
         return values
     if preprocess.columns is not None:
-        return read_features(file, preprocess.columns)
+        return read_features(file, preprocess.columns, reader.get("decimal", "."))
     if scaled:
         channels, height, width = shape
-        return decode(file, channels=channels, size=(height, width), what=str(file)).unsqueeze(0)
-    return _read_image(file, preprocess)
+        bits = reader.get("bits")
+        return decode(file, channels=channels, size=(height, width), what=str(file), bits=bits).unsqueeze(0)
+    return _read_image(file, preprocess, reader.get("bits"))
 
 
 def _read_npy(file: Path) -> Any:
     try:
-        with open(file, "rb") as opened:  # numpy would leave a broken one open
+        with open_regular(file) as opened:  # numpy would leave a broken one open
             values = np.load(opened, allow_pickle=False)
     except (ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{file}: not a .npy array of numbers ({error})") from error
@@ -127,7 +136,7 @@ def _read_npy(file: Path) -> Any:
     return values if values.dtype.kind == "i" else values.astype(np.float32)
 
 
-def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
+def _read_image(file: Path, preprocess: Preprocess, bits: int | None) -> Tensor:
     from PIL import Image
 
     if len(preprocess.shape) != 3 or preprocess.shape[0] not in (1, 3):
@@ -138,6 +147,7 @@ def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
             ".npy files"
         )
     channels, height, width = preprocess.shape
+    check_regular(file)
     try:
         with Image.open(file) as image:
             if image.size != (width, height):
@@ -145,7 +155,7 @@ def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
                     f"{file}: found an image of {image.width}x{image.height} pixels, allowed: {width}x{height} as in "
                     "training. Resize it first"
                 )
-            pixels = _pixels(image, "L" if channels == 1 else "RGB", file)
+            pixels = _pixels(image, "L" if channels == 1 else "RGB", file, bits)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's words for damage
@@ -156,10 +166,12 @@ def _read_image(file: Path, preprocess: Preprocess) -> Tensor:
     return samples * (preprocess.white / 255.0)
 
 
-def _pixels(image: Any, mode: str, file: Path) -> Any:
+def _pixels(image: Any, mode: str, file: Path, bits: int | None) -> Any:
     """Values 0..255, float32."""
     if image.mode.startswith("I;16"):
-        return np.asarray(image, dtype=np.float32)[..., None].repeat(len(mode), 2) * (255 / 65535)
+        values = np.asarray(image)
+        white = 2 ** bits_of(int(values.max()), str(file), bits) - 1
+        return values.astype(np.float32)[..., None].repeat(len(mode), 2) * (255 / white)
     if image.mode in ("I", "F"):
         raise UserError(f"{file}: found pixels of mode {image.mode}, allowed: 8 or 16 bits a channel")
     return np.asarray(image.convert(mode), dtype=np.float32)

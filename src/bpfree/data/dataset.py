@@ -1,33 +1,18 @@
 """A data set in memory, and what turns its raw values into a net's input."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpfree.data.columns import Column, are_numbers
-from bpfree.data.rows import Rows, chunks
+from bpfree.data.rows import chunks
+from bpfree.data.split import Split as Split
 from bpfree.errors import UserError
+from bpfree.inputs import Inputs, apply, count, one_tensor, shapes, tensors_of
 from bpfree.noise import Noise
-
-
-class Split(NamedTuple):
-    """Samples and labels of one split."""
-
-    x: Tensor  # [N, ...], uint8 for images; Rows if they stay in a file
-    y: Tensor  # [N], int64; floating numbers [N, ...] where there are no classes
-
-    def take(self, index: Tensor) -> "Split":
-        """The samples at the given positions. What is in a file stays there."""
-        return Split(self.x.rows(index) if isinstance(self.x, Rows) else self.x[index], self.y[index])
-
-    def slice(self, start: int, count: int) -> "Split":
-        """The samples from `start` on. They are not copied."""
-        if isinstance(self.x, Rows):
-            return self.take(torch.arange(start, start + count))
-        return Split(self.x[start : start + count], self.y[start : start + count])
 
 
 @dataclass(frozen=True)
@@ -44,6 +29,7 @@ class Dataset:
         class_names: of the C classes, for people to read; None if they are but numbers.
         columns: of a table, what its features are; see `bpfree.data.table`. They are standardised.
         time_step: of sequences, how long a step is, in the unit in which predictions are judged; 1 to count steps.
+        origin: of the training samples, int64 [N], the same number for copies of one sample; None if there are none.
     """
 
     name: str
@@ -55,6 +41,7 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     columns: tuple[Column, ...] | None = None
     time_step: float = 1.0
+    origin: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(self.train, self.classes, f"{self.name} (train)")
@@ -62,10 +49,10 @@ class Dataset:
             if split is None:
                 continue
             _check(split, self.classes, f"{self.name} ({what})")
-            if split.x.shape[1:] != self.train.x.shape[1:]:
+            if (found := _form(split.x)) != (allowed := _form(self.train.x)):
                 raise UserError(
-                    f"{self.name}: {what} samples have the shape {list(split.x.shape[1:])}, allowed: that of the "
-                    f"training samples, {list(self.train.x.shape[1:])}"
+                    f"{self.name}: {what} samples have the shape {found}, allowed: that of the training samples, "
+                    f"{allowed}"
                 )
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise UserError(f"{self.name}: found {len(self.class_names)} class names, allowed: {self.classes}")
@@ -73,12 +60,15 @@ class Dataset:
     def carve(self, validation: float, seed: int) -> tuple[Split, Split | None]:
         """Train and validation split: a fraction of train, chosen by seed, unless the data set has one of its own.
 
+        Of samples with copies (see `origin`) it is a fraction of the different ones. Validation has each once, and
+        training none of their copies.
+
         Raises:
             UserError: nothing would be left on one side.
         """
         if self.validation is not None or validation == 0:
             return self.train, self.validation
-        n = len(self.train.y)
+        n = len(self.train.y) if self.origin is None else int(self.origin.max()) + 1
         held_out = round(validation * n)
         if not 0 < held_out < n:
             raise UserError(
@@ -86,17 +76,42 @@ class Dataset:
                 "Allowed: 0, or a fraction that leaves some on both sides"
             )
         order = Noise(seed).fold("validation").permutation(n)
+        if self.origin is not None:
+            is_held = torch.zeros(n, dtype=torch.bool).index_fill(0, order[:held_out], True)[self.origin]
+            first = torch.full((n,), len(is_held)).scatter_reduce(
+                0, self.origin, torch.arange(len(is_held)), "amin", include_self=True
+            )
+            return self.train.take((~is_held).nonzero().flatten()), self.train.take(
+                first[order[:held_out]].sort().values
+            )
         return self.train.take(order[held_out:].sort().values), self.train.take(order[:held_out].sort().values)
 
 
 def _check(split: Split, classes: int, what: str) -> None:
     x, y = split
-    if len(x) != len(y):
-        raise UserError(f"{what}: found {len(x)} samples and {len(y)} labels, allowed: one label for each sample")
+    for tensor in tensors_of(x):
+        if len(tensor) != len(y):
+            raise UserError(
+                f"{what}: found {len(tensor)} samples and {len(y)} labels, allowed: one label for each sample"
+            )
     if len(y) == 0:
         raise UserError(f"{what}: found no samples, allowed: at least one")
+    for tensor in tensors_of(x):
+        if not tensor.numel():
+            raise UserError(
+                f"{what}: found samples of shape {list(tensor.shape[1:])}, which hold no values, allowed: lengths of "
+                "at least 1"
+            )
+    if not y.numel():
+        raise UserError(f"{what}: found labels of shape {list(y.shape[1:])}, which hold no values, allowed: [N]")
     _check_labels(y, classes, what)
-    refuse_not_finite(x, what)
+    for tensor in tensors_of(x):
+        refuse_not_finite(tensor, what)
+
+
+def _form(x: Inputs) -> str:
+    """The shape of a sample, for comparison and for messages."""
+    return shapes(apply(x, lambda t: t[0]))
 
 
 def refuse_not_finite(x: Tensor, what: str) -> None:
@@ -143,6 +158,8 @@ class Preprocess:
         answer_mean: of the training labels as numbers, one for each value of the last dimension.
         answer_std: likewise.
         time_step: see `Dataset`.
+        inputs: of a net of several inputs, the preprocessing of each by its name, "0", "1", ... where they have none;
+            then `shape`, `mean`, `std`, `dtype` and `limits` are those of the first that is not tokens.
     """
 
     shape: tuple[int, ...]
@@ -158,10 +175,16 @@ class Preprocess:
     answer_mean: tuple[float, ...] = (0.0,)
     answer_std: tuple[float, ...] = (1.0,)
     time_step: float = 1.0
+    inputs: tuple[tuple[str, "Preprocess"], ...] = ()
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Preprocess":
         """Statistics of the training samples for uint8 and numbers in tables; other values pass as they are."""
+        if not isinstance(train.x, Tensor):
+            named = train.x.items() if isinstance(train.x, dict) else ((str(i), x) for i, x in enumerate(train.x))
+            each = {name: cls.of(dataset, Split(x, train.y)) for name, x in named}
+            main = next((one for one in each.values() if not one.has_tokens), next(iter(each.values())))
+            return replace(main, inputs=tuple(each.items()))
         shape = tuple(train.x.shape[1:])
         is_image = train.x.dtype == torch.uint8
         mean, std = _statistics(train.x) if is_image else ((0.0,), (1.0,))
@@ -193,20 +216,45 @@ class Preprocess:
                 answer_mean=tuple(saved.get("answer_mean", (0.0,))),
                 answer_std=tuple(saved.get("answer_std", (1.0,))),
                 time_step=saved.get("time_step", 1.0),
+                inputs=tuple((str(name), cls.load(own)) for name, own in saved.get("inputs", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"checkpoint: its preprocessing is damaged ({error})") from error
 
     def save(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value or key != "inputs"}
 
-    def __call__(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[B, ...] raw -> [B, ...] input.
+    def __call__(self, x: Inputs, dtype: torch.dtype = torch.float32) -> Inputs:
+        """[B, ...] raw -> [B, ...] input; of several inputs each likewise, and bools stay bools, as masks are.
 
         Raises:
-            UserError: samples of another shape than those of training, or no tokens where those were.
+            UserError: samples of another shape or form than those of training, or no tokens where those were.
         """
+        if not self.inputs:
+            return self._scaled(one_tensor(x), dtype)
+        self._check_form(x)
+        scaled = [
+            t if own.dtype == "bool" and t.dtype == torch.bool else own._scaled(t, dtype)
+            for t, (_, own) in zip(tensors_of(x), self._in_order(x), strict=True)
+        ]
+        return dict(zip(x, scaled, strict=True)) if isinstance(x, Mapping) else tuple(scaled)
+
+    def _in_order(self, x: Inputs) -> list[tuple[str, "Preprocess"]]:
+        """The inputs in the order of x."""
+        known = dict(self.inputs)
+        return [(name, known[name]) for name in x] if isinstance(x, Mapping) else list(self.inputs)
+
+    def _check_form(self, x: Inputs) -> None:
+        names = [name for name, _ in self.inputs]
+        by_name = not names[0].isdigit()
+        found = sorted(x) if isinstance(x, Mapping) else len(tensors_of(x))
+        if isinstance(x, Tensor) or found != (sorted(names) if by_name else len(names)):
+            allowed = f"a dict of {', '.join(names)}" if by_name else f"a tuple of {len(names)}"
+            shown = "one" if isinstance(x, Tensor) else ", ".join(x) if isinstance(x, Mapping) else len(x)
+            raise UserError(f"samples: found {shown}, allowed: {allowed}, as in training")
+
+    def _scaled(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(f"samples have the shape {list(x.shape[1:])}, allowed: {list(self.shape)}, as in training")
         if self.has_tokens:
@@ -229,13 +277,27 @@ class Preprocess:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return not dtype.is_floating_point and dtype not in (torch.uint8, torch.bool)
 
-    def blank(self, n: int) -> Tensor:
+    def has_numbers(self, x: Tensor) -> bool:
+        """Whether raw samples are integers that are quantities, which are neither bytes nor names."""
+        return not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool) and not self.has_tokens
+
+    def as_numbers(self) -> "Preprocess":
+        """The same for integers that are quantities and no names: they become floating numbers."""
+        return replace(self, dtype="float32") if self.has_tokens and not self.inputs else self
+
+    def blank(self, n: int) -> Inputs:
         """Raw samples [n, ...] of zeros."""
+        if self.inputs:
+            blanks = {name: own._blank(n) for name, own in self.inputs}
+            return tuple(blanks.values()) if self.inputs[0][0].isdigit() else blanks
+        return self._blank(n)
+
+    def _blank(self, n: int) -> Tensor:
         return torch.zeros(n, *self.shape, dtype=getattr(torch, self.dtype))
 
-    def unlabelled(self, x: Tensor) -> Split:
+    def unlabelled(self, x: Inputs) -> Split:
         """Raw samples [N, ...] with labels of zeros."""
-        return Split(x, torch.zeros(len(x), *self.answer_shape, dtype=torch.int64 if self.classes else torch.float32))
+        return Split(x, torch.zeros(count(x), *self.answer_shape, dtype=torch.int64 if self.classes else torch.float32))
 
 
 def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -243,8 +305,8 @@ def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = x.shape[1] if x.dim() == 4 else 1
     counts = torch.zeros(channels, 256, dtype=torch.int64)
     for part in chunks(x):
-        for count, values in zip(counts, part.unbind(1) if channels > 1 else (part,), strict=True):
-            count += torch.bincount(values.flatten(), minlength=256)
+        for own, values in zip(counts, part.unbind(1) if channels > 1 else (part,), strict=True):
+            own += torch.bincount(values.flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64)
     shares = counts.double() / counts.sum(1, keepdim=True)
     means = [float((share * values).sum()) for share in shares]

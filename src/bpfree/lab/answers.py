@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bpfree.data import Split
+from bpfree.inputs import Inputs
 from bpfree.lab.diffusion import as_images
 from bpfree.lab.plots import BLUE, show_image, write_figure
 
@@ -27,7 +28,7 @@ class Answers(NamedTuple):
     """Answers on N samples of C classes.
 
     Attributes:
-        x: [N, ...], raw samples.
+        x: [N, ...], raw samples, or several inputs.
         true: [N], their classes.
         said: [N], the answers.
         probability: [N], which the run gave to its answers.
@@ -35,7 +36,7 @@ class Answers(NamedTuple):
         names: of the classes; None if they are but numbers.
     """
 
-    x: Tensor
+    x: Inputs
     true: Tensor
     said: Tensor
     probability: Tensor
@@ -56,6 +57,10 @@ class Answers(NamedTuple):
         wrong = int((self.true != self.said).sum())
         return surest.sort(descending=True, stable=True).indices[: min(count, wrong)]
 
+    def images(self, run: "Run", positions: Tensor) -> Tensor | None:
+        """The samples at some positions for people to look at; None if they are not images."""
+        return as_images(run, run.preprocess.target(self.x[positions])) if isinstance(self.x, Tensor) else None
+
 
 def answers_of(run: "Run", split: Split) -> Answers:
     """What a run that classifies says to each sample."""
@@ -72,7 +77,7 @@ def draw_answers(run: "Run", split: Split, folder: Path) -> list[Path]:
     if answers.classes <= MOST_CLASSES:
         written.append(write_figure(confusion_figure(answers.confusion(), answers.names), folder / "confusion.png"))
     positions = answers.most_wrong()
-    images = as_images(run, run.preprocess.target(answers.x[positions]))
+    images = answers.images(run, positions)
     if images is None or not len(positions):
         (folder / "wrong.png").unlink(missing_ok=True)  # of an earlier look at this run
         return written

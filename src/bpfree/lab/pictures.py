@@ -50,7 +50,7 @@ def _draw_rebuilt(run: "Run", split: Split, folder: Path) -> list[Path]:
     """Ten samples above what the net makes of them, if they are images."""
     from bpfree.lab.plots import plot_images
 
-    samples = split.take(torch.arange(min(10, len(split.y)))).x
+    samples = split.take(torch.arange(min(10, len(split.y)))).tensor
     if samples.dim() != 4 or samples.shape[1] not in (1, 3):
         return []
     return [plot_images([run.preprocess.target(samples), run.predict(samples)], folder / "reconstructions.png")]

@@ -54,9 +54,11 @@ class Classify(DataTask):
         if not isinstance(out, Tensor):
             raise UserError(f"net: it gives {type(out).__name__}, allowed: one tensor [B, {self.classes}] of scores")
         if out.shape != (len(batch.y), self.classes):
+            more = out.dim() == 2 and out.shape[1] > self.classes
+            say = f", or say that there are more classes than the labels show (classes={out.shape[-1]})" if more else ""
             raise UserError(
                 f"net: its output has the shape {list(out.shape)}, but {self.classes} classes and a batch of "
-                f"{len(batch.y)} need [{len(batch.y)}, {self.classes}]. End the net with a layer of {self.classes}"
+                f"{len(batch.y)} need [{len(batch.y)}, {self.classes}]. End the net with a layer of {self.classes}{say}"
             )
         out = out.float() if out.itemsize < 4 else out
         if batch.y.is_floating_point():

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bpfree.config import Config, load_config, shipped
 from bpfree.errors import UserError, unknown
+from bpfree.paths import user_path
 from bpfree.rules import RULES
 
 LEDGER = Path("benchmarks") / "ledger.yaml"
@@ -67,7 +68,7 @@ class Entry(BaseModel):
 
     def training(self, seed: int, data_dir: Path | None = None) -> Config:
         """The config of one run."""
-        place = [] if data_dir is None else [f"data.dir={data_dir.expanduser().resolve()}"]
+        place = [] if data_dir is None else [f"data.dir={user_path(data_dir, '--data-dir').resolve()}"]
         return load_config(self.config, [*self.overrides, f"train.seed={seed}", *place])
 
     @property

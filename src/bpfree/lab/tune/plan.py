@@ -13,6 +13,7 @@ from bpfree.config import Config, apply_override, load_values, parse, plain_valu
 from bpfree.errors import DivergedError, UserError
 from bpfree.evaluation import BY_CLASS
 from bpfree.lab.tune.space import Choose, Marker, at_random, find_markers, grid, is_marker, resolve, validated
+from bpfree.paths import user_path
 from bpfree.state import FALLING
 from bpfree.trackers import Record
 
@@ -185,7 +186,7 @@ def make_plan(
     folder = Path(out or _default_folder(values))
     url = storage or settings.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
     study = settings.study or folder.resolve().name
-    place = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+    place = None if data_dir is None else str(user_path(data_dir, "--data-dir").resolve())
     plan = Plan(values=values, settings=settings, out=folder, storage=url, study=study, data_dir=place)
     if not plan.markers:
         raise UserError(

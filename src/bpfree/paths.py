@@ -1,0 +1,89 @@
+"""Paths that users give, and files that are read: only regular files, so that no read hangs or never ends."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from bpfree.errors import UserError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def user_path(given: str | Path, what: str) -> Path:
+    """A path with `~` replaced by the home folder.
+
+    Args:
+        given: as the user wrote it.
+        what: the argument, for errors.
+
+    Raises:
+        UserError: it is empty, has a NUL character, or names the home folder of a user who does not exist.
+    """
+    text = os.fspath(given)
+    if not text or "\0" in text:
+        found = "an empty path" if not text else f"{text!r}, which has a NUL character"
+        raise UserError(f"{what}: found {found}, allowed: the path of a file or a folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{what}: found {text!r}, but there is no home folder of that user. Write the whole path, such as "
+            "/home/name/data"
+        ) from error
+
+
+def refuse_irregular(mode: int, what: str) -> None:
+    """Raise UserError unless a file of this mode (`os.stat_result.st_mode`) is a regular file."""
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+        raise UserError(f"{what}: found {kind}, allowed: a regular file")
+
+
+def check_regular(path: Path, what: str | None = None) -> None:
+    """Raise UserError unless the path is a regular file, or a link to one; a path that is not there passes.
+
+    For libraries that open files themselves; where we open one, `open_regular` also holds if the file is exchanged in
+    between.
+
+    Args:
+        path: of the file.
+        what: the file as the user knows it, for errors; default: the path.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # not there, or a path that cannot be: opening it says what is wrong
+        return
+    refuse_irregular(mode, what or str(path))
+
+
+def open_regular(path: Path, what: str | None = None, *, buffering: int = -1) -> BinaryIO:
+    """Open a regular file for reading bytes. A named pipe is refused and not waited for.
+
+    Args:
+        path: of the file.
+        what: the file as the user knows it, for errors; default: the path.
+        buffering: as of `open`.
+
+    Raises:
+        UserError: it is a folder, a named pipe, a socket or a device.
+        OSError: it cannot be opened.
+    """
+    check_regular(path, what)
+    file = open(path, "rb", buffering=buffering, opener=_without_waiting)  # noqa: SIM115 -- the caller closes it
+    try:
+        refuse_irregular(os.fstat(file.fileno()).st_mode, what or str(path))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
