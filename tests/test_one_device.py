@@ -6,6 +6,7 @@ The net, the rule and the batch lie on torch's device "meta", which computes sha
 import contextlib
 import traceback
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from bpfree import BlackBoxRule, Noise, Trainer
 from bpfree.nets import NETS
 from bpfree.population import InPlace, Loop, LowRankEvaluator, Vmap
+from bpfree.population.rule import _Chosen
 from bpfree.rules import RULES
 from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, net_for
@@ -84,6 +86,11 @@ def line() -> str:
 def no_generators(monkeypatch):
     """The device "meta" has neither generators nor autocast."""
     generator, autocast, is_enabled = Noise.generator, torch.autocast, torch.is_autocast_enabled
+    module_of = torch.get_device_module
+    without = SimpleNamespace(manual_seed=lambda key: None, get_rng_state=torch.get_rng_state)
+
+    def of_device(device=None):
+        return without if torch.device(device).type == "meta" else module_of(device)
 
     def as_cpu(kind):
         return "cpu" if kind == "meta" else kind
@@ -91,6 +98,7 @@ def no_generators(monkeypatch):
     def drawn_by(self, device="cpu"):
         return None if torch.device(device).type == "meta" else generator(self)
 
+    monkeypatch.setattr(torch, "get_device_module", of_device)
     monkeypatch.setattr(Noise, "generator", drawn_by)
     monkeypatch.setattr(Noise, "global_rng", lambda self, device="cpu": contextlib.nullcontext())
     monkeypatch.setattr(torch, "autocast", lambda kind, *args, **options: autocast(as_cpu(kind), *args, **options))
@@ -105,7 +113,7 @@ def watched(name, net, evaluator=None):
     net.to("meta")
     rule.to("meta")
     if evaluator:
-        rule.evaluator = lambda *_: evaluator
+        rule._choice = lambda *_: _Chosen(net, [], evaluator.behaviour, evaluator)
     batch = Batch(batch.x.to("meta"), batch.y.to("meta"))
     with Watch() as step:
         scalars = rule.gradients(net, TASK, batch, Noise(0, 0))
