@@ -1,8 +1,6 @@
 """What rules have in common when they write `.grad`."""
 
-import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -86,13 +84,6 @@ def weight_of(layer: nn.Module) -> Tensor:
         return used_weight(layer)
     with unchanged_buffers(layer):
         return used_weight(layer)
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Within it, whatever is compiled runs as it was written: compiled code does not see hooks that come later."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
 
 
 def runs_again() -> bool:

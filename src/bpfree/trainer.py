@@ -7,15 +7,16 @@ optimiser nor the clipping nor a checkpoint knows which rule wrote the gradients
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import eager, materialize, refuse_meta, unwrapped
 from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
-from bpfree.divergence import diverged, explained, find_non_finite
+from bpfree.divergence import diverged, explained, find_non_finite, refuse_no_derivatives
 from bpfree.errors import DivergedError, UserError, check_choice, check_positive
 from bpfree.evaluation import judge
 from bpfree.grad import first_trainable, trainable
@@ -24,7 +25,6 @@ from bpfree.interrupt import interrupt_between_steps
 from bpfree.layout import channels_last, keep_gradients_in_order
 from bpfree.memory import peak_step_memory
 from bpfree.modes import same_modes
-from bpfree.nets.hard import without_derivatives
 from bpfree.noise import Noise
 from bpfree.optim import add_groups, make_optimizer, make_schedule
 from bpfree.precision import Precision, arithmetic, resolve
@@ -46,7 +46,8 @@ class Trainer:
     """Trains a net by a rule. For those who own their loop, `step` is all there is to call.
 
     Args:
-        net: any module; it is trained in place.
+        net: any module; it is trained in place. `torch.compile(net)` is trained as it was written, without the
+            compiler; `DistributedDataParallel` works with rules that have `one_backward`.
         rule: a name, a spec, or a Rule.
         task: see `bpfree.tasks`.
         optimizer: a name or a spec (`{"name": "sgd", "lr": 0.1}`), or an optimiser made for the net's parameters, to
@@ -90,11 +91,13 @@ class Trainer:
         check_choice("update", update, get_args(Update))
         if clip is not None:
             check_positive("clip", clip)
+        refuse_meta(net)
         like = first_trainable(net)
-        self.net = net
         self.task = task
         self.rule: Rule = rule if isinstance(rule, Rule) else build(RULES, rule, section="rule", outside=Rule)
+        self.net = unwrapped(net, one_backward=self.rule.one_backward)
         self.update = update
+        self._like = like
         self.device = like.device
         self.dtype = like.dtype
         self.clip = clip
@@ -113,8 +116,10 @@ class Trainer:
         """Bind the rule, once, and hand its parameters and the net's to the optimiser; `step` calls it."""
         if self._bound:
             return
-        self._refuse_no_derivatives()
-        with same_modes(self.net), explained(batch), self.noise.fold("bind").global_rng(self.device):
+        refuse_no_derivatives(self.net, self.rule)
+        with explained(batch):
+            materialize(self.net, batch.first(2).x, self.noise)
+        with same_modes(self.net), explained(batch), eager(), self.noise.fold("bind").global_rng(self.device):
             self.net.train()
             self.rule.bind(self.net, self.task, batch)
         self.rule.to(self.device)
@@ -146,21 +151,19 @@ class Trainer:
     def _batch_in_order(self, batch: Batch) -> Batch:
         return batch._replace(x=channels_last(batch.x)) if self.channels_last else batch
 
-    def _refuse_no_derivatives(self) -> None:
-        found = without_derivatives(self.net) if self.rule.needs_derivatives else None
-        if found:
-            able = [name for name, rule in RULES.items() if not rule.needs_derivatives]
-            raise UserError(
-                f"net: {found} has no derivative, but {type(self.rule).__name__} differentiates. Allowed: "
-                f"rules that do not ({', '.join(able)})"
-            )
-
-    def step(self, batch: Batch) -> Scalars:
+    def step(self, batch: Batch | tuple[Any, Any]) -> Scalars:
         """One step of training on one batch, x as the net takes it.
+
+        Args:
+            batch: a Batch, or a pair (x, y) of arrays or tensors, where x may be a tuple or a dict of those.
 
         Returns:
             The rule's detached scalars, among them `loss`.
+
+        Raises:
+            UserError: the batch is no such pair.
         """
+        batch = Batch.of(batch, self._like)
         if self.progress.step == 0:
             with explained(batch):
                 return self._step(batch)
@@ -363,6 +366,9 @@ class Trainer:
             if found not in self._not_finite:  # a constant such as the -inf of a mask
                 raise diverged(self.optimizer, self.clip, f"{found} is not finite at step {self.progress.step}")
 
-    def arithmetic(self) -> AbstractContextManager[Any]:
-        """How forward passes are computed; see `precision`."""
-        return arithmetic(self.precision, self.device)
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """How forward passes are computed; see `precision`. A net that the rule looks into is not compiled."""
+        compiler = eager() if self.rule.looks_inside else nullcontext()
+        with compiler, arithmetic(self.precision, self.device):
+            yield

@@ -20,7 +20,7 @@ from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.spec import Spec, build, check_options, lookup, split_spec
-from bpfree.types import Batch, Epochs, Scalars, Task
+from bpfree.types import Batch, Epochs, Scalars, Task, kind_of
 
 Decode = Literal["readout", "nearest"]
 Inference = Literal["deterministic", "stochastic"]
@@ -61,6 +61,7 @@ class DiffusionRule(Rule):
 
     needs_net = "denoiser"
     tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct")
+    uses_loss: ClassVar[bool] = False  # blocks learn to denoise
     predicts: Literal["scores", "embedding"] = "scores"  # what the rule takes the net's heads to give
     timed = False  # whether it tells them the time
     first = "block1"  # what to call the first step of a path
@@ -105,7 +106,7 @@ class DiffusionRule(Rule):
         self._try(blocks, batch.tensor[:2], task.dim)
 
     def _new_embedding(self, dim: int, task: Task, batch: Batch) -> Embedding:
-        rebuilds = batch.y.is_floating_point()
+        rebuilds = kind_of(task) == "reconstruct"
         spec = self._embedding_spec or ("image" if rebuilds else "one_hot")
         table = REBUILDING if rebuilds else EMBEDDINGS
         made: Embedding = build(table, spec, task, dim, batch.tensor[0].numel(), section="embedding")

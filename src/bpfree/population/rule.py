@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, get_ar
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import refuse_wrapped
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, main_input
@@ -114,9 +115,16 @@ class BlackBoxRule(Rule):
         self.chosen: Tensor
         self._running: _Chosen | None = None
 
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """See `Rule`; a named objective needs a task with one class for each sample."""
+        super().bind(net, task, batch)
+        if self.objective is not None:
+            self.objective.check(task)
+
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Score every member on this batch, shape the scores into weights, and add the weighted noise."""
+        refuse_wrapped(net, type(self).__name__, deep=False)
 
         def judge(out: Tensor) -> Tensor:
             return task.loss(out, batch) if self.objective is None else self.objective(out, batch.y)

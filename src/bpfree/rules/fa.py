@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bpfree.acceptance import eager
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import (
     ALIGNED,
@@ -42,7 +43,7 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
-from bpfree.grad import backward, detach_input, eager, used_weight, weight_of
+from bpfree.grad import backward, detach_input, used_weight, weight_of
 from bpfree.inputs import forward
 from bpfree.locality import Locality
 from bpfree.noise import Noise
@@ -64,6 +65,7 @@ class FA(Rule):
     """
 
     takes_soft_labels: ClassVar[bool] = True
+    one_backward: ClassVar[bool] = True
 
     def __init__(self, *, feedback: AlignedFeedback = "kaiming") -> None:
         super().__init__()

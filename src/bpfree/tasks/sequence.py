@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess, Split
 from bpfree.errors import UserError, check_positive
-from bpfree.tasks.base import DataTask
+from bpfree.tasks.base import DataTask, widened
 from bpfree.types import Batch, Scalars
 
 _SEEN = 4  # a window's part of which the first is the warm-up
@@ -51,6 +51,7 @@ class Sequence(DataTask):
     """
 
     name: ClassVar[str] = "sequence"
+    answers = "numbers"
     values: ClassVar[bool] = True
     per_step: ClassVar[bool] = True
 
@@ -89,8 +90,8 @@ class Sequence(DataTask):
         """The next values, [B*T, D]."""
         return batch.y.to(batch.dtype).flatten(0, 1)
 
-    def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of out [B, T, D], or [B*T, D] for a y of that shape.
+    def check_output(self, out: Tensor, batch: Batch) -> Tensor:
+        """Values [B, T, D], or [B*T, D] for a y of that shape.
 
         Raises:
             UserError: the output has another shape.
@@ -101,7 +102,10 @@ class Sequence(DataTask):
                 f"net: its output is {found}, but the task has a target for each step, {list(batch.y.shape)}. Use "
                 "net.name=gru net.each_step=true, or a net of your own that answers at each step"
             )
-        out = out.float() if out.itemsize < 4 else out
+        return widened(out)
+
+    def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error."""
         return F.mse_loss(out, batch.y.to(out.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
