@@ -5,13 +5,13 @@
 First the gradients of every rule are compared with float64 on the CPU (`gradients.py`). Then come the tables, each in
 one process and in alternating groups (`clock.py`): wall milliseconds of a step with the device idle before and after,
 the median of the groups, and the ratio to plain torch: eager, and captured as one CUDA graph. TF32 is allowed. Nets of
-convolutions lie channels last. A part stops when its time is up and says what is missing; the whole takes less than
-seven minutes on an H100. `--quick` makes everything tiny, to try the script on a CPU.
+convolutions lie channels last. At the end a profile says how many kernels a step launches, and how long they are busy.
+A part stops when its time is up and says what is missing; the whole takes less than seven minutes on an H100.
+`--quick` makes everything tiny, to try the script on a CPU.
 """
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import time
@@ -19,13 +19,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the memory
-
 import torch
-from device_parts import PARTS, STEP_RULES, TARGETS, Scene
+from device_parts import PARTS, STEP_RULES, TARGETS, Part, Scene
+from device_profile import profile
 
 import bpfree
 from bpfree.rules import RULES
+
+ALL_PARTS = {**PARTS, "profile": Part(30, profile)}
 
 
 def printed(title: str, rows: dict[str, Any]) -> None:
@@ -82,7 +83,7 @@ def described(device: torch.device, commit: str | None) -> dict[str, str]:
 def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=ALL_PARTS, default=list(ALL_PARTS))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=STEP_RULES, help="in the tables of steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny nets and few calls, to try the script")
@@ -103,7 +104,7 @@ def main() -> None:
     for name in options.parts:
         start = time.perf_counter()
         round_float32(allowed=name != "correct")
-        tables = PARTS[name].run(scene, PARTS[name].seconds * options.seconds)
+        tables = ALL_PARTS[name].run(scene, ALL_PARTS[name].seconds * options.seconds)
         for title, rows in tables.items():
             aim(f"{name}, {title}", rows)
             printed(f"{name}, {title}", rows)

@@ -1,13 +1,18 @@
 """The parts of `device.py`: what runs, on which nets, and beside what."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
 from clock import Call, Found, captured, measure, wait
-from generation_jax import jax_openes
 from gradients import DRAWN_OTHERWISE, check
 from torch import nn
 from torch.nn import functional as F
@@ -60,8 +65,8 @@ class Part(NamedTuple):
     """A part of the benchmark.
 
     Attributes:
-        seconds: after which it begins nothing more; a quarter of its time is kept for each of its tables.
-        tables: made by it: title -> rows.
+        seconds: after which it begins nothing more.
+        run: makes its tables in that time: by title, by subject, a row.
     """
 
     seconds: float
@@ -151,8 +156,8 @@ def steps(workload: Workload) -> Callable[[Scene, float], dict[str, dict[str, An
 
 def noprop(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
     """A step of NoProp on the paper's convolutional block, beside backprop on one block."""
-    samples, blocks = (8, 2) if scene.quick else (256, 10)
-    batch = random_batch(scene, samples, (1, 28, 28))
+    blocks = 2 if scene.quick else 10
+    batch = images(scene)
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         ONE_BLOCK: ("backprop", {"blocks": 1}),
         "noprop_dt, trunk shared": ("noprop_dt", {"blocks": blocks, "trunk": "shared"}),
@@ -162,23 +167,21 @@ def noprop(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
     }
     tables = {}
     for precision in ("float32", "bfloat16"):
-
-        def make(rule: str, options: dict[str, Any], precision: str = precision) -> Call:
-            net = placed(Denoiser((1, 28, 28), CLASSES, backbone="conv", conv_norm=True, **options), scene.device)
-            return rule_step(scene, net, rule, batch, precision, optimizer={"name": "adamw", "lr": 1e-3}, clip=1.0)
-
-        subjects = {name: lambda kind=kind, make=make: make(*kind) for name, kind in kinds.items()}
+        subjects = {
+            name: lambda kind=kind, precision=precision: denoiser_step(scene, batch, *kind, precision)
+            for name, kind in kinds.items()
+        }
         found = measure(subjects, scene.device, groups=scene.groups, seconds=seconds / 2)
-        tables[f"{precision}, T {blocks}, batch {samples}"] = rows_of(found, [ONE_BLOCK])
+        tables[f"{precision}, T {blocks}, batch {len(batch.y)}"] = rows_of(found, [ONE_BLOCK])
         clear(scene.device)
     return tables
 
 
 def population(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
-    """A generation of a population on MLP 784-64-10, beside plain inference of as many samples, JAX, and EvoX."""
+    """A generation of a population on MLP 784-64-10, beside plain inference of as many samples, and JAX."""
     tables = {}
-    samples, sizes = (8, (4, 8)) if scene.quick else (256, (64, 1024, 4096))
-    batch = random_batch(scene, samples, (1, 28, 28))
+    sizes = (4, 8) if scene.quick else (64, 1024, 4096)
+    batch = images(scene)
     known: dict[str, float] = {}  # ms of a generation, a member
     for size in sizes:
         subjects = generations(scene, batch, size)
@@ -191,18 +194,33 @@ def population(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
         )
         found.failures.update({name: f"left out: some {known[name] * size:.0f} ms" for name in slow})
         known |= {name: timing.ms / size for name, timing in found.timings.items()}
-        tables[f"population {size}, batch {samples}"] = rows_of(found, [PLAIN_GRAPH, PLAIN])
+        tables[f"population {size}, batch {len(batch.y)}"] = rows_of(found, [PLAIN_GRAPH, PLAIN])
         clear(scene.device)
+    for rows, peer in zip(tables.values(), jax_rows(batch, sizes), strict=True):
+        rows["JAX, OpenES"] = peer
     return tables
+
+
+def jax_rows(batch: Batch, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A row for each population: JAX in a process of its own, after ours."""
+    if find_spec("jax") is None or batch.device.type == "cpu":
+        return [{"failed": "JAX is not installed, or there is no GPU"} for _ in sizes]
+    command = [sys.executable, str(Path(__file__).with_name("generation_jax.py")), str(len(batch.y)), *map(str, sizes)]
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else it would take most of the memory
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=40, check=True)
+        return [{"ms": ms} for ms in json.loads(done.stdout.splitlines()[-1]).values()]
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        told = getattr(error, "stderr", None) or error
+        return [{"failed": f"JAX: {' '.join(str(told).split())[-200:]}"} for _ in sizes]
 
 
 def generations(scene: Scene, batch: Batch, size: int) -> dict[str, Callable[[], Call]]:
     """By name, what makes a generation of so many members."""
-    net = lambda: placed(mlp((1, 28, 28), CLASSES, hidden=[64]), scene.device)  # noqa: E731
+    net = lambda: member(scene, batch)  # noqa: E731
     subjects: dict[str, Callable[[], Call]] = {PLAIN: lambda: inference(net(), batch, size)}
     if scene.device.type == "cuda":
         subjects[PLAIN_GRAPH] = lambda: captured(inference(net(), batch, size))
-    subjects["JAX, OpenES"] = lambda: jax_openes(batch, size)
     for rule in ("eggroll", "es"):
         for evaluator in ("auto", *get_args(EvaluatorName)):
             if evaluator != "in_place" and (rule, evaluator) != ("es", "lowrank"):
@@ -218,6 +236,16 @@ def random_batch(scene: Scene, samples: int, shape: tuple[int, ...]) -> Batch:
     x = torch.randn(samples, *shape, device=scene.device)
     x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     return Batch(x, torch.randint(CLASSES, (samples,), device=scene.device))
+
+
+def images(scene: Scene) -> Batch:
+    """A batch of random images of MNIST's size."""
+    return random_batch(scene, 8, (1, 8, 8)) if scene.quick else random_batch(scene, 256, (1, 28, 28))
+
+
+def member(scene: Scene, batch: Batch) -> nn.Module:
+    """The net of a population: MLP 784-64-10."""
+    return placed(mlp(batch.tensor.shape[1:], CLASSES, hidden=[64]), scene.device)
 
 
 def placed(net: nn.Module, device: torch.device) -> nn.Module:
@@ -245,6 +273,13 @@ def rule_step(scene: Scene, net: nn.Module, rule: str, batch: Batch, precision: 
     """A step of our trainer."""
     trainer = Trainer(net, rule, Classify(CLASSES), precision=precision, **{**options, **scene.options})
     return lambda: trainer.step(batch)
+
+
+def denoiser_step(scene: Scene, batch: Batch, rule: str, options: dict[str, Any], precision: str) -> Call:
+    """A step on the paper's convolutional block, with batch norm after each convolution."""
+    wide = {"width": 16 if scene.quick else 256, "backbone": "conv", "conv_norm": True}
+    net = placed(Denoiser(batch.tensor.shape[1:], CLASSES, **wide, **options), scene.device)
+    return rule_step(scene, net, rule, batch, precision, optimizer={"name": "adamw", "lr": 1e-3}, clip=1.0)
 
 
 def inference(net: nn.Module, batch: Batch, size: int) -> Call:
@@ -290,9 +325,10 @@ def clear(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+SECONDS = {"mlp_small": 30, "mlp_large": 50, "vgg_128": 50, "vgg_1024": 40}
 PARTS = {
-    "correct": Part(60, correct),
-    **{name: Part(50, steps(workload)) for name, workload in WORKLOADS.items()},
-    "noprop": Part(60, noprop),
-    "population": Part(80, population),
+    "correct": Part(50, correct),
+    **{name: Part(SECONDS[name], steps(workload)) for name, workload in WORKLOADS.items()},
+    "noprop": Part(50, noprop),
+    "population": Part(75, population),
 }

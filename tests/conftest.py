@@ -22,7 +22,14 @@ if DEVICE.type == "cuda":  # a resume is compared with a whole run to the bit
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 
-BY_THEMSELVES = ("test_embeddings.py", "test_freezing.py", "test_regress.py", "test_sequence.py", "test_trackers.py")
+BY_THEMSELVES = (
+    "test_certify_door.py",
+    "test_embeddings.py",
+    "test_freezing.py",
+    "test_regress.py",
+    "test_sequence.py",
+    "test_trackers.py",
+)
 """Files with trainings that choose the device by themselves: the GPU where there is one."""
 
 

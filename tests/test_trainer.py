@@ -212,6 +212,10 @@ def test_a_net_that_does_not_fit_the_data_is_explained(batch32):
         UserError, match=r"failed on a batch of shape \[32, 1, 8, 8\]: mat1 and mat2.*samples of that shape"
     ):
         Trainer(net, "backprop", TASK).step(batch32)
+    with pytest.raises(
+        UserError, match=r"samples are torch.float32 on cpu: the net must have that dtype and be on that"
+    ):
+        Trainer(net32().double(), "backprop", TASK).step(batch32)
     one = Batch(batch32.x[:1], batch32.y[:1])
     with pytest.raises(UserError, match="Expected more than 1 value per channel.*batches of that size"):
         Trainer(net32(batch_norm=True), "mono_forward", TASK).step(one)

@@ -51,7 +51,15 @@ def explained(batch: Batch) -> Iterator[None]:
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range
-        raise UserError(
-            f"the first step failed on a batch of shape {shapes(batch.x)}: {' '.join(str(error).split())}. Does "
-            "the net take samples of that shape, batches of that size, and labels in that range?"
-        ) from error
+        text = " ".join(str(error).split())
+        fits = "Does the net take samples of that shape, batches of that size, and labels in that range?"
+        if any(words in text for words in _APART):
+            fits = (
+                f"The samples are {batch.dtype} on {batch.device}: the net must have that dtype and be on that device. "
+                "Move one of them, for example with batch.to(device)"
+            )
+        raise UserError(f"the first step failed on a batch of shape {shapes(batch.x)}: {text}. {fits}") from error
+
+
+_APART = ("same device", "same dtype", "should be the same", "expected device")
+"""What torch says where the samples and the weights differ in dtype or device."""

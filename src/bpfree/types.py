@@ -72,6 +72,10 @@ class Batch(NamedTuple):
         """The first samples."""
         return Batch(apply(self.x, lambda t: t[:samples]), self.y[:samples])
 
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same samples and targets on another device; the batch itself where it lies there already."""
+        return Batch(apply(self.x, lambda t: t.to(device)), self.y.to(device))
+
 
 class Task(Protocol):
     """What the net is for: the target, the loss and the figures of merit.

@@ -1,6 +1,7 @@
 """All ways to run a population give the scores of its members, whatever is run side by side."""
 
 from dataclasses import replace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -411,3 +412,23 @@ def test_nets_that_members_cannot_share_are_left_to_the_loop(net, perturbation, 
     torch.testing.assert_close(
         evaluator(net, batch.x, judge, generation)[0], Loop()(net, batch.x, judge, generation)[0]
     )
+
+
+@pytest.mark.parametrize("way", [Loop, InPlace])
+@torch.no_grad()
+def test_scores_of_many_members_are_few_tensors(way, batch):
+    """A GPU's allocator gives 512 bytes to each, however small."""
+    net = make("mlp", batch)
+    alive, most, told = WeakSet(), 0, []
+
+    def judge(out):
+        nonlocal most
+        score = TASK.loss(out, batch)
+        alive.add(score)
+        most = max(most, len(alive))
+        told.append(float(score))
+        return score
+
+    scores, _ = way()(net, batch.x, judge, generation_of(net, Gaussian(), 300))
+    assert scores.tolist() == told
+    assert most <= 65

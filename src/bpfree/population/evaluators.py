@@ -36,6 +36,32 @@ class Evaluator(ABC):
         """
 
 
+class Scores:
+    """The scores of members that run one by one, in a few tensors.
+
+    A GPU's allocator gives 512 bytes to each tensor, however small, so that a tensor for each of many members would
+    take more memory than a small net.
+    """
+
+    def __init__(self) -> None:
+        self._single: list[Tensor] = []
+        self._joined: list[Tensor] = []
+
+    def append(self, score: Tensor) -> None:
+        """Add the score of the next member."""
+        self._single.append(score)
+        if len(self._single) == _TOGETHER:
+            self._joined.append(torch.stack(self._single))
+            self._single.clear()
+
+    def stacked(self) -> Tensor:
+        """All scores in order, [P, ...]."""
+        return torch.cat([*self._joined, *([torch.stack(self._single)] if self._single else [])])
+
+
+_TOGETHER = 64  # scores that become one tensor
+
+
 class Loop(Evaluator):
     """One member after the other, its noise added to the parameters in place and taken off again exactly.
 
@@ -60,7 +86,7 @@ class Loop(Evaluator):
         base = [p.detach().clone() for p in parameters]
         slices = split(x, self.samples)
         outs: list[Tensor] = []
-        scores: list[Tensor] = []
+        scores = Scores()
         try:
             with (
                 passes(net, slices, generation.noise, self.behaviour) as run,
@@ -84,7 +110,7 @@ class Loop(Evaluator):
             for p, b in zip(parameters, base, strict=True):
                 p.data.copy_(b)
             torch.clear_autocast_cache()
-        return torch.stack(scores), outs[0]
+        return scores.stacked(), outs[0]
 
 
 class InPlace(Evaluator):
@@ -104,7 +130,7 @@ class InPlace(Evaluator):
         """See the class."""
         slices = split(x, self.samples)
         outs: list[Tensor] = []
-        scores: list[Tensor] = []
+        scores = Scores()
         with passes(net, slices, generation.noise, self.behaviour) as run:
             for member in generation.members:
                 self._move(generation, member.key, member.sign)
@@ -114,7 +140,7 @@ class InPlace(Evaluator):
                     self._move(generation, member.key, -member.sign)
                 outs = outs or [out]
                 scores.append(judge(out))
-        return torch.stack(scores), outs[0]
+        return scores.stacked(), outs[0]
 
     @staticmethod
     def _move(generation: Generation, key: int, sign: int) -> None:
