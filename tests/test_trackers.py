@@ -23,6 +23,7 @@ from bpfree.rules import RULES
 from bpfree.trackers import TRACKERS, Measure, Tracker
 from bpfree.trackers.alignment import angle
 from bpfree.trackers.depth import probe
+from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, net_for, same
 
 pytestmark = [pytest.mark.filterwarnings("ignore:drtp"), pytest.mark.usefixtures("undrawn")]
@@ -69,7 +70,7 @@ def test_feedback_that_is_the_weight_is_backprop(digits_data):
 
 
 def test_dfa_through_the_products_of_its_feedback_has_an_angle_of_0(batch):
-    net = plain_net()
+    net = plain_net().to(batch.device)
     trainer = Trainer(net, "dfa", TASK)
     trainer.bind(batch)
     b = [trainer.rule.get_buffer(f"B{index}") for index in range(3)]
@@ -277,7 +278,7 @@ def test_nothing_is_paid_when_off(digits_data, batch):
     assert trainer.progress.tracker_cost == {}
     trainer, on = train([TRACKERS["bp_cosine"](every=4)])
     assert on == 10 + 3
-    trainer.step(batch)  # by hand, after fit
+    trainer.step(Batch(batch.x.to(trainer.device), batch.y.to(trainer.device)))  # by hand, after fit
     assert len(passes) == 10 + 3 + 1
     assert trainer.progress.tracker_cost["bp_cosine"]["measurements"] == 3
 

@@ -23,12 +23,12 @@ def make(name, scale=1.5):
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_a_label_has_its_row_and_is_the_nearest_to_it(name, batch):
-    embedding = make(name)
+    embedding = make(name).to(batch.device)
     u = embedding(batch)
     assert u.shape == (32, DIM[name])
     assert torch.equal(u, embedding.weight[batch.y])
     assert torch.equal(embedding.nearest(u).argmax(1), batch.y)
-    z = torch.randn(7, DIM[name], dtype=torch.float64)
+    z = torch.randn(7, DIM[name], dtype=torch.float64, device=batch.device)
     distances = torch.cdist(z, embedding.weight)
     assert torch.equal(embedding.nearest(z).argsort(1), distances.argsort(1, descending=True))
 
