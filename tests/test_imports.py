@@ -18,7 +18,6 @@ HEAVY = {
     "scipy",
     "sklearn",
     "sqlalchemy",
-    "sympy",
     "tensorboard",
 }
 WATCHED = """

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -21,7 +21,9 @@ _SHOWN = 12  # wrong answers
 _LONGEST = 16  # letters of a class name beside a map
 _NUMBERED = 20  # classes; of more, a map has no figures in it
 MOST_CLASSES = 500  # for which there is a table of all pairs
-_CLEAR_BLUE = LinearSegmentedColormap.from_list("clear blue", [(BLUE, 0.0), (BLUE, 1.0)])  # see-through where empty
+_CLEAR_BLUE = LinearSegmentedColormap.from_list(
+    "clear blue", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)]
+)  # see-through where empty
 
 
 class Answers(NamedTuple):

@@ -53,7 +53,7 @@ class Server:
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGINT)
             else:
-                self.process.send_signal(signal.SIGINT)
+                self.process.terminate()  # Windows has no Ctrl-C for one process alone
 
     def close(self) -> None:
         """End it; no command may be running."""
