@@ -71,6 +71,8 @@ class Pepita(LocalRule):
         Raises:
             UserError: a hidden segment has no such layer, or several; samples are no numbers to add to.
         """
+        with rehearsed(net, batch.first(2).x):
+            pass  # it refuses layers that would not learn
         with eager():
             super().bind(net, task, batch)
         if not (dtype := batch.tensor.dtype).is_floating_point:
@@ -78,8 +80,6 @@ class Pepita(LocalRule):
                 f"data: samples are of type {dtype}, but pepita adds the error to them, allowed: a floating "
                 "type. For tokens use a rule that leaves the input alone, such as dfa"
             )
-        with rehearsed(net, batch.first(2).x):
-            pass  # it refuses layers that would not learn
         self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
         self.features = [len(weight_of(net.get_submodule(name))) if name else 0 for name in self.layers]
         like = first_trainable(net)
