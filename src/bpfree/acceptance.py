@@ -136,4 +136,5 @@ def eager() -> AbstractContextManager[Any]:
     """Within it, whatever is compiled runs as it was written: compiled code does not see hooks that come later."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -94,7 +94,8 @@ def rehearsed(net: nn.Module, x: Inputs) -> Iterator[tuple[Tensor, tuple[Tensor,
     def look(name: str) -> Callable[[nn.Module, object], None]:
         return lambda module, args: None if torch.is_grad_enabled() else names.add(name)
 
-    handles = [module.register_forward_pre_hook(look(name)) for name, module in net.named_modules()]
+    modules = [(name, module) for name, module in net.named_modules() if not isinstance(module, torch.jit.ScriptModule)]
+    handles = [module.register_forward_pre_hook(look(name)) for name, module in modules]
     try:
         with unchanged_buffers(net), Noise().global_rng(main_input(x).device), torch.enable_grad(), eager():
             out = forward(net, apply(leaves, torch.clone))  # clones, which a net may change in place
@@ -220,7 +221,7 @@ class _Walk:
             if a is None or b is None:
                 continue
             x = (a, b)[other]
-            if torch.broadcast_shapes(a.shape, b.shape) != x.shape:
+            if torch.broadcast_tensors(a, b)[0].shape != x.shape:  # type: ignore[no-untyped-call]
                 self.refusals[node] = (
                     f"net: units are spread by multiplying them by {self._origin(edges[mine])}, which is a matrix "
                     f"product written as scales. {_CURE}"

@@ -160,28 +160,6 @@ def test_feedback_is_no_parameter_and_the_net_is_left_alone(batch):
     assert torch.equal(before, net(batch.x)) or net.training  # batch-norm statistics aside, the net computes the same
 
 
-def test_weights_outside_linear_and_convolution_are_refused(batch):
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attend, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(64, 10)
-
-        def forward(self, x):
-            h = x.squeeze(1)
-            return self.out(self.attend(h, h, h)[0].flatten(1))
-
-    with pytest.raises(UserError, match="'attend.in_proj_weight' is no weight of a layer of Linear"):
-        bound(FA(), Attention().to(batch.x), batch)
-
-
-def test_odd_padding_is_refused(batch):
-    net = nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(72, 10)
-    ).to(batch.x)
-    with pytest.raises(UserError, match="zero padding"):
-        bound(FA(), net, batch).gradients(net, TASK, batch, Noise())
-
-
 def test_the_same_gradients_under_memory_of_backprop(batch):
     """Feedback alignment saves no memory; it must not cost any either, beyond its matrices."""
     a, b = gradients_twice(batch), gradients_twice(batch)
@@ -194,18 +172,3 @@ def gradients_twice(batch):
     zero_grad(net)
     rule.gradients(net, TASK, batch, Noise())
     return gradients(net)
-
-
-def test_a_weight_used_past_its_layer_is_refused(batch):
-    class Tied(nn.Module):
-        def __init__(self, called):
-            super().__init__()
-            self.first, self.second, self.called = nn.Linear(64, 10), nn.Linear(10, 10), called
-
-        def forward(self, x):
-            h = self.first(x.flatten(1)).tanh()
-            return self.second(h) if self.called else h @ self.second.weight.T
-
-    with pytest.raises(UserError, match="parameter 'second.weight' is used without calling 'second'"):
-        bound(FA(), Tied(called=False).to(batch.x), batch)
-    bound(FA(), Tied(called=True).to(batch.x), batch)

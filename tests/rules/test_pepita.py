@@ -1,7 +1,11 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from bpfree import Noise, UserError
 from bpfree.nets import NETS
@@ -119,6 +123,103 @@ def test_frozen_layers_are_left_alone(batch):
     assert [len(unit) for unit in rule.units(net)] == [0, 2, 2]
 
 
+class Written(nn.Module):
+    """A net whose layers are called by keyword, and whose body may be a region of activation checkpointing."""
+
+    def __init__(self, *, reentrant=None, whole=False, wrap=lambda layer: layer):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.act1, self.drop = wrap(nn.Linear(64, 12)), nn.Tanh(), nn.Dropout(0.3)
+        self.fc2, self.act2, self.out = wrap(nn.Linear(12, 9)), nn.Tanh(), nn.Linear(9, 10)
+        self.reentrant, self.whole = reentrant, whole
+
+    def body(self, x):
+        return self.act2(self.fc2(input=self.drop(self.act1(self.fc1(input=x.flatten(1))))))
+
+    def forward(self, x):
+        region = (lambda x: self.out(self.body(x))) if self.whole else self.body
+        h = region(x) if self.reentrant is None else checkpoint(region, x, use_reentrant=self.reentrant)
+        return h if self.whole else self.out(h)
+
+
+def learned(net, batch):
+    rule = bound(Pepita(scale=0.3, taps=["act1", "act2"]), net, batch)
+    rule.gradients(net, TASK, batch, Noise(0, 1))
+    return gradients(net)
+
+
+def test_keywords_checkpointing_and_compilation_change_nothing(batch):
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(0.3), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 10)
+    ).to(batch.x)
+    rule = bound(Pepita(scale=0.3), plain, batch)
+    rule.gradients(plain, TASK, batch, Noise(0, 1))
+    expected = list(gradients(plain).values())
+    compiled = Written().to(batch.x)
+    compiled.compile(backend="eager")
+    with torch.no_grad():
+        compiled(batch.x)
+    nets = [Written(reentrant=False), Written(reentrant=False, whole=True), Written(whole=True), compiled]
+    for net in nets:
+        found = list(learned(net.to(batch.x), batch).values())
+        assert len(found) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(UserError, match=r"parameter 'fc1\.weight' .*gradients off|'fc1\.weight' learns by backprop"):
+        learned(Written(reentrant=True).to(batch.x), batch)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *(parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal),
+        *(nn.utils.weight_norm, nn.utils.spectral_norm),
+    ],
+)
+def test_parametrised_weights_learn_and_are_the_same_in_both_passes(wrap, batch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = Written(wrap=wrap).to(batch.x)
+    assert all(bool(gradient.any()) for gradient in learned(net, batch).values())
+    zero_grad(net)
+    rule = bound(Pepita(taps=["act1", "act2"]), net, batch)
+    rule.F.zero_()
+    rule.gradients(net, TASK, batch, Noise())
+    found = gradients(net)
+    assert sorted(name for name in found if bool(found[name].any())) == ["Written.out.bias", "Written.out.weight"]
+
+
+def test_the_gradient_of_a_parametrised_weight_is_that_of_its_value_through_the_parametrisation(batch):
+    net, plain = Written(wrap=parametrizations.weight_norm).to(batch.x), Written().to(batch.x)
+    for layer in ("fc1", "fc2"):
+        plain.get_submodule(layer).weight.data.copy_(net.get_submodule(layer).weight)
+    found, of_values = learned(net, batch), learned(plain, batch)
+    for layer in ("fc1", "fc2"):
+        originals = dict(net.get_submodule(layer).parametrizations.weight.named_parameters())
+        weight = net.get_submodule(layer).weight
+        through = torch.autograd.grad(weight, originals.values(), of_values[f"Written.{layer}.weight"])
+        for name, expected in zip(originals, through, strict=True):
+            torch.testing.assert_close(found[f"Written.{layer}.parametrizations.weight.{name}"], expected)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 9), nn.Linear(9, 10)
+
+    def forward(self, left, right):
+        return self.b(self.a((left + right).flatten(1)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.GRU(8, 9, batch_first=True), nn.Linear(9, 9), nn.Linear(9, 10)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x.squeeze(1))[0][:, -1]))
+
+
 def test_what_cannot_work_is_refused(batch):
     deep = nn.Sequential(
         nn.Flatten(), nn.Sequential(nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 9)), nn.Tanh(), nn.Linear(9, 10)
@@ -132,5 +233,9 @@ def test_what_cannot_work_is_refused(batch):
     tokens = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(32, 9), nn.ReLU(), nn.Linear(9, 10))
     with pytest.raises(UserError, match="data: samples are of type torch.int64, but pepita adds the error to them"):
         bound(Pepita(), tokens, batch._replace(x=torch.zeros(32, 8, dtype=torch.int64)))
+    with pytest.raises(UserError, match="net: it takes 2 tensors, but this rule or command works on samples that are"):
+        Pepita(taps=["a"]).bind(Pair().to(batch.x), TASK, batch._replace(x=(batch.x, batch.x)))
+    with pytest.raises(UserError, match=r"segment 'b': its parameter 'a\.weight_ih_l0' would not learn, .* layer 'b'"):
+        bound(Pepita(taps=["b"]), Recurrent().to(batch.x), batch)
     with pytest.raises(UserError, match="scale: found 0, allowed: a number above 0"):
         Pepita(scale=0)

@@ -12,15 +12,21 @@ al. 2018, https://arxiv.org/abs/1812.06488.
     frSF    B = |R| sign(W),     R fixed
 
 `feedback: aligned` makes B (and R) a copy of W as it is when the rule is bound, so that the first step is backprop's.
+Later steps read no weight on the way back, so the rule's `locality` says of them that nothing is transported.
 
-B has the shape of W; a convolution carries the error back by the transposed convolution with B. Everything that is
-neither Linear nor convolution (normalisation, activation, pooling, a skip connection) has its true derivative. None of
-these rules saves memory or time over backprop: they are about weight transport.
+B has the shape of W; a convolution carries the error back by the transposed convolution with B. An error meets a B
+wherever it would be multiplied by a parameter in a product: matmul, linear, convolution, bilinear. So the projections
+of an attention, the matrices of a GRU and an embedding that is used again as the output layer have a B too. Everything
+else has its true derivative: activations, pooling, skip connections, parameters that are added (positions), and scales
+of units one by one (the weights of a LayerNorm of any shape), which mix no units. None of these rules saves memory or
+time over backprop: they are about weight transport.
 
 A weight of exactly 0 counts as positive (copysign: one pass over memory instead of three).
 
 Where we differ from public code: B is a buffer, so a net has no extra parameters; layers are neither replaced nor
-wrapped. A forward hook detaches a layer's input and delivers g B to it instead of g W.
+wrapped. A forward hook detaches a layer's input and delivers g B to it instead of g W. Where a parameter is used
+without the forward of a Linear or a convolution, what autograd keeps of it for the error is replaced
+(`bpfree.transport`).
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -72,14 +72,15 @@ class Pepita(LocalRule):
         Raises:
             UserError: a hidden segment has no such layer, or several; samples are no numbers to add to.
         """
-        super().bind(net, task, batch)
+        with rehearsed(net, batch.first(2).x):
+            pass  # it refuses layers that would not learn
+        with eager():
+            super().bind(net, task, batch)
         if not (dtype := batch.tensor.dtype).is_floating_point:
             raise UserError(
                 f"data: samples are of type {dtype}, but pepita adds the error to them, allowed: a floating "
                 "type. For tokens use a rule that leaves the input alone, such as dfa"
             )
-        with rehearsed(net, batch.first(2).x):
-            pass  # it refuses layers that would not learn
         self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
         self.features = [len(weight_of(net.get_submodule(name))) if name else 0 for name in self.layers]
         like = first_trainable(net)
@@ -178,7 +179,7 @@ def _layer_of(net: nn.Module, segment: str, parameters: Sequence[str]) -> str | 
         return None
     owners = {name: name.partition(".parametrizations.")[0] for name in parameters if ".parametrizations." in name}
     owners = {name: name.rpartition(".")[0] for name in parameters} | owners
-    found = [name for name, m in net.named_modules() if name in owners.values() and isinstance(m, LAYERS)]
+    found: list[str] = [name for name, m in net.named_modules() if name in owners.values() and isinstance(m, LAYERS)]
     if len(found) != 1:
         raise UserError(
             f"segment '{segment}': found {', '.join(found) or 'no'} trainable Linear or convolution, allowed: one. "
