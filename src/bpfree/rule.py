@@ -14,6 +14,7 @@ from bpfree.inputs import Inputs, forward
 from bpfree.layout import keep_order
 from bpfree.locality import BLACK_BOX, LOCAL, Locality
 from bpfree.noise import Noise
+from bpfree.spec import Checked
 from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task
 
 LABELS_ONLY = ("classify",)
@@ -33,7 +34,7 @@ def check_task(rule: str, able: Sequence[str], task: str) -> None:
     )
 
 
-class Rule(nn.Module, ABC):
+class Rule(Checked, nn.Module, ABC):
     """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
 
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS  # those of `bpfree.tasks.TASKS` that it can do; others are refused
