@@ -172,7 +172,7 @@ class Checked:
         super().__init_subclass__(**options)
         own = cls.__dict__.get("__init__")
         if own is not None and cls.__module__.startswith("bpfree."):  # users' classes check their own
-            cls.__init__ = _checking(cls, own)  # type: ignore[misc]
+            cls.__init__ = _checking(cls, own)  # type: ignore[method-assign]
 
 
 def _checking(owner: type, init: Callable[..., None]) -> Callable[..., None]:

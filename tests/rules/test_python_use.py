@@ -4,12 +4,13 @@ import copy
 import inspect
 import io
 import typing
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
-from bpfree import Noise, UserError
+from bpfree import Noise, Trainer, UserError
 from bpfree.rules import ES, PGPE, RULES, SNES
 from bpfree.spec import shared_options
 from tests.helpers import TASK, bound, gradients, net_for, same, zero_grad
@@ -121,3 +122,19 @@ def test_a_step_asked_for_twice_is_the_same_step(kind, batch):
 def test_an_adaptive_rule_says_that_it_is_not_bound(batch):
     with pytest.raises(UserError, match="SNES: not bound to a net with these parameters"):
         SNES().gradients(net_for("es", batch.x.device), TASK, batch, Noise(0, 0))
+
+
+def test_an_optimiser_that_ignores_the_rules_groups_is_refused(batch):
+    """Learned label embeddings have a weight decay of their own."""
+
+    class Apart(ES):
+        def optimizer_groups(self, net):
+            last, rest = list(net.parameters())[-1:], list(net.parameters())[:-1]
+            return [{"params": rest}, {"params": last, "weight_decay": 0.0}]
+
+    for groups, allowed in ((None, False), (Apart().optimizer_groups, True)):
+        net = net_for("es", batch.x.device)
+        optimizer = torch.optim.SGD(groups(net) if groups else net.parameters(), lr=0.1, weight_decay=0.1)
+        trainer = Trainer(net, Apart(evaluator="loop", population=4), TASK, optimizer)
+        with nullcontext() if allowed else pytest.raises(UserError, match="the rule wants weight_decay 0.0 for them"):
+            trainer.step(batch)
