@@ -17,10 +17,11 @@ from bpfree.inputs import Inputs, forward
 from bpfree.layout import keep_order
 from bpfree.locality import BLACK_BOX, LOCAL, Locality
 from bpfree.noise import Noise
+from bpfree.spec import Checked
 from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task, is_per_step, pixels_of
 
 
-class Rule(nn.Module, ABC):
+class Rule(Checked, nn.Module, ABC):
     """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
 
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS  # those of `bpfree.tasks.TASKS` that it can do; others are refused

@@ -3,6 +3,7 @@
 The constructor's own signature is the schema; there is no second one.
 """
 
+import functools
 import importlib
 import inspect
 import types
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bpfree.errors import UserError, unknown
@@ -146,7 +148,7 @@ def convert(annotation: Any, value: Any, where: str) -> Any:
     """
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-        return adapter.validate_python(value)
+        return adapter.validate_python(value.item() if isinstance(value, np.generic) else value)
     except ValidationError as error:
         raise UserError(f"{where}: found {value!r}, allowed: {describe(annotation)}") from error
 
@@ -170,6 +172,27 @@ def describe(annotation: Any) -> str:
         return f"a list of {describe(args[0])}"
     names = {type(None): "none", float: "number", bool: "true or false", str: "text"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+class Checked:
+    """A base for classes of this package whose options are checked, as those in a config are, when Python calls them.
+
+    An unknown option or one of a wrong type is a UserError that names it.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__init__")
+        if own is not None and cls.__module__.startswith("bpfree."):  # users' classes check their own
+            cls.__init__ = _checking(cls, own)  # type: ignore[method-assign]
+
+
+def _checking(owner: type, init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def checked(self: object, *args: Any, **options: Any) -> None:
+        init(self, *args, **check_options(owner, options, owner.__name__, given=len(args)))
+
+    return checked
 
 
 def _hints(constructor: Callable[..., Any]) -> dict[str, Any]:

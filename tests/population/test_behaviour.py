@@ -12,10 +12,11 @@ from torch.nn.utils import parametrizations
 
 import bpfree
 from bpfree import Batch, Noise, UserError
+from bpfree.population import Generation
 from bpfree.population.behaviour import State, choose_frozen, frozen_parts, study
 from bpfree.population.evaluators import Loop
 from bpfree.population.statistics import members
-from bpfree.rules import ES, RULES, SPSA, Eggroll
+from bpfree.rules import ES, RULES, SPSA, Eggroll, ForwardGradient
 from tests.helpers import TASK, gradients, zero_grad
 
 
@@ -317,6 +318,31 @@ def test_a_net_with_hidden_state_is_refused(source, batch):
 
     with pytest.raises(UserError, match="the same input gave two outputs"):
         step_of(ES(), Hidden().to(batch.x), batch)
+
+
+@pytest.mark.parametrize("kind", [k for k in NETS if "weight norm" not in k and "spectral" not in k])
+def test_forward_gradients_are_the_slopes_times_their_directions(kind, batch):
+    """Every direction begins with the same state and noise."""
+    net, reference = make(kind, batch), make(kind, batch)
+    rule = ForwardGradient(directions=3)
+    found = step_of(rule, net, batch)
+    with Noise(0, 0).fold("dropout").global_rng(batch.x.device):
+        TASK.loss(reference(batch.x), batch).backward()
+    trained = [p for p in reference.parameters() if p.requires_grad]
+    generation = Generation(trained, rule.members, rule.perturbation, Noise(0, 0))
+    expected = 0.0
+    for member in rule.members:
+        direction = torch.cat([sample.dense()[0].flatten() for sample in generation.draw(member.key)])
+        expected = expected + (torch.cat([p.grad.flatten() for p in trained]) @ direction) * direction / 3
+    torch.testing.assert_close(flat(found), expected, rtol=1e-9, atol=1e-10)
+    for a, b in zip(net.buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["spectral norm", "old weight norm"])
+def test_forward_gradients_name_what_torch_cannot_differentiate_forwards(kind, batch):
+    with pytest.raises(UserError, match="no forward-mode derivative of one of its operations"):
+        step_of(ForwardGradient(), make(kind, batch), batch)
 
 
 # Frozen parts

@@ -66,7 +66,7 @@ class _Saved:
         self.module = module
         self.attributes = _attributes(module)
         self.buffers = dict(module._buffers)
-        self.contents = {name: b.clone() for name, b in self.buffers.items() if b is not None}
+        self.contents = [(b, b.clone()) for b in self.buffers.values() if b is not None]
         self.tensors = {
             name: (t._version, t.detach().clone())
             for name, t in self.attributes.items()
@@ -78,7 +78,7 @@ class _Saved:
             _others(self.attributes, _attributes(self.module))
             or _others(self.buffers, self.module._buffers)
             or any(self.attributes[name]._version != version for name, (version, _) in self.tensors.items())
-            or any(not torch.equal(self.buffers[name], content) for name, content in self.contents.items())
+            or any(not torch.equal(buffer, content) for buffer, content in self.contents)
         )
 
     @torch.no_grad()
@@ -88,8 +88,8 @@ class _Saved:
             del own[name]
         own.update(self.attributes)
         self.module._buffers.update(self.buffers)
-        for name, content in self.contents.items():
-            self.buffers[name].copy_(content)
+        for buffer, content in self.contents:
+            buffer.copy_(content)
         for name, (version, content) in self.tensors.items():
             tensor = self.attributes[name]
             if tensor._version != version:  # else it may be a view of a parameter, which members change

@@ -46,8 +46,8 @@ class LowRankEvaluator(Evaluator):
             if own and (type(module) not in _MEMBERWISE or "forward" in vars(module)):
                 return f"{name or 'the net'} is a {type(module).__name__} with parameters of its own"
             named = {key for key, p in module.named_parameters(recurse=False) if p.requires_grad}
-            if named - {"weight", "bias"}:
-                return f"{name} computes its weight from other parameters ({', '.join(sorted(named))})"
+            if others := named - {"weight", "bias"}:
+                return f"{name} computes its weight from other parameters ({', '.join(sorted(others))})"
             if own and (obstacle := thin_obstacle(module)):
                 return f"{name} {obstacle}"
         owners = [id(p) for module in net.modules() for p in module.parameters(recurse=False)]

@@ -9,7 +9,7 @@ The directional derivative grad L . v comes exactly from one forward pass in for
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
@@ -18,13 +18,13 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpfree.acceptance import refuse_wrapped
-from bpfree.cut import unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, scores_of, tensors_of
 from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.population import PERTURBATIONS, Generation, Member
+from bpfree.population.behaviour import State
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
@@ -59,10 +59,11 @@ class ForwardGradient(Rule):
         generation = Generation(trainable(net), self.members, self.perturbation, noise)
         slopes: list[Tensor] = []
         scalars: Scalars = {}
+        start = State(list(net.modules()) if len(self.members) > 1 else [])
         for member in self.members:
+            start.put_back()  # so that state such as running statistics is learned once, from the same start
             directions = [sample.dense()[0] for sample in generation.draw(member.key)]
-            once = unchanged_buffers(net) if scalars else nullcontext()  # batch-norm statistics hear of a batch once
-            with once, _dual_level(), noise.fold("dropout").global_rng(batch.device):
+            with _dual_level(), noise.fold("dropout").global_rng(batch.device):
                 moved = {
                     name: forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
                     for name, p, v in zip(names, generation.parameters, directions, strict=True)
