@@ -1,7 +1,7 @@
 """Which tasks and losses a rule can train for, and what is said where it cannot."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from bpfree.errors import UserError, no_soft_labels
 from bpfree.types import ALL_TASKS, Batch, Task, kind_of
@@ -22,9 +22,9 @@ _VERBS = {
 class Able(Protocol):
     """What `bpfree.rule.Rule` says of itself."""
 
-    tasks: tuple[str, ...]
-    takes_soft_labels: bool
-    uses_loss: bool
+    tasks: ClassVar[tuple[str, ...]]
+    takes_soft_labels: ClassVar[bool]
+    uses_loss: ClassVar[bool]
 
 
 def check_task(rule: str, able: Sequence[str], task: str) -> None:

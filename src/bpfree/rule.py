@@ -177,16 +177,13 @@ class LocalRule(Rule):
         return None
 
     def task_loss(self, scores: Tensor, signal: Tensor) -> Tensor:
-        """The task's loss, 0-d, of scores that a head reads from a segment; for `local_loss`.
-
-        Class weights, label smoothing and a loss of the user's own are in it.
+        """The task's loss, 0-d, of scores that a head reads from a segment, with its class weights and the like.
 
         Args:
             scores: [B, D], or [B, C, H, W] if each pixel has an answer.
             signal: the target, as `local_loss` is given it.
         """
-        if self._task is None:
-            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        assert self._task is not None, "bind sets it"
         if self._batch is None or getattr(self._task, "takes_target", False):
             return self._task.loss(scores, Batch(scores if self._batch is None else self._batch.x, signal))
         y = self._batch.y
