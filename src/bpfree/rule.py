@@ -132,7 +132,7 @@ class LocalRule(Rule):
         super().__init__()
         if isinstance(taps, str) and taps != "auto":
             raise UserError(f"taps: found {taps!r}, allowed: 'auto', or a list of names such as [{taps!r}]")
-        self._task: Task | None = None  # that the rule is bound to
+        self._task: Task | None = None
         self._batch: Batch | None = None  # of the step that runs
         self._asked_taps = None if taps is None or taps == "auto" else tuple(taps)
         self.taps = self._asked_taps or ()
@@ -203,16 +203,13 @@ class LocalRule(Rule):
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
         self._task, self._batch = task, batch
         try:
-            return self._gradients(net, task, batch, noise)
+            if not self.needs_error:
+                return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
+            if self.memory == "fast":
+                return self._learn_afterwards(net, task, batch, noise, keep_from=0)
+            return self._learn_in_two_passes(net, task, batch, noise)
         finally:
             self._batch = None
-
-    def _gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        if not self.needs_error:
-            return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
-        if self.memory == "fast":
-            return self._learn_afterwards(net, task, batch, noise, keep_from=0)
-        return self._learn_in_two_passes(net, task, batch, noise)
 
     def locality(self) -> Locality:
         """A segment at a time; with `needs_error` it waits, and keeps what it has seen unless `memory` is flat."""
