@@ -167,6 +167,22 @@ def test_the_loss_of_a_split_does_not_depend_on_its_batches(kind):
     assert found == pytest.approx(whole)
 
 
+@pytest.mark.parametrize("task", [Classify(3, class_weights=WEIGHTS), Segment(3, (8, 8), ignore_index=9)])
+def test_parts_of_a_batch_add_up_to_its_gradient(task):
+    net = dense() if task.pixels is None else maps()
+    x = torch.randn(24, *([6] if task.pixels is None else [1, 8, 8]), dtype=torch.float64)
+    y = labels("plain") if task.pixels is None else torch.randint(3, (24, 8, 8))
+    if task.pixels is not None:
+        y[:10, 1:] = 9
+    found = []
+    for parts in (1, 3):
+        net.zero_grad()
+        rule = bound(RULES["backprop"](accumulate=parts), net, Batch(x, y), task)
+        loss = rule.gradients(net, task, Batch(x, y), Noise())["loss"]
+        found.append([loss, *(p.grad.clone() for p in net.parameters())])
+    torch.testing.assert_close(*found)
+
+
 def test_balanced_weights_count_the_training_samples():
     x, y = torch.randn(40, 4), torch.tensor([0] * 24 + [1] * 10 + [2] * 6)
     spec = {"name": "classify", "class_weights": "balanced"}

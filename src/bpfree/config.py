@@ -190,8 +190,8 @@ class Config(_Section):
 
     def _check_moves(self) -> None:
         """Raise UserError if samples would be moved and the labels of their pixels would stay."""
-        moves = {"shift": self.data.shift > 0, "flip": self.data.flip, "crop": self.data.crop < 1}
-        moved = [f"data.{name}" for name, used in moves.items() if used]
+        default = DataConfig()
+        moved = [f"data.{key}" for key in ("shift", "flip", "crop") if getattr(self.data, key) != getattr(default, key)]
         if moved and TASKS[self.task["name"]].answers == "pixels":
             raise UserError(
                 f"{', '.join(moved)}: moves samples, but not the labels of their pixels, which task=segment has. "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bpfree.inputs import Inputs
 from bpfree.tasks.base import DataTask
 from bpfree.tasks.classify import Classify
-from bpfree.types import Batch, Task
+from bpfree.types import Batch, Task, weight_of
 
 _TINY = 1e-12
 
@@ -139,7 +139,7 @@ def mean_metrics(
         for name, out in outputs(batch.x).items():
             own = sums.setdefault(name, {})
             for metric, value in task.metrics(out, batch).items():
-                weight = task.weight(metric, batch) if isinstance(task, DataTask) else len(batch.y)
+                weight = weight_of(task, metric, batch)
                 total, weights = own.get(metric, (0.0, 0.0))
                 own[metric] = total + value * weight, weights + weight
             seen(out, batch)

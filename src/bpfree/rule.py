@@ -142,7 +142,7 @@ class LocalRule(Rule):
         super().__init__()
         if isinstance(taps, str) and taps != "auto":
             raise UserError(f"taps: found {taps!r}, allowed: 'auto', or a list of names such as [{taps!r}]")
-        self._task: Task | None = None  # that the rule is bound to
+        self._task: Task | None = None
         self._batch: Batch | None = None  # of the step that runs
         self._asked_taps = None if taps is None or taps == "auto" else tuple(taps)
         self.taps = self._asked_taps or ()
@@ -192,16 +192,13 @@ class LocalRule(Rule):
         return None
 
     def task_loss(self, scores: Tensor, signal: Tensor) -> Tensor:
-        """The task's loss, 0-d, of scores that a head reads from a segment; for `local_loss`.
-
-        Class weights, label smoothing and a loss of the user's own are in it.
+        """The task's loss, 0-d, of scores that a head reads from a segment, with its class weights and the like.
 
         Args:
             scores: [B, D], or [B, C, H, W] if each pixel has an answer.
             signal: the target, as `local_loss` is given it.
         """
-        if self._task is None:
-            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        assert self._task is not None, "bind sets it"
         if self._batch is None or getattr(self._task, "takes_target", False):
             return self._task.loss(scores, Batch(scores if self._batch is None else self._batch.x, signal))
         y = self._batch.y
@@ -222,16 +219,13 @@ class LocalRule(Rule):
         refuse_wrapped(net, type(self).__name__, deep=False)
         self._task, self._batch = task, batch
         try:
-            return self._gradients(net, task, batch, noise)
+            if not self.needs_error:
+                return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
+            if self.memory == "fast":
+                return self._learn_afterwards(net, task, batch, noise, keep_from=0)
+            return self._learn_in_two_passes(net, task, batch, noise)
         finally:
             self._batch = None
-
-    def _gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        if not self.needs_error:
-            return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
-        if self.memory == "fast":
-            return self._learn_afterwards(net, task, batch, noise, keep_from=0)
-        return self._learn_in_two_passes(net, task, batch, noise)
 
     def locality(self) -> Locality:
         """A segment at a time; with `needs_error` it waits, and keeps what it has seen unless `memory` is flat."""

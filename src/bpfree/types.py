@@ -87,6 +87,7 @@ class Task(Protocol):
         name: which of ALL_TASKS it is. Default: what the other attributes say; see `kind_of`.
         pixels: (H, W) if each pixel has an answer of its own, out [B, C, H, W]. Default: None.
         custom_loss: how its loss differs from the plain one, in words, such as "class_weights". Default: "".
+        weight: a method (metric, batch) -> number; see `weight_of`. Default: the number of samples.
         takes_target: whether `loss` accepts in `batch.y` what `target` returned. Default: False.
     """
 
@@ -138,6 +139,13 @@ def pixels_of(task: Task) -> tuple[int, int] | None:
 def is_per_step(task: Task) -> bool:
     """Whether the task has an answer at each of T steps."""
     return bool(getattr(task, "per_step", False))
+
+
+def weight_of(task: Task, metric: str, batch: Batch) -> Tensor | int:
+    """How much a batch counts in the mean of a metric over several: what the task's `weight` says, or its samples."""
+    weight = getattr(task, "weight", None)
+    counts: Tensor | int = len(batch.y) if weight is None else weight(metric, batch)
+    return counts
 
 
 def kind_of(task: Task) -> str:

@@ -115,16 +115,12 @@ class BlackBoxRule(Rule):
         self.chosen: Tensor
         self._running: _Chosen | None = None
 
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """See `Rule`; a named objective needs a task with one class for each sample."""
-        super().bind(net, task, batch)
-        if self.objective is not None:
-            self.objective.check(task)
-
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Score every member on this batch, shape the scores into weights, and add the weighted noise."""
         refuse_wrapped(net, type(self).__name__, deep=False)
+        if self.objective is not None:
+            self.objective.check(task)
 
         def judge(out: Tensor) -> Tensor:
             return task.loss(out, batch) if self.objective is None else self.objective(out, batch.y)

@@ -24,7 +24,7 @@ from bpfree.grad import backward
 from bpfree.inputs import Inputs, apply, forward
 from bpfree.noise import Noise
 from bpfree.rule import Rule
-from bpfree.types import Batch, Scalars, Task
+from bpfree.types import Batch, Scalars, Task, weight_of
 
 
 class Backprop(Rule):
@@ -54,11 +54,17 @@ class Backprop(Rule):
         with noise.global_rng(batch.device):
             for part in _parts(batch, self.accumulate):
                 out = _in_pieces(net, part.x) if self.checkpoint else forward(net, part.x)
-                loss = task.loss(out, part) * (len(part.y) / len(batch.y))
+                loss = task.loss(out, part) * _share(task, part, batch)
                 backward(loss)
                 outs.append(out.detach())
                 losses.append(loss.detach())
         return task.metrics(torch.cat(outs), batch) | {"loss": torch.stack(losses).sum()}
+
+
+def _share(task: Task, part: Batch, batch: Batch) -> Tensor | float:
+    """How much the loss of a part counts in that of the batch."""
+    own, all_of_it = weight_of(task, "loss", part), weight_of(task, "loss", batch)
+    return own / all_of_it if isinstance(all_of_it, int) else own / all_of_it.clamp_min(1e-12)
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
