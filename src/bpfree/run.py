@@ -253,6 +253,8 @@ def train(
 def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
     """Net, rule, task and trainer, on the device; a net or rule of one's own takes the place of the config's."""
     seed = config.train.seed
+    if net is None and config.net["name"] in NETS:
+        preprocess = preprocess.as_numbers()  # none of them takes tokens
     preprocess = tells_numbers(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     if net is None:
