@@ -21,7 +21,6 @@ from bpfree import UserError, checkpoint, folder
 from bpfree.api import resume
 from bpfree.config import load_config, parse
 from bpfree.diffusion import DiffusionRule
-from bpfree.layout import lies_channels_last
 from bpfree.optim import SCHEDULES
 from bpfree.rules import RULES
 from bpfree.run import train
@@ -272,12 +271,6 @@ def test_a_net_of_two_and_three_dimensional_convolutions(digits_data):
             return self.out(self.deep(self.flat(x).relu().unsqueeze(1)).flatten(1))
 
     assert bpfree.fit(Both(), digits_data.train, "backprop", epochs=1).metrics
-
-
-def test_feature_maps_of_grey_images_lie_channels_last():
-    """Weights [16, 1, 3, 3] look as if they lay so already; pooling what they give would take five times as long."""
-    run = bpfree.fit({"name": "conv", "channels": [4, 4], "hidden": 8}, "digits", "backprop", epochs=1)
-    assert lies_channels_last(run.net.conv1(torch.randn(5, 1, 8, 8, device=run.trainer.device)))
 
 
 def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digits_data, monkeypatch):

@@ -194,7 +194,7 @@ def test_measuring_a_step_changes_nothing(batch32):
 def test_what_cannot_work_is_refused(batch32):
     with pytest.raises(UserError, match=r"unknown rule 'dfaa'. Did you mean 'dfa'\?"):
         Trainer(net32(), "dfaa", TASK)
-    with pytest.raises(UserError, match="precision: found 'fp8', allowed: float32, float32_torch, bfloat16"):
+    with pytest.raises(UserError, match="precision: found 'fp8', allowed: auto, float32, float32_torch, bfloat16"):
         Trainer(net32(), "dfa", TASK, precision="fp8")
     with pytest.raises(UserError, match="no trainable parameters"):
         Trainer(nn.Flatten(), "dfa", TASK)

@@ -69,6 +69,8 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
             "format": FORMAT,
             "progress": asdict(trainer.progress),
             "total_steps": trainer.total_steps,
+            "precision": trainer.precision,
+            "channels_last": trainer.channels_last,
             "optimizer": plain,
             "schedule": {name: getattr(trainer.schedule, name) for name in _SCHEDULE},
             **extra,

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
+from bpfree.abilities import check_loss, check_task
 from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
 from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
 from bpfree.errors import UserError, no_soft_labels, unknown
@@ -20,11 +21,11 @@ from bpfree.noise import Noise
 from bpfree.optim import OPTIMIZERS, SCHEDULES
 from bpfree.precision import Precision
 from bpfree.readout import Readout
-from bpfree.rule import Rule, check_task
+from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import absolute_paths, build, check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
-from bpfree.tasks import TASKS
+from bpfree.tasks import TASKS, custom_options
 from bpfree.trackers import TRACKERS, Tracker
 from bpfree.trainer import Update
 
@@ -178,12 +179,24 @@ class Config(_Section):
         rule = build(RULES, self.rule, section="rule", outside=Rule)
         _check_section("task", {name: task.of for name, task in TASKS.items()}, self.task, given=1)
         check_task(self.rule["name"], rule.tasks, self.task["name"])
+        check_loss(self.rule["name"], rule.uses_loss, custom_options(self.task))
+        self._check_moves()
         if self.data.mixup and self.task["name"] == "classify" and not rule.takes_soft_labels:
             raise no_soft_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
         for spec in self.trackers:
             _check_section("tracker", TRACKERS, spec, given=0, outside=Tracker)
+
+    def _check_moves(self) -> None:
+        """Raise UserError if samples would be moved and the labels of their pixels would stay."""
+        moves = {"shift": self.data.shift > 0, "flip": self.data.flip, "crop": self.data.crop < 1}
+        moved = [f"data.{name}" for name, used in moves.items() if used]
+        if moved and TASKS[self.task["name"]].answers == "pixels":
+            raise UserError(
+                f"{', '.join(moved)}: moves samples, but not the labels of their pixels, which task=segment has. "
+                "Leave it out; allowed are brightness, contrast and cutout"
+            )
 
     def plain(self) -> dict[str, Any]:
         """As plain values, complete and re-runnable."""
@@ -218,7 +231,7 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Config:
 
 
 def plain_values(value: Any, where: str) -> Any:
-    """What YAML can hold: numbers of numpy and torch become Python's.
+    """What YAML can hold: numbers and arrays of numpy and torch become Python's.
 
     Raises:
         UserError: something else is in it; `where` says in which section.
@@ -227,6 +240,8 @@ def plain_values(value: Any, where: str) -> Any:
         return {key: plain_values(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(inner, where) for inner in value]
+    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.dim() > 0):
+        return value.tolist()
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):

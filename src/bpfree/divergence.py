@@ -8,7 +8,21 @@ from torch import nn
 
 from bpfree.errors import DivergedError, UserError
 from bpfree.inputs import shapes
+from bpfree.nets.hard import without_derivatives
+from bpfree.rule import Rule
+from bpfree.rules import RULES
 from bpfree.types import Batch
+
+
+def refuse_no_derivatives(net: nn.Module, rule: Rule) -> None:
+    """Raise UserError if a rule that differentiates meets a module without a derivative."""
+    found = without_derivatives(net) if rule.needs_derivatives else None
+    if found:
+        able = [name for name, each in RULES.items() if not each.needs_derivatives]
+        raise UserError(
+            f"net: {found} has no derivative, but {type(rule).__name__} differentiates. Allowed: "
+            f"rules that do not ({', '.join(able)})"
+        )
 
 
 def find_non_finite(net: nn.Module, rule: nn.Module) -> Iterator[str]:

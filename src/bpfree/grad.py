@@ -1,10 +1,13 @@
 """What rules have in common when they write `.grad`."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from bpfree.cut import unchanged_buffers
 from bpfree.errors import UserError
 from bpfree.types import Batch, Task
 
@@ -54,3 +57,35 @@ def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
     leaf = out.detach()
     leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
     return torch.autograd.grad(task.loss(leaf, batch), leaf)[0].flatten(1)
+
+
+def detach_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The input of a layer, and the arguments of its `forward` with that input detached; for forward pre-hooks.
+
+    The input is the first argument, by place or by name.
+    """
+    if args:
+        return args[0], (args[0].detach(), *args[1:]), kwargs
+    name = next(iter(kwargs)) if "input" not in kwargs else "input"
+    return kwargs[name], args, {**kwargs, name: kwargs[name].detach()}
+
+
+def used_weight(layer: Any) -> Tensor:
+    """The weight with which a layer has just computed, detached; to be asked within its forward hook."""
+    if isinstance(layer.__dict__["_parameters"].get("weight"), Tensor):
+        return layer.weight.detach()  # type: ignore[no-any-return]
+    with torch.no_grad():  # a parametrization must not record anything more
+        return layer.weight.detach()  # type: ignore[no-any-return]
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer at any time, detached; what its parametrization remembers of each call stays unchanged."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return used_weight(layer)
+    with unchanged_buffers(layer):
+        return used_weight(layer)
+
+
+def runs_again() -> bool:
+    """Whether a backward pass is at work, in which activation checkpointing runs modules a second time."""
+    return bool(torch._C._current_graph_task_id() != -1)

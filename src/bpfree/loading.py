@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from bpfree import checkpoint, folder
 from bpfree.config import Config, DataConfig, apply_override, parse
@@ -12,6 +12,7 @@ from bpfree.data import Preprocess
 from bpfree.errors import UserError
 from bpfree.rule import Rule
 from bpfree.run import Run, assemble
+from bpfree.tasks import Loss
 
 
 def load(
@@ -19,6 +20,7 @@ def load(
     *,
     net: nn.Module | None = None,
     rule: Rule | None = None,
+    loss: Loss | None = None,
     weights: Literal["last", "best"] | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
@@ -28,6 +30,7 @@ def load(
     Args:
         path: of the run folder.
         net, rule: needed if the run was trained with objects from Python.
+        loss: likewise a loss of the user's own; needed for metrics alone, not to predict.
         weights: "last" or "best"; default: those that result.json was made with.
         device: where to.
         overrides: options of the rule that are to be others than in training, such as "rule.steps=50".
@@ -52,15 +55,21 @@ def load(
     config = _rebuildable(values, state["given"], path, {"net": net, "rule": rule})
     config.train.device = device
     preprocess = Preprocess.load(state["preprocess"])
-    this = assemble(config, preprocess, net, rule)
+    this = assemble(config, preprocess, net, rule, loss or (_lost if "loss" in state["given"] else None))
     trainer = this.trainer
     trainer.total_steps = 1
+    trainer.compute_as(state)
     trainer.bind(next(this.batches(preprocess.unlabelled(preprocess.blank(2))).epoch()))
     checkpoint.load_weights(trainer, chosen)
     trainer.progress.history = state["progress"]["history"]
     trainer.progress.tracked = state["progress"].get("tracked", [])
     this.result, this.weights, this.folder, this.given = result, weights, path, state["given"]
     return this
+
+
+def _lost(out: Tensor, y: Tensor) -> Tensor:
+    """Stand for a loss that only the caller can give."""
+    raise UserError("loss: the run was trained with a function from Python. Give it: bpfree.load(folder, loss=...)")
 
 
 def _rebuildable(values: dict[str, Any], given: list[str], path: Path, objects: dict[str, Any]) -> Config:
@@ -74,5 +83,6 @@ def _rebuildable(values: dict[str, Any], given: list[str], path: Path, objects: 
     described = {name: values.pop(name, None) for name in given}
     config = parse(values, str(path / folder.CONFIG))
     for name, value in described.items():
-        setattr(config, name, DataConfig(**value) if name == "data" else value)
+        if name in Config.model_fields:
+            setattr(config, name, DataConfig(**value) if name == "data" else value)
     return config

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bpfree import checkpoint, folder
 from bpfree._version import __version__
+from bpfree.acceptance import inner, refuse_meta
 from bpfree.config import OF_A_MACHINE, Config
 from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
 from bpfree.data.tensors import in_shape, to_inputs, to_tensor
@@ -26,7 +27,7 @@ from bpfree.readout import Ridge
 from bpfree.result import summarize
 from bpfree.rule import Rule
 from bpfree.spec import build
-from bpfree.tasks import TASKS, Classify, DataTask
+from bpfree.tasks import TASKS, DataTask, Loss, reading
 from bpfree.trackers import Record, Tracker, make_trackers
 from bpfree.trainer import Trainer
 
@@ -94,7 +95,9 @@ class Run:
         return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.task.dim)
 
     def predict(self, x: Any) -> Tensor:
-        """The most likely class of each sample, int64 [N]; rebuilt samples [N, ...]; numbers, as the labels were.
+        """The most likely class of each sample, int64 [N], or of each pixel [N, H, W]; rebuilt samples; numbers.
+
+        Of several labels a sample: which of them are true, bool [N, C]. Numbers are in the units of the labels.
 
         Raises:
             UserError: samples of another shape than those of training.
@@ -102,14 +105,14 @@ class Run:
         return self.task.decode(self.scores(x))
 
     def predict_proba(self, x: Any) -> Tensor:
-        """The probability of each class, [N, C].
+        """The probability of each class, [N, C], or of each class at each pixel, [N, C, H, W].
 
         Raises:
             UserError: the run has no classes.
         """
-        if not isinstance(self.task, Classify):
-            raise UserError(f"predict_proba: the run's task, {self.task.name}, has no classes. Use predict")
-        return self.scores(x).softmax(1)
+        if self.task.classes is None:
+            self.task.probabilities(torch.zeros(0))  # says why not
+        return self.task.probabilities(self.scores(x))
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """Metrics on data in any form that `bpfree.fit` takes as objects; without any, on the test split.
@@ -130,8 +133,7 @@ class Run:
         return mean_metrics(self.task, self.batches(self.test).epoch(), self.trainer.controls)
 
     def _split(self, data: Any) -> Split:
-        given = {"without_labels": self.task.rebuilds, "values": self.task.values}
-        split = from_python(data, classes=self.preprocess.classes, **given).train
+        split = from_python(data, classes=self.preprocess.classes, **reading(self.config.task)).train
         return split._replace(x=self._as_trained(split.x))
 
     def _as_trained(self, x: Inputs) -> Inputs:
@@ -207,6 +209,7 @@ def train(
     rule: Rule | None = None,
     dataset: Dataset | None = None,
     trackers: Sequence[Tracker] = (),
+    loss: Loss | None = None,
     out: Path | None = None,
     resume: bool = False,
 ) -> Run:
@@ -215,15 +218,16 @@ def train(
     Args:
         net, rule, dataset: in place of those that the config names.
         trackers: beside those that the config names.
+        loss: in place of the task's.
         out: the run folder; it must be new, unless the run is to be resumed.
         resume: go on from the folder's last checkpoint.
     """
-    objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None))
+    objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None), ("loss", loss))
     given = [name for name, value in objects if value is not None]
     watching = make_trackers([*config.trackers, *trackers])
     dataset = config.data.load() if dataset is None else config.data.select(dataset)
     train_split, validation_split = config.data.split(dataset, config.train.seed)
-    this = assemble(config, Preprocess.of(dataset, train_split), net, rule)
+    this = assemble(config, Preprocess.of(dataset, train_split), net, rule, loss)
     this.test, this.given = dataset.test, given
     trainer, batches = this.trainer, this.training_batches(train_split)
     validation = None if validation_split is None else this.batches(validation_split)
@@ -250,24 +254,25 @@ def train(
     return this
 
 
-def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
+def assemble(
+    config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None, loss: Loss | None = None
+) -> Run:
     """Net, rule, task and trainer, on the device; a net or rule of one's own takes the place of the config's."""
     seed = config.train.seed
     if net is None and config.net["name"] in NETS:
         preprocess = preprocess.as_numbers()  # none of them takes tokens
     preprocess = tells_numbers(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
+    task.use_loss(loss)
     if net is None:
         _refuse_several(preprocess, config)
         with Noise(seed).fold("net").global_rng():
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
         preprocess = tells_numbers(preprocess, net)
     assert net is not None
-    freeze(net, config.train.freeze)
+    refuse_meta(net)
+    freeze(inner(net)[1], config.train.freeze)
     device = resolve_device(config.train.device)
-    for p in net.parameters():
-        if p.dim() == 4:  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast
-            p.data = p.data.to(memory_format=torch.channels_last)
     trainer = Trainer(
         net.to(device),
         rule or config.rule,
@@ -298,9 +303,11 @@ def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder
     The rule is bound first, and the folder made when training starts: a run that cannot begin leaves none.
     """
     this.trainer.total_steps = this.config.train.epochs * len(batches)
+    state = checkpoint.read_state(out / folder.LAST) if resume else {}
+    this.trainer.compute_as(state)
     this.trainer.bind(next(batches.epoch()))
     if resume:
-        _refuse_another_config(this.config, checkpoint.read_state(out / folder.LAST)["config"], out)
+        _refuse_another_config(this.config, state["config"], out)
         checkpoint.load(this.trainer, out / folder.LAST)
     this.folder = out
     return folder.RunFolder(out, None if resume else this.config.dump(), this.extra())

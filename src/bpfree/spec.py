@@ -84,11 +84,17 @@ def check_options(
         if key not in known:
             if not known:
                 raise UserError(f"{section}: takes no key '{key}'")
-            raise unknown("key", key, known, f"{section}.", to=constructor.__name__)
+            raise unknown("key", key, known, f"{section}.", to=_name(constructor))
     for parameter in known.values():
         if parameter.default is parameter.empty and parameter.name not in options:
-            raise UserError(f"{section}.{parameter.name}: missing; {constructor.__name__} needs it")
+            raise UserError(f"{section}.{parameter.name}: missing; {_name(constructor)} needs it")
     return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
+
+
+def _name(constructor: Callable[..., Any]) -> str:
+    """For people; of a class method such as `Classify.of`, that of its class."""
+    owner = getattr(constructor, "__self__", None)
+    return owner.__name__ if isinstance(owner, type) else constructor.__name__
 
 
 def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any], section: str) -> dict[str, Any]:

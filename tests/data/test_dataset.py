@@ -116,7 +116,7 @@ def test_data_from_python():
         ((np.zeros((4, 2)), np.array([0, 1, 0.5, 1])), "with fractions"),
         ((np.full((4, 2), np.nan), np.array([0, 1, 0, 1])), "NaN or infinite"),
         ((np.zeros((0, 2)), np.zeros(0, int)), "found no samples"),
-        ((np.zeros((4, 2)), np.zeros((4, 3), int)), r"labels have the shape \[4, 3\]"),
+        ((np.zeros((4, 2)), np.zeros((4, 3), int)), "3 values that are not shares of one class"),
         ("nothing", "found str, allowed: a pair"),
         (({}, [0]), "found a mapping without samples, allowed: arrays by name"),
     ],

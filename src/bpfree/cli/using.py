@@ -23,7 +23,7 @@ from bpfree.data.tensors import in_shape, to_tensor
 from bpfree.errors import UserError
 from bpfree.paths import check_regular, open_regular
 from bpfree.run import Run
-from bpfree.tasks import Classify
+from bpfree.tasks import Classify, Multilabel, Segment
 
 
 def evaluate(
@@ -76,6 +76,8 @@ def _answers(run: Run, samples: Tensor) -> Iterator[str]:
         names = run.preprocess.class_names or range(run.preprocess.classes)
         for row in run.predict_proba(samples):
             yield f"{names[int(row.argmax())]}\t{float(row.max()):.4f}"
+    elif isinstance(run.task, Multilabel | Segment):
+        yield from _labels(run, samples)
     elif not run.task.rebuilds:
         predicted = run.predict(samples)
         for row in predicted[:, -1] if run.task.per_step else predicted:  # of a sequence, what comes next
@@ -84,6 +86,21 @@ def _answers(run: Run, samples: Tensor) -> Iterator[str]:
         errors = run.predict(samples) - run.preprocess.target(samples)
         for error in errors.flatten(1).square().mean(1):
             yield f"mse {float(error):.6f}"
+
+
+def _labels(run: Run, samples: Tensor) -> Iterator[str]:
+    """The labels that are true of each sample with their probabilities, or the share of each class in its pixels."""
+    names = [str(name) for name in run.preprocess.class_names or range(run.preprocess.classes)]
+    if isinstance(run.task, Multilabel):
+        shares = run.predict_proba(samples)
+        shown = shares > 0.5
+    else:
+        predicted = run.predict(samples).flatten(1)  # [N, H*W]
+        shares = torch.stack([(predicted == label).float().mean(1) for label in range(len(names))], 1)
+        shown = shares > 0
+    for row, own in zip(shares.tolist(), shown.tolist(), strict=True):
+        told = [f"{name} {share:.4f}" for name, share, there in zip(names, row, own, strict=True) if there]
+        yield "\t".join(told) or "-"
 
 
 def _scales(data: DataConfig) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.data.dataset import Dataset, Split
+from bpfree.data.labels import Answers, count_classes, read_labels
 from bpfree.data.loaders import Collected, collect, joined, told
 from bpfree.data.origins import numbered, origin
 from bpfree.data.records import record_of
@@ -18,11 +19,16 @@ from bpfree.noise import Noise
 
 __all__ = ["from_python", "to_tensor"]
 
-_MOST_CLASSES = 1 << 24  # below which float32 has every integer
-
 
 def from_python(
-    data: Any, test: Any = None, classes: int | None = None, *, without_labels: bool = False, values: bool = False
+    data: Any,
+    test: Any = None,
+    classes: int | None = None,
+    *,
+    without_labels: bool = False,
+    values: bool = False,
+    answers: Answers = "class",
+    ignored: int | None = None,
 ) -> Dataset:
     """A Dataset from a pair (samples, labels) of arrays or tensors, or a torch Dataset or DataLoader of such pairs.
 
@@ -37,34 +43,40 @@ def from_python(
         classes: C; default: the largest label plus 1.
         without_labels: samples alone will do, since they are to be rebuilt.
         values: labels are numbers, [N, ...], and there are no classes.
+        answers: what a label is otherwise, see `bpfree.data.labels`.
+        ignored: the label of pixels that do not count.
 
     Raises:
         UserError: neither a pair nor a data set, samples that are no numbers, labels that are no integers, out of range
             or have gaps, lengths that differ.
     """
-    train_split, copies = _split(data, "data", without_labels, values)
-    test_split = None if test is None else _split(test, "test", without_labels, values)[0]
+    answers = "numbers" if values else answers
+    train_split, copies = _split(data, "data", without_labels, answers)
+    test_split = None if test is None else _split(test, "test", without_labels, answers)[0]
     if values:
         return Dataset("arrays", train_split, test_split, 0, origin=copies)
     if classes is None:
-        labels = {
-            label for split in (train_split, test_split) if split is not None for label in split.y.flatten().tolist()
-        }
-        classes = max(labels, default=-1) + 1
+        splits = [split.y for split in (train_split, test_split) if split is not None]
+        classes, labels = count_classes(splits, answers, ignored)
         if not without_labels:
-            _check_gaps(labels)
-    return Dataset("arrays", train_split, test_split, max(classes, 2), origin=copies)
+            _check_gaps(labels, answers)
+    fewest = 1 if answers == "several" else 2
+    classes = max(classes, fewest)
+    return Dataset("arrays", train_split, test_split, classes, answers=answers, ignored=ignored, origin=copies)
 
 
-def _check_gaps(labels: set[int]) -> None:
+def _check_gaps(labels: set[int], answers: Answers) -> None:
     """Raise UserError unless every class from 0 to the largest one occurs."""
     largest = max(labels, default=-1)
     if min(labels, default=0) >= 0 and len(labels) <= largest:
         missing = next(label for label in range(largest) if label not in labels)
+        ignore = (
+            f". If {largest} means that a pixel does not count, set task.ignore_index" if answers == "pixels" else ""
+        )
         raise UserError(
             f"data (labels): found {len(labels)} classes of which the largest is {largest}, but none is {missing}, "
             "allowed: all from 0 on. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or say how "
-            f"many there are (classes={largest + 1})"
+            f"many there are (classes={largest + 1})" + ignore
         )
 
 
@@ -105,7 +117,7 @@ def _item(data: Any, index: int, what: str) -> Any:
 def _unfit(data: Any, what: str, error: Exception) -> UserError:
     return UserError(
         f"{what}: found a {type(data).__name__} that does not fit ({told(error)}), allowed: a torch Dataset with a "
-        "length, whose items are pairs (sample, class number), all samples of one shape and form"
+        "length, whose items are pairs (sample, label), all samples of one shape and form"
     )
 
 
@@ -117,14 +129,12 @@ def _is_data_set(data: Any) -> bool:
     return not is_read_otherwise and hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
-def _split(data: Any, what: str, without_labels: bool, values: bool) -> tuple[Split, Tensor | None]:
+def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> tuple[Split, Tensor | None]:
     """Samples and labels, and which samples are copies of one; see `Collected`."""
     copies = None
     if isinstance(data, torch.utils.data.DataLoader) or _is_data_set(data):
         read = collect if isinstance(data, torch.utils.data.DataLoader) else _collect
-        with (
-            Noise(0).fold("read").global_rng()
-        ):  # what is drawn while reading is the same in every run, and in a resume
+        with Noise(0).fold("read").global_rng():  # so that every run, and a resume, draws the same while reading
             *data, copies = read(data, what)
     if without_labels and isinstance(data, Tensor | np.ndarray):
         alone = _check_dimension(to_tensor(data, what), what)
@@ -134,13 +144,7 @@ def _split(data: Any, what: str, without_labels: bool, values: bool) -> tuple[Sp
             f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels), a torch Dataset or DataLoader"
         )
     x, y = _pair(data, what, without_labels)
-    if values:
-        return Split(x, y.float()), copies
-    if y.dim() == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.is_floating_point():
-        _check_whole(y, what)
-    return Split(x, y.long()), copies
+    return Split(x, read_labels(y, answers, what)), copies
 
 
 def _pair(data: Any, what: str, without_labels: bool) -> tuple[Inputs, Tensor]:
@@ -162,15 +166,3 @@ def _check_dimension(x: Tensor, what: str) -> Tensor:
     if not x.dim():
         raise UserError(f"{what}: found a single number, allowed: an array with one entry for each sample")
     return x
-
-
-def _check_whole(y: Tensor, what: str) -> None:
-    """Raise UserError unless floating labels are class numbers."""
-    if bool((y != y.round()).any()):
-        raise UserError(f"{what} (labels): found {y.dtype} with fractions, allowed: class numbers 0, 1, 2, ...")
-    if y.numel() and float(y.abs().max()) >= _MOST_CLASSES:
-        raise UserError(
-            f"{what} (labels): found {y.dtype} with the label {float(y.abs().max()):g}, allowed: class numbers below "
-            f"{_MOST_CLASSES:,}. numpy.unique(y, return_inverse=True)[1] makes them; to predict numbers use "
-            "task=regress"
-        )

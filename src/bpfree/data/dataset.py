@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.data.columns import Column, are_numbers
+from bpfree.data.labels import Answers, check_labels, class_counts
 from bpfree.data.rows import chunks
 from bpfree.data.split import Split as Split
 from bpfree.errors import UserError
@@ -29,6 +30,8 @@ class Dataset:
         class_names: of the C classes, for people to read; None if they are but numbers.
         columns: of a table, what its features are; see `bpfree.data.table`. They are standardised.
         time_step: of sequences, how long a step is, in the unit in which predictions are judged; 1 to count steps.
+        answers: what a label is, where there are classes; see `bpfree.data.labels`.
+        ignored: the label of pixels that do not count; None if all count.
         origin: of the training samples, int64 [N], the same number for copies of one sample; None if there are none.
     """
 
@@ -41,14 +44,16 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     columns: tuple[Column, ...] | None = None
     time_step: float = 1.0
+    answers: Answers = "class"
+    ignored: int | None = None
     origin: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check(self.train, self.classes, f"{self.name} (train)")
+        self._check(self.train, f"{self.name} (train)")
         for what, split in (("validation", self.validation), ("test", self.test)):
             if split is None:
                 continue
-            _check(split, self.classes, f"{self.name} ({what})")
+            self._check(split, f"{self.name} ({what})")
             if (found := _form(split.x)) != (allowed := _form(self.train.x)):
                 raise UserError(
                     f"{self.name}: {what} samples have the shape {found}, allowed: that of the training samples, "
@@ -56,6 +61,27 @@ class Dataset:
                 )
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise UserError(f"{self.name}: found {len(self.class_names)} class names, allowed: {self.classes}")
+
+    def _check(self, split: Split, what: str) -> None:
+        x, y = split
+        for tensor in tensors_of(x):
+            if len(tensor) != len(y):
+                raise UserError(
+                    f"{what}: found {len(tensor)} samples and {len(y)} labels, allowed: one label for each sample"
+                )
+        if len(y) == 0:
+            raise UserError(f"{what}: found no samples, allowed: at least one")
+        for tensor in tensors_of(x):
+            if not tensor.numel():
+                raise UserError(
+                    f"{what}: found samples of shape {list(tensor.shape[1:])}, which hold no values, allowed: lengths "
+                    "of at least 1"
+                )
+        if not y.numel():
+            raise UserError(f"{what}: found labels of shape {list(y.shape[1:])}, which hold no values, allowed: [N]")
+        check_labels(y, self.classes, self.answers, self.ignored, what)
+        for tensor in tensors_of(x):
+            refuse_not_finite(tensor, what)
 
     def carve(self, validation: float, seed: int) -> tuple[Split, Split | None]:
         """Train and validation split: a fraction of train, chosen by seed, unless the data set has one of its own.
@@ -87,28 +113,6 @@ class Dataset:
         return self.train.take(order[held_out:].sort().values), self.train.take(order[:held_out].sort().values)
 
 
-def _check(split: Split, classes: int, what: str) -> None:
-    x, y = split
-    for tensor in tensors_of(x):
-        if len(tensor) != len(y):
-            raise UserError(
-                f"{what}: found {len(tensor)} samples and {len(y)} labels, allowed: one label for each sample"
-            )
-    if len(y) == 0:
-        raise UserError(f"{what}: found no samples, allowed: at least one")
-    for tensor in tensors_of(x):
-        if not tensor.numel():
-            raise UserError(
-                f"{what}: found samples of shape {list(tensor.shape[1:])}, which hold no values, allowed: lengths of "
-                "at least 1"
-            )
-    if not y.numel():
-        raise UserError(f"{what}: found labels of shape {list(y.shape[1:])}, which hold no values, allowed: [N]")
-    _check_labels(y, classes, what)
-    for tensor in tensors_of(x):
-        refuse_not_finite(tensor, what)
-
-
 def _form(x: Inputs) -> str:
     """The shape of a sample, for comparison and for messages."""
     return shapes(apply(x, lambda t: t[0]))
@@ -124,20 +128,6 @@ def refuse_not_finite(x: Tensor, what: str) -> None:
             f"{what}: samples contain NaN or infinite values ({int(bad.sum())} of {len(x)} do, the first is number "
             f"{int(bad.nonzero()[0])}, from 0), allowed: finite ones"
         )
-
-
-def _check_labels(y: Tensor, classes: int, what: str) -> None:
-    if classes == 0:
-        if not y.is_floating_point() or not bool(y.isfinite().all()):
-            raise UserError(
-                f"{what}: labels that are no classes are of type {y.dtype}, allowed: finite floating numbers"
-            )
-        return
-    if y.dim() != 1 or y.dtype != torch.int64:
-        raise UserError(f"{what}: labels have the shape {list(y.shape)} and type {y.dtype}, allowed: [N] of int64")
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise UserError(f"{what}: labels run from {low} to {high}, allowed: 0 to {classes - 1} for {classes} classes")
 
 
 @dataclass(frozen=True)
@@ -160,6 +150,8 @@ class Preprocess:
         time_step: see `Dataset`.
         inputs: of a net of several inputs, the preprocessing of each by its name, "0", "1", ... where they have none;
             then `shape`, `mean`, `std`, `dtype` and `limits` are those of the first that is not tokens.
+        class_counts: how many training samples (or pixels) each class has; () if there are no classes.
+        samples: of training.
     """
 
     shape: tuple[int, ...]
@@ -176,6 +168,8 @@ class Preprocess:
     answer_std: tuple[float, ...] = (1.0,)
     time_step: float = 1.0
     inputs: tuple[tuple[str, "Preprocess"], ...] = ()
+    class_counts: tuple[int, ...] = ()
+    samples: int = 0
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Preprocess":
@@ -194,9 +188,12 @@ class Preprocess:
         limits = (0.0, 1.0) if is_image else (min(lows), max(highs))
         dtype = str(train.x.dtype).removeprefix("torch.")
         names, columns = dataset.class_names, dataset.columns
-        answers = (tuple(train.y.shape[1:]), *_statistics_of_answers(train.y))
+        has_numbers = dataset.classes == 0 or train.y.dim() == 1
+        statistics = _statistics_of_answers(train.y) if has_numbers else ((0.0,), (1.0,))
+        counts = class_counts(train.y, dataset.classes, dataset.answers, dataset.ignored)
         own = (shape, mean, std, dataset.white, dataset.classes, dtype, limits)
-        return cls(*own, names, columns, *answers, dataset.time_step)
+        answers = (tuple(train.y.shape[1:]), *statistics, dataset.time_step)
+        return cls(*own, names, columns, *answers, class_counts=counts, samples=len(train.y))
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Preprocess":
@@ -217,6 +214,8 @@ class Preprocess:
                 answer_std=tuple(saved.get("answer_std", (1.0,))),
                 time_step=saved.get("time_step", 1.0),
                 inputs=tuple((str(name), cls.load(_flat(own))) for name, own in saved.get("inputs", ())),
+                class_counts=tuple(saved.get("class_counts", ())),
+                samples=saved.get("samples", 0),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"checkpoint: its preprocessing is damaged ({error})") from error

@@ -25,13 +25,14 @@ wrapped. A forward hook detaches a layer's input and delivers g B to it instead 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from bpfree.cut import reached_parameters, unchanged_buffers
+from bpfree.acceptance import eager
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import (
     ALIGNED,
@@ -42,16 +43,18 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
-from bpfree.grad import backward
+from bpfree.grad import backward, detach_input, used_weight, weight_of
 from bpfree.inputs import forward
 from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.rule import Rule
+from bpfree.transport import send_through
 from bpfree.types import Batch, Scalars, Task
+from bpfree.weight_uses import Direct, direct_uses, rehearsed
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Matrix = Callable[[], tuple[Tensor, float]]
-"""Gives B, when asked, as a matrix and the number by which it is multiplied."""
+Matrix = Callable[[Tensor], tuple[Tensor, float]]
+"""Gives B for a weight as a matrix and the number by which it is multiplied."""
 
 
 class FA(Rule):
@@ -62,30 +65,42 @@ class FA(Rule):
     """
 
     takes_soft_labels: ClassVar[bool] = True
+    one_backward: ClassVar[bool] = True
 
     def __init__(self, *, feedback: AlignedFeedback = "kaiming") -> None:
         super().__init__()
         check_feedback(feedback)
         self.feedback = feedback
-        self.names: list[str] = []
+        self.names: list[str] = []  # of what has a B: layers, then parameters that are used without a layer
+        self.is_bound = False
+        self.hooked: list[str] = []  # the layers whose errors are led by hooks
+        self.direct: dict[str, Direct] = {}  # parameters whose errors are led by what autograd keeps of them
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Find the layers that carry an error back, and draw their B as the buffers `B<i>`.
+        """Find the weights that carry errors back, and draw their B as the buffers `B<i>`.
 
         Raises:
-            UserError: a weight is used outside Linear and convolution layers, or past its layer's forward, so that its
-                true value would carry errors.
+            UserError: errors would pass through true weights: a matrix that is computed from parameters, a parameter in
+                an operation that is no product, or layers that activation checkpointing hides.
         """
         super().bind(net, task, batch)
-        layers: dict[str, nn.Module] = {
-            name: module for name, module in net.named_modules() if isinstance(module, LAYERS)
-        }
-        _refuse_weights_outside(net, layers)
-        _refuse_layers_passed_by(net, layers, batch)
-        self.names = list(layers)
+        layers = {name: module for name, module in net.named_modules() if isinstance(module, LAYERS)}
+        self.hooked = [name for name, layer in layers.items() if _can_be_hooked(layer)]
+        weights = {p for layer in layers.values() if (p := layer._parameters.get("weight")) is not None}
+        self.direct = {use.name: use for use in self._rehearse(net, batch, weights)}
+        self.names = [*layers, *(name for name in self.direct if name.removesuffix(".weight") not in layers)]
         self._buffers.clear()  # of an earlier net
         for index, name in enumerate(self.names):
-            self.register_buffer(f"B{index}", self.draw(net.get_parameter(f"{name}.weight").detach()))
+            self.register_buffer(f"B{index}", self.draw(self._weight(net, name)))
+        self.is_bound = True
+
+    def _rehearse(self, net: nn.Module, batch: Batch, weights: set[nn.Parameter]) -> list[Direct]:
+        """Which parameters carry errors past the hooks, seen in a forward pass that changes nothing."""
+        unasked = dict.fromkeys(self.hooked, partial(self.factors, drawn=None, noise=Noise()))
+        with fed_back(net, unasked), rehearsed(net, batch.first(2).x) as (out, leaves):
+            uses = direct_uses(net, out, leaves, weights)
+            send_through(net, out, {p: p.detach for p in (net.get_parameter(use.name) for use in uses)})
+        return uses
 
     def locality(self) -> Locality:
         """Backprop's, but for the weights on the way back."""
@@ -106,26 +121,52 @@ class FA(Rule):
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """A forward pass as ever, and a backward pass through B."""
-        if not self.names:
+        if not self.is_bound:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
-        with noise.global_rng(batch.device), fed_back(net, self._matrices(net, noise)):
-            out = forward(net, batch.x)
-        loss = task.loss(out, batch)
-        backward(loss)
+        with fed_back(net, {name: self._matrix_of(name, noise) for name in self.hooked}):
+            with noise.global_rng(batch.device), parametrize.cached():
+                out = forward(net, batch.x)
+            if self.direct:
+                self._lead_direct_uses(net, out, noise)
+            loss = task.loss(out, batch)
+            backward(loss)  # within, because checkpointing runs layers again
         return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
         """W and B of every layer but the first, whose B carries nothing."""
-        matrices = self._matrices(net, noise)
-        weights = {name: net.get_parameter(f"{name}.weight").detach() for name in self.names[1:]}
-        return {name: (weight, torch.mul(*matrices[name]())) for name, weight in weights.items()}
+        weights = {name: self._weight(net, name) for name in self.names[1:]}
+        return {name: (weight, torch.mul(*self._matrix_of(name, noise)(weight))) for name, weight in weights.items()}
 
-    def _matrices(self, net: nn.Module, noise: Noise) -> dict[str, Matrix]:
-        matrices: dict[str, Matrix] = {}
-        for index, name in enumerate(self.names):
-            weight = net.get_parameter(f"{name}.weight").detach()
-            matrices[name] = partial(self.factors, weight, self._buffers[f"B{index}"], noise.fold("B", index))
-        return matrices
+    def _weight(self, net: nn.Module, name: str) -> Tensor:
+        """What a B stands for, [outputs, inputs, ...]."""
+        use = self.direct.get(name)
+        if use is None:
+            return weight_of(net.get_submodule(name))
+        weight = net.get_parameter(name).detach()
+        return weight.t() if use.inputs_first else weight
+
+    def _matrix_of(self, name: str, noise: Noise) -> Matrix:
+        index = self.names.index(name)
+        return partial(self.factors, drawn=self._buffers[f"B{index}"], noise=noise.fold("B", index))
+
+    def _lead_direct_uses(self, net: nn.Module, out: Tensor, noise: Noise) -> None:
+        matrices = {}
+        for use in self.direct.values():
+            name = use.name if use.name in self.names else use.name.removesuffix(".weight")
+            turned = use.inputs_first and name == use.name
+            matrices[net.get_parameter(use.name)] = cache(partial(self._laid_out, net, name, noise, turned))
+        found = send_through(net, out, matrices)
+        for p, use in zip(matrices, self.direct.values(), strict=True):
+            if p not in found and not p.requires_grad:
+                raise UserError(
+                    f"net: the frozen parameter '{use.name}' is used without its layer in another number type, so its "
+                    "true value would carry errors. Use precision: float32, or compute it by nn.Linear"
+                )
+
+    def _laid_out(self, net: nn.Module, name: str, noise: Noise, turned: bool) -> Tensor:
+        """B in the shape of the parameter."""
+        b = torch.mul(*self._matrix_of(name, noise)(self._weight(net, name)))
+        return b.t() if turned else b
 
 
 class SignSymmetry(FA):
@@ -194,6 +235,9 @@ class BRSF(SignSymmetry):
 def fed_back(net: nn.Module, matrices: Mapping[str, Matrix]) -> Iterator[None]:
     """While active, layers of the net send errors to their input through the given matrices.
 
+    It must stay active during the backward pass, in which activation checkpointing runs layers again. A compiled net
+    runs uncompiled, since compiled code passes hooks by.
+
     Args:
         net: its layers are hooked, and unhooked afterwards.
         matrices: B by the name of the layer, a matrix of the shape of its weight and a factor; asked for when an error
@@ -202,23 +246,28 @@ def fed_back(net: nn.Module, matrices: Mapping[str, Matrix]) -> Iterator[None]:
     handles = []
     inputs: dict[nn.Module, Tensor] = {}
 
-    def detach(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        inputs[layer] = args[0]
-        return (args[0].detach(), *args[1:])
+    def detach(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        inputs[layer], args, kwargs = detach_input(args, kwargs)
+        return args, kwargs
 
     def deliver(matrix: Matrix) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(layer: nn.Module, args: object, out: Tensor) -> Tensor:
             x = inputs.pop(layer)
-            delivered: Tensor = _Deliver.apply(out, x, matrix, layer) if x.requires_grad else out  # type: ignore[no-untyped-call]
+            if not x.requires_grad:
+                return out
+            b = partial(matrix, used_weight(layer))
+            delivered: Tensor = _Deliver.apply(out, x, b, layer)  # type: ignore[no-untyped-call]
             return delivered
 
         return hook
 
     for name, matrix in matrices.items():
         layer = net.get_submodule(name)
-        handles += [layer.register_forward_pre_hook(detach), layer.register_forward_hook(deliver(matrix))]
+        handles.append(layer.register_forward_pre_hook(detach, with_kwargs=True))
+        handles.append(layer.register_forward_hook(deliver(matrix)))
     try:
-        yield
+        with eager():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -228,15 +277,15 @@ class _Deliver(torch.autograd.Function):
     """The identity on a layer's output; backwards, g goes on to the layer's weight and g B to its input."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, x: Tensor, matrix: Matrix, layer: nn.Module) -> Tensor:
-        ctx.shape, ctx.dtype, ctx.matrix, ctx.layer = x.shape, x.dtype, matrix, layer
+    def forward(ctx: Any, out: Tensor, x: Tensor, b: Callable[[], tuple[Tensor, float]], layer: nn.Module) -> Tensor:
+        ctx.shape, ctx.dtype, ctx.b, ctx.layer = x.shape, x.dtype, b, layer
         ctx.mark_dirty(out)  # so that an in-place activation may follow
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (g,) = grads
-        matrix, factor = ctx.matrix()
+        matrix, factor = ctx.b()
         if isinstance(ctx.layer, nn.Linear):
             delivered = g @ matrix.to(g.dtype)
             if factor != 1:
@@ -248,16 +297,9 @@ class _Deliver(torch.autograd.Function):
 
 def _conv_input(layer: Any, shape: torch.Size, matrix: Tensor, g: Tensor) -> Tensor:
     """The gradient of a convolution in its input, with another weight."""
-    padded = layer.padding_mode != "zeros"
     padding = layer.padding
     if isinstance(padding, str):
-        sides = [
-            d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-        ]
-        padding = tuple(side // 2 for side in sides)
-        padded = padded or any(side % 2 for side in sides)
-    if padded:
-        raise UserError("net: feedback alignment takes convolutions with zero padding, the same on both sides, only")
+        padding = tuple(side // 2 for side in _same_padding(layer))
     x = g.new_empty(1).expand(shape)
     zeros = [0] * len(padding)
     grads = torch.ops.aten.convolution_backward(
@@ -266,31 +308,17 @@ def _conv_input(layer: Any, shape: torch.Size, matrix: Tensor, g: Tensor) -> Ten
     return grads[0]  # type: ignore[no-any-return]
 
 
-def _refuse_weights_outside(net: nn.Module, layers: dict[str, nn.Module]) -> None:
-    covered = {id(layer.weight) for layer in layers.values()}
-    first_lookups = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
-    for name, p in net.named_parameters():
-        if p.dim() > 1 and id(p) not in covered | first_lookups:
-            kinds = ", ".join(kind.__name__ for kind in LAYERS)
-            raise UserError(
-                f"parameter '{name}' is no weight of a layer of {kinds}, so errors would pass through its true value. "
-                "Build the net from those layers, or use a rule without weight transport such as dfa or mono_forward"
-            )
+def _same_padding(layer: Any) -> list[int]:
+    """Zeros on both sides together, in each dimension, of a convolution whose padding is a word."""
+    pads = layer.padding == "same"
+    return [pads * d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
 
 
-def _refuse_layers_passed_by(net: nn.Module, layers: dict[str, nn.Module], batch: Batch) -> None:
-    ran: set[str] = set()
-    handles = [layer.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, layer in layers.items()]
-    try:
-        with unchanged_buffers(net), Noise().global_rng(batch.device), torch.enable_grad():
-            out = forward(net, batch.first(2).x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    reached = reached_parameters(net, out)
-    for name in layers:
-        if name not in ran and f"{name}.weight" in reached:
-            raise UserError(
-                f"parameter '{name}.weight' is used without calling '{name}', so errors would pass through its true "
-                "value. Call the layer itself, or use a rule without weight transport such as dfa or mono_forward"
-            )
+def _can_be_hooked(layer: Any) -> bool:
+    """Whether the layer computes what its type computes, with the same number of zeros on both sides if with any."""
+    if getattr(layer.forward, "__func__", None) not in {kind.forward for kind in LAYERS}:
+        return False  # of one's own, with an activation in it for example
+    if isinstance(layer, nn.Linear):
+        return True
+    uneven = isinstance(layer.padding, str) and any(side % 2 for side in _same_padding(layer))
+    return layer.padding_mode == "zeros" and not uneven

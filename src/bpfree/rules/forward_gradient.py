@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from bpfree.acceptance import refuse_wrapped
 from bpfree.cut import unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
@@ -52,6 +53,7 @@ class ForwardGradient(Rule):
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """One pass for each direction."""
+        refuse_wrapped(net, type(self).__name__, deep=False)
         names = [name for name, p in net.named_parameters() if p.requires_grad]
         generation = Generation(trainable(net), self.members, self.perturbation, noise)
         slopes: list[Tensor] = []

@@ -28,16 +28,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import eager
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
-from bpfree.grad import backward, first_trainable, output_error, trainable
+from bpfree.grad import backward, detach_input, first_trainable, output_error, runs_again, trainable, weight_of
+from bpfree.inputs import forward
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
+from bpfree.weight_uses import rehearsed
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Pepita(LocalRule):
@@ -50,7 +54,7 @@ class Pepita(LocalRule):
             segment must have one Linear or convolution, whose output has the shape of the segment's.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct", "regress")  # one error for a sample
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "reconstruct", "regress")  # one error for a sample
     F: Tensor  # [D, inputs]
 
     def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Taps = None) -> None:
@@ -74,8 +78,10 @@ class Pepita(LocalRule):
                 f"data: samples are of type {dtype}, but pepita adds the error to them, allowed: a floating "
                 "type. For tokens use a rule that leaves the input alone, such as dfa"
             )
+        with rehearsed(net, batch.first(2).x):
+            pass  # it refuses layers that would not learn
         self.layers = [_layer_of(net, segment.name, segment.parameters) for segment in self.segments[:-1]]
-        self.features = [len(net.get_parameter(f"{name}.weight")) if name else 0 for name in self.layers]
+        self.features = [len(weight_of(net.get_submodule(name))) if name else 0 for name in self.layers]
         like = first_trainable(net)
         shape = like.new_empty(()).expand(task.dim, prod(batch.tensor.shape[1:]))
         self.register_buffer("F", self.scale * random_like(self.feedback, shape))
@@ -95,10 +101,11 @@ class Pepita(LocalRule):
         """Two forward passes; in the second, each segment learns on the way."""
         if not self.segments:
             raise UserError("Pepita: not bound to a net. Call rule.bind(net, task, batch) first")
-        before: list[Tensor] = []
-        device = batch.device
-        with torch.no_grad(), noise.global_rng(device), cut(net, self.taps, lambda index, h: before.append(h)):
-            out = net(batch.tensor)
+        x, before = batch.tensor, list[Tensor]()
+        start = _buffers(net)
+        first = cut(net, self.taps, lambda index, h: before.append(h))
+        with torch.no_grad(), noise.global_rng(batch.device), eager(), first:
+            out = forward(net, x)
         error = output_error(task, out, batch)  # [B, D], of the mean loss
         modulation = (len(error) * error).to(self.F.dtype) @ self.F  # [B, inputs]
         attached: list[Tensor] = []
@@ -108,9 +115,12 @@ class Pepita(LocalRule):
                 self._learn(index, attached.pop(), before[index] - h.detach())
 
         hooks = _attached_alone(net, [name for name in self.layers if name], attached)
-        with unchanged_buffers(net), noise.global_rng(device), cut(net, self.taps, learn), hooks:
-            last = net(batch.tensor + modulation.view_as(batch.tensor).to(batch.tensor.dtype))
-        backward(last, error.view_as(last).to(last.dtype))
+        second = cut(net, self.taps, learn)
+        with unchanged_buffers(net), noise.global_rng(batch.device), eager(), second, hooks:
+            for module, name, value in start:  # so that both passes have the same weights under spectral_norm
+                module._buffers[name] = value
+            last = forward(net, x + modulation.view_as(x).to(x.dtype))
+            backward(last, error.view_as(last).to(last.dtype))  # within, because checkpointing runs layers again
         self._tell_done(len(self.taps))
         return task.metrics(out, batch)
 
@@ -136,17 +146,19 @@ class Pepita(LocalRule):
 def _attached_alone(net: nn.Module, layers: Sequence[str], attached: list[Tensor]) -> Iterator[None]:
     """While active, each layer's output is put into `attached`, reaching that layer's parameters and nothing else."""
 
-    def detach(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].detach(), *args[1:])
+    def detach(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return detach_input(args, kwargs)[1:]
 
     def keep(layer: nn.Module, args: object, out: Tensor) -> Tensor:
-        attached.append(out)
+        if not runs_again():
+            attached.append(out)
         return out.detach()
 
     handles = []
     for name in layers:
         layer = net.get_submodule(name)
-        handles += [layer.register_forward_pre_hook(detach), layer.register_forward_hook(keep)]
+        handles.append(layer.register_forward_pre_hook(detach, with_kwargs=True))
+        handles.append(layer.register_forward_hook(keep))
     try:
         yield
     finally:
@@ -154,15 +166,29 @@ def _attached_alone(net: nn.Module, layers: Sequence[str], attached: list[Tensor
             handle.remove()
 
 
+def _buffers(net: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Copies of all buffers, with where they belong."""
+    named = ((module, name, b) for module in net.modules() for name, b in module._buffers.items() if b is not None)
+    return [(module, name, b.clone()) for module, name, b in named]
+
+
 def _layer_of(net: nn.Module, segment: str, parameters: Sequence[str]) -> str | None:
     """The one layer with these parameters; None if nothing but normalisations is trainable."""
     if all(net.get_parameter(name).dim() < 2 for name in parameters):
         return None
-    owned = {name.rpartition(".")[0] for name in parameters}
-    found: list[str] = [name for name, module in net.named_modules() if name in owned and isinstance(module, LAYERS)]
+    owners = {name: name.partition(".parametrizations.")[0] for name in parameters if ".parametrizations." in name}
+    owners = {name: name.rpartition(".")[0] for name in parameters} | owners
+    found = [name for name, m in net.named_modules() if name in owners.values() and isinstance(m, LAYERS)]
     if len(found) != 1:
         raise UserError(
             f"segment '{segment}': found {', '.join(found) or 'no'} trainable Linear or convolution, allowed: one. "
             "Choose taps=[...] so that there is one between each tap and the next"
         )
+    for name, owner in owners.items():
+        is_other = owner != found[0] and not isinstance(net.get_submodule(owner), NORMS)
+        if is_other and net.get_parameter(name).dim() > 1:
+            raise UserError(
+                f"segment '{segment}': its parameter '{name}' would not learn, since pepita trains the layer "
+                f"'{found[0]}' there. Freeze it, or choose taps=[...] so that it belongs to the output segment"
+            )
     return found[0]

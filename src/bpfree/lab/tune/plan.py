@@ -21,6 +21,8 @@ TRIALS = 30
 _DRAWS = 100  # of the space, to see whether anything in it can be a config
 _METRICS = {  # of the validation split; the first is the default
     "classify": ("accuracy", "loss", *BY_CLASS),
+    "multilabel": ("accuracy", "loss", "micro_f1", "macro_f1"),
+    "segment": ("accuracy", "loss", "mean_iou"),
     "reconstruct": ("loss",),
     "regress": ("loss", "rmse", "r2"),
     "sequence": ("loss", "rollout", "valid_time"),
