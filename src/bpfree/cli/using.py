@@ -134,7 +134,7 @@ def _read_samples(file: Path, preprocess: Preprocess, scaled: bool, reader: Mapp
             )
         return values
     if preprocess.columns is not None:
-        return read_features(file, preprocess.columns, reader.get("decimal", "."))
+        return read_features(file, preprocess.columns, reader.get("decimal", "."), reader.get("delimiter"))
     if scaled:
         channels, height, width = shape
         bits = reader.get("bits")
