@@ -17,26 +17,45 @@ _KINDS = (
 
 
 def user_path(given: str | Path, what: str) -> Path:
-    """A path with `~` replaced by the home folder.
+    """The path that somebody gave, with `~` replaced by the home folder.
 
     Args:
-        given: as the user wrote it.
+        given: the text.
         what: the argument, for errors.
 
     Raises:
-        UserError: it is empty, has a NUL character, or names the home folder of a user who does not exist.
+        UserError: the text is empty, holds a NUL, or names a user that does not exist.
+
+    >>> user_path("", "out")
+    Traceback (most recent call last):
+    ...
+    bpfree.errors.UserError: out: found '', allowed: a path. Is a variable of the shell empty?
     """
-    text = os.fspath(given)
-    if not text or "\0" in text:
-        found = "an empty path" if not text else f"{text!r}, which has a NUL character"
-        raise UserError(f"{what}: found {found}, allowed: the path of a file or a folder")
+    text = str(given)
+    if isinstance(given, str) and not text.strip():
+        raise UserError(f"{what}: found {text!r}, allowed: a path. Is a variable of the shell empty?")
+    if "\0" in text:
+        raise UserError(f"{what}: found {text!r}, allowed: a path without NUL characters")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(
-            f"{what}: found {text!r}, but there is no home folder of that user. Write the whole path, such as "
-            "/home/name/data"
-        ) from error
+        raise UserError(f"{what}: found {text!r}, but there is no such user. Give the whole path") from error
+
+
+def refuse_system_folder(path: Path, what: str) -> None:
+    """Refuse the root of a disk and the user's home as a folder to write a run into.
+
+    Raises:
+        UserError: the path is one of them.
+    """
+    place = path.absolute()
+    try:
+        place = place.resolve()
+        home = Path.home().resolve()
+    except (OSError, RuntimeError):  # a loop of links, or no home
+        return
+    if place == place.parent or place == home:
+        raise UserError(f"{what}: found {path}, allowed: a folder of its own, such as {path / 'run'}")
 
 
 def refuse_irregular(mode: int, what: str) -> None:

@@ -259,6 +259,8 @@ def assemble(
 ) -> Run:
     """Net, rule, task and trainer, on the device; a net or rule of one's own takes the place of the config's."""
     seed = config.train.seed
+    if net is None and config.net["name"] in NETS:
+        preprocess = preprocess.as_numbers()  # none of them takes tokens
     preprocess = tells_numbers(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     task.use_loss(loss)

@@ -377,8 +377,8 @@ def test_a_named_pipe_among_images_is_told_of_and_not_waited_for(root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": Path("~nouser/x")}, r"data.path: found '~nouser/x', but there is no home folder"),
-        ({"path": Path("a\0b")}, r"data.path: found 'a\\x00b', which has a NUL"),
+        ({"path": Path("~nouser/x")}, r"data.path: found '~nouser/x', but there is no such user"),
+        ({"path": Path("a\0b")}, r"data.path: found 'a\\x00b', allowed: a path without NUL"),
         ({"cache": Path("~nouser/x")}, r"data.cache: found '~nouser/x'"),
         ({"cache": Path("a\0b")}, r"data.cache: found 'a\\x00b'"),
     ],
@@ -386,5 +386,5 @@ def test_a_named_pipe_among_images_is_told_of_and_not_waited_for(root):
 def test_paths_that_cannot_be(root, options, message):
     with pytest.raises(UserError, match=message):
         folder(root.parent, **{"path": root, "size": 6, "memory_limit": 0, **options})
-    with pytest.raises(UserError, match=f"^{message}"):
+    with pytest.raises(UserError, match=message):
         bpfree.fit("mlp", {"name": "folder", "path": str(root), **{k: str(v) for k, v in options.items()}})

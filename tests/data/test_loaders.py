@@ -228,3 +228,33 @@ def test_batches_that_cannot_work(collate, message):
 def test_a_batch_that_is_not_batched_is_refused():
     with pytest.raises(UserError, match=r"with labels \[\].*batch_size"):
         from_python(DataLoader(Numbered(), batch_size=None))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_drawn_while_reading_is_the_same_in_every_run(workers):
+    class Random(Numbered):
+        def __getitem__(self, i):
+            return torch.rand(2), i % 2
+
+    loader = DataLoader(Random(), 8, sampler=WeightedRandomSampler(torch.ones(60), 60), num_workers=workers)
+    for data in (loader, Random()):
+        state = torch.get_rng_state()
+        first = from_python(data)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.rand(3)
+        assert torch.equal(from_python(data).train.x, first.train.x)
+
+
+def test_an_object_with_a_length_and_items_is_a_data_set():
+    """As those of Hugging Face are."""
+
+    class Rows:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            if i >= 6:
+                raise IndexError
+            return {"input_ids": [i, 1, 2], "label": i % 2}
+
+    assert from_python(Rows()).train.x["input_ids"].shape == (6, 3)

@@ -1,6 +1,8 @@
 """Nets of several inputs: tuples and dicts of arrays, from arrays, data sets and loaders."""
 
+import re
 from collections import UserDict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -183,3 +185,10 @@ def test_what_needs_one_array_says_so():
 def test_thinning_and_classes_take_all_inputs():
     run = bpfree.fit(Towers(), TUPLE, "backprop", epochs=1, batch_size=4, fraction=0.5, classes=[1, 0])
     assert run.predict(TUPLE[0]).shape == (N,)
+
+
+def test_the_example_in_the_docs_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text()
+    (example,) = re.findall(r"```python\n(import numpy.*?)```", page, re.DOTALL)
+    exec(compile(example, "own_data.md", "exec"), {"__name__": "own_data"})
+    assert "torch.Size([80])" in capsys.readouterr().out

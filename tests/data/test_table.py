@@ -197,11 +197,11 @@ def test_decimal_commas(tmp_path):
 
 
 def test_a_run_with_decimal_commas_predicts_such_rows(tmp_path):
-    lines = "".join(f"{i % 7},{i};{'yn'[i % 2]}\n" for i in range(40))
-    table(tmp_path, "a;answer\n" + lines, decimal=",")
-    spec = {"name": "table", "path": tmp_path / "in.csv", "label": "answer", "decimal": ","}
+    lines = "".join(f"{i % 7},{i}!{'yn'[i % 2]}\n" for i in range(40))
+    table(tmp_path, "a!answer\n" + lines, decimal=",", delimiter="!")
+    spec = {"name": "table", "path": tmp_path / "in.csv", "label": "answer", "decimal": ",", "delimiter": "!"}
     bpfree.fit("mlp", spec, "backprop", epochs=1, out=tmp_path / "run")
-    (tmp_path / "new.csv").write_text("a;b\n0,5;1\n")
+    (tmp_path / "new.csv").write_text("a!b\n0,5!1\n")
     assert len(shell("predict", tmp_path / "run", tmp_path / "new.csv").stdout.splitlines()) == 1
 
 

@@ -173,3 +173,8 @@ def test_a_class_that_is_not_in_training_is_cured_by_saying_how_many_there_are()
     with pytest.raises(UserError, match=r"classes=10"):
         bpfree.fit(net, (X, Y), "backprop", epochs=1, batch_size=4)
     assert bpfree.fit(net, (X, Y), "backprop", epochs=1, batch_size=4, classes=10).predict(X).shape == (8,)
+
+
+def test_integers_are_rebuilt_as_numbers():
+    run = bpfree.fit("mlp", X, "backprop", task="reconstruct", epochs=1, batch_size=4)
+    assert run.predict(X).shape == (8, 3)

@@ -19,6 +19,7 @@ from bpfree.data import DATASETS
 from bpfree.data.dataset import Preprocess
 from bpfree.data.images import bits_of, decode
 from bpfree.data.table import read_features
+from bpfree.data.tensors import in_shape, to_tensor
 from bpfree.errors import UserError
 from bpfree.paths import check_regular, open_regular
 from bpfree.run import Run
@@ -122,19 +123,18 @@ def _read_samples(file: Path, preprocess: Preprocess, scaled: bool, reader: Mapp
     """
     shape = preprocess.shape
     if file.suffix == ".npy":
-        values = torch.from_numpy(_read_npy(file))
+        values = to_tensor(_read_npy(file), str(file))
         is_grey = len(shape) == 3 and shape[0] == 1
         if tuple(values.shape) == shape or (is_grey and tuple(values.shape) == shape[1:]):
             values = values.reshape(1, *shape)
-        elif is_grey and values.dim() == 3 and tuple(values.shape[1:]) == shape[1:]:
-            values = values.unsqueeze(1)
+        values = in_shape(values, shape) if values.dim() else values
         if values.dim() == 0 or tuple(values.shape[1:]) != shape:
             raise UserError(
                 f"{file}: found the shape {list(values.shape)}, allowed: {list(shape)}, or [N, ...] of those"
             )
         return values
     if preprocess.columns is not None:
-        return read_features(file, preprocess.columns, reader.get("decimal", "."))
+        return read_features(file, preprocess.columns, reader.get("decimal", "."), reader.get("delimiter"))
     if scaled:
         channels, height, width = shape
         bits = reader.get("bits")

@@ -15,6 +15,7 @@ from bpfree.data.records import record_of
 from bpfree.data.tensors import channels_first, to_inputs, to_tensor
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply
+from bpfree.noise import Noise
 
 __all__ = ["from_python", "to_tensor"]
 
@@ -79,14 +80,14 @@ def _check_gaps(labels: set[int], answers: Answers) -> None:
         )
 
 
-def _collect(data: torch.utils.data.Dataset[Any], what: str) -> Collected:
+def _collect(data: Any, what: str) -> Collected:
     """The items of a torch Dataset.
 
     Raises:
         UserError: it has no length, no items, items of another form, or getting one failed.
     """
     try:
-        length = len(data)  # type: ignore[arg-type]
+        length = len(data)
     except (TypeError, NotImplementedError) as error:
         raise _unfit(data, what, error) from error
     if not length:
@@ -104,7 +105,7 @@ def _collect(data: torch.utils.data.Dataset[Any], what: str) -> Collected:
     return together._replace(origin=numbered([origin(data, i) for i in range(length)]))
 
 
-def _item(data: torch.utils.data.Dataset[Any], index: int, what: str) -> Any:
+def _item(data: Any, index: int, what: str) -> Any:
     try:
         return data[index]
     except NotImplementedError as error:
@@ -120,13 +121,21 @@ def _unfit(data: Any, what: str, error: Exception) -> UserError:
     )
 
 
+def _is_data_set(data: Any) -> bool:
+    """Whether it is a torch Dataset, or an object that is read as one: with a length and items, but not an array."""
+    if isinstance(data, torch.utils.data.Dataset):
+        return True
+    is_read_otherwise = isinstance(data, Sequence | Mapping | Tensor | type) or hasattr(data, "__array__")
+    return not is_read_otherwise and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
 def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> tuple[Split, Tensor | None]:
     """Samples and labels, and which samples are copies of one; see `Collected`."""
     copies = None
-    if isinstance(data, torch.utils.data.Dataset):
-        *data, copies = _collect(data, what)
-    if isinstance(data, torch.utils.data.DataLoader):
-        *data, copies = collect(data, what)
+    if isinstance(data, torch.utils.data.DataLoader) or _is_data_set(data):
+        read = collect if isinstance(data, torch.utils.data.DataLoader) else _collect
+        with Noise(0).fold("read").global_rng():  # so that every run, and a resume, draws the same while reading
+            *data, copies = read(data, what)
     if without_labels and isinstance(data, Tensor | np.ndarray):
         alone = _check_dimension(to_tensor(data, what), what)
         return Split(channels_first(alone), torch.zeros(len(alone), dtype=torch.int64)), None

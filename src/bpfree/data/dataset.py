@@ -213,11 +213,11 @@ class Preprocess:
                 answer_mean=tuple(saved.get("answer_mean", (0.0,))),
                 answer_std=tuple(saved.get("answer_std", (1.0,))),
                 time_step=saved.get("time_step", 1.0),
-                inputs=tuple((str(name), cls.load(own)) for name, own in saved.get("inputs", ())),
+                inputs=tuple((str(name), cls.load(_flat(own))) for name, own in saved.get("inputs", ())),
                 class_counts=tuple(saved.get("class_counts", ())),
                 samples=saved.get("samples", 0),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"checkpoint: its preprocessing is damaged ({error})") from error
 
     def save(self) -> dict[str, Any]:
@@ -297,6 +297,11 @@ class Preprocess:
     def unlabelled(self, x: Inputs) -> Split:
         """Raw samples [N, ...] with labels of zeros."""
         return Split(x, torch.zeros(count(x), *self.answer_shape, dtype=torch.int64 if self.classes else torch.float32))
+
+
+def _flat(saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved of one input, which has no inputs itself."""
+    return {key: value for key, value in saved.items() if key != "inputs"}
 
 
 def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

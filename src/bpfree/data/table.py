@@ -122,18 +122,19 @@ def _labels(sheet: "_Sheet", label: str, names: Sequence[str] | None, decimal: s
     return number_labels([cell.strip() for cell in sheet.cells[label]], names, str(sheet.path))
 
 
-def read_features(path: Path, columns: Sequence[Column], decimal: str = ".") -> Tensor:
+def read_features(path: Path, columns: Sequence[Column], decimal: str = ".", delimiter: str | None = None) -> Tensor:
     """Features [N, F] of the rows of a CSV file that has these columns; others are passed over.
 
     Args:
         path: of the file.
         columns: of the features.
         decimal: what stands before the fraction of a number, "." or ",".
+        delimiter: between cells; None to guess it.
 
     Raises:
         UserError: no such file or column, or cells that do not fit.
     """
-    sheet = _read(path, None)
+    sheet = _read(path, delimiter)
     for column in columns:
         if column.name not in sheet.cells:
             raise unknown("column", column.name, sheet.cells)
