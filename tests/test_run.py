@@ -109,7 +109,9 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     assert (whole["test"], whole["train"]) == (again["test"], again["train"])
     metrics = [json.loads(line) for line in (torn / "metrics.jsonl").read_text().splitlines()]
     assert [m["epoch"] for m in metrics] == list(range(1, 13))
-    assert sorted(f.name for f in torn.glob(".*")) == [".lock", ".own.notes.txt"], "nothing but what the killed processes left goes"
+    assert sorted(f.name for f in torn.glob(".*")) == [".lock", ".own.notes.txt"], (
+        "nothing but what the killed processes left goes"
+    )
 
 
 def finished_epochs(folder):
