@@ -333,12 +333,12 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, found, text = override.partition("=")
     path = key.split(".")
     if not found or not all(path):
-        raise UserError(f"override: found '{override}', allowed: section.key=value, such as train.epochs=3")
-    value = parse_yaml(text, f"override '{override}'")
+        raise UserError(f"override: found {shown(override)}, allowed: section.key=value, such as train.epochs=3")
+    value = parse_yaml(text, f"override {shown(override)}")
     for part in path[:-1]:
         inner = values.get(part)
         if not isinstance(inner, str | dict | None):
-            raise UserError(f"override '{override}': {part} is {shown(inner)}, allowed: a section")
+            raise UserError(f"override {shown(override)}: {part} is {shown(inner)}, allowed: a section")
         values[part] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         values = values[part]
     values[path[-1]] = value
