@@ -51,15 +51,15 @@ def test_the_commands_and_options_are_frozen():
             name = command.name or command.callback.__name__
             found[prefix + name] = list(command.callback.__annotations__)
     assert found == {
-        "train": ["config", "overrides", "out", "data_dir", "resume", "return"],
+        "train": ["config", "overrides", "out", "data_dir", "resume", "trust", "return"],
         "tune": ["config", "overrides", "out", "storage", "workers", "data_dir", "return"],
-        "eval": ["run", "overrides", "data_dir", "return"],
-        "plots": ["run", "data_dir", "return"],
-        "predict": ["run", "files", "return"],
-        "report": ["runs", "out", "data_dir", "return"],
+        "eval": ["run", "overrides", "data_dir", "trust", "return"],
+        "plots": ["run", "data_dir", "trust", "return"],
+        "predict": ["run", "files", "trust", "return"],
+        "report": ["runs", "out", "data_dir", "trust", "return"],
         "board": ["runs", "port", "return"],
         "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "data_dir", "return"],
-        "certify": ["config", "overrides", "out", "data_dir", "as_json", "return"],
+        "certify": ["config", "overrides", "out", "data_dir", "as_json", "trust", "return"],
         "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],
         "data list": ["data_dir", "return"],

@@ -13,9 +13,10 @@ from bpfree.data import from_python
 from bpfree.data.records import is_data
 from bpfree.errors import UserError, unknown
 from bpfree.loading import load
+from bpfree.paths import user_path
 from bpfree.rule import Rule
 from bpfree.run import Run, train
-from bpfree.spec import Spec, split_spec
+from bpfree.spec import Spec, split_spec, without_foreign_code
 from bpfree.tasks import TASKS, Loss, reading
 from bpfree.trackers import Tracker
 
@@ -102,6 +103,7 @@ def fit(
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})
     if dataset is not None:
         config.data.name = dataset.name
+    path = None if out is None else folder.place(out)
     return train(
         config,
         net=net if isinstance(net, nn.Module) else None,
@@ -109,8 +111,8 @@ def fit(
         dataset=dataset,
         trackers=[tracker for tracker in trackers if isinstance(tracker, Tracker)],
         loss=None if isinstance(loss, str) else loss,
-        out=None if out is None else Path(out),
-        resume=resume and out is not None and (Path(out) / folder.CONFIG).exists(),
+        out=path,
+        resume=resume and path is not None and (path / folder.CONFIG).exists(),
     )
 
 
@@ -129,24 +131,31 @@ def _with_loss(task: Spec, loss: str) -> dict[str, Any]:
     return {"name": name, "loss": loss, **options}
 
 
-def resume(path: str | Path, data_dir: str | Path | None = None) -> Run:
+def resume(path: str | Path, data_dir: str | Path | None = None, *, trust: bool = False) -> Run:
     """Go on with a run that was interrupted; one that is over is loaded and returned as it is.
 
     The weights come out bit for bit as if it had never stopped.
 
+    Args:
+        path: of the run folder.
+        data_dir: where data sets are; default: where the run's config says.
+        trust: import what the run's config names as "module:Class", which executes that module.
+
     Raises:
-        UserError: the folder is no run, has no checkpoint, or its net came from Python.
+        UserError: the folder is no run, has no checkpoint, another process writes to it, its net came from Python, or
+            its config names code and `trust` is False.
     """
-    path = Path(path)
+    path = user_path(path, "run")
     values = folder.read_config(path)
-    if given := checkpoint.read_state(path / folder.LAST)["given"]:
+    if given := checkpoint.read_state(path / folder.LAST).given:
         raise UserError(
             f"{path}: its {' and '.join(given)} came from Python as objects, so no config can rebuild the run. Repeat "
             "the call there: bpfree.fit(..., resume=True)"
         )
-    config = parse(values, str(path / folder.CONFIG))
-    if data_dir is not None:
-        config.data.dir = str(data_dir)
-    if folder.read_result(path) is not None:
-        return load(path)
-    return train(config, out=path, resume=True)
+    with without_foreign_code(path / folder.CONFIG, trust=trust):
+        config = parse(values, str(path / folder.CONFIG))
+        if data_dir is not None:
+            config.data.dir = str(user_path(data_dir, "data_dir"))
+        if folder.read_result(path) is not None:
+            return load(path, trust=trust)
+        return train(config, out=path, resume=True)

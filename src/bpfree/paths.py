@@ -1,4 +1,4 @@
-"""Paths that users give, and files that are read: only regular files, so that no read hangs or never ends."""
+"""Paths as users give them, and files that are read: only regular files, so that no read hangs or never ends."""
 
 import os
 import stat

@@ -1,6 +1,7 @@
 """A run: a net, the rule that trains it, and what came of it. Every door ends in `train`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,10 +147,21 @@ class Run:
         Raises:
             UserError: the folder cannot be written or holds another run.
         """
-        out = Path(path)
+        out = folder.place(path)
         writer = folder.RunFolder(out, self.config.dump(), self.extra())
-        writer.on_start(self.trainer)
-        writer.on_end()
+        try:
+            writer.on_start(self.trainer)
+            writer.on_end()
+            self._copy_checkpoints(out)
+            if self.result:
+                writer.finish(self.result)
+            draw(self, out / folder.PLOTS, self.test)
+        finally:
+            writer.release()
+        return out
+
+    def _copy_checkpoints(self, out: Path) -> None:
+        """What a folder of this run has beside the last state, with the weights that the net has now."""
         if self.folder is not None:
             for name in (folder.LAST, folder.BEST):
                 if checkpoint.exists(self.folder / name):
@@ -157,10 +169,6 @@ class Run:
                     checkpoint.copy(self.folder / name, out, weights_of=own)
         elif self.weights == "best":
             checkpoint.save(self.trainer, out / folder.BEST, self.extra())
-        if self.result:
-            writer.finish(self.result)
-        draw(self, out / folder.PLOTS, self.test)
-        return out
 
     def plots(self) -> list[Path]:
         """Draw all pictures anew into the run's folder; those of samples show the test split, where there is one.
@@ -221,6 +229,9 @@ def train(
         loss: in place of the task's.
         out: the run folder; it must be new, unless the run is to be resumed.
         resume: go on from the folder's last checkpoint.
+
+    Raises:
+        UserError: anything that cannot work; the folder cannot be written, or another process writes to it.
     """
     objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None), ("loss", loss))
     given = [name for name, value in objects if value is not None]
@@ -232,10 +243,10 @@ def train(
     trainer, batches = this.trainer, this.training_batches(train_split)
     validation = None if validation_split is None else this.batches(validation_split)
     stopping = config.train.early_stopping.build() if config.train.early_stopping else None
-    keeper = folder.KeepBest() if out is None else _open_folder(this, batches, out, resume)
     readout = Ridge(this.batches(train_split), config.train.ridge) if config.train.readout == "ridge" else None
-    listeners = [*watching, *([readout] if readout else []), ProgressBar(config.train.epochs, batches), keeper]
-    with peak_process_memory(trainer.device) as peak:
+    listeners = [*watching, *([readout] if readout else []), ProgressBar(config.train.epochs, batches)]
+    with _kept(this, batches, out, resume) as keeper, peak_process_memory(trainer.device) as peak:
+        listeners.append(keeper)
         trainer.fit(batches, config.train.epochs, validation=validation, early_stopping=stopping, trackers=listeners)
         if stopping:
             keeper.restore_best(trainer)
@@ -245,12 +256,12 @@ def train(
             keeper.replace(trainer, f"{this.weights}.ckpt")
         test = this.test and judge(this.task, this.batches(this.test).epoch(), trainer.predict, trainer.net)
         controls = this.controls()
-        memory = {"peak_memory_bytes": peak()}
-    memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))
-    this.result = summarize(this, dataset, train_split, test) | ({"controls": controls} if controls else {}) | memory
-    if isinstance(keeper, folder.RunFolder):
-        keeper.finish(this.result)
-        draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
+        memory = {"peak_memory_bytes": peak(), "step_memory_bytes": trainer.step_memory(next(batches.epoch()))}
+        told = {"controls": controls} if controls else {}
+        this.result = summarize(this, dataset, train_split, test) | told | memory
+        if isinstance(keeper, folder.RunFolder):
+            keeper.finish(this.result)
+            draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
     return this
 
 
@@ -297,20 +308,31 @@ def _refuse_several(preprocess: Preprocess, config: Config) -> None:
         )
 
 
-def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder.RunFolder:
-    """The writer of a new folder, or of one whose last checkpoint is now in the trainer.
+@contextmanager
+def _kept(this: Run, batches: Batches, out: Path | None, resume: bool) -> Iterator[folder.RunFolder | folder.KeepBest]:
+    """What keeps a training: memory, a new folder, or one whose last checkpoint is now in the trainer.
 
-    The rule is bound first, and the folder made when training starts: a run that cannot begin leaves none.
+    The rule is bound first, and a new folder made when training starts: a run that cannot begin leaves none. A folder
+    is locked from before it is read or written until the training is over.
     """
+    if out is None:
+        yield folder.KeepBest()
+        return
     this.trainer.total_steps = this.config.train.epochs * len(batches)
-    state = checkpoint.read_state(out / folder.LAST) if resume else {}
-    this.trainer.compute_as(state)
-    this.trainer.bind(next(batches.epoch()))
-    if resume:
-        _refuse_another_config(this.config, state["config"], out)
-        checkpoint.load(this.trainer, out / folder.LAST)
-    this.folder = out
-    return folder.RunFolder(out, None if resume else this.config.dump(), this.extra())
+    lock = folder.take(out, new=False) if resume else None
+    writer = folder.RunFolder(out, None if resume else this.config.dump(), this.extra(), lock)
+    try:
+        if resume:
+            state = checkpoint.read_state(out / folder.LAST)
+            _refuse_another_config(this.config, state.config, out)
+            this.trainer.compute_as(state.precision, state.channels_last)
+        this.trainer.bind(next(batches.epoch()))
+        if resume:
+            checkpoint.load(this.trainer, out / folder.LAST)
+        this.folder = out
+        yield writer
+    finally:
+        writer.release()
 
 
 def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> None:

@@ -6,20 +6,41 @@ The constructor's own signature is the schema; there is no second one.
 import functools
 import importlib
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bpfree.errors import UserError, unknown
+from bpfree.errors import UserError, shown, unknown
 from bpfree.paths import user_path
 
 Spec = str | Mapping[str, Any]
 """A name, or a mapping with `name` and the constructor's options."""
+
+
+_stranger: ContextVar[str | None] = ContextVar("_stranger", default=None)
+
+
+@contextmanager
+def without_foreign_code(source: Path, *, trust: bool = False) -> Iterator[None]:
+    """Within it, a config of somebody else is read: a name such as "package.module:Class" is refused, not imported.
+
+    Args:
+        source: where the config is from, for errors.
+        trust: the user has allowed it; then nothing changes.
+    """
+    token = _stranger.set(None if trust else str(source))
+    try:
+        yield
+    finally:
+        _stranger.reset(token)
 
 
 def split_spec(spec: Spec, section: str) -> tuple[str, dict[str, Any]]:
@@ -33,23 +54,32 @@ def split_spec(spec: Spec, section: str) -> tuple[str, dict[str, Any]]:
     options = dict(spec)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise UserError(f"{section}.name: found {name!r}, allowed: the name of a {section}")
+        raise UserError(f"{section}.name: found {shown(name)}, allowed: the name of a {section}")
     return name, options
 
 
 def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | None = None) -> Callable[..., Any]:
     """The constructor of that name: from the table, or from outside as "package.module:Class".
 
+    This is the only place where a config makes anything be imported; see `without_foreign_code`.
+
     Args:
         outside: what a class from outside must derive from, so that a config cannot call just anything.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is code that a run folder names and that the user has not allowed.
     """
     if name in table:
         return table[name]  # type: ignore[no-any-return]
     if outside is None or ":" not in name:
         raise unknown(section, name, table)
+    if source := _stranger.get():
+        raise UserError(
+            f"{section}.name: found '{name}' in {source}, which is code that comes with no part of bpfree, so it is "
+            "not run. If you trust whoever wrote it, allow it: --trust, in Python trust=True (or pass the object)"
+        )
+    if str(Path.cwd()) not in sys.path:  # last: no file there takes the place of a library
+        sys.path.append(str(Path.cwd()))
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -150,7 +180,7 @@ def convert(annotation: Any, value: Any, where: str) -> Any:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
         return adapter.validate_python(value.item() if isinstance(value, np.generic) else value)
     except ValidationError as error:
-        raise UserError(f"{where}: found {value!r}, allowed: {describe(annotation)}") from error
+        raise UserError(f"{where}: found {shown(value)}, allowed: {describe(annotation)}") from error
 
 
 def describe(annotation: Any) -> str:

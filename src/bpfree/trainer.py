@@ -6,7 +6,7 @@ optimiser nor the clipping nor a checkpoint knows which rule wrote the gradients
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
@@ -138,12 +138,12 @@ class Trainer:
         self.channels_last = allows_channels_last(self, batch)
         self._bound = True
 
-    def compute_as(self, stored: Mapping[str, Any]) -> None:
-        """Compute as the training did of which the state of a checkpoint is given; to be called before `bind`."""
-        if stored.get("precision") in get_args(Precision):
-            self.precision = resolve(stored["precision"], self.device)
-        if isinstance(stored.get("channels_last"), bool):
-            self.channels_last = stored["channels_last"]
+    def compute_as(self, precision: Precision | None, channels_last: bool | None) -> None:
+        """Compute as a training did whose checkpoint says so; to be called before `bind`. None leaves it open."""
+        if precision is not None:
+            self.precision = resolve(precision, self.device)
+        if channels_last is not None:
+            self.channels_last = channels_last
 
     def _in_order(self, x: Inputs) -> Inputs:
         return channels_last(x) if self.channels_last else x

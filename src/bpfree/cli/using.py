@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from bpfree import api
-from bpfree.cli.shell import DataDir, RunArgument, named_test_split, told_in_one_line
+from bpfree.cli.shell import DataDir, RunArgument, Trust, named_test_split, told_in_one_line
 from bpfree.config import DataConfig
 from bpfree.data import DATASETS
 from bpfree.data.dataset import Preprocess
@@ -32,10 +32,11 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[RULE.KEY=VALUE]...", help="Such as rule.steps=50, for inference.")
     ] = None,
     data_dir: DataDir = None,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a run on its test split; prints JSON."""
     with told_in_one_line():
-        loaded = api.load(run, overrides=overrides or [])
+        loaded = api.load(run, overrides=overrides or [], trust=trust)
         if "data" in loaded.given:
             raise UserError(f"{run}: its data came from Python. Evaluate it there: bpfree.load(folder).evaluate(data)")
         loaded.test = named_test_split(loaded, data_dir)
@@ -44,10 +45,10 @@ def evaluate(
         typer.echo(json.dumps(loaded.evaluate()))
 
 
-def plots(run: RunArgument, data_dir: DataDir = None) -> None:
+def plots(run: RunArgument, data_dir: DataDir = None, trust: Trust = False) -> None:
     """Draw all pictures of a run anew; prints their paths. With data from Python, those that need no samples."""
     with told_in_one_line():
-        loaded = api.load(run)
+        loaded = api.load(run, trust=trust)
         if "data" not in loaded.given:
             loaded.test = named_test_split(loaded, data_dir)
         for path in loaded.plots():
@@ -57,10 +58,11 @@ def plots(run: RunArgument, data_dir: DataDir = None) -> None:
 def predict(
     run: RunArgument,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, .npy of raw samples, or .csv.")],
+    trust: Trust = False,
 ) -> None:
     """Print class and probability for each image; of a run that reconstructs, the error; else the numbers."""
     with told_in_one_line():
-        loaded = api.load(run)
+        loaded = api.load(run, trust=trust)
         scaled = _scales(loaded.config.data)
         reader = loaded.config.data.model_extra or {}
         batches = [(file, _read_samples(file, loaded.preprocess, scaled, reader)) for file in files]

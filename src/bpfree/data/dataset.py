@@ -1,19 +1,24 @@
 """A data set in memory, and what turns its raw values into a net's input."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from bpfree.data.columns import Column, are_numbers
+from bpfree.data.columns import Column, are_numbers, width
 from bpfree.data.labels import Answers, check_labels, class_counts
 from bpfree.data.rows import chunks
 from bpfree.data.split import Split as Split
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply, count, one_tensor, shapes, tensors_of
 from bpfree.noise import Noise
+
+_LARGEST_SAMPLE = 1 << 28  # values; of what a run folder says
+_MOST_CLASSES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -197,28 +202,45 @@ class Preprocess:
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Preprocess":
-        """The inverse of `save`.
+        """The inverse of `save`, of values that may be damaged.
 
         Raises:
-            UserError: a value is missing.
+            UserError: a value is missing, of the wrong type, or cannot be.
         """
         try:
-            shape, mean, std, (low, high) = (tuple(saved[key]) for key in ("shape", "mean", "std", "limits"))
-            names, columns = saved.get("class_names"), saved.get("columns")  # older checkpoints have none
-            return cls(
-                *(shape, mean, std, saved["white"], saved["classes"], saved["dtype"], (low, high)),
-                class_names=None if names is None else tuple(names),
-                columns=None if columns is None else tuple(Column(n, v and tuple(v)) for n, v in columns),
-                answer_shape=tuple(saved.get("answer_shape", ())),
-                answer_mean=tuple(saved.get("answer_mean", (0.0,))),
-                answer_std=tuple(saved.get("answer_std", (1.0,))),
-                time_step=saved.get("time_step", 1.0),
-                inputs=tuple((str(name), cls.load(_flat(own))) for name, own in saved.get("inputs", ())),
-                class_counts=tuple(saved.get("class_counts", ())),
-                samples=saved.get("samples", 0),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"checkpoint: its preprocessing is damaged ({error})") from error
+            loaded = TypeAdapter(cls).validate_python(saved)
+            loaded.check()
+        except ValueError as error:  # pydantic's among them
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            where = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"checkpoint: its preprocessing is damaged ({where}: {first['msg']})") from error
+        return loaded
+
+    def check(self) -> None:
+        """Raise ValueError for values that no data set has."""
+        channels = self.shape[0] if self.shape else 0
+        numbers = (*self.mean, *self.std, *self.limits, *self.answer_mean, *self.answer_std, self.white, self.time_step)
+        kind = getattr(torch, self.dtype, None)
+        names, columns = self.class_names, self.columns
+        for fits, what in (
+            (min((1, *self.shape)) > 0 and math.prod(self.shape) <= _LARGEST_SAMPLE, "shape"),
+            (len(self.mean) in (1, channels) and len(self.std) == len(self.mean), "mean and std"),
+            (all(map(math.isfinite, numbers)), "numbers that are finite"),
+            (min((*self.std, *self.answer_std, self.white, self.time_step), default=0) > 0, "std and white above 0"),
+            (self.limits[0] <= self.limits[1], "limits"),
+            (isinstance(kind, torch.dtype), "dtype"),
+            (0 <= self.classes <= _MOST_CLASSES, "classes"),
+            (names is None or len(names) == self.classes, "class_names"),
+            (columns is None or width(columns) == channels, "columns"),
+            (len(self.answer_shape) <= 8 and math.prod((1, *self.answer_shape)) <= _LARGEST_SAMPLE, "answer_shape"),
+            (min((1, *self.answer_shape)) > 0 and len(self.answer_mean) == len(self.answer_std) > 0, "answers"),
+            (len(self.class_counts) in (0, self.classes) and min((0, *self.class_counts)) == 0, "class_counts"),
+            (all(name and not own.inputs for name, own in self.inputs), "inputs"),
+        ):
+            if not fits:
+                raise ValueError(f"{what} cannot be so")
+        for _, own in self.inputs:
+            own.check()
 
     def save(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -297,11 +319,6 @@ class Preprocess:
     def unlabelled(self, x: Inputs) -> Split:
         """Raw samples [N, ...] with labels of zeros."""
         return Split(x, torch.zeros(count(x), *self.answer_shape, dtype=torch.int64 if self.classes else torch.float32))
-
-
-def _flat(saved: dict[str, Any]) -> dict[str, Any]:
-    """What was saved of one input, which has no inputs itself."""
-    return {key: value for key, value in saved.items() if key != "inputs"}
 
 
 def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bpfree.atomic import refuse_to_replace
 from bpfree.data import Split
 from bpfree.diffusion import DiffusionRule
 from bpfree.tasks import Classify, Reconstruct
@@ -28,7 +29,11 @@ def draw(run: "Run", folder: Path, split: Split | None = None) -> list[Path]:
 
     Returns:
         The paths of the pictures.
+
+    Raises:
+        UserError: a picture cannot be written, or the folder is a link, which may lead anywhere.
     """
+    refuse_to_replace(folder, folder=True)
     from bpfree.lab.answers import draw_answers
     from bpfree.lab.diffusion import draw_diffusion
     from bpfree.lab.numbers import draw_numbers
