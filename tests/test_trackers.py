@@ -380,7 +380,7 @@ def test_more_that_is_refused(digits_data):
     for name in ("bp_cosine", "gradients"):
         with pytest.raises(UserError, match=f"{name} looks at gradients, which update: fused frees"):
             bpfree.fit("mlp", "digits", "drtp", update="fused", trackers=[name])
-    with pytest.raises(UserError, match="the task Reconstruct has no accuracy"):
+    with pytest.raises(UserError, match="needs one class for each sample, but the task is reconstruct"):
         bpfree.fit("mlp", "digits", "dfa", task="reconstruct", trackers=["segment_accuracy"])
     with pytest.raises(UserError, match="trackers: found cost 2 times, allowed: once"):
         bpfree.fit("mlp", "digits", "dfa", trackers=["cost", TRACKERS["cost"](every=3)])
