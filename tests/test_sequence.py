@@ -284,7 +284,10 @@ def test_the_shell_trains_on_lorenz(tmp_path, small):
         ({"net": {**NET, "each_step": False}}, r"has a target for each step, \[16, 24, 3\]. Use net.name=gru"),
         ({"net": {**NET, "each_step": False}, "rule": "dfa"}, "nets do with net.each_step=true"),
         ({"net": "mlp"}, "has a target for each step"),
-        ({"rule": "pepita"}, "rule 'pepita' is for the tasks classify, reconstruct, regress, so it cannot predict seq"),
+        (
+            {"rule": "pepita"},
+            "rule 'pepita' is for the tasks classify, multilabel, reconstruct, regress, so it cannot predict seq",
+        ),
         ({"rule": "drtp"}, "rule 'drtp' learns from class labels, so it cannot predict sequences"),
         ({"rule": "noprop_dt"}, "rule 'noprop_dt' is for the tasks classify, reconstruct, so it cannot"),
         ({"rule": {"name": "dfa", "feedback": "aligned"}}, "feedback: found 'aligned' with a target at each step"),

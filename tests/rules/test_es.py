@@ -239,7 +239,7 @@ def test_a_score_that_is_no_number_is_refused(score, message, evaluator, batch):
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1"])
 def test_scores_of_classes_are_refused_where_samples_are_rebuilt(name):
     rule = {"name": "eggroll", "objective": name}
-    with pytest.raises(UserError, match=f"objective: found {name}, which needs classes"):
+    with pytest.raises(UserError, match=f"objective: found {name}, which needs one class for each sample"):
         bpfree.fit({"name": "mlp", "hidden": [8]}, "digits", rule, epochs=1, task="reconstruct")
 
 
