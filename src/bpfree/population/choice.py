@@ -46,21 +46,9 @@ def choose(
     Raises:
         UserError: the one that was asked for cannot run the net.
     """
-    memory = _CACHE if max_memory is None else max_memory * 2**20
-    largest = largest_output(net, x)
-    written = sum(p.numel() * p.element_size() for p in generation.parameters)
     trial = replace(generation, members=generation.members[:_TRIED])
     behaviour = _with_frozen_parts(behaviour, net, x, trial)
-    samples = _slice(net, x, memory / (2 * largest / count(x)), 1 if max_memory else _SLICE, trial, behaviour)
-    first = find_first_layer(net, x, generation, memory) if isinstance(generation.perturbation, LowRank) else None
-    if first and not _alike(Loop(None, first, behaviour), net, x, judge, trial):  # it uses the weight elsewhere, too
-        first = None
-    makers: dict[EvaluatorName, Callable[[], Evaluator]] = {
-        "loop": lambda: Loop(samples, first, behaviour),
-        "lowrank": lambda: LowRankEvaluator(_fitting(memory, 2 * largest), behaviour),
-        "vmap": lambda: Vmap(_fitting(memory, 2 * largest + 3 * written), behaviour),  # noise, and noise times sigma
-        "in_place": lambda: InPlace(samples, behaviour),
-    }
+    makers = _makers(net, x, judge, generation, max_memory, behaviour)
     if asked != "auto":
         obstacle = _obstacle(asked, makers[asked](), net, x, judge, trial)
         if obstacle:
@@ -71,6 +59,31 @@ def choose(
     seconds = {name: _seconds(makers[name](), net, x, judge, trial) for name in able}
     best = min(able, key=lambda name: seconds[name])
     return best, makers[best]()
+
+
+def _makers(
+    net: nn.Module,
+    x: Inputs,
+    judge: Judge,
+    generation: Generation,
+    max_memory: float | None,
+    behaviour: Behaviour,
+) -> dict[EvaluatorName, Callable[[], Evaluator]]:
+    """The evaluators by name, sized for this net; see `choose` for the arguments."""
+    memory = _CACHE if max_memory is None else max_memory * 2**20
+    largest = largest_output(net, x)
+    written = sum(p.numel() * p.element_size() for p in generation.parameters)
+    trial = replace(generation, members=generation.members[:_TRIED])
+    samples = _slice(net, x, memory / (2 * largest / count(x)), 1 if max_memory else _SLICE, trial, behaviour)
+    first = find_first_layer(net, x, generation, memory) if isinstance(generation.perturbation, LowRank) else None
+    if first and not _alike(Loop(None, first, behaviour), net, x, judge, trial):  # it uses the weight elsewhere, too
+        first = None
+    return {
+        "loop": lambda: Loop(samples, first, behaviour),
+        "lowrank": lambda: LowRankEvaluator(_fitting(memory, 2 * largest), behaviour),
+        "vmap": lambda: Vmap(_fitting(memory, 2 * largest + 3 * written), behaviour),  # noise, and noise times sigma
+        "in_place": lambda: InPlace(samples, behaviour),
+    }
 
 
 @torch.no_grad()
