@@ -141,7 +141,10 @@ def test_known_faults_of_libraries_are_avoided(layer, avx512, safe, allowed, mon
     net = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(10))
     x = torch.randn(6, layer.in_channels, 8, 8)
     net(x)
-    for decided in (None, True):  # also if a training was begun on another machine
+    assert any(fault.hits(net, nn.Identity()) for fault in rehearsal.FAULTS) is not safe
+    for decided in (
+        () if avx512 else (None, True)
+    ):  # never run what may kill this process; also if a training was begun on another machine
         trainer = Trainer(net, "backprop", TASK)
         trainer.channels_last = decided
         trainer.bind(Batch(x, torch.arange(6)))

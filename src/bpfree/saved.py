@@ -16,7 +16,7 @@ from bpfree.precision import Precision
 from bpfree.state import Progress
 
 FORMAT = 2
-Name = Literal["net", "rule", "data", "trackers"]
+Name = Literal["net", "rule", "data", "trackers", "loss"]
 Numbers = dict[str, float]
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Plain = int | float | bool | str | None | list[Any]
