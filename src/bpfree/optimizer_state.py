@@ -57,7 +57,9 @@ def _groups(optimizer: Optimizer, plain: SavedOptimizer) -> list[dict[str, Any]]
         for key, value in saved.items():
             if not _is_alike(value, now[key]):
                 raise UserError(f"{key}: found {shown(value)}, allowed: a value like {shown(now[key])}")
-        groups.append({k: tuple(v) if isinstance(now[k], tuple) else v for k, v in saved.items()})
+        groups.append(
+            {k: tuple(v) if isinstance(v, list) and isinstance(now[k], tuple) else v for k, v in saved.items()}
+        )
     return groups
 
 
@@ -106,7 +108,8 @@ def _example(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
     like = group["params"][0] if group["params"] else torch.zeros(())
     parameter = torch.nn.Parameter(torch.zeros(2, dtype=like.dtype, device=like.device))
     parameter.grad = torch.zeros_like(parameter)
-    other = type(optimizer)([{**group, "params": [parameter]}])
+    kind: Any = type(optimizer)
+    other = kind([{**group, "params": [parameter]}])
     other.step()
     return dict(other.state[parameter])
 

@@ -91,12 +91,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """One node; an alias is the node that it stands for."""
-        is_alias = self.check_event(yaml.AliasEvent)  # type: ignore[no-untyped-call]
+        is_alias = self.check_event(yaml.AliasEvent)
         line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
         self._open += 1
         if self._open > _DEPTH:
             raise _RefusedError(f"line {line}: more than {_DEPTH} lists and mappings within each other")
         node = super().compose_node(parent, index)
+        assert node is not None
         self._open -= 1
         if is_alias and id(node) not in self._known:
             raise _RefusedError(f"line {line}: an alias within the value that it stands for")

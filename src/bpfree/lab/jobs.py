@@ -110,10 +110,11 @@ class _Queue:
         while (job := self._next()) is not None:
             error = ""
             try:
+                arguments = _prepare(job)
                 if server is None:
                     server = Server()
                 if self._begin(job, server):
-                    status = server.run(_prepare(job), job.log_file)
+                    status = server.run(arguments, job.log_file)
                     if status == KILLED_SERVER:
                         server.close()
                         server = None

@@ -1,0 +1,85 @@
+"""Kills at random moments, with resumes and a rival for the lock: the weights come out as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from bpfree.config import load_config
+from bpfree.run import train
+from tests.helpers import same
+from tests.test_run import command, finished_epochs, weights
+
+KILLS = int(os.environ.get("BPFREE_TEST_KILLS", "300"))
+LONGEST = 1.5  # seconds from the first checkpoint to the kill
+ARGS = ["digits/mono_forward", "train.epochs=150", "data.shift=1", "optimizer.lr=0.003", "net.hidden=[32]"]
+REFUSED = ("another process is writing to it", "holds another run")
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+
+
+def begun(folder, process):
+    """Wait until the process has written its first file, or has ended."""
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("events.*")} if folder.exists() else {}
+    while process.poll() is None:
+        if any(path not in before for path in folder.glob("events.*")):
+            return
+        time.sleep(0.01)
+
+
+def kill_and_resume(out, kills, chance):
+    """Kill what trains `kills` times; a rival tries the lock each time.
+
+    Returns:
+        How many kills hit a training, and how often the rival was refused.
+    """
+    hit = refused = 0
+    while hit < kills and not (out / "result.json").exists():
+        is_new = not (out / "config.yaml").exists()
+        first = command("train", *ARGS, "--out", out) if is_new else command("train", "--resume", out)
+        process = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        rival = None
+        if chance.random() < 0.3:
+            begun(out, process)
+            again = command("train", "--resume", out) if (out / "config.yaml").exists() else first
+            rival = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        elif chance.random() < 0.8:
+            begun(out, process)
+        time.sleep(chance.random() * LONGEST)
+        hit += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if rival is not None:
+            time.sleep(chance.random() * LONGEST)
+            hit += rival.poll() is None
+            rival.kill()
+            told = rival.communicate()[1]
+            refused += any(words in told for words in REFUSED)
+            assert "Traceback" not in told, told
+    return hit, refused
+
+
+def check_kills(tmp_path, kills):
+    chance, total, refused = random.Random(0), 0, 0
+    train(load_config(ARGS[0], ARGS[1:]), out=tmp_path / "whole")
+    number = 0
+    while total < kills:
+        out = tmp_path / f"torn-{number}"
+        number += 1
+        hit, no = kill_and_resume(out, kills - total, chance)
+        total, refused = total + hit, refused + no
+        subprocess.run(command("train", "--resume", out), check=True, stdout=subprocess.DEVNULL)
+        for name in ("last.ckpt", "best.ckpt"):
+            assert same(weights(tmp_path / "whole", name), weights(out, name)), f"{out}: {name} differs"
+        assert finished_epochs(out) == finished_epochs(tmp_path / "whole")
+    return total, refused
+
+
+@pytest.mark.slow
+def test_300_kills_with_a_rival_for_the_lock(tmp_path, undrawn):
+    total, refused = check_kills(tmp_path, KILLS)
+    assert total >= KILLS
+    assert KILLS < 50 or refused > 0
