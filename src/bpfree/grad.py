@@ -1,8 +1,8 @@
 """What rules have in common when they write `.grad`."""
 
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -94,6 +94,22 @@ def eager() -> AbstractContextManager[Any]:
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+@contextmanager
+def unfused(net: nn.Module) -> Iterator[None]:
+    """Within it, recurrent layers compute by products that autograd shows, and not by one kernel for all steps."""
+    if not any(isinstance(module, nn.RNNBase) for module in net.modules()):
+        yield
+        return
+    before = torch._C._get_cudnn_enabled(), torch._C._get_mkldnn_enabled()
+    torch._C._set_cudnn_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(before[0])
+        torch._C._set_mkldnn_enabled(before[1])
 
 
 def runs_again() -> bool:

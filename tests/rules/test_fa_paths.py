@@ -295,6 +295,7 @@ def test_what_would_carry_errors_through_true_weights_is_refused(make, tokens):
         (lambda net, h: net.a(h) @ (net.w @ net.v), "from parameter '[vw]'", {"w": matrix(8, 2), "v": matrix(2, 8)}),
         (lambda net, h: (net.a(h)[..., None] * net.w).sum(-2), "matrix product written as sc", {"w": matrix(8, 8)}),
         (lambda net, h: torch.cdist(net.a(h), net.w.expand(B and len(h), 8, 8)), "'w' in Cdist", {"w": matrix(8, 8)}),
+        (lambda net, h: checkpoint(lambda t: t @ net.w, net.a(h), use_reentrant=True), "hides", {"w": matrix(8, 8)}),
         (lambda net, h: Through.apply(net.a(h), net.w), "'w' in ThroughBackward", {"w": matrix(8, 8)}),
     ):
         net = Net(between, a=dense(), **parts).double().to(tokens.x.device)
@@ -407,6 +408,17 @@ def test_what_a_net_takes_and_gives(batch):
     assert same(found[0], found[2])
     with pytest.raises(UserError, match="net: its output is tuple, allowed: one tensor"):
         FA().bind(Towers(lambda out: (out, out)).double().to(x.device), TASK, batch._replace(x=(x, x)))
+
+
+def test_recurrent_layers_have_feedback_where_torch_would_fuse_them(batch, tokens):
+    """In float32 a processor runs an LSTM in one kernel, in which nothing can be replaced."""
+    net, _ = made("lstm", batch, tokens)
+    rule = bound(FA(), net.float(), tokens)
+    rule.factors = lambda weight, drawn, noise: (weight, 1.0)
+    written, true = write(rule, net, tokens), write(Backprop(), net, tokens)
+    for name in true:
+        torch.testing.assert_close(written[name], true[name], rtol=0, atol=1e-6, msg=name)
+    assert torch.backends.mkldnn.is_available() == torch._C._get_mkldnn_enabled()
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

@@ -30,7 +30,7 @@ without the forward of a Linear or a convolution, what autograd keeps of it for 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -48,7 +48,7 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
-from bpfree.grad import backward, detach_input, eager, used_weight, weight_of
+from bpfree.grad import backward, detach_input, eager, unfused, used_weight, weight_of
 from bpfree.inputs import forward
 from bpfree.locality import Locality
 from bpfree.noise import Noise
@@ -128,7 +128,7 @@ class FA(Rule):
         if not self.is_bound:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
         with fed_back(net, {name: self._matrix_of(name, noise) for name in self.hooked}):
-            with noise.global_rng(batch.device), parametrize.cached():
+            with noise.global_rng(batch.device), parametrize.cached(), unfused(net) if self.direct else nullcontext():
                 out = forward(net, batch.x)
             if self.direct:
                 self._lead_direct_uses(net, out, noise)
@@ -137,7 +137,7 @@ class FA(Rule):
         return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
-        """W and B of every layer but the first, whose B carries nothing."""
+        """W and B of every weight but the first, whose B carries nothing unless something before it learns."""
         weights = {name: self._weight(net, name) for name in self.names[1:]}
         return {name: (weight, torch.mul(*self._matrix_of(name, noise)(weight))) for name, weight in weights.items()}
 
