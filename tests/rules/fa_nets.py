@@ -54,7 +54,7 @@ def attention(**options):
 
 
 def encoder(**options):
-    return nn.TransformerEncoderLayer(WIDTH, 2, 12, dropout=0.1, batch_first=True, **options)
+    return nn.TransformerEncoderLayer(WIDTH, 2, 12, **{"dropout": 0.1, "batch_first": True, **options})
 
 
 def dense():

@@ -54,6 +54,17 @@ def test_a_weight_has_one_b_however_it_is_used(tokens):
     assert not bool(written["Net.emb.weight"].any())
 
 
+def test_a_block_that_is_left_out_when_the_rule_is_bound_has_feedback_too(tokens):
+    """As by stochastic depth."""
+    net = Net(lambda net, h: h if net.skips else net.e(h), e=encoder(dropout=0.0)).double().to(tokens.x.device)
+    net.skips = True
+    rule = bound(FA(), net, tokens)
+    net.skips = False
+    rule.factors = lambda weight, drawn, noise: (torch.zeros_like(weight), 1.0)
+    written = write(rule, net, tokens)
+    assert [name for name in written if bool(written[name].any())] == ["Net.out.weight", "Net.out.bias"]
+
+
 def test_feedback_of_a_matrix_that_is_used_inputs_first(tokens):
     """x @ W has the feedback that a Linear of its shape would have: bounds by the number of its inputs."""
     net = Net(lambda net, h: (net.a(h) @ net.w).tanh() @ net.v, a=dense(), w=matrix(8, 400), v=matrix(400, 8))

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bpfree.cut import reached_parameters
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import (
     ALIGNED,
@@ -104,7 +105,10 @@ class FA(Rule):
         with fed_back(net, unasked), rehearsed(net, batch.first(2).x) as (out, leaves):
             uses = direct_uses(net, out, leaves, weights)
             send_through(net, out, {p: p.detach for p in (net.get_parameter(use.name) for use in uses)})
-        return uses
+            reached = set(reached_parameters(net, out))
+        hooked = {f"{name}.weight" for name in self.hooked}
+        idle = [name for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1 and name not in reached]
+        return [*uses, *(Direct(name, False) for name in idle if name not in hooked)]  # those may be used another time
 
     def locality(self) -> Locality:
         """Backprop's, but for the weights on the way back."""
