@@ -17,11 +17,34 @@ from tests.helpers import without_pictures
 
 torch.set_num_threads(1)
 
+DEVICE = torch.device(os.environ.get("BPFREE_TEST_DEVICE", "cpu"))
+if DEVICE.type == "cuda":  # a resume is compared with a whole run to the bit
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+BY_THEMSELVES = (
+    "test_certify_door.py",
+    "test_embeddings.py",
+    "test_freezing.py",
+    "test_regress.py",
+    "test_sequence.py",
+    "test_trackers.py",
+)
+"""Files with trainings that choose the device by themselves: the GPU where there is one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m device` selects the tests that are worth running on a GPU."""
+    for item in items:
+        on_device = "device" in getattr(item, "fixturenames", ())
+        if on_device or item.path.name in BY_THEMSELVES or "resume" in item.name:
+            item.add_marker("device")
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """From BPFREE_TEST_DEVICE, so that the same tests run on cuda or mps."""
-    return torch.device(os.environ.get("BPFREE_TEST_DEVICE", "cpu"))
+    return DEVICE
 
 
 @pytest.fixture(scope="session")

@@ -77,4 +77,4 @@ def autograd_of(loss: Tensor, net: nn.Module) -> dict[str, Tensor]:
 def bound(rule, net: nn.Module, batch: Batch, task=TASK):
     torch.manual_seed(1)
     rule.bind(net, task, batch)
-    return rule.to(batch.x.device)
+    return rule.to(batch.device)

@@ -51,15 +51,15 @@ def test_the_commands_and_options_are_frozen():
             name = command.name or command.callback.__name__
             found[prefix + name] = list(command.callback.__annotations__)
     assert found == {
-        "train": ["config", "overrides", "out", "data_dir", "resume", "return"],
+        "train": ["config", "overrides", "out", "data_dir", "resume", "trust", "return"],
         "tune": ["config", "overrides", "out", "storage", "workers", "data_dir", "return"],
-        "eval": ["run", "overrides", "data_dir", "return"],
-        "plots": ["run", "data_dir", "return"],
-        "predict": ["run", "files", "return"],
-        "report": ["runs", "out", "data_dir", "return"],
+        "eval": ["run", "overrides", "data_dir", "trust", "return"],
+        "plots": ["run", "data_dir", "trust", "return"],
+        "predict": ["run", "files", "trust", "return"],
+        "report": ["runs", "out", "data_dir", "trust", "return"],
         "board": ["runs", "port", "return"],
         "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "data_dir", "return"],
-        "certify": ["config", "overrides", "out", "data_dir", "as_json", "return"],
+        "certify": ["config", "overrides", "out", "data_dir", "as_json", "trust", "return"],
         "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],
         "data list": ["data_dir", "return"],
@@ -313,3 +313,36 @@ def test_a_diverged_run_says_what_to_try_and_what_is_kept(tmp_path):
     assert "training diverged" in line
     assert "smaller optimizer.lr" in line
     assert line.endswith(f"The last good checkpoint is kept in {tmp_path / 'run'}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.csv"])
+def test_predict_reads_regular_files_only(run_folder, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert f"{name}: found a named pipe (FIFO), allowed: a regular file" in refused(
+        "predict", run_folder, tmp_path / name
+    )
+    (tmp_path / "folder").mkdir()
+    assert "found a folder, allowed: a regular file" in refused("predict", run_folder, tmp_path / "folder")
+
+
+def test_predict_takes_arrays_of_every_type_and_layout(run_folder, tmp_path, digits_data):
+    x = digits_data.test.x[:4].numpy()
+    same = {
+        "a": x,
+        "last": x.transpose(0, 2, 3, 1),
+        "big": x.astype(">i8"),
+        "wide": x.astype("longdouble"),
+        "grey": x[:, 0],
+    }
+    answers = []
+    for name, values in same.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        answers.append(
+            [
+                line.split("\t")[1:]
+                for line in shell("predict", run_folder, tmp_path / f"{name}.npy").stdout.splitlines()
+            ]
+        )
+    assert len(answers[0]) == 4
+    assert answers == [answers[0]] * len(same)

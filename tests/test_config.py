@@ -58,7 +58,10 @@ def test_a_number_written_as_yaml_reads_it_is_a_number():
         (["data.validation=1.5"], r"data.validation: found 1.5, allowed: less than 1"),
         (["rule.feedback=gaussian"], r"rule.feedback: found 'gaussian', allowed: uniform or kaiming or xavier"),
         (["net.hidden=wide"], r"net.hidden: found 'wide', allowed: a list of int"),
-        (["train.precision=fp4"], r"train.precision: found 'fp4', allowed: 'float32', 'float32_torch' or 'bfloat16'"),
+        (
+            ["train.precision=fp4"],
+            r"train.precision: found 'fp4', allowed: 'auto', 'float32', 'float32_torch' or ",
+        ),
         (["nonsense"], r"override: found 'nonsense', allowed: section.key=value"),
         (["net.hidden.first=3"], r"net.hidden.first=3': hidden is \[256, 256\], allowed: a section"),
         (["train=3"], r"train: found 3"),

@@ -91,8 +91,8 @@ def test_stages_end_behind_the_activation_and_before_pooling(net, expected):
     assert stages(net) == expected
 
 
-def test_stages_of_another_module_are_refused_with_candidates():
-    with pytest.raises(UserError, match=r"Skip is no nn.Sequential.*a, act, b, c"):
+def test_stages_of_another_module_are_refused_with_the_cure():
+    with pytest.raises(UserError, match=r"Skip is not an nn.Sequential.*bpfree.taps\(net, x\) shows where"):
         stages(Skip(sound=True))
 
 

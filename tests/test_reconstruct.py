@@ -144,8 +144,9 @@ def test_a_run_shows_originals_and_reconstructions(tmp_path, digits_data):
 
 
 def test_what_cannot_be_rebuilt_is_refused(digits_data):
+    words = torch.nn.Sequential(torch.nn.Embedding(40, 2), torch.nn.Flatten(), torch.nn.Linear(8, 4))
     with pytest.raises(UserError, match="samples that are tokens"):
-        bpfree.fit("mlp", torch.arange(40).view(10, 4), "backprop", task="reconstruct")
+        bpfree.fit(words, torch.arange(40).view(10, 4), "backprop", task="reconstruct")
     with pytest.raises(UserError, match=r"samples of shape \[1, 8, 8\] need \[64, 64\]"):
         bpfree.fit(NETS["mlp"](SHAPE, 10), digits_data.train.x, "dfa", task="reconstruct")
     with pytest.raises(UserError, match="allowed: a pair"):

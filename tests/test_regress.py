@@ -132,7 +132,7 @@ def test_mono_forward_minimises_the_error_of_its_own_read_out(patients):
     rule.gradients(net, Regress(), batch, Noise())
     loss = F.mse_loss(net.fc1(batch.x).tanh() @ rule.heads[0].weight.T, batch.y)
     torch.testing.assert_close(net.fc1.weight.grad, torch.autograd.grad(loss, net.fc1.weight)[0])
-    with pytest.raises(UserError, match="read: found 'sum' for targets that are no classes"):
+    with pytest.raises(UserError, match="read: found 'sum', but the task Regress has no classes"):
         bpfree.fit("mlp", "diabetes", {"name": "mono_forward", "read": "sum"}, epochs=1, task="regress")
 
 

@@ -135,14 +135,35 @@ def test_frozen_parameters_stay_out(name, batch):
     assert not owned & {id(p) for p in frozen}
 
 
-@pytest.mark.parametrize("name", ["dfa", "drtp", "mono_forward", "local", "predsim", "shallow"])
+class InOnePiece(nn.Module):
+    """A connection goes around every layer but the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(64, 20), nn.Linear(20, 20), nn.Linear(20, 10)
+
+    def forward(self, x):
+        h = self.a(x.flatten(1)).tanh()
+        return (
+            self.c(self.b(h).tanh() + 0.1 * h)[:, :10] + 0.01 * self.b(h)[:, :10] + 0.01 * self.a(x.flatten(1))[:, :10]
+        )
+
+
+LOCAL = ["dfa", "drtp", "mono_forward", "local", "predsim", "shallow"]
+
+
+@pytest.mark.parametrize("name", LOCAL)
 def test_a_net_in_one_piece_is_refused_and_not_trained_by_backprop(name, batch):
-    net = nn.Sequential(NETS["mlp"](IN_SHAPE, 10, activation="tanh")).double().to(batch.x.device)
-    with pytest.raises(UserError, match=r"one stage with 3 layers \(0.fc1, .*taps=\['0.fc1'\]"):
-        bound(RULES[name](), net, batch)
-    bound(RULES[name](taps=["0.act1"]), net, batch)
+    with pytest.raises(UserError, match="taps: none were given, and InOnePiece has no block behind which it can be"):
+        bound(RULES[name](), InOnePiece().to(batch.x), batch)
     single = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(batch.x)
     bound(RULES[name](), single, batch)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_sequential_in_a_sequential_is_cut_as_by_itself(name, batch):
+    net = nn.Sequential(NETS["mlp"](IN_SHAPE, 10, activation="tanh")).double().to(batch.x.device)
+    assert bound(RULES[name](), net, batch).taps == ("0.act1", "0.act2")
 
 
 def test_heads_of_frozen_segments_learn(batch):

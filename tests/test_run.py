@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import bpfree
-from bpfree import UserError, checkpoint, folder
+from bpfree import UserError, atomic, checkpoint, folder
 from bpfree.api import resume
 from bpfree.config import load_config, parse
 from bpfree.diffusion import DiffusionRule
-from bpfree.layout import lies_channels_last
 from bpfree.optim import SCHEDULES
 from bpfree.rules import RULES
 from bpfree.run import train
@@ -57,7 +56,7 @@ def test_a_run_folder_is_complete(tmp_path, undrawn):
     undrawn.undo()
     done = bpfree.fit("mlp", "digits", "mono_forward", epochs=3, out=tmp_path / "run")
     names = {p.name for p in done.folder.iterdir() if not p.name.startswith("events.")}
-    assert names == {"config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt", "plots"}
+    assert names == {".lock", "config.yaml", "metrics.jsonl", "result.json", "last.ckpt", "best.ckpt", "plots"}
     result = json.loads((done.folder / "result.json").read_text())
     assert result == done.result
     expected = {"test", "rule", "net", "dataset", "seed", "epochs", "parameters", "wall_seconds", "cpu_seconds"}
@@ -73,7 +72,7 @@ def test_a_run_folder_is_complete(tmp_path, undrawn):
     assert (done.folder / "plots" / "training.png").read_bytes()[:4] == b"\x89PNG"
     assert tensorboard_steps(done.folder) == [line["step"] for line in lines]
     best = max(range(3), key=lambda i: lines[i]["validation"]["accuracy"])
-    assert checkpoint.read_state(done.folder / "best.ckpt")["progress"]["step"] == lines[best]["step"]
+    assert checkpoint.read_state(done.folder / "best.ckpt").progress.step == lines[best]["step"]
 
 
 def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
@@ -109,7 +108,9 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     assert (whole["test"], whole["train"]) == (again["test"], again["train"])
     metrics = [json.loads(line) for line in (torn / "metrics.jsonl").read_text().splitlines()]
     assert [m["epoch"] for m in metrics] == list(range(1, 13))
-    assert [f.name for f in torn.glob(".*")] == [".own.notes.txt"], "nothing but what the killed processes left goes"
+    assert sorted(f.name for f in torn.glob(".*")) == [".lock", ".own.notes.txt"], (
+        "nothing but what the killed processes left goes"
+    )
 
 
 def finished_epochs(folder):
@@ -133,7 +134,7 @@ def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
     assert errors.strip() == (
         f"interrupted. The last good checkpoint is kept; go on with: bpfree train --resume {torn}"
     )
-    step = checkpoint.read_state(torn / "last.ckpt")["progress"]["step"]
+    step = checkpoint.read_state(torn / "last.ckpt").progress.step
     assert step > 0
     last = json.loads((torn / "metrics.jsonl").read_text().splitlines()[-1])
     assert last == {"kind": "stopped", "step": step, "why": "interrupted"}
@@ -150,7 +151,7 @@ def test_a_resume_from_any_step_is_exact(at, tmp_path, monkeypatch):
     bpfree.fit("mlp", "digits", "mono_forward", out=tmp_path / "whole", **options)
     with power_cut(monkeypatch, at, by_ctrl_c=True), pytest.raises(KeyboardInterrupt):
         bpfree.fit("mlp", "digits", "mono_forward", out=tmp_path / "torn", **options)
-    assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == at
+    assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt").progress.step == at
     resume(tmp_path / "torn")
     for name in ("last.ckpt", "best.ckpt"):
         assert same(weights(tmp_path / "whole", name), weights(tmp_path / "torn", name))
@@ -225,9 +226,9 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(tmp_path, monkeypatch, digi
 
 def test_a_process_killed_before_its_first_checkpoint_leaves_no_dead_end(tmp_path, monkeypatch):
     """Whatever was written, the same command works again."""
-    for moment in ("save", "write_text"):
+    for moment in ("checkpoint.save", "folder.write_text"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, moment, lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+            patch.setattr(f"bpfree.{moment}", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
             with pytest.raises(RuntimeError):
                 bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
         done = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
@@ -274,12 +275,6 @@ def test_a_net_of_two_and_three_dimensional_convolutions(digits_data):
     assert bpfree.fit(Both(), digits_data.train, "backprop", epochs=1).metrics
 
 
-def test_feature_maps_of_grey_images_lie_channels_last():
-    """Weights [16, 1, 3, 3] look as if they lay so already; pooling what they give would take five times as long."""
-    run = bpfree.fit({"name": "conv", "channels": [4, 4], "hidden": 8}, "digits", "backprop", epochs=1)
-    assert lies_channels_last(run.net.conv1(torch.randn(5, 1, 8, 8, device=run.trainer.device)))
-
-
 def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digits_data, monkeypatch):
     def fit(out):
         torch.manual_seed(0)
@@ -289,7 +284,7 @@ def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digit
     fit("whole")
     with power_cut(monkeypatch, 30), pytest.raises(RuntimeError):
         fit("torn")
-    assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt")["progress"]["step"] == 20
+    assert checkpoint.read_state(tmp_path / "torn" / "last.ckpt").progress.step == 20
     fit("torn")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
 
@@ -398,8 +393,8 @@ def forget(path, *keys):
         (lambda f: (f / "last.ckpt" / "state.json").write_text("{"), "state.json: damaged"),
         (lambda f: (f / "last.ckpt" / "state.json").write_text("{}"), "not a checkpoint of format 2"),
         (lambda f: (f / "result.json").write_text("{"), "result.json: damaged"),
-        (lambda f: (f / "result.json").write_text("{}"), "result.json: damaged: it holds no result"),
-        (lambda f: forget(f / "last.ckpt" / "state.json", "given"), "state.json: damaged, given is missing"),
+        (lambda f: (f / "result.json").write_text("{}"), "result.json: damaged: test is missing"),
+        (lambda f: forget(f / "last.ckpt" / "state.json", "given"), "state.json: damaged: given is missing"),
         (lambda f: forget(f / "last.ckpt" / "state.json", "preprocess", "shape"), "preprocessing is damaged"),
         (lambda f: (f / "config.yaml").write_text("net: {name: mlp, hidden: [3]}"), "do not fit"),
         (lambda f: (f / "config.yaml").write_text("!!python/object/apply:os.system [echo]"), "no readable config.yaml"),
@@ -425,14 +420,14 @@ def test_a_folder_that_holds_a_run_or_cannot_be_written_is_refused(tmp_path):
 
 def test_no_file_is_ever_half_written(tmp_path):
     path = tmp_path / "file"
-    checkpoint.write_text(path, "old")
+    atomic.write_text(path, "old")
 
     def fail(temporary):
         temporary.write_text("ne")
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        checkpoint.write_atomically(path, fail)
+        atomic.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -194,7 +194,7 @@ def test_measuring_a_step_changes_nothing(batch32):
 def test_what_cannot_work_is_refused(batch32):
     with pytest.raises(UserError, match=r"unknown rule 'dfaa'. Did you mean 'dfa'\?"):
         Trainer(net32(), "dfaa", TASK)
-    with pytest.raises(UserError, match="precision: found 'fp8', allowed: float32, float32_torch, bfloat16"):
+    with pytest.raises(UserError, match="precision: found 'fp8', allowed: auto, float32, float32_torch, bfloat16"):
         Trainer(net32(), "dfa", TASK, precision="fp8")
     with pytest.raises(UserError, match="no trainable parameters"):
         Trainer(nn.Flatten(), "dfa", TASK)
@@ -212,6 +212,10 @@ def test_a_net_that_does_not_fit_the_data_is_explained(batch32):
         UserError, match=r"failed on a batch of shape \[32, 1, 8, 8\]: mat1 and mat2.*samples of that shape"
     ):
         Trainer(net, "backprop", TASK).step(batch32)
+    with pytest.raises(
+        UserError, match=r"samples are torch.float32 on cpu: the net must have that dtype and be on that"
+    ):
+        Trainer(net32().double(), "backprop", TASK).step(batch32)
     one = Batch(batch32.x[:1], batch32.y[:1])
     with pytest.raises(UserError, match="Expected more than 1 value per channel.*batches of that size"):
         Trainer(net32(batch_norm=True), "mono_forward", TASK).step(one)

@@ -6,6 +6,7 @@
 1
 """
 
+import bpfree._search_path  # noqa: F401, I001 - before anything else is imported
 from importlib import import_module
 from typing import TYPE_CHECKING
 

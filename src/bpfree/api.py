@@ -1,5 +1,6 @@
 """The Python door: fit, resume, load."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from torch import nn
 from bpfree import checkpoint, folder
 from bpfree.config import DataConfig, TrainConfig, parse
 from bpfree.data import from_python
+from bpfree.data.records import is_data
 from bpfree.errors import UserError, unknown
 from bpfree.loading import load
+from bpfree.paths import user_path
 from bpfree.rule import Rule
 from bpfree.run import Run, train
-from bpfree.spec import Spec
-from bpfree.tasks import TASKS
+from bpfree.spec import Spec, split_spec, without_foreign_code
+from bpfree.tasks import TASKS, Loss, reading
 from bpfree.trackers import Tracker
 
 __all__ = ["fit", "load", "resume"]
@@ -32,6 +35,7 @@ def fit(
     resume: bool = False,
     test: Any = None,
     trackers: Sequence[Spec | Tracker] = (),
+    loss: Loss | str | None = None,
     **options: Any,
 ) -> Run:
     """Train a net without end-to-end backpropagation.
@@ -39,8 +43,10 @@ def fit(
     Args:
         net: any `nn.Module`, or the name or spec of one in `bpfree.nets.NETS`.
         data: name or spec of a data set, such as `{"name": "folder", "path": "flowers"}`, a pair (samples, labels) of
-            arrays or tensors, a torch Dataset, or a DataLoader, which is gone through once; with
-            `task="reconstruct"` samples alone will do, with "regress" and "sequence" labels are numbers.
+            arrays or tensors, a torch Dataset, or a DataLoader, which is gone through once; samples of a net of several
+            inputs are a tuple or a dict of arrays, see docs/own_data.md. Labels are one class for each sample, [N];
+            with `task="multilabel"` 0 or 1 for each of C labels, [N, C]; with "segment" a class for each pixel,
+            [N, H, W]; with "regress" and "sequence" numbers; with "reconstruct" samples alone will do.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         epochs: passes over the training data.
         optimizer: a name or spec from `bpfree.optim.OPTIMIZERS`.
@@ -49,6 +55,9 @@ def fit(
         resume: go on with the run in `out` if one was begun there by the same call.
         test: a pair or Dataset for the final evaluation; a named data set brings its own.
         trackers: what to watch: names or specs from `bpfree.trackers.TRACKERS`, or Trackers.
+        loss: a function (outputs, labels) -> loss, 0-d and differentiable, in place of the task's loss: outputs [B, D]
+            of the net, or of a head of the rule, and labels as the task has them (class indices [B], or with mixup
+            shares [B, C]). Or the name of a loss of the task: with task="regress" mse, mae or huber.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
             label_noise, shift, flip, crop, brightness, contrast, cutout, mixup; precision, update, device, clip,
             freeze, early_stopping), the sections `schedule` and `task`, and `classes`: how many there are in
@@ -65,9 +74,10 @@ def fit(
         >>> run.result["test"]["accuracy"] > 0.5
         True
     """
+    named = isinstance(data, str) or (isinstance(data, Mapping) and not is_data(data))
     classes = options.pop("classes") if isinstance(options.get("classes"), int) else None
     values: dict[str, Any] = {
-        "data": {"name": data} if isinstance(data, str) else dict(data) if isinstance(data, Mapping) else {},
+        "data": {"name": data} if isinstance(data, str) else dict(data) if named else {},
         "net": "mlp" if isinstance(net, nn.Module) else net,
         "rule": "backprop" if isinstance(rule, nn.Module) else rule,
         "optimizer": optimizer,
@@ -82,44 +92,70 @@ def fit(
         else:
             known = {*DataConfig.model_fields, *TrainConfig.model_fields, "schedule", "task", "classes"}
             raise unknown("argument", key, known - {"name"})
+    if isinstance(loss, str):
+        values["task"] = _with_loss(values.get("task", "classify"), loss)
+    elif loss is not None and not callable(loss):
+        raise UserError(f"loss: found {type(loss).__name__}, allowed: a function (outputs, labels) -> loss, or a name")
     config = parse(values, "fit")
-    task = TASKS[config.task["name"]]
-    given = {"without_labels": task.rebuilds, "values": task.values}
-    dataset = None if isinstance(data, str | Mapping) else from_python(data, test, classes, **given)
+    dataset = None if named else from_python(data, test, classes, **reading(config.task))
     for section, value in (("net", net), ("rule", rule)):
         if isinstance(value, nn.Module):  # named for the reader; `given` says that no config can rebuild it
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})
     if dataset is not None:
         config.data.name = dataset.name
+    path = None if out is None else folder.place(out)
     return train(
         config,
         net=net if isinstance(net, nn.Module) else None,
         rule=rule if isinstance(rule, Rule) else None,
         dataset=dataset,
         trackers=[tracker for tracker in trackers if isinstance(tracker, Tracker)],
-        out=None if out is None else Path(out),
-        resume=resume and out is not None and (Path(out) / folder.CONFIG).exists(),
+        loss=None if isinstance(loss, str) else loss,
+        out=path,
+        resume=resume and path is not None and (path / folder.CONFIG).exists(),
     )
 
 
-def resume(path: str | Path, data_dir: str | Path | None = None) -> Run:
+def _with_loss(task: Spec, loss: str) -> dict[str, Any]:
+    """The section `task` with a loss by name.
+
+    Raises:
+        UserError: the task has no such option.
+    """
+    name, options = split_spec(task, "task")
+    if name in TASKS and "loss" not in inspect.signature(TASKS[name].of).parameters:
+        raise UserError(
+            f"loss: found {loss!r}, but the task {name} has one loss only, allowed: a function (outputs, labels) -> "
+            'loss, or with task="regress" mse, mae or huber'
+        )
+    return {"name": name, "loss": loss, **options}
+
+
+def resume(path: str | Path, data_dir: str | Path | None = None, *, trust: bool = False) -> Run:
     """Go on with a run that was interrupted; one that is over is loaded and returned as it is.
 
     The weights come out bit for bit as if it had never stopped.
 
+    Args:
+        path: of the run folder.
+        data_dir: where data sets are; default: where the run's config says.
+        trust: import what the run's config names as "module:Class", which executes that module.
+
     Raises:
-        UserError: the folder is no run, has no checkpoint, or its net came from Python.
+        UserError: the folder is no run, has no checkpoint, another process writes to it, its net came from Python, or
+            its config names code and `trust` is False.
     """
-    path = Path(path)
+    path = user_path(path, "run")
     values = folder.read_config(path)
-    if given := checkpoint.read_state(path / folder.LAST)["given"]:
+    if given := checkpoint.read_state(path / folder.LAST).given:
         raise UserError(
             f"{path}: its {' and '.join(given)} came from Python as objects, so no config can rebuild the run. Repeat "
             "the call there: bpfree.fit(..., resume=True)"
         )
-    config = parse(values, str(path / folder.CONFIG))
-    if data_dir is not None:
-        config.data.dir = str(data_dir)
-    if folder.read_result(path) is not None:
-        return load(path)
-    return train(config, out=path, resume=True)
+    with without_foreign_code(path / folder.CONFIG, trust=trust):
+        config = parse(values, str(path / folder.CONFIG))
+        if data_dir is not None:
+            config.data.dir = str(user_path(data_dir, "data_dir"))
+        if folder.read_result(path) is not None:
+            return load(path, trust=trust)
+        return train(config, out=path, resume=True)

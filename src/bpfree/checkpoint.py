@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,37 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bpfree import optimizer_state, saved
+from bpfree.atomic import refuse_to_replace, sync, write_error
 from bpfree.errors import UserError
-from bpfree.state import Progress
+from bpfree.saved import FORMAT, State
 from bpfree.trainer import Trainer
 
-FORMAT = 2
 _FILES = ("weights.safetensors", "rule.safetensors", "optimizer.safetensors", "state.json")
 _SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # what of a schedule changes while training
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: a reader sees the old file or the new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: _write_synced(temporary, text))
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
@@ -58,38 +36,62 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
 
     Args:
         extra: plain values to keep beside the training's own, such as the preprocessing.
+
+    Raises:
+        UserError: it cannot be written; the one of that name stays.
     """
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        temporary.chmod(0o755)
+    with _new_folder(folder) as temporary:
         _save_weights(trainer, temporary)
-        tensors, plain = _split_optimizer(trainer.optimizer.state_dict())
+        tensors, plain = optimizer_state.split(trainer.optimizer)
         _save_tensors(tensors, temporary / _FILES[2])
         state = {
             "format": FORMAT,
             "progress": asdict(trainer.progress),
             "total_steps": trainer.total_steps,
+            "precision": trainer.precision,
+            "channels_last": trainer.channels_last,
             "optimizer": plain,
             "schedule": {name: getattr(trainer.schedule, name) for name in _SCHEDULE},
             **extra,
         }
-        _write_synced(temporary / _FILES[3], json.dumps(state, indent=1))
-        _replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / _FILES[3]).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def copy(checkpoint: Path, folder: Path, weights_of: Trainer | None = None) -> None:
-    """Copy a checkpoint into another run folder, there with the weights that a trainer holds now, if one is given."""
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{checkpoint.name}."))
-    try:
-        temporary.chmod(0o755)
-        shutil.copytree(locate(checkpoint), temporary, dirs_exist_ok=True)
+    """Copy a checkpoint into another run folder, there with the weights that a trainer holds now, if one is given.
+
+    Raises:
+        UserError: there is no such checkpoint, or it cannot be written.
+    """
+    found = locate(checkpoint)
+    with _new_folder(folder / checkpoint.name) as temporary:
+        for name in _FILES:
+            shutil.copyfile(found / name, temporary / name)
         if weights_of is not None:
             _save_weights(weights_of, temporary)
-        _replace_folder(temporary, folder / checkpoint.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the place of the one of that name.
+
+    Raises:
+        UserError: it cannot be written; the one of that name stays.
+    """
+    refuse_to_replace(folder, folder=True)
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            for path in (*temporary.iterdir(), temporary):
+                sync(path)
+            _replace_folder(temporary, folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise write_error(folder, error) from error
 
 
 def _save_weights(trainer: Trainer, folder: Path) -> None:
@@ -123,7 +125,7 @@ def clean(folder: Path, names: Sequence[str]) -> None:
 
 def exists(folder: Path) -> bool:
     """Whether `locate` finds the checkpoint of that name."""
-    return folder.is_dir() or _aside(folder).is_dir()
+    return any(os.path.isdir(path) for path in (folder, _aside(folder)))  # noqa: PTH112 - False for a name too long
 
 
 def locate(folder: Path) -> Path:
@@ -135,28 +137,18 @@ def locate(folder: Path) -> Path:
     found = next((path for path in (folder, _aside(folder)) if path.is_dir()), None)
     if found is None:
         raise UserError(f"{folder.parent}: no checkpoint {folder.name} in it, allowed: a run that trained at all")
-    if missing := [name for name in _FILES if not (found / name).is_file()]:
+    if missing := [name for name in _FILES if not (found / name).is_file()]:  # a pipe or a device is no file either
         raise UserError(f"{found}: damaged checkpoint, {', '.join(missing)} is missing")
     return found
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> State:
     """state.json of a checkpoint.
 
     Raises:
         UserError: there is none, it is damaged, or of another format.
     """
-    path = locate(folder) / "state.json"
-    try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of format {FORMAT}, which is what this version reads")
-    needed = {"progress", "total_steps", "optimizer", "schedule", "preprocess", "given", "config"}
-    if missing := sorted(needed - state.keys()):
-        raise UserError(f"{path}: damaged, {', '.join(missing)} is missing")
-    return state
+    return saved.read_state(locate(folder) / _FILES[3])
 
 
 def load(trainer: Trainer, folder: Path) -> None:
@@ -166,37 +158,22 @@ def load(trainer: Trainer, folder: Path) -> None:
         UserError: the checkpoint is missing, damaged, or of another net, rule or optimiser, or of other data.
     """
     state = read_state(folder)
-    if state["total_steps"] != trainer.total_steps:
+    if state.total_steps != trainer.total_steps:
         raise UserError(
-            f"{folder}: the run was begun for {state['total_steps']} steps, and now it would have "
+            f"{folder}: the run was begun for {state.total_steps} steps, and now it would have "
             f"{trainer.total_steps}: its data or epochs are others. Resume with those it was begun with, or train in "
             "another folder"
         )
+    if len(state.schedule.last_lr) != len(trainer.optimizer.param_groups):
+        raise UserError(f"{folder}: damaged: schedule._last_lr is of another optimiser")
     load_weights(trainer, folder)
-    optimizer = state["optimizer"]
-    joined: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in optimizer["state"].items()}
-    for key, tensor in _load_tensors(locate(folder) / "optimizer.safetensors").items():
-        index, _, name = key.partition(".")
-        joined.setdefault(int(index), {})[name] = tensor
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in optimizer["param_groups"]]
     try:
-        trainer.optimizer.load_state_dict({"state": joined, "param_groups": groups})
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{folder}: its optimiser does not fit the config ({error})") from error
-    _restore_layouts(trainer.optimizer)
-    trainer.schedule.load_state_dict(state["schedule"])
-    trainer.progress = Progress(**state["progress"])
-
-
-def _restore_layouts(optimizer: torch.optim.Optimizer) -> None:
-    """Give state the memory order of its parameter again, channels_last for convolutions.
-
-    Files do not know it, and fused optimisers walk parameter and state side by side as they lie in memory.
-    """
-    for p, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == p.shape:
-                values[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+        tensors = _load_tensors(locate(folder) / _FILES[2])
+        optimizer_state.join(trainer.optimizer, tensors, state.optimizer)
+    except (ValueError, KeyError) as error:  # UserError among them
+        raise UserError(f"{folder}: its optimiser does not fit the config ({_line(error)})") from error
+    trainer.schedule.load_state_dict(state.schedule.model_dump(by_alias=True))
+    trainer.progress = state.progress.load()
 
 
 def load_weights(trainer: Trainer, folder: Path) -> None:
@@ -222,25 +199,10 @@ def _line(error: Exception) -> str:
 def _save_tensors(tensors: dict[str, Any], path: Path) -> None:
     # Copies: safetensors refuses tensors that share memory, and writes only contiguous ones.
     save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:  # whatever a header may say
         raise UserError(f"{path}: damaged ({_line(error)})") from error
-
-
-def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    plain: dict[int, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        plain[index] = {}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                plain[index][name] = value
-    return tensors, {"state": plain, "param_groups": state["param_groups"]}

@@ -11,20 +11,23 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
+from bpfree.abilities import check_loss, check_task
 from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
 from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
-from bpfree.errors import UserError, no_soft_labels, unknown
+from bpfree.errors import UserError, no_soft_labels, shown, unknown
 from bpfree.lab.tune.space import refuse_markers
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.optim import OPTIMIZERS, SCHEDULES
+from bpfree.paths import user_path
+from bpfree.plain import LARGEST_YAML, parse_yaml, read_text
 from bpfree.precision import Precision
 from bpfree.readout import Readout
-from bpfree.rule import Rule, check_task
+from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import absolute_paths, build, check_options, lookup, split_spec
 from bpfree.state import EarlyStopping
-from bpfree.tasks import TASKS
+from bpfree.tasks import TASKS, custom_options
 from bpfree.trackers import TRACKERS, Tracker
 from bpfree.trainer import Update
 
@@ -67,8 +70,10 @@ class DataConfig(BaseModel):
     @model_validator(mode="after")
     def _anywhere(self) -> "DataConfig":
         """Paths of the reader are kept absolute."""
+        if self.dir is not None:
+            user_path(self.dir, "data.dir")
         if self.name in DATASETS and self.model_extra:
-            self.model_extra.update(absolute_paths(DATASETS[self.name], self.model_extra))
+            self.model_extra.update(absolute_paths(DATASETS[self.name], self.model_extra, "data"))
         return self
 
     def check(self) -> dict[str, Any]:
@@ -178,12 +183,24 @@ class Config(_Section):
         rule = build(RULES, self.rule, section="rule", outside=Rule)
         _check_section("task", {name: task.of for name, task in TASKS.items()}, self.task, given=1)
         check_task(self.rule["name"], rule.tasks, self.task["name"])
+        check_loss(self.rule["name"], rule.uses_loss, custom_options(self.task))
+        self._check_moves()
         if self.data.mixup and self.task["name"] == "classify" and not rule.takes_soft_labels:
             raise no_soft_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
         for spec in self.trackers:
             _check_section("tracker", TRACKERS, spec, given=0, outside=Tracker)
+
+    def _check_moves(self) -> None:
+        """Raise UserError if samples would be moved and the labels of their pixels would stay."""
+        default = DataConfig()
+        moved = [f"data.{key}" for key in ("shift", "flip", "crop") if getattr(self.data, key) != getattr(default, key)]
+        if moved and TASKS[self.task["name"]].answers == "pixels":
+            raise UserError(
+                f"{', '.join(moved)}: moves samples, but not the labels of their pixels, which task=segment has. "
+                "Leave it out; allowed are brightness, contrast and cutout"
+            )
 
     def plain(self) -> dict[str, Any]:
         """As plain values, complete and re-runnable."""
@@ -217,8 +234,20 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Config:
     return config
 
 
+def parse_section(section: str, value: Any, where: str) -> Any:
+    """A section that only describes: what it names came from Python, and nothing of it is built.
+
+    Raises:
+        UserError: it has not the form of that section.
+    """
+    try:
+        return getattr(Config.model_validate({section: plain_values(value, section)}), section)
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
 def plain_values(value: Any, where: str) -> Any:
-    """What YAML can hold: numbers of numpy and torch become Python's.
+    """What YAML can hold: numbers and arrays of numpy and torch become Python's.
 
     Raises:
         UserError: something else is in it; `where` says in which section.
@@ -227,6 +256,8 @@ def plain_values(value: Any, where: str) -> Any:
         return {key: plain_values(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(inner, where) for inner in value]
+    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.dim() > 0):
+        return value.tolist()
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -238,16 +269,20 @@ def plain_values(value: Any, where: str) -> Any:
 
 def _explain(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
+    if isinstance(own := first.get("ctx", {}).get("error"), UserError):
+        return own
     path = [str(part) for part in first["loc"]]
+    if isinstance(told := first.get("ctx", {}).get("error"), UserError):  # of a validator of ours
+        return UserError(f"{where}: {told}")
     if first["type"] == "extra_forbidden":
         section = _model_at(path[:-1])
         return unknown("key", path[-1], section.model_fields, prefix=".".join([*path[:-1], ""]))
     if first["type"] == "missing":
-        return UserError(f"{where}: {'.'.join(path)}: missing, and {path[-2]} needs it")
+        return UserError(f"{where}: {'.'.join(path)}: missing, and {(path[-2:-1] or [where])[0]} needs it")
     allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if first["type"] == "model_type":
         allowed = f"a section of keys ({', '.join(_model_at(path).model_fields)})"
-    return UserError(f"{where}: {'.'.join(path)}: found {first['input']!r}, allowed: {allowed}")
+    return UserError(f"{where}: {'.'.join(path)}: found {shown(first['input'])}, allowed: {allowed}")
 
 
 def _model_at(path: Sequence[str]) -> type[BaseModel]:
@@ -279,10 +314,7 @@ def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
         UserError: there is no such config, or it is not YAML.
     """
     text, where = _find_text(name)
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(text, where) or {}
     if not isinstance(values, dict):
         raise UserError(f"{where}: found {type(values).__name__}, allowed: sections (data, net, rule, ...)")
     for override in overrides:
@@ -299,12 +331,9 @@ def shipped() -> list[str]:
 
 
 def _find_text(name: str) -> tuple[str, str]:
-    path = Path(name)
+    path = user_path(name, "CONFIG")
     if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not a text file in UTF-8 ({error})") from error
+        return read_text(path, LARGEST_YAML), str(path)
     if name in shipped():
         return (resources.files("bpfree") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name
     if path.suffix in (".yaml", ".yml"):
@@ -321,15 +350,12 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, found, text = override.partition("=")
     path = key.split(".")
     if not found or not all(path):
-        raise UserError(f"override: found '{override}', allowed: section.key=value, such as train.epochs=3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{override}': its value is not YAML") from error
+        raise UserError(f"override: found {shown(override)}, allowed: section.key=value, such as train.epochs=3")
+    value = parse_yaml(text, f"override {shown(override)}")
     for part in path[:-1]:
         inner = values.get(part)
         if not isinstance(inner, str | dict | None):
-            raise UserError(f"override '{override}': {part} is {inner!r}, allowed: a section")
+            raise UserError(f"override {shown(override)}: {part} is {shown(inner)}, allowed: a section")
         values[part] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         values = values[part]
     values[path[-1]] = value

@@ -2,16 +2,19 @@
 
 A *tap* names a submodule; the graph is cut behind it. Taps t_1..t_k make k+1 segments: segment i ends at the output of
 t_i, and the last, called "output", at the output of the net. The cut is made by plain forward hooks that detach: the
-net is neither wrapped nor changed, and no module backward hook is used (they break with in-place activations).
+net is neither wrapped nor changed, and no module backward hook is used (they break with in-place activations). A
+compiled net runs as it was written while it is cut, since compiled code does not call hooks that were added later.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import eager, inner
 from bpfree.errors import LeakError, UserError, unknown
 from bpfree.inputs import Inputs, forward, main_input
 from bpfree.noise import Noise
@@ -50,17 +53,36 @@ def channel_axis(net: nn.Module, segment: Segment) -> int:
     return 1 if is_map else -1
 
 
+def at_each_step(segments: Sequence[Segment], steps: int) -> list[Segment]:
+    """The segments with the shape of their output at one step."""
+    for segment in segments:
+        if len(segment.shape) < 2 or segment.shape[0] != steps:
+            raise UserError(
+                f"tap '{segment.name}': its output has the shape {list(segment.shape)}, but the task has a target for "
+                f"each of {steps} steps, allowed: [{steps}, ...]. Tap modules that keep the steps apart; bpfree's "
+                "recurrent nets do with net.each_step=true"
+            )
+    return [segment._replace(shape=segment.shape[1:]) for segment in segments]
+
+
 @contextmanager
-def cut(net: nn.Module, taps: Sequence[str], visit: Visit) -> Iterator[None]:
+def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None = None) -> Iterator[None]:
     """While active, a forward pass hands each tapped output to `visit(index, h)` and goes on with `h` detached.
 
-    What `visit` leaves of the segment's graph is freed as the pass goes on: memory is that of one segment.
+    What `visit` leaves of the segment's graph is freed as the pass goes on: memory is that of one segment. Activation
+    checkpointing may run a tapped module a second time, in a backward pass. `visit` is not called then.
 
     Args:
         net: any module; untouched afterwards.
         taps: names of submodules; `index` counts in this order.
         visit: called with h [B, ...] still attached to its own segment; it may return what is to go on instead.
+        again: what is to go on instead when checkpointing runs the module again; needed only if `visit` returns
+            something else than h.
+
+    Raises:
+        UserError: a tap gives no tensor, did not run, or ran twice in the forward pass.
     """
+    ran = [False] * len(taps)
 
     def hook(index: int) -> Callable[[nn.Module, object, object], Tensor]:
         def detach(module: nn.Module, args: object, h: object) -> Tensor:
@@ -69,17 +91,49 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit) -> Iterator[None]:
                     f"tap '{taps[index]}' gives {type(h).__name__}, allowed: a module whose output is one tensor. "
                     "Tap a module inside or behind it."
                 )
-            instead = visit(index, h)
+            is_again = _in_backward()
+            if ran[index] and not is_again:
+                raise UserError(_REPEATED.format(tap=taps[index], times=2, cure="Give each place a module of its own."))
+            ran[index] |= not is_again
+            with _apart_from_checkpointing():
+                instead = again and again(index, h) if is_again else visit(index, h)
             return (instead if isinstance(instead, Tensor) else h).detach()
 
         return detach
 
     handles = [net.get_submodule(name).register_forward_hook(hook(i)) for i, name in enumerate(taps)]
     try:
-        yield
+        with eager():
+            yield
     finally:
         for handle in handles:
             handle.remove()
+    if not all(ran):
+        cure = "Remove it, or tap a module that runs in every pass."
+        raise UserError(_REPEATED.format(tap=taps[ran.index(False)], times=0, cure=cure))
+
+
+_REPEATED = "tap '{tap}' ran {times} times in one forward pass, allowed: once. {cure}"
+
+
+def _in_backward() -> bool:
+    """Whether autograd runs now, as it does when activation checkpointing computes something again."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _apart_from_checkpointing() -> AbstractContextManager[Any]:
+    """Within it, what autograd saves is no part of a region of activation checkpointing that is at work.
+
+    Checkpointing counts what the region saves, and counts again when it runs the region again, without the visit.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is None or hooks[0].__module__ != "torch.utils.checkpoint":
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def stages(net: nn.Module) -> tuple[str, ...]:
@@ -92,30 +146,33 @@ def stages(net: nn.Module) -> tuple[str, ...]:
         UserError: the net is no Sequential, so that nobody but its author knows where its stages end.
     """
     if not isinstance(net, nn.Sequential):
-        names = [name for name, _ in net.named_modules() if name]
-        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise UserError(
-            f"taps: none were given and {type(net).__name__} is no nn.Sequential, so its stages are unknown. "
-            "bpfree.taps(net, x) tells where a cut is sound. "
-            f"Name the submodules after which to cut, such as taps=[...] from: {shown}"
+            f"taps: {type(net).__name__} is not an nn.Sequential, so its stages are unknown. bpfree.taps(net, x) shows "
+            "where a cut is sound. Name some of those, such as taps=['layer1', 'layer2']"
         )
     taps: list[str] = []
     end = None
     for name, child in net._modules.items():
         if child is None:
             continue
-        if _begins_stage(child):
+        if begins_stage(child):
             if end is not None:
                 taps.append(end)
             end = name
-        elif end is not None and type(child).__module__ not in _PASS_ON:
+        elif end is not None and not passes_on(child):
             end = name
     return tuple(taps)
 
 
-def _begins_stage(child: nn.Module) -> bool:
-    is_extra = type(child).__module__ in _NORMS or isinstance(child, nn.PReLU)
-    return not is_extra and any(True for _ in child.parameters())
+def begins_stage(module: nn.Module, *, recurse: bool = True) -> bool:
+    """Whether a module has weights (by itself, without `recurse`) and is more than a normalisation or an activation."""
+    is_extra = type(module).__module__ in _NORMS or isinstance(module, nn.PReLU)
+    return not is_extra and any(True for _ in module.parameters(recurse))
+
+
+def passes_on(module: nn.Module) -> bool:
+    """Whether a module without weights belongs to the stage behind it."""
+    return type(module).__module__ in _PASS_ON
 
 
 @contextmanager
@@ -152,9 +209,13 @@ def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
             segment's loss into another segment's parameters; an in-place operation on a tapped activation.
     """
     modules = dict(net.named_modules(remove_duplicate=False))
+    prefix, _ = inner(net)
+    taps = [prefix + tap if tap not in modules and prefix + tap in modules else tap for tap in taps]
     for tap in taps:
         if tap not in modules or not tap:
             raise unknown("tap", tap, [name for name in modules if name])
+        if taps.count(tap) > 1:
+            raise UserError(f"taps: found '{tap}' {taps.count(tap)} times, allowed: once")
     seen: list[tuple[str, Tensor, int]] = []
     reached: list[tuple[str, ...]] = []
 
@@ -162,16 +223,29 @@ def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
         seen.append((taps[index], h.detach(), h._version))
         reached.append(reached_parameters(net, h))
 
-    with unchanged_buffers(net), Noise().global_rng(main_input(x).device), torch.enable_grad(), cut(net, taps, visit):
+    with rehearsal(net, x), cut(net, taps, visit):
         out = forward(net, x)
-    _refuse_repeated(taps, [name for name, _, _ in seen])
     _refuse_in_place(seen)
     ends = [*((name, h.shape[1:]) for name, h, _ in seen), (OUTPUT, out.shape[1:])]
     reached.append(reached_parameters(net, out))
     segments = [Segment(name, shape, params) for (name, shape), params in zip(ends, reached, strict=True)]
     _refuse_shared(segments)
+    _refuse_hidden(net, segments, x)
     _refuse_idle_output(net, segments, out, seen)
     return segments
+
+
+@contextmanager
+def rehearsal(net: nn.Module, x: Inputs) -> Iterator[None]:
+    """A forward pass within it leaves buffers and random state as they were, and is recorded by autograd."""
+    with (
+        unchanged_buffers(net),
+        Noise().global_rng(main_input(x).device),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")  # of reentrant checkpointing
+        yield
 
 
 def reached_parameters(net: nn.Module, h: Tensor) -> tuple[str, ...]:
@@ -189,11 +263,34 @@ def reached_parameters(net: nn.Module, h: Tensor) -> tuple[str, ...]:
     return tuple(name for name, p in net.named_parameters() if id(p) in leaves)
 
 
-def _refuse_repeated(taps: Sequence[str], ran: Sequence[str]) -> None:
-    for tap in taps:
-        if (times := ran.count(tap)) != 1:
-            cure = "Give each place a module of its own." if times else "Remove it, or tap a module that runs."
-            raise UserError(f"tap '{tap}' ran {times} times in one forward pass, allowed: once. {cure}")
+def _refuse_hidden(net: nn.Module, segments: Sequence[Segment], x: Inputs) -> None:
+    """No parameter may learn by backprop behind the back of the segments.
+
+    Reentrant checkpointing shows autograd one node for all that it runs, so that neither a cut within it nor the
+    parameters within it are seen.
+    """
+    known = {name for segment in segments for name in segment.parameters}
+    others = {name: p for name, p in net.named_parameters() if p.requires_grad and name not in known}
+    if not others:
+        return
+    before = [(p, p.grad) for p in net.parameters()]
+    for p, _ in before:
+        p.grad = None
+    try:
+        with rehearsal(net, x), eager():
+            out = forward(net, x)
+            if out.requires_grad:
+                out.sum().backward()  # type: ignore[no-untyped-call]
+        hidden = next((name for name, p in others.items() if p.grad is not None), None)
+    finally:
+        for p, gradient in before:
+            p.grad = gradient
+    if hidden is not None:
+        raise UserError(
+            f"net: the parameter '{hidden}' learns by backprop inside a function that hides its graph, such as "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=True), so a cut has no effect there. Use "
+            "use_reentrant=False"
+        )
 
 
 def _refuse_in_place(seen: Sequence[tuple[str, Tensor, int]]) -> None:

@@ -8,7 +8,21 @@ from torch import nn
 
 from bpfree.errors import DivergedError, UserError
 from bpfree.inputs import shapes
+from bpfree.nets.hard import without_derivatives
+from bpfree.rule import Rule
+from bpfree.rules import RULES
 from bpfree.types import Batch
+
+
+def refuse_no_derivatives(net: nn.Module, rule: Rule) -> None:
+    """Raise UserError if a rule that differentiates meets a module without a derivative."""
+    found = without_derivatives(net) if rule.needs_derivatives else None
+    if found:
+        able = [name for name, each in RULES.items() if not each.needs_derivatives]
+        raise UserError(
+            f"net: {found} has no derivative, but {type(rule).__name__} differentiates. Allowed: "
+            f"rules that do not ({', '.join(able)})"
+        )
 
 
 def find_non_finite(net: nn.Module, rule: nn.Module) -> Iterator[str]:
@@ -37,7 +51,15 @@ def explained(batch: Batch) -> Iterator[None]:
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range
-        raise UserError(
-            f"the first step failed on a batch of shape {shapes(batch.x)}: {' '.join(str(error).split())}. Does "
-            "the net take samples of that shape, batches of that size, and labels in that range?"
-        ) from error
+        text = " ".join(str(error).split())
+        fits = "Does the net take samples of that shape, batches of that size, and labels in that range?"
+        if any(words in text for words in _APART):
+            fits = (
+                f"The samples are {batch.dtype} on {batch.device}: the net must have that dtype and be on that device. "
+                "Move one of them, for example with batch.to(device)"
+            )
+        raise UserError(f"the first step failed on a batch of shape {shapes(batch.x)}: {text}. {fits}") from error
+
+
+_APART = ("same device", "same dtype", "should be the same", "expected device")
+"""What torch says where the samples and the weights differ in dtype or device."""

@@ -1,6 +1,7 @@
 """What goes wrong at a user's hand, said in one line: the argument, the value found, what is allowed, the cure."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -34,6 +35,20 @@ def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "", to: s
     hint = f" Did you mean '{prefix}{near[0]}'?" if near else ""
     whose = f" to {to}" if to else ""
     return UserError(f"unknown {kind} '{prefix}{found}'.{hint} Known{whose}: {', '.join(names)}")
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 4, 10, 10, 10
+_short.maxstring, _short.maxlong, _short.maxother = 200, 100, 200
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: in full if it is short.
+
+    >>> shown({"lr": [0.1] * 100})
+    "{'lr': [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, ...]}"
+    """
+    return _short.repr(value)
 
 
 def no_soft_labels(rule: str) -> UserError:

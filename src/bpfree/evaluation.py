@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from bpfree.inputs import Inputs
 from bpfree.tasks.base import DataTask
 from bpfree.tasks.classify import Classify
-from bpfree.types import Batch, Task
+from bpfree.types import Batch, Task, weight_of
+
+_TINY = 1e-12
 
 BY_CLASS = ("balanced_accuracy", "macro_f1")  # metrics that differ from accuracy where classes differ in size
 
@@ -124,7 +126,7 @@ def mean_metrics(
     outputs: Callable[[Inputs], dict[str, Tensor]],
     seen: Callable[[Tensor, Batch], None] = lambda out, batch: None,
 ) -> dict[str, dict[str, float]]:
-    """The task's metrics of each output, means over all samples.
+    """The task's metrics of each output, means over all samples; see `DataTask.weight`.
 
     Args:
         task: gives the metrics.
@@ -132,13 +134,16 @@ def mean_metrics(
         outputs: of samples x [B, ...]: by name, what is to be judged, [B, D].
         seen: told each output and its batch.
     """
-    sums: dict[str, dict[str, Tensor]] = {}
-    samples = 0
+    sums: dict[str, dict[str, tuple[Any, Any]]] = {}  # of each metric times its weight, and of the weights
     for batch in batches:
         for name, out in outputs(batch.x).items():
             own = sums.setdefault(name, {})
             for metric, value in task.metrics(out, batch).items():
-                own[metric] = own.get(metric, torch.zeros_like(value)) + value * len(batch.y)
+                weight = weight_of(task, metric, batch)
+                total, weights = own.get(metric, (0.0, 0.0))
+                own[metric] = total + value * weight, weights + weight
             seen(out, batch)
-        samples += len(batch.y)
-    return {name: {metric: float(value) / samples for metric, value in own.items()} for name, own in sums.items()}
+    return {
+        name: {metric: float(total) / max(float(weights), _TINY) for metric, (total, weights) in own.items()}
+        for name, own in sums.items()
+    }

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import unchanged_buffers
+from bpfree.acceptance import eager
+from bpfree.cut import rehearsal
 from bpfree.errors import check_choice
+from bpfree.inputs import Inputs, forward
 from bpfree.noise import Noise
 
 Feedback = Literal["uniform", "kaiming", "xavier", "lecun", "orthogonal"]
@@ -92,24 +94,26 @@ def check_feedback(name: str) -> None:
     check_choice("feedback", name, (*FEEDBACKS, ALIGNED))
 
 
-def mean_jacobians(net: nn.Module, taps: Sequence[str], x: Tensor) -> list[Tensor]:
+def mean_jacobians(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Tensor]:
     """The derivative of the output [D, ...] at each tap, a mean over samples: on a linear net the product of weights.
 
     Args:
         net: as it is trained (dropout, batch statistics); left as it was.
         taps: names of submodules, in the order in which they run.
-        x: [B, ...]; takes the memory of a step of backprop, and D backward passes.
+        x: [B, ...], as `bpfree.inputs.forward` takes it; takes the memory of a step of backprop, and D backward passes.
     """
     tapped: list[Tensor] = []
 
     def keep(module: nn.Module, args: object, h: Tensor) -> Tensor:
+        if len(tapped) == len(taps):  # activation checkpointing runs it again
+            return h
         tapped.append(h if h.requires_grad else h.detach().requires_grad_())
         return tapped[-1]
 
     handles = [net.get_submodule(tap).register_forward_hook(keep) for tap in taps]
     try:
-        with unchanged_buffers(net), Noise().global_rng(x.device), torch.enable_grad():
-            outputs = net(x).flatten(1).sum(0)  # the D outputs, each summed over samples
+        with rehearsal(net, x), eager():
+            outputs = forward(net, x).flatten(1).sum(0)  # the D outputs, each summed over samples
             # before the buffers change back, since batch norm's derivative looks at them
             rows = [torch.autograd.grad(each, tapped, retain_graph=True) for each in outputs] if tapped else []
     finally:

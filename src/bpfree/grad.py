@@ -1,8 +1,7 @@
 """What rules have in common when they write `.grad`."""
 
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,14 +85,6 @@ def weight_of(layer: nn.Module) -> Tensor:
         return used_weight(layer)
     with unchanged_buffers(layer):
         return used_weight(layer)
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Within it, whatever is compiled runs as it was written: compiled code does not see hooks that come later."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 @contextmanager

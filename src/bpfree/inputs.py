@@ -91,6 +91,33 @@ def concatenate(parts: list[Inputs]) -> Inputs:
     return tuple(torch.cat(list(tensors)) for tensors in zip(*map(tensors_of, parts), strict=True))
 
 
+def from_arrays(x: Any, like: Tensor, *, tokens: bool = True) -> Inputs:
+    """What a user gives as samples, as a net takes it: arrays become tensors, floats get the type of the net.
+
+    Args:
+        x: an array, a tensor or nested lists of numbers; or a tuple or a dict of those.
+        like: a parameter of the net, for the floating type and the device.
+        tokens: integers may be tokens, and stay integers; else they become floats.
+
+    Raises:
+        UserError: there are no numbers in it.
+    """
+    if isinstance(x, Mapping):
+        return {str(name): _tensor(values, like, tokens) for name, values in x.items()}
+    if isinstance(x, tuple):
+        return tuple(_tensor(values, like, tokens) for values in x)
+    return _tensor(x, like, tokens)
+
+
+def _tensor(values: Any, like: Tensor, tokens: bool) -> Tensor:
+    try:
+        tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"x: found {type(values).__name__}, allowed: an array or a tensor of numbers") from error
+    is_float = tensor.is_floating_point() or not (tokens or tensor.is_complex())
+    return tensor.to(like.device, like.dtype if is_float else None)
+
+
 def one_tensor(x: Inputs) -> Tensor:
     """The input, for code that works with a single tensor.
 

@@ -1,7 +1,7 @@
-"""Feature maps and weights as they lie in memory: convolutions on a CPU want channels last.
+"""Feature maps as they lie in memory: convolutions on a CPU are faster if they lie channels last.
 
-A matrix [D, H] counts the features of a map channel by channel. The map is large and the matrix small, so it is the
-matrix that is put in order.
+`bpfree.rehearsal` decides whether they do. A matrix [D, H] counts the features of a map channel by channel. The map is
+large and the matrix small, so it is the matrix that is put in order.
 """
 
 from typing import Any
@@ -9,6 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 from torch.nn import functional as F
+
+from bpfree.inputs import Inputs, apply
+
+
+def channels_last(x: Inputs) -> Inputs:
+    """The input with its images and feature maps [B, C, H, W] in that memory order; their values are the same."""
+    return apply(x, lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t)
 
 
 def project(h: Tensor, matrix: Tensor) -> Tensor:

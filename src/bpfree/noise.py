@@ -80,10 +80,26 @@ class Noise:
         """Run torch's global generators (dropout, `nn.init`) from this key within; afterwards they are as before."""
         device = torch.device(device)
         with _restored_rng(device):
-            torch.default_generator.manual_seed(self.key())
-            if device.type != "cpu":
-                torch.get_device_module(device).manual_seed(self.key())
+            seed_global(self.key(), device)
             yield
+
+
+def seed_global(key: int, device: torch.device) -> None:
+    """Start torch's global generators from a key: that of the CPU, and that of the device."""
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
+
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    """The states of torch's global generators: that of the CPU, and that of the device."""
+    cpu = torch.default_generator.get_state()
+    return [cpu] if device.type == "cpu" else [cpu, torch.get_device_module(device).get_rng_state()]
+
+
+def drawn_since(states: list[Tensor], device: torch.device) -> bool:
+    """Whether numbers have been drawn from the global generators since they had these states."""
+    return any(not torch.equal(a, b) for a, b in zip(states, generator_states(device), strict=True))
 
 
 class _Seed(ISeedSequence):

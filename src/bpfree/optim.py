@@ -101,11 +101,28 @@ def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> optim.Optimi
 
 
 def add_groups(optimizer: optim.Optimizer, groups: Sequence[dict[str, Any]], wanted: Sequence[nn.Parameter]) -> None:
-    """Add what is wanted of these groups to an optimiser that has not got it yet."""
-    missing = {id(p) for p in wanted} - {id(p) for group in optimizer.param_groups for p in group["params"]}
+    """Add what is wanted of these groups to an optimiser that has not got it yet.
+
+    Raises:
+        UserError: the optimiser has a parameter already, but without an option that its group asks for.
+    """
+    held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    missing = {id(p) for p in wanted} - held.keys()
     for group in groups:
+        _refuse_other_options(group, held)
         if own := [p for p in group["params"] if id(p) in missing]:
             optimizer.add_param_group({**group, "params": own})
+
+
+def _refuse_other_options(group: dict[str, Any], held: dict[int, dict[str, Any]]) -> None:
+    for name, value in group.items():
+        holders = [held[id(p)] for p in group["params"] if id(p) in held] if name != "params" else []
+        for holder in holders:
+            if holder.get(name, value) != value:
+                raise UserError(
+                    f"optimizer: it has parameters with {name} {holder[name]}, but the rule wants {name} {value} for "
+                    "them. Make it with rule.optimizer_groups(net) in place of rule.parameters()"
+                )
 
 
 class _Untouched(LRScheduler):

@@ -41,7 +41,10 @@ class ProgressBar(Tracker):
         self.validation = ""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Show the bar if somebody is looking."""
+        """Show the bar if somebody is looking, and say where the rule cuts the net if it chose that by itself."""
+        if "taps" in (notes := trainer.rule.notes()) and not _hidden.get():
+            name = type(trainer.rule).__name__
+            self.console.print(f"{name}: no taps were given; the net is cut behind {notes['taps']}", highlight=False)
         if not self.shown:
             return
         self.bar = Progress(

@@ -16,6 +16,7 @@ from bpfree.errors import UserError
 from bpfree.inputs import Inputs
 from bpfree.trackers import Tracker
 from bpfree.trainer import Trainer
+from bpfree.types import kind_of
 
 Readout = Literal["none", "ridge"]
 
@@ -35,9 +36,8 @@ class Ridge(Tracker):
     def on_start(self, trainer: Trainer) -> None:
         """See `last_linear` for what is refused, besides tasks whose output is no least-squares one."""
         batch = next(self.batches.epoch())
-        task = trainer.task
-        if batch.y.is_floating_point() and getattr(task, "name", "") not in ("classify", "regress"):
-            what = getattr(task, "name", type(task).__name__)
+        what = kind_of(trainer.task)
+        if what not in ("classify", "regress"):
             raise UserError(
                 f"readout: found 'ridge' for the task {what}, allowed: classify, regress. Use readout: none"
             )

@@ -1,45 +1,36 @@
 """What a learning rule is: a way to write `.grad`. Three shapes of rule cover the field."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from bpfree.cut import Segment, Taps, cut, owners, stages, unchanged_buffers
-from bpfree.errors import UserError, no_soft_labels
+from bpfree.abilities import check_able
+from bpfree.acceptance import materialize, refuse_meta, refuse_wrapped
+from bpfree.autotaps import find_segments
+from bpfree.cut import Segment, Taps, at_each_step, cut, owners, unchanged_buffers
+from bpfree.errors import UserError
 from bpfree.grad import backward, output_error, trainable
 from bpfree.inputs import Inputs, forward
 from bpfree.layout import keep_order
 from bpfree.locality import BLACK_BOX, LOCAL, Locality
 from bpfree.noise import Noise
-from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task
-
-LABELS_ONLY = ("classify",)
-"""The tasks of a rule that reads class labels."""
-
-_VERBS = {"sequence": "predict sequences"}
+from bpfree.spec import Checked
+from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task, is_per_step, pixels_of
 
 
-def check_task(rule: str, able: Sequence[str], task: str) -> None:
-    """Raise UserError unless a rule that can do the tasks `able` can do `task`."""
-    if task in able:
-        return
-    why = "learns from class labels" if tuple(able) == LABELS_ONLY else f"is for the tasks {', '.join(able)}"
-    raise UserError(
-        f"rule '{rule}' {why}, so it cannot {_VERBS.get(task, task)}. Allowed: rules that learn from the output's "
-        "error (backprop, dfa, ...), from local errors (local, mono_forward) or without derivatives (es, eggroll, ...)"
-    )
-
-
-class Rule(nn.Module, ABC):
+class Rule(Checked, nn.Module, ABC):
     """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
 
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS  # those of `bpfree.tasks.TASKS` that it can do; others are refused
     takes_soft_labels: ClassVar[bool] = False  # does it read y by task.target and task.loss alone, as mixup needs?
+    uses_loss: ClassVar[bool] = True  # does each of its units learn by task.loss? If not, class weights are refused
     needs_derivatives: ClassVar[bool] = True  # does it differentiate the net, or parts of it?
     needs_net: ClassVar[str | None] = None  # the only one of NETS that it can train, if it takes no other
+    one_backward: ClassVar[bool] = False  # do all gradients come from backward passes through net(x)? DDP needs it
+    looks_inside: ClassVar[bool] = True  # does it see modules run, so that a compiled net must run as it was written?
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
@@ -47,10 +38,11 @@ class Rule(nn.Module, ABC):
         Raises:
             UserError: the rule cannot train this net or this task.
         """
-        by_labels = "reconstruct" if batch.y.is_floating_point() else "classify"  # of a task without a name
-        check_task(type(self).__name__, self.tasks, getattr(task, "name", by_labels))
-        if not self.takes_soft_labels and getattr(task, "name", "") == "classify" and batch.y.is_floating_point():
-            raise no_soft_labels(type(self).__name__)
+        refuse_meta(net)
+        materialize(net, batch.first(2).x)
+        if not self.one_backward:
+            refuse_wrapped(net, type(self).__name__)
+        check_able(self, task, batch)
 
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
         """Told by `Trainer.fit` what it will train on, after `bind`; for rules that start from all samples.
@@ -131,7 +123,8 @@ class LocalRule(Rule):
 
     Args:
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential
-            (`bpfree.cut.stages`).
+            (`bpfree.cut.stages`), and behind the blocks of any other net where that is sound
+            (`bpfree.autotaps.find_segments`).
     """
 
     needs_error: ClassVar[bool] = False
@@ -143,26 +136,35 @@ class LocalRule(Rule):
     segments: list[Segment]
     output_weight: float = 1.0  # of the task's loss, which the output segment minimises
     per_step: bool = False  # of the task: segments have an output at each step, of which `segments` has the shape
+    pixels: tuple[int, int] | None = None  # of the task: (H, W) if each pixel has an answer of its own
 
     def __init__(self, *, taps: Taps = None) -> None:
         super().__init__()
         if isinstance(taps, str) and taps != "auto":
             raise UserError(f"taps: found {taps!r}, allowed: 'auto', or a list of names such as [{taps!r}]")
+        self._task: Task | None = None
+        self._batch: Batch | None = None  # of the step that runs
         self._asked_taps = None if taps is None or taps == "auto" else tuple(taps)
         self.taps = self._asked_taps or ()
         self.segments = []
+        self._searched = False
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Find the segments; see `bpfree.cut.owners` for what is refused."""
         super().bind(net, task, batch)
-        taps = stages(net) if self._asked_taps is None else self._asked_taps
-        if self._asked_taps is None and not taps:
-            _refuse_one_stage(net)
-        self.segments = owners(net, taps, batch.first(2).x)
-        self.per_step = getattr(task, "per_step", False)
+        self._task, self.pixels = task, pixels_of(task)
+        if self._asked_taps is None:
+            self.segments, self._searched = find_segments(net, batch.first(2).x)
+        else:
+            self.segments = owners(net, self._asked_taps, batch.first(2).x)
+        self.per_step = is_per_step(task)
         if self.per_step:
-            self.segments = [*_at_each_step(self.segments[:-1], batch.y.shape[1]), self.segments[-1]]
+            self.segments = [*at_each_step(self.segments[:-1], batch.y.shape[1]), self.segments[-1]]
         self.taps = tuple(segment.name for segment in self.segments[:-1])
+
+    def notes(self) -> dict[str, str]:
+        """Where the net is cut, if the rule looked for it by itself."""
+        return {"taps": ", ".join(self.taps)} if self._searched else {}
 
     @abstractmethod
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
@@ -189,6 +191,19 @@ class LocalRule(Rule):
         """Class scores [B, D] that segment `index` reads from its output h by a head of its own, if it has one."""
         return None
 
+    def task_loss(self, scores: Tensor, signal: Tensor) -> Tensor:
+        """The task's loss, 0-d, of scores that a head reads from a segment, with its class weights and the like.
+
+        Args:
+            scores: [B, D], or [B, C, H, W] if each pixel has an answer.
+            signal: the target, as `local_loss` is given it.
+        """
+        assert self._task is not None, "bind sets it"
+        if self._batch is None or getattr(self._task, "takes_target", False):
+            return self._task.loss(scores, Batch(scores if self._batch is None else self._batch.x, signal))
+        y = self._batch.y
+        return self._task.loss(scores, self._batch._replace(y=y.flatten(0, 1) if self.per_step else y))
+
     def pass_on(self, index: int, h: Tensor) -> Tensor:
         """What the next segment sees of the output h of segment `index`; default: h itself."""
         return h
@@ -201,11 +216,16 @@ class LocalRule(Rule):
         """
         if not self.segments:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
-        if not self.needs_error:
-            return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
-        if self.memory == "fast":
-            return self._learn_afterwards(net, task, batch, noise, keep_from=0)
-        return self._learn_in_two_passes(net, task, batch, noise)
+        refuse_wrapped(net, type(self).__name__, deep=False)
+        self._task, self._batch = task, batch
+        try:
+            if not self.needs_error:
+                return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
+            if self.memory == "fast":
+                return self._learn_afterwards(net, task, batch, noise, keep_from=0)
+            return self._learn_in_two_passes(net, task, batch, noise)
+        finally:
+            self._batch = None
 
     def locality(self) -> Locality:
         """A segment at a time; with `needs_error` it waits, and keeps what it has seen unless `memory` is flat."""
@@ -229,9 +249,10 @@ class LocalRule(Rule):
             scalars.update(self._learn(index, h, signal))
             return self.pass_on(index, h.detach())
 
-        with noise.global_rng(batch.device), cut(net, self.taps, learn):
-            out = forward(net, batch.x)
-        return scalars | self._learn_output(task, out, batch)
+        with cut(net, self.taps, learn, self._again):
+            with noise.global_rng(batch.device):
+                out = forward(net, batch.x)
+            return scalars | self._learn_output(task, out, batch)
 
     def _learn_in_two_passes(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         last = len(self.taps) - 1
@@ -246,7 +267,7 @@ class LocalRule(Rule):
             return self.pass_on(index, h.detach())
 
         if last > 0:
-            with suppress(_Enough), noise.global_rng(batch.device), cut(net, self.taps, learn):
+            with suppress(_Enough), noise.global_rng(batch.device), cut(net, self.taps, learn, self._again):
                 forward(net, batch.x)
         return scalars | final
 
@@ -274,24 +295,33 @@ class LocalRule(Rule):
                 rehearsal.close()
             return self.pass_on(index, h.detach())
 
-        with rehearsal, noise.global_rng(batch.device), cut(net, self.taps, keep):
-            if keep_from > 0:
-                rehearsal.enter_context(unchanged_buffers(net))
-            out = forward(net, batch.x)
-        error = output_error(task, out, batch)
-        tell(error)
-        if self.output_weight == 1:  # it is the gradient that the output segment needs, too
-            backward(out, error.view_as(out).to(out.dtype))
-            self._tell_done(len(self.taps))
-            last = task.metrics(out.detach(), batch)
-        else:
-            last = self._learn_output(task, out, batch)
+        with cut(net, self.taps, keep, self._again):  # until all is learned: checkpointing runs modules again
+            with rehearsal, noise.global_rng(batch.device):
+                if keep_from > 0:
+                    rehearsal.enter_context(unchanged_buffers(net))
+                out = forward(net, batch.x)
+            error = output_error(task, out, batch)
+            tell(error)
+            if self.output_weight == 1:  # it is the gradient that the output segment needs, too
+                backward(out, error.view_as(out).to(out.dtype))
+                self._tell_done(len(self.taps))
+                last = task.metrics(out.detach(), batch)
+            else:
+                last = self._learn_output(task, out, batch)
+            return self._learn_kept(kept, error) | last
+
+    def _learn_kept(self, kept: list[tuple[int, Tensor]], error: Tensor) -> Scalars:
+        """From the last, whose input is the output of the one before, so that each can be freed."""
         scalars: Scalars = {}
-        while kept:  # from the last, whose input is the output of the one before, so that each can be freed
+        while kept:
             index, h = kept.pop()
             scalars = self._learn(index, h, error) | scalars
             del h
-        return scalars | last
+        return scalars
+
+    def _again(self, index: int, h: Tensor) -> Tensor:
+        """What goes on where activation checkpointing computes a segment a second time."""
+        return self.pass_on(index, h.detach())
 
     def _learn_output(self, task: Task, out: Tensor, batch: Batch) -> Scalars:
         loss = task.loss(out, batch)
@@ -319,29 +349,6 @@ class LocalRule(Rule):
     def _tell_done(self, index: int) -> None:
         if self.segment_done is not None:
             self.segment_done(index)
-
-
-def _refuse_one_stage(net: nn.Module) -> None:
-    """A net in one piece would be trained by backprop under another name."""
-    layers = [name for name, m in net.named_modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
-    if len(layers) > 1:
-        raise UserError(
-            f"taps: none were given, and the net is a Sequential of one stage with {len(layers)} layers "
-            f"({', '.join(layers[:20])}), so nothing would be cut. Name the submodules after which to cut, such as "
-            f"taps=['{layers[0]}']"
-        )
-
-
-def _at_each_step(segments: Sequence[Segment], steps: int) -> list[Segment]:
-    """The segments with the shape of their output at one step."""
-    for segment in segments:
-        if len(segment.shape) < 2 or segment.shape[0] != steps:
-            raise UserError(
-                f"tap '{segment.name}': its output has the shape {list(segment.shape)}, but the task has a target for "
-                f"each of {steps} steps, allowed: [{steps}, ...]. Tap modules that keep the steps apart; bpfree's "
-                "recurrent nets do with net.each_step=true"
-            )
-    return [segment._replace(shape=segment.shape[1:]) for segment in segments]
 
 
 class _Enough(Exception):  # noqa: N818, no error

@@ -1,6 +1,7 @@
 """A run: a net, the rule that trains it, and what came of it. Every door ends in `train`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +10,15 @@ from torch import Tensor, nn
 
 from bpfree import checkpoint, folder
 from bpfree._version import __version__
+from bpfree.acceptance import inner, refuse_meta
 from bpfree.config import OF_A_MACHINE, Config
 from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
-from bpfree.data.arrays import to_tensor
+from bpfree.data.tensors import in_shape, to_inputs, to_tensor
+from bpfree.data.tokens import tells_numbers
 from bpfree.errors import UserError
 from bpfree.evaluation import judge, mean_metrics
 from bpfree.freezing import freeze
+from bpfree.inputs import Inputs, tensors_of
 from bpfree.lab.pictures import draw
 from bpfree.memory import peak_process_memory
 from bpfree.nets import NETS
@@ -24,7 +28,7 @@ from bpfree.readout import Ridge
 from bpfree.result import summarize
 from bpfree.rule import Rule
 from bpfree.spec import build
-from bpfree.tasks import TASKS, Classify, DataTask
+from bpfree.tasks import TASKS, DataTask, Loss, reading
 from bpfree.trackers import Record, Tracker, make_trackers
 from bpfree.trainer import Trainer
 
@@ -74,16 +78,27 @@ class Run:
         return self.trainer.progress.tracked
 
     def scores(self, x: Any) -> Tensor:
-        """Output of the net [N, D] on raw samples [N, ...], given as the training data were."""
-        samples = to_tensor(x, "x")
-        if samples.is_floating_point() and not bool(samples.isfinite().all()):
-            raise UserError("x: contains NaN or infinite values, allowed: finite ones")
+        """Output of the net [N, D] on raw samples [N, ...], given as the training data were.
+
+        Args:
+            x: an array; of a net of several inputs a tuple or a dict of arrays, as in training.
+
+        Raises:
+            UserError: samples of another form or shape than those of training, or NaN among them.
+        """
+        several = bool(self.preprocess.inputs)
+        samples = self._as_trained(to_inputs(x, "x", lists=several) if several else to_tensor(x, "x"))
+        for tensor in tensors_of(samples):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise UserError("x: contains NaN or infinite values, allowed: finite ones")
         unlabelled = self.batches(self.preprocess.unlabelled(samples))
         outputs = [self.trainer.predict(batch.x) for batch in unlabelled.epoch()]
         return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.task.dim)
 
     def predict(self, x: Any) -> Tensor:
-        """The most likely class of each sample, int64 [N]; rebuilt samples [N, ...]; numbers, as the labels were.
+        """The most likely class of each sample, int64 [N], or of each pixel [N, H, W]; rebuilt samples; numbers.
+
+        Of several labels a sample: which of them are true, bool [N, C]. Numbers are in the units of the labels.
 
         Raises:
             UserError: samples of another shape than those of training.
@@ -91,17 +106,17 @@ class Run:
         return self.task.decode(self.scores(x))
 
     def predict_proba(self, x: Any) -> Tensor:
-        """The probability of each class, [N, C].
+        """The probability of each class, [N, C], or of each class at each pixel, [N, C, H, W].
 
         Raises:
             UserError: the run has no classes.
         """
-        if not isinstance(self.task, Classify):
-            raise UserError(f"predict_proba: the run's task, {self.task.name}, has no classes. Use predict")
-        return self.scores(x).softmax(1)
+        if self.task.classes is None:
+            self.task.probabilities(torch.zeros(0))  # says why not
+        return self.task.probabilities(self.scores(x))
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
-        """Metrics on a pair (samples, labels) or a torch Dataset; without one, on the test split.
+        """Metrics on data in any form that `bpfree.fit` takes as objects; without any, on the test split.
 
         Raises:
             UserError: there is no test split, or the data do not fit the training's.
@@ -119,8 +134,12 @@ class Run:
         return mean_metrics(self.task, self.batches(self.test).epoch(), self.trainer.controls)
 
     def _split(self, data: Any) -> Split:
-        given = {"without_labels": self.task.rebuilds, "values": self.task.values}
-        return from_python(data, classes=self.preprocess.classes, **given).train
+        split = from_python(data, classes=self.preprocess.classes, **reading(self.config.task)).train
+        return split._replace(x=self._as_trained(split.x))
+
+    def _as_trained(self, x: Inputs) -> Inputs:
+        """Images in the layout of the training samples."""
+        return in_shape(x, self.preprocess.shape) if isinstance(x, Tensor) else x
 
     def save(self, path: str | Path) -> Path:
         """Write the run to a new folder, to be loaded with `bpfree.load`.
@@ -128,10 +147,21 @@ class Run:
         Raises:
             UserError: the folder cannot be written or holds another run.
         """
-        out = Path(path)
+        out = folder.place(path)
         writer = folder.RunFolder(out, self.config.dump(), self.extra())
-        writer.on_start(self.trainer)
-        writer.on_end()
+        try:
+            writer.on_start(self.trainer)
+            writer.on_end()
+            self._copy_checkpoints(out)
+            if self.result:
+                writer.finish(self.result)
+            draw(self, out / folder.PLOTS, self.test)
+        finally:
+            writer.release()
+        return out
+
+    def _copy_checkpoints(self, out: Path) -> None:
+        """What a folder of this run has beside the last state, with the weights that the net has now."""
         if self.folder is not None:
             for name in (folder.LAST, folder.BEST):
                 if checkpoint.exists(self.folder / name):
@@ -139,10 +169,6 @@ class Run:
                     checkpoint.copy(self.folder / name, out, weights_of=own)
         elif self.weights == "best":
             checkpoint.save(self.trainer, out / folder.BEST, self.extra())
-        if self.result:
-            writer.finish(self.result)
-        draw(self, out / folder.PLOTS, self.test)
-        return out
 
     def plots(self) -> list[Path]:
         """Draw all pictures anew into the run's folder; those of samples show the test split, where there is one.
@@ -191,6 +217,7 @@ def train(
     rule: Rule | None = None,
     dataset: Dataset | None = None,
     trackers: Sequence[Tracker] = (),
+    loss: Loss | None = None,
     out: Path | None = None,
     resume: bool = False,
 ) -> Run:
@@ -199,23 +226,27 @@ def train(
     Args:
         net, rule, dataset: in place of those that the config names.
         trackers: beside those that the config names.
+        loss: in place of the task's.
         out: the run folder; it must be new, unless the run is to be resumed.
         resume: go on from the folder's last checkpoint.
+
+    Raises:
+        UserError: anything that cannot work; the folder cannot be written, or another process writes to it.
     """
-    objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None))
+    objects = (("net", net), ("rule", rule), ("data", dataset), ("trackers", trackers or None), ("loss", loss))
     given = [name for name, value in objects if value is not None]
     watching = make_trackers([*config.trackers, *trackers])
     dataset = config.data.load() if dataset is None else config.data.select(dataset)
     train_split, validation_split = config.data.split(dataset, config.train.seed)
-    this = assemble(config, Preprocess.of(dataset, train_split), net, rule)
+    this = assemble(config, Preprocess.of(dataset, train_split), net, rule, loss)
     this.test, this.given = dataset.test, given
     trainer, batches = this.trainer, this.training_batches(train_split)
     validation = None if validation_split is None else this.batches(validation_split)
     stopping = config.train.early_stopping.build() if config.train.early_stopping else None
-    keeper = folder.KeepBest() if out is None else _open_folder(this, batches, out, resume)
     readout = Ridge(this.batches(train_split), config.train.ridge) if config.train.readout == "ridge" else None
-    listeners = [*watching, *([readout] if readout else []), ProgressBar(config.train.epochs, batches), keeper]
-    with peak_process_memory(trainer.device) as peak:
+    listeners = [*watching, *([readout] if readout else []), ProgressBar(config.train.epochs, batches)]
+    with _kept(this, batches, out, resume) as keeper, peak_process_memory(trainer.device) as peak:
+        listeners.append(keeper)
         trainer.fit(batches, config.train.epochs, validation=validation, early_stopping=stopping, trackers=listeners)
         if stopping:
             keeper.restore_best(trainer)
@@ -225,28 +256,34 @@ def train(
             keeper.replace(trainer, f"{this.weights}.ckpt")
         test = this.test and judge(this.task, this.batches(this.test).epoch(), trainer.predict, trainer.net)
         controls = this.controls()
-        memory = {"peak_memory_bytes": peak()}
-    memory["step_memory_bytes"] = trainer.step_memory(next(batches.epoch()))
-    this.result = summarize(this, dataset, train_split, test) | ({"controls": controls} if controls else {}) | memory
-    if isinstance(keeper, folder.RunFolder):
-        keeper.finish(this.result)
-        draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
+        memory = {"peak_memory_bytes": peak(), "step_memory_bytes": trainer.step_memory(next(batches.epoch()))}
+        told = {"controls": controls} if controls else {}
+        this.result = summarize(this, dataset, train_split, test) | told | memory
+        if isinstance(keeper, folder.RunFolder):
+            keeper.finish(this.result)
+            draw(this, keeper.path / folder.PLOTS, this.test or validation_split or train_split)
     return this
 
 
-def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None) -> Run:
+def assemble(
+    config: Config, preprocess: Preprocess, net: nn.Module | None, rule: Rule | None, loss: Loss | None = None
+) -> Run:
     """Net, rule, task and trainer, on the device; a net or rule of one's own takes the place of the config's."""
     seed = config.train.seed
+    if net is None and config.net["name"] in NETS:
+        preprocess = preprocess.as_numbers()  # none of them takes tokens
+    preprocess = tells_numbers(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
+    task.use_loss(loss)
     if net is None:
+        _refuse_several(preprocess, config)
         with Noise(seed).fold("net").global_rng():
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
+        preprocess = tells_numbers(preprocess, net)
     assert net is not None
-    freeze(net, config.train.freeze)
+    refuse_meta(net)
+    freeze(inner(net)[1], config.train.freeze)
     device = resolve_device(config.train.device)
-    for p in net.parameters():
-        if p.dim() == 4:  # the same values, in an order in which convolutions on a CPU are 1.3 times as fast
-            p.data = p.data.to(memory_format=torch.channels_last)
     trainer = Trainer(
         net.to(device),
         rule or config.rule,
@@ -261,18 +298,41 @@ def assemble(config: Config, preprocess: Preprocess, net: nn.Module | None, rule
     return Run(config, trainer, preprocess)
 
 
-def _open_folder(this: Run, batches: Batches, out: Path, resume: bool) -> folder.RunFolder:
-    """The writer of a new folder, or of one whose last checkpoint is now in the trainer.
+def _refuse_several(preprocess: Preprocess, config: Config) -> None:
+    """Raise UserError if a shipped net, which takes one tensor, is to learn from samples of several inputs."""
+    if preprocess.inputs and config.net["name"] in NETS:
+        names = ", ".join(name for name, _ in preprocess.inputs)
+        raise UserError(
+            f"net: found '{config.net['name']}', which takes one tensor, but samples have {len(preprocess.inputs)} "
+            f"inputs ({names}), allowed: a module of your own whose forward takes them"
+        )
 
-    The rule is bound first, and the folder made when training starts: a run that cannot begin leaves none.
+
+@contextmanager
+def _kept(this: Run, batches: Batches, out: Path | None, resume: bool) -> Iterator[folder.RunFolder | folder.KeepBest]:
+    """What keeps a training: memory, a new folder, or one whose last checkpoint is now in the trainer.
+
+    The rule is bound first, and a new folder made when training starts: a run that cannot begin leaves none. A folder
+    is locked from before it is read or written until the training is over.
     """
+    if out is None:
+        yield folder.KeepBest()
+        return
     this.trainer.total_steps = this.config.train.epochs * len(batches)
-    this.trainer.bind(next(batches.epoch()))
-    if resume:
-        _refuse_another_config(this.config, checkpoint.read_state(out / folder.LAST)["config"], out)
-        checkpoint.load(this.trainer, out / folder.LAST)
-    this.folder = out
-    return folder.RunFolder(out, None if resume else this.config.dump(), this.extra())
+    lock = folder.take(out, new=False) if resume else None
+    writer = folder.RunFolder(out, None if resume else this.config.dump(), this.extra(), lock)
+    try:
+        if resume:
+            state = checkpoint.read_state(out / folder.LAST)
+            _refuse_another_config(this.config, state.config, out)
+            this.trainer.compute_as(state.precision, state.channels_last)
+        this.trainer.bind(next(batches.epoch()))
+        if resume:
+            checkpoint.load(this.trainer, out / folder.LAST)
+        this.folder = out
+        yield writer
+    finally:
+        writer.release()
 
 
 def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> None:

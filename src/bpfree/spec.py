@@ -3,20 +3,44 @@
 The constructor's own signature is the schema; there is no second one.
 """
 
+import functools
 import importlib
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bpfree.errors import UserError, unknown
+from bpfree.errors import UserError, shown, unknown
+from bpfree.paths import user_path
 
 Spec = str | Mapping[str, Any]
 """A name, or a mapping with `name` and the constructor's options."""
+
+
+_stranger: ContextVar[str | None] = ContextVar("_stranger", default=None)
+
+
+@contextmanager
+def without_foreign_code(source: Path, *, trust: bool = False) -> Iterator[None]:
+    """Within it, a config of somebody else is read: a name such as "package.module:Class" is refused, not imported.
+
+    Args:
+        source: where the config is from, for errors.
+        trust: the user has allowed it; then nothing changes.
+    """
+    token = _stranger.set(None if trust else str(source))
+    try:
+        yield
+    finally:
+        _stranger.reset(token)
 
 
 def split_spec(spec: Spec, section: str) -> tuple[str, dict[str, Any]]:
@@ -30,23 +54,32 @@ def split_spec(spec: Spec, section: str) -> tuple[str, dict[str, Any]]:
     options = dict(spec)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise UserError(f"{section}.name: found {name!r}, allowed: the name of a {section}")
+        raise UserError(f"{section}.name: found {shown(name)}, allowed: the name of a {section}")
     return name, options
 
 
 def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | None = None) -> Callable[..., Any]:
     """The constructor of that name: from the table, or from outside as "package.module:Class".
 
+    This is the only place where a config makes anything be imported; see `without_foreign_code`.
+
     Args:
         outside: what a class from outside must derive from, so that a config cannot call just anything.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is code that a run folder names and that the user has not allowed.
     """
     if name in table:
         return table[name]  # type: ignore[no-any-return]
     if outside is None or ":" not in name:
         raise unknown(section, name, table)
+    if source := _stranger.get():
+        raise UserError(
+            f"{section}.name: found '{name}' in {source}, which is code that comes with no part of bpfree, so it is "
+            "not run. If you trust whoever wrote it, allow it: --trust, in Python trust=True (or pass the object)"
+        )
+    if str(Path.cwd()) not in sys.path:  # last: no file there takes the place of a library
+        sys.path.append(str(Path.cwd()))
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -83,22 +116,33 @@ def check_options(
         if key not in known:
             if not known:
                 raise UserError(f"{section}: takes no key '{key}'")
-            raise unknown("key", key, known, f"{section}.", to=constructor.__name__)
+            raise unknown("key", key, known, f"{section}.", to=_name(constructor))
     for parameter in known.values():
         if parameter.default is parameter.empty and parameter.name not in options:
-            raise UserError(f"{section}.{parameter.name}: missing; {constructor.__name__} needs it")
+            raise UserError(f"{section}.{parameter.name}: missing; {_name(constructor)} needs it")
     return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
 
 
-def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _name(constructor: Callable[..., Any]) -> str:
+    """For people; of a class method such as `Classify.of`, that of its class."""
+    owner = getattr(constructor, "__self__", None)
+    return owner.__name__ if isinstance(owner, type) else constructor.__name__
+
+
+def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any], section: str) -> dict[str, Any]:
     """The options; those that the constructor takes as a Path count from the current folder, and become absolute.
 
     So what is kept of a config can be run from anywhere.
+
+    Raises:
+        UserError: see `bpfree.paths.user_path`.
     """
     hints = _hints(constructor)
     taken = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
     return {
-        name: str(Path(value).expanduser().absolute()) if name in taken and isinstance(value, str) else value
+        name: str(user_path(value, f"{section}.{name}").absolute())
+        if name in taken and isinstance(value, str)
+        else value
         for name, value in options.items()
     }
 
@@ -134,9 +178,9 @@ def convert(annotation: Any, value: Any, where: str) -> Any:
     """
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-        return adapter.validate_python(value)
+        return adapter.validate_python(value.item() if isinstance(value, np.generic) else value)
     except ValidationError as error:
-        raise UserError(f"{where}: found {value!r}, allowed: {describe(annotation)}") from error
+        raise UserError(f"{where}: found {shown(value)}, allowed: {describe(annotation)}") from error
 
 
 def describe(annotation: Any) -> str:
@@ -158,6 +202,27 @@ def describe(annotation: Any) -> str:
         return f"a list of {describe(args[0])}"
     names = {type(None): "none", float: "number", bool: "true or false", str: "text"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+class Checked:
+    """A base for classes of this package whose options are checked, as those in a config are, when Python calls them.
+
+    An unknown option or one of a wrong type is a UserError that names it.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__init__")
+        if own is not None and cls.__module__.startswith("bpfree."):  # users' classes check their own
+            cls.__init__ = _checking(cls, own)  # type: ignore[method-assign]
+
+
+def _checking(owner: type, init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def checked(self: object, *args: Any, **options: Any) -> None:
+        init(self, *args, **check_options(owner, options, owner.__name__, given=len(args)))
+
+    return checked
 
 
 def _hints(constructor: Callable[..., Any]) -> dict[str, Any]:

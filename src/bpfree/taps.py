@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from io import StringIO
 from textwrap import shorten
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -12,12 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, UntypedStorage, nn
 
-from bpfree.cut import OUTPUT, owners, reached_parameters, stages, unchanged_buffers
+from bpfree.acceptance import eager, materialize, refuse_lazy, refuse_meta
+from bpfree.autotaps import find_segments
+from bpfree.cut import OUTPUT, owners, reached_parameters, rehearsal, unchanged_buffers
 from bpfree.errors import UserError
 from bpfree.grad import first_trainable
+from bpfree.inputs import Inputs, apply, count, forward, from_arrays, tensors_of
 from bpfree.noise import Noise
 
 _WIDTH = 160
+_FEW = 16  # samples at most
 _SIDES = (8, 28, 32, 64, 96, 224)  # of images
 
 
@@ -61,21 +65,22 @@ class TapList(list[Tap]):
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def taps(net: nn.Module, x: Tensor | None = None) -> TapList:
+def taps(net: nn.Module, x: Any = None) -> TapList:
     """What can be tapped: every submodule that runs once in a forward pass and gives one tensor.
 
     Cuts that are sound alone are sound together. Looking takes a forward pass for each submodule.
 
     Args:
         net: the net, as it will be trained; buffers and random state come out as they went in.
-        x: [B, ...], a few samples, preprocessed. Default: zeros as the first layer takes them; for a convolution,
-            images of the smallest usual size that the net takes.
+        x: [B, ...], a few samples as the net takes them: an array or a tensor, or a tuple or a dict of those. Of
+            many samples the first 16 are used. Default: zeros as the first layer takes them; for a convolution, images
+            of the smallest usual size that the net takes.
 
     Returns:
         The taps in the order in which they run, and the end of the net as "output".
 
     Raises:
-        UserError: no x was given, and none of the usual shapes goes through the net.
+        UserError: no x was given, and none of the usual shapes goes through the net; the net has no values.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -85,27 +90,44 @@ def taps(net: nn.Module, x: Tensor | None = None) -> TapList:
          1           8           0          32     *  sound
          output      2          18           0        no: the end of the net, which has the task's loss
     """
-    x = _usual_input(net) if x is None else x
+    refuse_meta(net)
+    x = _usual_input(net) if x is None else _samples(net, x)
+    materialize(net, x)
     sizes = {name: p.numel() for name, p in net.named_parameters()}
-    auto = stages(net) if isinstance(net, nn.Sequential) else ()
+    auto = _automatic(net, x)
     found, known, kept = TapList(), set[str](), 0
     for run in _forward(net, x):
         parameters = sum(sizes[name] for name in run.reached if name not in known)
-        size = (run.kept - kept) // len(x)
+        size = (run.kept - kept) // count(x)
         refused = _refusal(net, run.name, x) if run.name else "the end of the net, which has the task's loss"
         found.append(Tap(run.name or OUTPUT, run.h.shape[1:], parameters, size, run.name in auto, refused))
         known, kept = known.union(run.reached), run.kept
     return found
 
 
+def _samples(net: nn.Module, x: Any) -> Inputs:
+    """The first samples of what was given, as tensors."""
+    tokens = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in net.modules())
+    return apply(from_arrays(x, first_trainable(net), tokens=tokens), lambda t: t[:_FEW])
+
+
+def _automatic(net: nn.Module, x: Inputs) -> tuple[str, ...]:
+    """Where a rule cuts the net by itself; nowhere, if it cannot."""
+    try:
+        return tuple(segment.name for segment in find_segments(net, x).segments[:-1])
+    except UserError:
+        return ()
+
+
 def _usual_input(net: nn.Module) -> Tensor:
     """Two samples of zeros that go through the net."""
+    refuse_lazy(net, "Give taps a few samples x")
     like = first_trainable(net)
     for shape in _usual_shapes(net):
         x = like.new_zeros(2, *shape)
         try:
             with torch.no_grad(), unchanged_buffers(net), Noise().global_rng(x.device):
-                net(x)
+                forward(net, x)
         except (RuntimeError, ValueError, IndexError, TypeError):
             continue
         return x
@@ -130,9 +152,9 @@ class _Run(NamedTuple):
     kept: int  # bytes for the backward pass until here
 
 
-def _forward(net: nn.Module, x: Tensor) -> list[_Run]:
+def _forward(net: nn.Module, x: Inputs) -> list[_Run]:
     """What ran once and gave one tensor, in order, in a pass without cuts; at last the net itself, named ""."""
-    held = {tensor.untyped_storage().data_ptr(): 0 for tensor in (x, *net.parameters(), *net.buffers())}
+    held = {tensor.untyped_storage().data_ptr(): 0 for tensor in (*tensors_of(x), *net.parameters(), *net.buffers())}
     storages: list[UntypedStorage] = []  # held, so that no address is used twice
     runs: list[_Run] = []
     times: Counter[str] = Counter()
@@ -149,22 +171,22 @@ def _forward(net: nn.Module, x: Tensor) -> list[_Run]:
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         return lambda module, args, h: look(name, h)
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in net.named_modules()]
+    handles = [module.register_forward_hook(hook(name)) for name, module in net.named_modules() if name]
     try:
         with (
-            unchanged_buffers(net),
-            Noise().global_rng(x.device),
-            torch.enable_grad(),
+            rehearsal(net, x),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing),
+            eager(),
         ):
-            out = net(x)
+            out = forward(net, x)
+            runs.append(_Run("", out, reached_parameters(net, out), sum(held.values())))
     finally:
         for handle in handles:
             handle.remove()
-    return [run for run in runs if times[run.name] == 1 and (run.h is not out or not run.name)]
+    return [run for run in runs if not run.name or (times[run.name] == 1 and run.h is not out)]
 
 
-def _refusal(net: nn.Module, name: str, x: Tensor) -> str | None:
+def _refusal(net: nn.Module, name: str, x: Inputs) -> str | None:
     try:
         owners(net, [name], x)
     except UserError as error:

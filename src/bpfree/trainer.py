@@ -7,26 +7,28 @@ optimiser nor the clipping nor a checkpoint knows which rule wrote the gradients
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import eager, materialize, refuse_meta, unwrapped
 from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
-from bpfree.divergence import diverged, explained, find_non_finite
+from bpfree.divergence import diverged, explained, find_non_finite, refuse_no_derivatives
 from bpfree.errors import DivergedError, UserError, check_choice, check_positive
 from bpfree.evaluation import judge
 from bpfree.grad import first_trainable, trainable
 from bpfree.inputs import Inputs
 from bpfree.interrupt import interrupt_between_steps
-from bpfree.layout import keep_gradients_in_order
+from bpfree.layout import channels_last, keep_gradients_in_order
 from bpfree.memory import peak_step_memory
-from bpfree.nets.hard import without_derivatives
+from bpfree.modes import same_modes
 from bpfree.noise import Noise
 from bpfree.optim import add_groups, make_optimizer, make_schedule
-from bpfree.precision import Precision, arithmetic
+from bpfree.precision import Precision, arithmetic, resolve
+from bpfree.rehearsal import allows_channels_last
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
@@ -44,7 +46,8 @@ class Trainer:
     """Trains a net by a rule. For those who own their loop, `step` is all there is to call.
 
     Args:
-        net: any module; it is trained in place.
+        net: any module; it is trained in place. `torch.compile(net)` is trained as it was written, without the
+            compiler; `DistributedDataParallel` works with rules that have `one_backward`.
         rule: a name, a spec, or a Rule.
         task: see `bpfree.tasks`.
         optimizer: a name or a spec (`{"name": "sgd", "lr": 0.1}`), or an optimiser made for the net's parameters, to
@@ -53,7 +56,8 @@ class Trainer:
         clip: largest gradient norm, for each of the rule's units by itself.
         precision: "bfloat16" runs forward passes under autocast; parameters stay as they are. "float32" may take
             another library for matrix products where it is as accurate and faster (`bpfree.matmul`);
-            "float32_torch" leaves that to torch.
+            "float32_torch" leaves that to torch. "auto" is bfloat16 where the device multiplies it in hardware, else
+            float32; the attribute `precision` says which.
         update: "together" steps all parameters when every gradient is there; "fused" steps a segment's as soon as its
             own are, and frees them: the same weights, with the gradients of one segment at a time in memory. For local
             rules.
@@ -87,15 +91,18 @@ class Trainer:
         check_choice("update", update, get_args(Update))
         if clip is not None:
             check_positive("clip", clip)
+        refuse_meta(net)
         like = first_trainable(net)
-        self.net = net
         self.task = task
         self.rule: Rule = rule if isinstance(rule, Rule) else build(RULES, rule, section="rule", outside=Rule)
+        self.net = unwrapped(net, one_backward=self.rule.one_backward)
         self.update = update
+        self._like = like
         self.device = like.device
         self.dtype = like.dtype
         self.clip = clip
-        self.precision = precision
+        self.precision: Precision = resolve(precision, self.device)
+        self.channels_last: bool | None = None  # whether images lie so in memory; `bind` decides
         self.noise = Noise(seed)
         self.total_steps = total_steps
         self.progress = Progress()
@@ -109,9 +116,11 @@ class Trainer:
         """Bind the rule, once, and hand its parameters and the net's to the optimiser; `step` calls it."""
         if self._bound:
             return
-        self._refuse_no_derivatives()
-        self.net.train()
-        with explained(batch), self.noise.fold("bind").global_rng(self.device):
+        refuse_no_derivatives(self.net, self.rule)
+        with explained(batch):
+            materialize(self.net, batch.first(2).x, self.noise)
+        with same_modes(self.net), explained(batch), eager(), self.noise.fold("bind").global_rng(self.device):
+            self.net.train()
             self.rule.bind(self.net, self.task, batch)
         self.rule.to(self.device)
         self._not_finite = set(find_non_finite(self.net, self.rule))
@@ -126,23 +135,35 @@ class Trainer:
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         self._fused = FusedUpdate(self.net, self.rule, self.optimizer, self.clip) if self.update == "fused" else None
         self._not_optimized = [p for p in (*self.net.parameters(), *self.rule.parameters()) if id(p) not in known]
+        self.channels_last = allows_channels_last(self, batch)
         self._bound = True
 
-    def _refuse_no_derivatives(self) -> None:
-        found = without_derivatives(self.net) if self.rule.needs_derivatives else None
-        if found:
-            able = [name for name, rule in RULES.items() if not rule.needs_derivatives]
-            raise UserError(
-                f"net: {found} has no derivative, but {type(self.rule).__name__} differentiates. Allowed: "
-                f"rules that do not ({', '.join(able)})"
-            )
+    def compute_as(self, precision: Precision | None, channels_last: bool | None) -> None:
+        """Compute as a training did whose checkpoint says so; to be called before `bind`. None leaves it open."""
+        if precision is not None:
+            self.precision = resolve(precision, self.device)
+        if channels_last is not None:
+            self.channels_last = channels_last
 
-    def step(self, batch: Batch) -> Scalars:
+    def _in_order(self, x: Inputs) -> Inputs:
+        return channels_last(x) if self.channels_last else x
+
+    def _batch_in_order(self, batch: Batch) -> Batch:
+        return batch._replace(x=channels_last(batch.x)) if self.channels_last else batch
+
+    def step(self, batch: Batch | tuple[Any, Any]) -> Scalars:
         """One step of training on one batch, x as the net takes it.
+
+        Args:
+            batch: a Batch, or a pair (x, y) of arrays or tensors, where x may be a tuple or a dict of those.
 
         Returns:
             The rule's detached scalars, among them `loss`.
+
+        Raises:
+            UserError: the batch is no such pair.
         """
+        batch = Batch.of(batch, self._like)
         if self.progress.step == 0:
             with explained(batch):
                 return self._step(batch)
@@ -150,6 +171,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> Scalars:
         self.bind(batch)
+        batch = self._batch_in_order(batch)
         for module in (self.net, self.rule):
             if not module.training:  # asked first: a walk over all modules costs a small net 7 % of its step
                 module.train()
@@ -181,7 +203,7 @@ class Trainer:
                 counted is activations and temporaries.
         """
         self.bind(batch)
-        self.net.train()
+        batch = self._batch_in_order(batch)
         self._zero_grad()
         with self.arithmetic():
             pass  # what it checks once is no part of a step
@@ -194,7 +216,8 @@ class Trainer:
                 self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
 
         weights = [p.detach().clone() for p in self.net.parameters()]  # which "in_place" gives back but for rounding
-        with unchanged_buffers(self.net):
+        with same_modes(self.net), unchanged_buffers(self.net):
+            self.net.train()
             peak = peak_step_memory(gradients, self.device)
         for p, before in zip(self.net.parameters(), weights, strict=True):
             p.data.copy_(before)
@@ -204,24 +227,20 @@ class Trainer:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within it, net and rule are in evaluation mode and nothing is differentiated."""
-        training = self.net.training
-        self.net.eval()
-        self.rule.eval()
-        try:
-            with torch.no_grad(), self.arithmetic():
-                yield
-        finally:
-            self.net.train(training)
+        with same_modes(self.net, self.rule), torch.no_grad(), self.arithmetic():
+            self.net.eval()
+            self.rule.eval()
+            yield
 
     def predict(self, x: Inputs) -> Tensor:
         """Output [B, D] in evaluation mode, x as the net takes it."""
         with self.evaluating():
-            return self.rule.predict(self.net, x)
+            return self.rule.predict(self.net, self._in_order(x))
 
     def controls(self, x: Inputs) -> dict[str, Tensor]:
         """What the rule has to set beside its predictions; see `Rule.controls`."""
         with self.evaluating():
-            return self.rule.controls(self.net, x)
+            return self.rule.controls(self.net, self._in_order(x))
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """The task's metrics, means over all samples, and of classes those in `evaluation.BY_CLASS`."""
@@ -253,7 +272,8 @@ class Trainer:
         try:
             for tracker in trackers:
                 tracker.on_start(self)
-            with interrupt_between_steps() as interrupted:
+            with same_modes(self.net), interrupt_between_steps() as interrupted:
+                self.net.train()
                 while self.progress.step < self.total_steps and not self.progress.stopped:
                     self._epoch(train, validation, early_stopping, trackers, interrupted)
         except DivergedError as error:
@@ -346,6 +366,9 @@ class Trainer:
             if found not in self._not_finite:  # a constant such as the -inf of a mask
                 raise diverged(self.optimizer, self.clip, f"{found} is not finite at step {self.progress.step}")
 
-    def arithmetic(self) -> AbstractContextManager[Any]:
-        """How forward passes are computed; see `precision`."""
-        return arithmetic(self.precision, self.device)
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """How forward passes are computed; see `precision`. A net that the rule looks into is not compiled."""
+        compiler = eager() if self.rule.looks_inside else nullcontext()
+        with compiler, arithmetic(self.precision, self.device):
+            yield

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import eager
 from bpfree.cut import reached_parameters, unchanged_buffers
 from bpfree.errors import UserError
-from bpfree.grad import eager, unfused
+from bpfree.grad import unfused
 from bpfree.inputs import Inputs, apply, forward, main_input, tensors_of
 from bpfree.noise import Noise
 from bpfree.transport import LEAF, Factor, factors_of, root_of, same_storage

@@ -1,7 +1,9 @@
 """Arrays in files: what is read, and what is refused with the place of the fault."""
 
 import json
+import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,9 +107,9 @@ def hole(x, row):
         ({"x": X, "y": Y[:-1]}, "found 60 samples and 59 labels"),
         ({"x": X, "y": Y * 0}, "labels of 1 classes, allowed: of two or more"),
         ({"x": X, "y": np.stack([Y, Y], 1)}, r"y: found int64 \[60, 2\], allowed: labels"),
-        ({"x": X, "y": hole(Y, 7)}, "y: found 1 of 60 labels that are missing or no integers, number 7"),
+        ({"x": X, "y": hole(Y, 7)}, "y: found 1 of 60 labels that are missing, not integers or too large, number 7"),
         ({"x": X, "y": np.where(Y == 0, "", WORDS)}, "y: found 20 of 60 labels that are missing"),
-        ({"x": X, "y": Y + 0.5}, "found 60 of 60 labels that are missing or no integers, number 0"),
+        ({"x": X, "y": Y + 0.5}, "found 60 of 60 labels that are missing, not integers or too large, number 0"),
         ({"x": X[:0], "y": Y[:0]}, "in.*numpy can read|no labels"),
         ({"x": hole(X, 9), "y": Y}, "x: samples contain NaN or infinite values .1 of 60 do, the first is number 9"),
         ({"x": X.astype(complex), "y": Y}, "x: found complex128"),
@@ -216,3 +218,61 @@ def test_gaps_between_labels_from_python_are_told(labels, message):
     with pytest.raises(UserError, match=message):
         from_python((X, labels))
     assert from_python((X, np.arange(N) % 3 + 1), classes=4).classes == 4
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, np.array([0, 1e30, 2e30] * 20), "40 of 60 labels that are missing, not integers or too large, number 1"),
+        (X, Y.astype(np.uint64) + np.uint64(2**63), "60 of 60 labels"),
+        (X, np.float64(3), "y: found a single value, allowed: labels"),
+        (np.float64(3), Y, "found float64 "),
+        (np.zeros((N, 0)), Y, r"found samples of shape \[0\], which hold no values"),
+        (np.zeros((N, 1, 0, 8), np.uint8), Y, r"found samples of shape \[1, 0, 8\], which hold no values"),
+        (np.zeros((N, 4), complex), Y, "found complex128"),
+        (np.array([["a"]] * N), Y, "found <U1"),
+    ],
+)
+def test_samples_and_labels_that_would_be_misread(tmp_path, x, y, message):
+    with pytest.raises(UserError, match=message):
+        arrays(write(tmp_path / "a", x=x, y=y))
+
+
+@pytest.mark.parametrize("kind", ["longdouble", "uint16", ">f4", ">i2", "float16", "bool"])
+def test_samples_of_every_type(tmp_path, kind):
+    values = np.arange(N * 2).reshape(N, 2).astype(kind)
+    data = arrays(write(tmp_path / "a", x=values, y=Y), test=0)
+    assert data.train.x.double().tolist() == values.astype(float).tolist()
+
+
+def test_colours_with_transparency_and_channels_last(tmp_path):
+    images = RNG.integers(0, 256, (N, 8, 9, 4), dtype=np.uint8)
+    data = arrays(write(tmp_path / "a", x=images, y=Y), test=0)
+    assert torch.equal(data.train.x, torch.from_numpy(images).permute(0, 3, 1, 2))
+    with pytest.raises(UserError, match=r"found images \[60, 8, 9, 4\], allowed from a file"):
+        arrays(tmp_path / "a", memory_limit=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_only_regular_files_are_read(tmp_path):
+    folder = write(tmp_path / "a", y=Y)
+    os.mkfifo(folder / "x.npy")
+    os.mkfifo(tmp_path / "a.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    (tmp_path / "b.npz").mkdir()
+    (tmp_path / "b.npy").mkdir()
+    options = {"labels": folder / "y.npy"}
+    for path, kind, more in (
+        ("a", "a named pipe", {}),
+        ("a.npz", "a named pipe", {}),
+        ("zero.npz", "a device", {}),
+        ("b.npy", "a folder", options),
+        ("a/x.npy", "a named pipe", options),
+    ):
+        with pytest.raises(UserError, match=f"found {kind}"):
+            arrays(tmp_path / path, **more)
+    for path in ("/dev/zero", folder / "x.npy", tmp_path / "b.npy"):
+        with pytest.raises(UserError, match="found a (device|named pipe|folder)"):
+            DATASETS["table"](tmp_path, path=Path(path), label="x")
+    with pytest.raises(UserError, match="data.path: found '~nouser/a.npz'"):
+        arrays(Path("~nouser/a.npz"))

@@ -116,9 +116,9 @@ def test_data_from_python():
         ((np.zeros((4, 2)), np.array([0, 1, 0.5, 1])), "with fractions"),
         ((np.full((4, 2), np.nan), np.array([0, 1, 0, 1])), "NaN or infinite"),
         ((np.zeros((0, 2)), np.zeros(0, int)), "found no samples"),
-        ((np.zeros((4, 2)), np.zeros((4, 3), int)), r"labels have the shape \[4, 3\]"),
+        ((np.zeros((4, 2)), np.zeros((4, 3), int)), "3 values that are not shares of one class"),
         ("nothing", "found str, allowed: a pair"),
-        (({}, [0]), "found dict, allowed: an array"),
+        (({}, [0]), "found a mapping without samples, allowed: arrays by name"),
     ],
 )
 def test_data_that_cannot_work(data, message):
@@ -147,7 +147,7 @@ class Endless(torch.utils.data.IterableDataset):
     [
         (Items(), "found no samples"),
         (Items((torch.zeros(2), 0, 1)), "pairs"),
-        (Items({"x": torch.zeros(2), "y": 0}, {"x": torch.zeros(2), "y": 0}), "array or tensor of numbers"),
+        (Items({"x": torch.zeros(2)}, {"x": torch.zeros(2)}), "no pairs, but dict with x, allowed.*'labels'"),
         (Items((torch.zeros(2), 0), (torch.zeros(3), 1)), "all samples of one shape"),
         (Items((torch.zeros(2), "cat"), (torch.zeros(2), "dog")), "class number"),
         (Endless(), "with a length"),

@@ -347,3 +347,44 @@ def test_a_relative_path_counts_from_the_current_folder(tmp_path, monkeypatch):
         parse({"data": "folder"})
     with pytest.raises(UserError, match=r"data.channels: found 2, allowed: 1 or 3 or auto"):
         parse({"data": {"name": "folder", "path": "x", "channels": 2}})
+
+
+def test_images_of_12_bits_are_refused_until_their_range_is_known(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        place = tmp_path / "deep" / CLASSES[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 4096, (6, 6)).astype(np.uint16)).save(place / f"{i}.png")
+    with pytest.raises(UserError, match="its top bits are empty.*data.bits=12"):
+        folder(tmp_path, path=tmp_path / "deep", skip_broken=True)
+    data = folder(tmp_path, path=tmp_path / "deep", bits=12)
+    assert int(data.train.x.max()) > 240
+    with pytest.raises(UserError, match="data.bits: found 20, allowed: 8 to 16"):
+        folder(tmp_path, path=tmp_path / "deep", bits=20)
+    spec = {"name": "folder", "path": tmp_path / "deep", "bits": 12, "size": 6}
+    bpfree.fit("mlp", spec, "backprop", epochs=1, out=tmp_path / "run")
+    assert shell("predict", tmp_path / "run", tmp_path / "deep" / "cat" / "0.png").stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe_among_images_is_told_of_and_not_waited_for(root):
+    os.mkfifo(root / "cat" / "pipe.png")
+    with pytest.raises(UserError, match="1 of 31 files.*cat/pipe.png .found a named pipe"):
+        folder(root.parent, path=root, size=6)
+    assert len(folder(root.parent, path=root, size=6, skip_broken=True, test=0).train.y) == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": Path("~nouser/x")}, r"data.path: found '~nouser/x', but there is no such user"),
+        ({"path": Path("a\0b")}, r"data.path: found 'a\\x00b', allowed: a path without NUL"),
+        ({"cache": Path("~nouser/x")}, r"data.cache: found '~nouser/x'"),
+        ({"cache": Path("a\0b")}, r"data.cache: found 'a\\x00b'"),
+    ],
+)
+def test_paths_that_cannot_be(root, options, message):
+    with pytest.raises(UserError, match=message):
+        folder(root.parent, **{"path": root, "size": 6, "memory_limit": 0, **options})
+    with pytest.raises(UserError, match=message):
+        bpfree.fit("mlp", {"name": "folder", "path": str(root), **{k: str(v) for k, v in options.items()}})

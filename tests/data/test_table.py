@@ -156,3 +156,75 @@ def test_a_run_learns_from_a_table_and_predicts_rows_of_another(tmp_path):
     (tmp_path / "other.csv").write_text("size\n1\n")
     with pytest.raises(UserError, match="unknown column 'colour'"):
         read_features(tmp_path / "other.csv", run.preprocess.columns)
+
+
+@pytest.mark.parametrize(
+    ("cells", "cure"),
+    [
+        (["0,5", "1,25", "-3,0"], r"found '-3,0'.*data.decimal=','"),
+        (["12.3%", "4%", "5%"], r"looks like a number or a date.*data.ignore=\[a\].*data.words=\[a\]"),
+        (["1,234.5", "2,000.0", "17,000.25"], "Write plain numbers"),
+        (["1 234", "2 000", "3 000"], "Write plain numbers"),
+        (["$5", "$6", "€7"], "Write plain numbers"),
+        (["2024-01-31", "2023-12-01", "31.12.2020"], "a number or a date"),
+        (["31 Jan 2024", "Feb 3, 2020", "12:30"], "a number or a date"),
+        (["12 kg", "9 kg", "1.5 kg"], "Write plain numbers"),
+        (["1_000", "2_000", "3_000"], "Write plain numbers"),
+        (["1", "2,5", "3"], r"found '2,5'.*data.decimal=','"),
+        ([f"name{i}" for i in range(12)], "found 12 different words in 24 rows|hardly a row"),
+    ],
+)
+def test_words_that_are_numbers_dates_or_names_are_not_made_one_hot(tmp_path, cells, cure):
+    distinct = len(cells) > 5
+    lines = [f'"{cells[i % len(cells)]}{i if distinct else ""}",{"yn"[i % 2]}\n' for i in range(24)]
+    with pytest.raises(UserError, match=cure):
+        table(tmp_path, "a,answer\n" + "".join(lines))
+    if not distinct:
+        table(tmp_path, "a,answer\n" + "".join(lines), words=["a"])
+
+
+def test_decimal_commas(tmp_path):
+    text = "a;b;answer\n0,5;x;1\n1,5;y;0\n-2;x;1\n3e1;y;0\n"
+    data = table(tmp_path, text, decimal=",", test=0)
+    assert data.train.x[:, 0].tolist() == [0.5, 1.5, -2, 30]
+    numbers = table(tmp_path, text, label="a", values=True, decimal=",", test=0)
+    assert numbers.train.y.tolist() == [0.5, 1.5, -2, 30]
+    with pytest.raises(UserError, match=r"found '0.5'.*data.decimal='.'"):
+        table(tmp_path, text + "0.5;x;1\n", decimal=",")
+    with pytest.raises(UserError, match="data.decimal: found ';'"):
+        table(tmp_path, text, decimal=";")
+    assert read_features(tmp_path / "in.csv", data.columns[1:]).tolist()[0] == [1, 0]
+
+
+def test_a_run_with_decimal_commas_predicts_such_rows(tmp_path):
+    lines = "".join(f"{i % 7},{i}!{'yn'[i % 2]}\n" for i in range(40))
+    table(tmp_path, "a!answer\n" + lines, decimal=",", delimiter="!")
+    spec = {"name": "table", "path": tmp_path / "in.csv", "label": "answer", "decimal": ",", "delimiter": "!"}
+    bpfree.fit("mlp", spec, "backprop", epochs=1, out=tmp_path / "run")
+    (tmp_path / "new.csv").write_text("a!b\n0,5!1\n")
+    assert len(shell("predict", tmp_path / "run", tmp_path / "new.csv").stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("title", ["", "Unnamed: 0"])
+def test_a_column_of_row_numbers_is_not_a_feature(tmp_path, title):
+    text = f"{title},a,answer\n" + "".join(f"{i},{i % 5},{'yn'[i % 2]}\n" for i in range(20))
+    with pytest.raises(UserError, match=rf"found the column '{title}', which has no title.*data.ignore=\['{title}'\]"):
+        table(tmp_path, text)
+    assert [column.name for column in table(tmp_path, text, ignore=[title]).columns] == ["a"]
+
+
+def test_labels_that_are_no_classes(tmp_path):
+    rows = "".join(f"{i % 5},{i * 3}\n" for i in range(40))
+    with pytest.raises(UserError, match=r"found 40 different labels in the 40 rows.*data.values=true"):
+        table(tmp_path, "a,answer\n" + rows)
+    with pytest.raises(UserError, match="found '1' and '1.0' in column 'answer', which are one number"):
+        table(tmp_path, "a,answer\n1,1\n2,1.0\n3,0\n4,1\n")
+    with pytest.raises(UserError, match="found 2 different numbers in column 'answer', such as 0,5"):
+        table(tmp_path, 'a,answer\n1,"0,5"\n2,"1,5"\n3,"0,5"\n')
+
+
+def test_missing_markers_spaces_and_booleans(tmp_path):
+    text = "a;b;answer\n 1 ; True;y\n2;False ;n\n<NA>;True;y\n#N/A;True;n\n 3;False;y\n"
+    data = table(tmp_path, text, missing="drop", test=0)
+    assert data.columns == (Column("a"), Column("b", ("False", "True")))
+    assert data.train.x[:, 0].tolist() == [1, 2, 3]

@@ -23,12 +23,12 @@ def make(name, scale=1.5):
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_a_label_has_its_row_and_is_the_nearest_to_it(name, batch):
-    embedding = make(name)
+    embedding = make(name).to(batch.device)
     u = embedding(batch)
     assert u.shape == (32, DIM[name])
     assert torch.equal(u, embedding.weight[batch.y])
     assert torch.equal(embedding.nearest(u).argmax(1), batch.y)
-    z = torch.randn(7, DIM[name], dtype=torch.float64)
+    z = torch.randn(7, DIM[name], dtype=torch.float64).to(batch.device)
     distances = torch.cdist(z, embedding.weight)
     assert torch.equal(embedding.nearest(z).argsort(1), distances.argsort(1, descending=True))
 
@@ -98,7 +98,7 @@ class _Stop(bpfree.Tracker):
 
 
 def test_learned_embeddings_have_a_weight_decay_of_their_own(batch):
-    net = Denoiser(IN_SHAPE, 10, blocks=2, width=16, embedding_dim=20).double()
+    net = Denoiser(IN_SHAPE, 10, blocks=2, width=16, embedding_dim=20).to(batch.x)
     rule = NoPropDT(embedding={"name": "learned", "weight_decay": 1e-7})
     optimizer = {"name": "adamw", "weight_decay": 0.1}
     trainer = Trainer(net, rule, TASK, optimizer)

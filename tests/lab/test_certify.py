@@ -29,7 +29,7 @@ def batch(batch):
 
 def certified(rule, batch, net=None):
     name = rule if isinstance(rule, str) else getattr(rule, "get", lambda _: "backprop")("name")
-    return bpfree.certify(net or net_for(name), rule, TASK, batch)
+    return bpfree.certify((net or net_for(name)).to(batch.device), rule, TASK, batch)
 
 
 OPTIONS = [

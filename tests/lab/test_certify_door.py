@@ -1,6 +1,7 @@
 """The certificate's doors and manners: nets of one's own, what comes back as it was, files and the shell."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 import bpfree
 from bpfree import LocalRule, Rule, UserError
 from bpfree.grad import backward, output_error
+from bpfree.inputs import tensors_of
 from bpfree.lab.certify import Certificate
 from bpfree.locality import LOCAL, Locality
 from bpfree.nets import NETS
@@ -90,7 +92,7 @@ def snapshot(*modules):
 @pytest.mark.parametrize("rule", ["backprop", "dfa", "spsa", "noprop_dt", "forward_gradient"])
 def test_all_comes_back_bit_for_bit(rule, batch):
     net = net_for(rule, dropout=0.2) if not rule.startswith("noprop") else net_for(rule)
-    net.eval()
+    net.to(batch.device).eval()
     for p in list(net.parameters())[::2]:
         p.grad = torch.randn_like(p)
     own = RULES[rule]()
@@ -125,7 +127,7 @@ def test_all_comes_back_after_an_error_too(batch):
                 raise ZeroDivisionError
             return super().gradients(net, task, batch, noise)
 
-    net = net_for()
+    net = net_for().to(batch.device)
     before, engine = snapshot(net), torch.autograd._engine_run_backward
     with pytest.raises(ZeroDivisionError):
         bpfree.certify(net, Breaks(), TASK, batch)
@@ -188,6 +190,20 @@ def test_the_certificate_as_plain_values_and_as_a_picture(batch, tmp_path):
     assert plain["memory"]["curve"][0]["layer"] == "fc1"
     assert isinstance(found, Certificate)
     assert plot_dependencies(found, tmp_path / "plots" / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_are_moved_to_where_the_net_is(batch, monkeypatch):
+    """The device "meta" takes the place of a GPU: it has no numbers, so what follows the move is left out."""
+    seen = []
+    monkeypatch.setattr("bpfree.lab.certify.measure._certified", lambda net, rule, task, batch: seen.append(batch))
+    monkeypatch.setattr("bpfree.Noise.global_rng", lambda self, device: nullcontext())
+    several = (batch.x, {"a": batch.x, "b": batch.x[:, :, 0]}, (batch.x, batch.x))
+    for x in several:
+        bpfree.certify(net_for().to("meta"), "dfa", TASK, Batch(x, batch.y))
+    assert all(t.is_meta for moved in seen for t in (*tensors_of(moved.x), moved.y))
+    bpfree.certify(net_for(), "dfa", TASK, batch)
+    assert seen[-1].device == seen[-1].y.device == torch.device("cpu")
+    assert len(seen) == 4
 
 
 class TestShell:

@@ -199,7 +199,7 @@ def test_a_rule_that_sneaks_the_global_gradient_in_is_caught(rule, caught, batch
 
 def test_the_hostile_ones_write_the_true_gradient(batch):
     """So that what is caught above is what it is meant to be."""
-    net = net_for(batch_norm=False)
+    net = net_for(batch_norm=False).to(batch.device)
     true = torch.autograd.grad(TASK.loss(net(batch.x), batch), list(net.parameters()))
     for rule in (TheRestCopied(), TuckedAway(), Functional(), ByHand(), PieceByPiece()):
         net.zero_grad()

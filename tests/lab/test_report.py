@@ -194,7 +194,7 @@ def test_a_folder_of_an_older_version(old):
     del values["preprocess"]
     state.write_text(json.dumps(values))
     shown = text(bpfree.report(old))
-    assert "damaged, preprocess is missing" in shown
+    assert "damaged: preprocess is missing" in shown
     assert "metrics.jsonl: 1 damaged lines are left out" in shown
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ import pytest
 from tests.lab.tuning import config_file, kill_9_within_a_trial, wait_for
 from tests.test_cli import refused, shell
 
+pwd = pytest.importorskip("pwd")  # not on Windows
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 DRIVER = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)

@@ -1,6 +1,7 @@
 """All ways to run a population give the scores of its members, whatever is run side by side."""
 
 from dataclasses import replace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 from bpfree import Noise, UserError
 from bpfree.nets import NETS
 from bpfree.population import Gaussian, Generation, InPlace, Loop, LowRank, LowRankEvaluator, Member, Vmap, choose
-from bpfree.population.evaluators import frozen_parts_run_once
+from bpfree.population.behaviour import Behaviour, frozen_parts
 from bpfree.population.first_layer import find_first_layer
+from bpfree.population.passes import parts_run_once
 from bpfree.rules import Eggroll
 from tests.helpers import TASK
 
@@ -40,6 +42,9 @@ NET = {
     "signs": lambda: NETS["mlp"]((1, 8, 8), 10, hidden=[12], activation="sign"),
     "spikes": lambda: NETS["spiking_mlp"]((1, 8, 8), 10, hidden=[12, 8]),
 }
+
+
+QUIET = Behaviour(draws=False)
 
 
 def make(kind, batch, dtype=torch.float64):
@@ -287,14 +292,18 @@ def test_a_frozen_beginning_runs_once(inplace, batch):
     generation = generation_of(net, LowRank(1), population=8)
     expected = written_out(net, batch, generation)
     slices = -(-len(batch.x) // 5)
-    ways = ((Loop(), 1), (Loop(5), slices), (Loop(5, net[2]), slices), (InPlace(5), slices), (LowRankEvaluator(4), 1))
+    known = Behaviour(frozen=tuple(frozen_parts(net)))
+    ways = (
+        *((Loop(None, None, known), 1), (Loop(5, None, known), slices), (Loop(5, net[2], known), slices)),
+        *((InPlace(5, known), slices), (LowRankEvaluator(4, known), 1), (Loop(), 8)),
+    )
     for evaluator, calls in ways:
         body.calls = 0
         scores, _ = evaluator(net, batch.x, judge_of(batch), generation)
         torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
         assert body.calls == calls
     x = batch.x.clone()
-    with frozen_parts_run_once(net, [x]):
+    with parts_run_once(frozen_parts(net), [x]):
         net(x)
         x += 1  # of another content now, so nothing that is remembered holds
         torch.testing.assert_close(net(x), type(net).forward(net, x.clone()))
@@ -336,11 +345,11 @@ def test_a_minibatch_goes_through_in_slices_that_fit_the_cache(asked, batch):
     x = batch.x.repeat(1 + 80 // len(batch.x), 1, 1, 1)[:80].float()
     generation = generation_of(large.float(), Gaussian(), population=4)
     for memory, samples in ((None, 32 if x.device.type == "cpu" else None), (1.0, 1), (1000.0, None)):
-        _, evaluator = choose(asked, large, x, judge, generation, memory)
+        _, evaluator = choose(asked, large, x, judge, generation, memory, QUIET)
         assert evaluator.samples == samples
     for net, samples in ((Mixing(), None), (NETS["mlp"]((1, 8, 8), 10), 1)):
         net = net.to(batch.x)
-        _, evaluator = choose(asked, net, batch.x, judge, generation_of(net, Gaussian()), 1e-5)
+        _, evaluator = choose(asked, net, batch.x, judge, generation_of(net, Gaussian()), 1e-5, QUIET)
         assert evaluator.samples == samples
 
 
@@ -370,10 +379,10 @@ def test_a_first_layer_whose_weight_is_used_again_is_not_shared(batch):
     net = Decoding().to(batch.x)
     generation = generation_of(net, LowRank(1), sigma=0.01)
     assert find_first_layer(net, batch.x, generation, 1e9) is net.fc  # as far as calls tell
-    _, evaluator = choose("loop", net, batch.x, judge_of(batch), generation, None)
+    _, evaluator = choose("loop", net, batch.x, judge_of(batch), generation, None, QUIET)
     assert evaluator.first is None
     with pytest.raises(UserError, match="other outputs when members are run side by side"):
-        choose("lowrank", net, batch.x, judge_of(batch), generation, None)
+        choose("lowrank", net, batch.x, judge_of(batch), generation, None, QUIET)
     net.fc.bias = None  # it calls by keyword now
     assert find_first_layer(net, batch.x, generation_of(net, LowRank(1)), 1e9) is None
 
@@ -397,9 +406,29 @@ def test_nets_that_members_cannot_share_are_left_to_the_loop(net, perturbation, 
         return out.square().mean()
 
     with pytest.raises(UserError, match=message):
-        choose("lowrank", net, batch.x, judge, generation, None)
-    name, evaluator = choose("auto", net, batch.x, judge, generation, None)
+        choose("lowrank", net, batch.x, judge, generation, None, QUIET)
+    name, evaluator = choose("auto", net, batch.x, judge, generation, None, QUIET)
     assert name in ("loop", "vmap")
     torch.testing.assert_close(
         evaluator(net, batch.x, judge, generation)[0], Loop()(net, batch.x, judge, generation)[0]
     )
+
+
+@pytest.mark.parametrize("way", [Loop, InPlace])
+@torch.no_grad()
+def test_scores_of_many_members_are_few_tensors(way, batch):
+    """A GPU's allocator gives 512 bytes to each, however small."""
+    net = make("mlp", batch)
+    alive, most, told = WeakSet(), 0, []
+
+    def judge(out):
+        nonlocal most
+        score = TASK.loss(out, batch)
+        alive.add(score)
+        most = max(most, len(alive))
+        told.append(float(score))
+        return score
+
+    scores, _ = way()(net, batch.x, judge, generation_of(net, Gaussian(), 300))
+    assert scores.tolist() == told
+    assert most <= 65

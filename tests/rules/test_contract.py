@@ -196,10 +196,15 @@ def test_predictions_are_scores_and_the_same_one_by_one(name, batch):
     torch.testing.assert_close(together, alone)
 
 
-def test_bfloat16_trains_in_the_direction_of_float32(name, batch):
+@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "no dropout"])
+def test_bfloat16_trains_in_the_direction_of_float32(name, batch, dropout):
+    """Without dropout as well: on CUDA the masks depend on the dtype, and then only this one tells what is rounding."""
     found = []
     for precision in ("float32", "bfloat16"):
         net = net_for(name, batch.x.device, torch.float32)
+        for module in net.modules():
+            if isinstance(module, nn.Dropout) and not dropout:
+                module.p = 0.0
         trainer = Trainer(net, make(name), TASK, "adam", precision=precision)
         before = copy.deepcopy(net.state_dict())
         scalars = trainer.step(Batch(batch.x.float(), batch.y))
@@ -207,7 +212,10 @@ def test_bfloat16_trains_in_the_direction_of_float32(name, batch):
         assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters() if p.grad is not None)
         assert not same(before, net.state_dict())
         found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
-    assert float(torch.cosine_similarity(*found, dim=0)) > 0.98
+    close = float(torch.cosine_similarity(*found, dim=0)) > 0.98
+    if dropout and not close and batch.device.type == "cuda":
+        pytest.xfail("on CUDA torch's dropout draws another mask for bfloat16 than for float32 from the same key")
+    assert close
 
 
 def test_no_graph_is_left_behind(name, batch):

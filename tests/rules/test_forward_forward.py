@@ -57,7 +57,7 @@ def test_positive_samples_have_the_true_label_and_negative_ones_a_wrong_one(nega
     for step in range(20):
         *neutral, x = inputs_of(net, lambda step=step: rule.gradients(net, TASK, batch, Noise(0, step)))
         labels = (x[:, :10] / value).round(decimals=6)
-        assert torch.equal(labels.sum(1), torch.ones(2 * len(batch.y), dtype=torch.float64))
+        assert torch.equal(labels.sum(1), batch.x.new_ones(2 * len(batch.y)))
         positive, negative = labels.argmax(1).chunk(2)
         assert torch.equal(positive, batch.y)
         assert not bool((negative == batch.y).any())
@@ -97,7 +97,7 @@ def test_the_next_segment_does_not_see_how_good_a_sample_was(batch):
             net.fc1.bias.mul_(3)
     handle.remove()
     torch.testing.assert_close(second[0], second[1])
-    torch.testing.assert_close(second[0].square().mean(1), torch.ones(2 * len(batch.y), dtype=torch.float64))
+    torch.testing.assert_close(second[0].square().mean(1), batch.x.new_ones(2 * len(batch.y)))
 
 
 def test_a_prediction_scores_every_label_by_all_layers_but_the_first(batch):

@@ -270,7 +270,7 @@ def test_the_loss_of_fm_is_eq_10(sigma, batch):
     _, z, times, v = seen[0]
     u = nn.functional.one_hot(batch.y, 10).double()
     t = times.unsqueeze(1)
-    start = Noise(0, 0).fold("z").randn(32, 10, dtype=torch.float64).to(z.device)
+    start = Noise(0, 0).fold("z").randn(32, 10, dtype=torch.float64, device=z.device)
     rest = z - t * u - (1 - t) * start
     assert float(rest.std()) == pytest.approx(sigma, rel=0.15, abs=1e-12)
     expected = (v - (u - start)).square().sum(1).mean()
@@ -303,7 +303,7 @@ def test_block_t_of_hybrid_sees_level_t_minus_1_as_inference_gives_it(batch):
     rule.gradients(net, TASK, batch, Noise(0, 0))
     u = nn.functional.one_hot(batch.y, 10).double()
     for t, z in trained:
-        eps = Noise(0, 0).fold("z", t - 1).randn(32, 10, dtype=torch.float64).to(z.device)
+        eps = Noise(0, 0).fold("z", t - 1).randn(32, 10, dtype=torch.float64, device=z.device)
         torch.testing.assert_close(z, rule.levels.posterior(t - 1, u, eps))
     perfect = SimpleNamespace(levels=rule.levels)
     z = 0.2**0.5 * u + 0.8**0.5 * torch.randn_like(u)

@@ -159,11 +159,11 @@ def test_linear_is_dt_with_other_settings_and_a_read_out_that_learns_from_the_ch
 
 @pytest.mark.parametrize("order", ["random", "sequential"])
 def test_other_orders_give_one_block_its_share(order, batch):
-    """A block drawn at random learns T times what it learns when all do; in turn, as much."""
+    """One block alone learns T times what it learns when all do (the factor of the paper's Eq. 61)."""
     net, rule = net_and_rule(batch)
     together = unit_gradients(net, rule, batch)
     rule.order = order
-    rule._epoch_length = 1
+    rule._round = 6
     seen = set()
     for step in range(24):
         zero_grad(net, rule)
@@ -176,25 +176,29 @@ def test_other_orders_give_one_block_its_share(order, batch):
         seen.add(t)
         assert f"loss/block{t + 1}" in scalars
         if order == "sequential":
-            assert t == step % 4
+            assert t == (0, 0, 1, 2, 2, 3)[step % 6], "each epoch visits all blocks, block 1 first"
         rule.order = "all"
         mine = next([p.grad.clone() for p in unit] for unit in units if unit[0].grad is not None)
         zero_grad(net, rule)
         rule.gradients(net, TASK, batch, noise)
         rule.order = order
         for own, p in zip(mine, units[t], strict=True):
-            torch.testing.assert_close(own, (4 if order == "random" else 1) * p.grad)
+            torch.testing.assert_close(own, 4 * p.grad)
     assert seen == {0, 1, 2, 3}
     assert together
 
 
-def test_blocks_in_turn_take_the_epochs_in_turn(digits_data):
+def test_blocks_in_turn_share_each_epoch(digits_data):
     net = {"name": "denoiser", "blocks": 2, "width": 16}
-    run = bpfree.fit(net, "digits", {"name": "noprop_dt", "order": "sequential"}, epochs=4)
+    rule = {"name": "noprop_dt", "order": "sequential"}
+    run = bpfree.fit(net, "digits", rule, epochs=2, batch_size=256)
+    for record in run.metrics:
+        assert {k for k in record["train"] if k.startswith("loss/block")} == {"loss/block1", "loss/block2"}
+    run = bpfree.fit(net, "digits", rule, epochs=4, batch_size=1294)
     trained = [sorted(k for k in record["train"] if k.startswith("loss/block")) for record in run.metrics]
-    assert trained == [["loss/block1"], ["loss/block2"], ["loss/block1"], ["loss/block2"]]
-    with pytest.raises(UserError, match="epochs: found 1, allowed with order: sequential: at least 2"):
-        bpfree.fit(net, "digits", {"name": "noprop_dt", "order": "sequential"}, epochs=1)
+    assert trained == [["loss/block1"], ["loss/block2"]] * 2, "an epoch of one batch has room for one block"
+    with pytest.raises(UserError, match="epochs: found 1 of 1 batches, allowed with order: sequential: at least 2"):
+        bpfree.fit(net, "digits", rule, epochs=1, batch_size=1294)
     trainer = bpfree.Trainer(run.net, NoPropDT(order="sequential"), TASK)
     with pytest.raises(UserError, match="found 'sequential' outside Trainer.fit"):
         trainer.step(bpfree.Batch(digits_data.train.x[:8].float(), digits_data.train.y[:8]))
@@ -204,7 +208,7 @@ def test_blocks_in_turn_take_the_epochs_in_turn(digits_data):
 def test_the_other_blocks_need_not_be_there(t, batch):
     """In turn: their parameters have no values while block t learns, as if they lay on another machine."""
     net, rule = net_and_rule(batch)
-    rule.order, rule._epoch_length = "sequential", 1
+    rule.order, rule._round = "sequential", 4
     for other in set(range(4)) - {t}:
         net.heads[other].to("meta")
         net.trunks[other].to("meta")

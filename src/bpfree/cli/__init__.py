@@ -1,9 +1,7 @@
 """The shell door. Knobs live in the config, so there are few verbs and few options; a test freezes them."""
 
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +34,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 app = typer.Typer(
     help="Train neural networks without end-to-end backpropagation.",
+    epilog=(
+        "What is trusted: a config file that you give may name code of yours (name: my_module:MyNet), which is "
+        "imported from installed packages and, last, from the current folder. A run folder may be anybody's: what its "
+        "config names is not imported unless you say --trust. See docs/runs.md."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -61,8 +64,6 @@ def _main(
 
 
 def main() -> None:
-    """Entry point. Rules and nets of one's own are looked for where the command is given, as `python -m` does."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    """Entry point."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     app()

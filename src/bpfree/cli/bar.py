@@ -12,18 +12,18 @@ class RunsBar:
     """How many runs are over and which are going on, on standard error, if somebody is looking."""
 
     def __enter__(self) -> "RunsBar":
-        console = Console(stderr=True)
+        self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("runs"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
-            console=console,
-            disable=not console.is_terminal,
+            console=self.console,
         )
         self.task = self.bar.add_task("", total=None)
-        self.bar.start()
+        if self.console.is_terminal:
+            self.bar.start()
         return self
 
     def __call__(self, running: Sequence[Job], done: int, total: int) -> None:
@@ -31,4 +31,5 @@ class RunsBar:
         self.bar.update(self.task, completed=done, total=total, description=", ".join(job.name for job in running))
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()

@@ -11,13 +11,15 @@ import torch
 import typer
 from rich.console import Console
 
-from bpfree import api, checkpoint, folder
-from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree import api, folder
+from bpfree.atomic import make_folder, refuse_to_replace, write_text
+from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
 from bpfree.config import load_config
 from bpfree.data import Preprocess, Split
 from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
+from bpfree.paths import user_path
 from bpfree.run import Run, assemble
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"
@@ -31,19 +33,25 @@ def certify(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as net.hidden=[64,64] rule=dfa.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for certificate.json and dependencies.png. Default: that of a run.")
+        Path | None,
+        typer.Option(
+            help="Folder for certificate.json and dependencies.png. Default: that of a run.", parser=path_of("--out")
+        ),
     ] = None,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the tables.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Measure how local a rule is on a net; exit code 1 if it breaks what it declares."""
     with told_in_one_line():
-        is_run = (Path(config) / folder.CONFIG).is_file()
-        found = _of_run(Path(config), overrides, data_dir) if is_run else _of_config(config, overrides, data_dir)
+        run = user_path(config, "CONFIG|RUN")
+        is_run = (run / folder.CONFIG).is_file()
+        found = _of_run(run, overrides, data_dir, trust) if is_run else _of_config(config, overrides, data_dir)
         if out is not None:
             _write(found, out / _FILE, out / _PICTURE)
         elif is_run:
-            _write(found, Path(config) / _FILE, Path(config) / folder.PLOTS / _PICTURE)
+            refuse_to_replace(run / folder.PLOTS, folder=True)
+            _write(found, run / _FILE, run / folder.PLOTS / _PICTURE)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
@@ -54,8 +62,8 @@ def certify(
         raise typer.Exit(1)
 
 
-def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
-    loaded = api.load(path, overrides=overrides or [])
+def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None, trust: bool) -> Certificate:
+    loaded = api.load(path, overrides=overrides or [], trust=trust)
     if "data" in loaded.given:
         raise UserError(
             f"{path}: its data came from Python. Certify it there: bpfree.certify(run.net, run.trainer.rule, run.task, "
@@ -83,8 +91,8 @@ def _of(run: Run, split: Split) -> Certificate:
 
 
 def _write(found: Certificate, file: Path, picture: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
+    make_folder(file.parent)
+    write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
     if found.measured is not None:
         from bpfree.lab.certify.picture import plot_dependencies  # with matplotlib
 

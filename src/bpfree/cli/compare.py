@@ -1,5 +1,6 @@
 """`bpfree compare`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpfree.cli.bar import RunsBar
-from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.cli.shell import DataDir, path_of, told_in_one_line
 from bpfree.errors import UserError
 
 
@@ -19,7 +20,9 @@ def compare_rules(
         str | None, typer.Option(help="Rules to train on each config's net and data, such as dfa,eggroll; or all.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/compare-<config>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: runs/compare-<config>.", parser=path_of("--out"))
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time, a thread each. Default: one for each core.")
     ] = None,
@@ -32,9 +35,9 @@ def compare_rules(
 
     names = [name for name in configs if "=" not in name]
     overrides = [name for name in configs if "=" in name]
-    if data_dir is not None:
-        overrides.append(f"data.dir={data_dir.expanduser().resolve()}")
     with told_in_one_line(lambda error: f". {_GO_ON}" if isinstance(error, KeyboardInterrupt) else ""):
+        if data_dir is not None:
+            overrides.append(f"data.dir={json.dumps(str(data_dir.resolve()))}")
         if not names:
             raise UserError("CONFIG: none was given, allowed: one or more, such as digits/mlp")
         chosen = [rule.strip() for rule in (rules or "").split(",") if rule.strip()]

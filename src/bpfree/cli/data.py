@@ -24,7 +24,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="As `bpfree data list`
 @data.command("list")
 def list_data(data_dir: DataDir = None) -> None:
     """Show what can be had by name: its size, its licence, where it is from and whether it is here."""
-    folder = data_directory(data_dir)
+    with told_in_one_line():
+        folder = data_directory(data_dir)
     table = Table(box=None, padding=(0, 1), show_edge=False)
     for heading in ("name", "training", "test", "classes", "shape", "MB", "licence", "from", "here"):
         table.add_column(heading, no_wrap=True)
@@ -58,7 +59,7 @@ def get(
     counts = (
         f"{len(dataset.train.y):,} training and {0 if dataset.test is None else len(dataset.test.y):,} test samples"
     )
-    typer.echo(f"{name}: {counts} {list(dataset.train.x.shape[1:])} in {folder}")
+    typer.echo(f"{name}: {counts} {list(dataset.train.tensor.shape[1:])} in {folder}")
 
 
 @data.command("check")
@@ -67,8 +68,8 @@ def check_data(
     data_dir: DataDir = None,
 ) -> None:
     """Compare what is here with what was published; exit code 1 if it is damaged or not here."""
-    folder = data_directory(data_dir)
     with told_in_one_line():
+        folder = data_directory(data_dir)
         if name is not None:
             _check_name(name)
         names = [name] if name is not None else [known for known in FACTS if here(known, folder)]

@@ -5,24 +5,30 @@ from typing import Annotated
 
 import typer
 
-from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
 from bpfree.lab import board as lab_board
 
 RUNS = Path("runs")
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of such.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of such.", parser=path_of("RUN"))
+    ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Default: report.html in the run, or beside the runs.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="Default: report.html in the run, or beside the runs.", parser=path_of("--out")
+        ),
     ] = None,
     data_dir: DataDir = None,
+    trust: Trust = False,
 ) -> None:
     """Write what came of runs as one HTML file, and their pictures as PNGs; prints its path."""
     from bpfree.lab.report import report as write_report  # with matplotlib, which takes a while to import
 
     with told_in_one_line():
-        typer.echo(write_report(list(runs), out, data_dir=data_dir))
+        typer.echo(write_report(list(runs), out, data_dir=data_dir, trust=trust))
 
 
 def board(

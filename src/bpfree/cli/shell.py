@@ -9,10 +9,28 @@ import typer
 
 from bpfree.data.dataset import Split
 from bpfree.errors import UserError
+from bpfree.paths import user_path
 from bpfree.run import Run
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where data sets are. Default: BPFREE_DATA, else the user cache.")]
+
+def path_of(argument: str) -> Callable[[str], Path]:
+    """Reads a path of the command line. Typer's own way would take an empty text for the current folder."""
+
+    def path(text: str) -> Path:
+        with told_in_one_line():
+            return user_path(text, argument)
+
+    return path
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", parser=path_of("RUN"))]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import the code that the run's config names (module:Class). It is executed.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where data sets are. Default: BPFREE_DATA, else the user cache.", parser=path_of("--data-dir")),
+]
 
 
 @contextmanager

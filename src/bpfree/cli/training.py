@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpfree import api, checkpoint
-from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
 from bpfree.config import load_config
 from bpfree.errors import DivergedError, UserError
 from bpfree.evaluation import BY_CLASS
@@ -22,11 +22,16 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.epochs=3 rule=backprop.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/<config>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to write. Default: runs/<config>.", parser=path_of("--out"))
+    ] = None,
     data_dir: DataDir = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", parser=path_of("--resume"))
+    ] = None,
+    trust: Trust = False,
 ) -> None:
-    """Train as a config says, and test."""
+    """Train as a config says, and test. A config of your own may name code of yours; one of a run only with --trust."""
     with told_in_one_line():
         if resume is not None:
             if config or overrides or out:
@@ -34,7 +39,7 @@ def train(
                     "--resume: goes on as the run's own config says; it takes no CONFIG, KEY=VALUE or --out"
                 )
             folder = resume
-            start: Callable[[], Run] = partial(api.resume, resume, data_dir)
+            start: Callable[[], Run] = partial(api.resume, resume, data_dir, trust=trust)
         else:
             folder, start = _new_run(config, overrides or [], out, data_dir)
     with told_in_one_line(hint=partial(_how_to_go_on, folder)):
@@ -49,7 +54,7 @@ def _new_run(
         raise UserError("CONFIG: none was given. Try `bpfree train digits/dfa`; `bpfree list configs` shows them all")
     loaded = load_config(config, overrides)
     if data_dir is not None:
-        loaded.data.dir = str(data_dir.expanduser().resolve())  # a resume may come from another folder
+        loaded.data.dir = str(data_dir.resolve())  # a resume may come from another folder
     folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
     return folder, partial(train_run, loaded, out=folder)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.cli.shell import DataDir, path_of, told_in_one_line
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan, make_plan
 
@@ -32,7 +32,10 @@ def tune(
             metavar="[KEY=VALUE]...", help="Such as tune.trials=50 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}'."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/tune-<dataset>-<rule>.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the study. Default: runs/tune-<dataset>-<rule>.", parser=path_of("--out")),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(metavar="URL", help="A database that several machines reach. Default: a file in --out."),

@@ -17,7 +17,9 @@ from bpfree.data.classes import with_test
 from bpfree.data.dataset import Dataset, Split, refuse_not_finite
 from bpfree.data.limits import COPIES, fits
 from bpfree.data.rows import RowFile, Rows
+from bpfree.data.tensors import channels_first, has_channels_last, to_tensor
 from bpfree.errors import UserError
+from bpfree.paths import check_regular, open_regular, user_path
 
 Array = np.ndarray[Any, Any]
 
@@ -26,6 +28,7 @@ _NAMES = {
     "validation": (("x_val", "y_val"), ("x_valid", "y_valid"), ("x_validation", "y_validation")),
     "test": (("x_test", "y_test"),),
 }
+_LARGEST_LABEL = 2.0**53  # of floating labels, below which every integer is exact
 _MAGIC = b"\x93NUMPY"
 _IN_FILES = ("uint8", "float16", "float32", "float64", "int16", "int32", "int64")
 # What numpy raises for files that are damaged; it names no common base.
@@ -61,15 +64,20 @@ def arrays(
     Raises:
         UserError: no such file, or one that is damaged, lacks an array, or holds what cannot be learned from.
     """
-    known, read = _open(path.expanduser(), None if labels is None else labels.expanduser(), memory_limit)
+    labels = None if labels is None else user_path(labels, "data.labels")
+    known, read = _open(user_path(path, "data.path"), labels, memory_limit)
     names: Array | None = None
     splits: dict[str, Split] = {}
     for split, (of_x, of_y) in _pairs(known, path).items():
         x, found, where = _samples(read(of_x), f"{path}, {of_x}"), read(of_y), f"{path}, {of_y}"
+        if not found.ndim:
+            raise UserError(f"{where}: found a single value, allowed: labels [N], one for each sample")
         if len(x) != len(found):
             raise UserError(f"{path}: found {len(x)} samples and {len(found)} labels, allowed: one for each sample")
         if values:
-            splits[split] = Split(x, _samples(found, where).float().reshape(found.shape))
+            numbers = to_tensor(found, where).float()
+            refuse_not_finite(numbers, where)
+            splits[split] = Split(x, numbers)
         else:
             found = _labels(found, where)
             names = np.unique(found) if names is None else names
@@ -113,7 +121,7 @@ def _pairs(known: Collection[str], path: Path) -> dict[str, tuple[str, str]]:
 
 def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
     try:
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             if opened.read(len(_MAGIC)) != _MAGIC:
                 raise ValueError("of another format")
         mapped = np.lib.format.open_memmap(file, mode="r")
@@ -133,6 +141,7 @@ def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
 
 def _npz_names(path: Path, memory_limit: float | None) -> list[str]:
     """Names of arrays in an .npz that fits into memory."""
+    check_regular(path)
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
@@ -180,14 +189,15 @@ def _labels(values: Array, where: str) -> Array:
     if labels.dtype.kind == "U":
         labels, missing = np.char.strip(labels), np.char.str_len(np.char.strip(labels)) == 0
     elif labels.dtype.kind == "f":
-        missing = ~np.isfinite(labels) | (labels != np.round(labels))
+        missing = ~np.isfinite(labels) | (labels != np.round(labels)) | (np.abs(labels) >= _LARGEST_LABEL)
         labels = np.where(missing, 0, labels).astype(np.int64)
     else:
-        labels, missing = labels.astype(np.int64), np.zeros(len(labels), bool)
+        missing = labels > np.iinfo(np.int64).max if labels.dtype == np.uint64 else np.zeros(len(labels), bool)
+        labels = labels.astype(np.int64)
     if missing.any():
         raise UserError(
-            f"{where}: found {int(missing.sum())} of {len(labels)} labels that are missing or no integers, number "
-            f"{int(missing.argmax())}, from 0, the first of them; allowed: integers or words, or numbers "
+            f"{where}: found {int(missing.sum())} of {len(labels)} labels that are missing, not integers or too large, "
+            f"number {int(missing.argmax())}, from 0, the first of them; allowed: integers or words, or numbers "
             "to be predicted with data.values=true"
         )
     return labels
@@ -210,8 +220,7 @@ def _samples(values: Array | Rows, where: str) -> Tensor:
     if isinstance(values, Rows):
         x = values
     elif values.dtype.kind in "biuf" and values.ndim:
-        wide = {"float64": np.float32, "uint16": np.int64, "uint32": np.int64, "uint64": np.int64}
-        x = torch.from_numpy(values.astype(wide.get(values.dtype.name, values.dtype), copy=False).copy())
+        x = to_tensor(values, where).clone()
     else:
         raise UserError(f"{where}: found {values.dtype} {list(values.shape)}, allowed: numbers [N, ...]")
     refuse_not_finite(x, where)
@@ -219,8 +228,8 @@ def _samples(values: Array | Rows, where: str) -> Tensor:
         x = x.unsqueeze(1)
     if x.dtype == torch.uint8 and x.dim() == 3:
         x = x.unsqueeze(1)
-    if x.dtype == torch.uint8 and x.dim() == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        if isinstance(x, Rows):
+    if isinstance(x, Rows):
+        if has_channels_last(x):
             raise UserError(f"{where}: found images {list(x.shape)}, allowed from a file: [N, C, H, W]. Save them so")
-        x = x.permute(0, 3, 1, 2).contiguous()
-    return x
+        return x
+    return channels_first(x)

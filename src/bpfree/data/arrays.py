@@ -1,6 +1,6 @@
 """Data from Python: arrays, tensors, torch data sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,17 +8,33 @@ import torch
 from torch import Tensor
 
 from bpfree.data.dataset import Dataset, Split
-from bpfree.data.loaders import collect
-from bpfree.data.rows import Rows
+from bpfree.data.labels import Answers, count_classes, read_labels
+from bpfree.data.loaders import Collected, collect, joined, told
+from bpfree.data.origins import numbered, origin
+from bpfree.data.records import record_of
+from bpfree.data.tensors import channels_first, to_inputs, to_tensor
 from bpfree.errors import UserError
+from bpfree.inputs import Inputs, apply
+from bpfree.noise import Noise
+
+__all__ = ["from_python", "to_tensor"]
 
 
 def from_python(
-    data: Any, test: Any = None, classes: int | None = None, *, without_labels: bool = False, values: bool = False
+    data: Any,
+    test: Any = None,
+    classes: int | None = None,
+    *,
+    without_labels: bool = False,
+    values: bool = False,
+    answers: Answers = "class",
+    ignored: int | None = None,
 ) -> Dataset:
     """A Dataset from a pair (samples, labels) of arrays or tensors, or a torch Dataset or DataLoader of such pairs.
 
-    uint8 samples are images and will be normalised; any others pass as they are. Labels are integers from 0,
+    Samples may be one array, a tuple of arrays or a dict of arrays by name, for nets of several inputs; in place of a
+    pair a dict may have its labels under "labels", "label" or "y". uint8 samples are images and will be normalised;
+    with channels last they are turned to channels first. Any others pass as they are. Labels are integers from 0,
     unless they are to be numbers.
 
     Args:
@@ -27,88 +43,130 @@ def from_python(
         classes: C; default: the largest label plus 1.
         without_labels: samples alone will do, since they are to be rebuilt.
         values: labels are numbers, [N, ...], and there are no classes.
+        answers: what a label is otherwise, see `bpfree.data.labels`.
+        ignored: the label of pixels that do not count.
 
     Raises:
-        UserError: neither a pair nor a data set, labels that are no integers, out of range or have gaps, lengths that
-            differ.
+        UserError: neither a pair nor a data set, samples that are no numbers, labels that are no integers, out of range
+            or have gaps, lengths that differ.
     """
-    train_split = _split(data, "data", without_labels, values)
-    test_split = None if test is None else _split(test, "test", without_labels, values)
+    answers = "numbers" if values else answers
+    train_split, copies = _split(data, "data", without_labels, answers)
+    test_split = None if test is None else _split(test, "test", without_labels, answers)[0]
     if values:
-        return Dataset("arrays", train_split, test_split, 0)
+        return Dataset("arrays", train_split, test_split, 0, origin=copies)
     if classes is None:
-        labels = {
-            label for split in (train_split, test_split) if split is not None for label in split.y.flatten().tolist()
-        }
-        classes = max(labels, default=-1) + 1
+        splits = [split.y for split in (train_split, test_split) if split is not None]
+        classes, labels = count_classes(splits, answers, ignored)
         if not without_labels:
-            _check_gaps(labels)
-    return Dataset("arrays", train_split, test_split, max(classes, 2))
+            _check_gaps(labels, answers)
+    fewest = 1 if answers == "several" else 2
+    classes = max(classes, fewest)
+    return Dataset("arrays", train_split, test_split, classes, answers=answers, ignored=ignored, origin=copies)
 
 
-def _check_gaps(labels: set[int]) -> None:
+def _check_gaps(labels: set[int], answers: Answers) -> None:
     """Raise UserError unless every class from 0 to the largest one occurs."""
     largest = max(labels, default=-1)
     if min(labels, default=0) >= 0 and len(labels) <= largest:
         missing = next(label for label in range(largest) if label not in labels)
+        ignore = (
+            f". If {largest} means that a pixel does not count, set task.ignore_index" if answers == "pixels" else ""
+        )
         raise UserError(
             f"data (labels): found {len(labels)} classes of which the largest is {largest}, but none is {missing}, "
             "allowed: all from 0 on. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or say how "
-            f"many there are (classes={largest + 1})"
+            f"many there are (classes={largest + 1})" + ignore
         )
 
 
-def to_tensor(values: Any, what: str) -> Tensor:
-    """Numpy arrays, tensors and nested lists as a tensor; float64 arrays become float32, as torch users expect.
+def _collect(data: Any, what: str) -> Collected:
+    """The items of a torch Dataset.
 
     Raises:
-        UserError: the values are no array of numbers.
+        UserError: it has no length, no items, items of another form, or getting one failed.
     """
-    if isinstance(values, Tensor):
-        return values if isinstance(values, Rows) else values.detach()
     try:
-        array = np.asarray(values)
-        return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else np.ascontiguousarray(array))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: found {type(values).__name__}, allowed: an array or tensor of numbers") from error
-
-
-def _collect(data: torch.utils.data.Dataset[Any], what: str) -> tuple[Tensor, Tensor]:
+        length = len(data)
+    except (TypeError, NotImplementedError) as error:
+        raise _unfit(data, what, error) from error
+    if not length:
+        raise UserError(f"{what}: found no samples, allowed: at least one")
+    xs: list[Inputs] = []
+    ys: list[Tensor] = []
+    for i in range(length):
+        x, y = record_of(_item(data, i, what), f"{what}: found items that are no pairs")
+        xs.append(apply(to_inputs(x, f"{what} (samples)"), lambda t: t.unsqueeze(0)))
+        ys.append(to_tensor(y, f"{what} (labels)"))
     try:
-        pairs = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-        if not pairs:
-            raise UserError(f"{what}: found no samples, allowed: at least one")
-        xs, ys = zip(*((to_tensor(x, what), torch.as_tensor(y)) for x, y in pairs), strict=True)
-        return torch.stack(xs), torch.stack(ys)
-    except (TypeError, KeyError, RuntimeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{what}: found a {type(data).__name__} that does not fit ({reason}), allowed: a torch Dataset with a "
-            "length, whose items are pairs (sample, class number), all samples of one shape"
-        ) from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{what}: its items do not unpack, allowed: pairs (sample, class number) ({error})") from error
+        together = Collected(joined(xs), torch.stack(ys))
+    except (TypeError, KeyError, RuntimeError, ValueError) as error:
+        raise _unfit(data, what, error) from error
+    return together._replace(origin=numbered([origin(data, i) for i in range(length)]))
 
 
-def _split(data: Any, what: str, without_labels: bool, values: bool) -> Split:
+def _item(data: Any, index: int, what: str) -> Any:
+    try:
+        return data[index]
+    except NotImplementedError as error:
+        raise _unfit(data, what, error) from error
+    except Exception as error:  # of the user's code
+        raise UserError(f"{what}: its {type(data).__name__} failed at item {index}, from 0 ({told(error)})") from error
+
+
+def _unfit(data: Any, what: str, error: Exception) -> UserError:
+    return UserError(
+        f"{what}: found a {type(data).__name__} that does not fit ({told(error)}), allowed: a torch Dataset with a "
+        "length, whose items are pairs (sample, label), all samples of one shape and form"
+    )
+
+
+def _is_data_set(data: Any) -> bool:
+    """Whether it is a torch Dataset, or an object that is read as one: with a length and items, but not an array."""
     if isinstance(data, torch.utils.data.Dataset):
-        data = _collect(data, what)
-    if isinstance(data, torch.utils.data.DataLoader):
-        data = collect(data, what)
+        return True
+    is_read_otherwise = isinstance(data, Sequence | Mapping | Tensor | type) or hasattr(data, "__array__")
+    return not is_read_otherwise and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> tuple[Split, Tensor | None]:
+    """Samples and labels, and which samples are copies of one; see `Collected`."""
+    copies = None
+    if isinstance(data, torch.utils.data.DataLoader) or _is_data_set(data):
+        read = collect if isinstance(data, torch.utils.data.DataLoader) else _collect
+        with Noise(0).fold("read").global_rng():  # so that every run, and a resume, draws the same while reading
+            data = read(data, what)
+        copies = data.origin
     if without_labels and isinstance(data, Tensor | np.ndarray):
-        x = to_tensor(data, what)
-        return Split(x, torch.zeros(len(x), dtype=torch.int64))
-    if not isinstance(data, Sequence) or len(data) != 2:
+        alone = _check_dimension(to_tensor(data, what), what)
+        return Split(channels_first(alone), torch.zeros(len(alone), dtype=torch.int64)), None
+    if isinstance(data, str) or not isinstance(data, Sequence | Mapping):
         raise UserError(
             f"{what}: found {type(data).__name__}, allowed: a pair (samples, labels), a torch Dataset or DataLoader"
         )
-    x, y = to_tensor(data[0], f"{what} (samples)"), to_tensor(data[1], f"{what} (labels)")
-    if values:
-        return Split(x, y.float())
-    if y.dim() == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.is_floating_point() and bool((y != y.round()).any()):
-        raise UserError(f"{what} (labels): found {y.dtype} with fractions, allowed: class numbers 0, 1, 2, ...")
-    return Split(x, y.long())
+    x, y = _pair(data, what, without_labels)
+    return Split(x, read_labels(y, answers, what)), copies
+
+
+def _pair(data: Any, what: str, without_labels: bool) -> tuple[Inputs, Tensor]:
+    """Samples with channels first, and labels with one entry for each."""
+    if isinstance(data, Collected):
+        x, y = data.x, data.y
+    else:
+        raw = record_of(data, f"{what}: found no pair (samples, labels)")
+        y = _check_dimension(to_tensor(raw.y, f"{what} (labels)"), f"{what} (labels)")
+        x = to_inputs(raw.x, f"{what} (samples)", len(y))
+    x = apply(x, channels_first)
+    apply(x, lambda t: _check_dimension(t, f"{what} (samples)"))
+    if without_labels and not isinstance(x, Tensor):
+        raise UserError(
+            f"{what}: found several inputs, allowed where samples are to be rebuilt: one array of samples. Join "
+            "them, or give what is to be rebuilt as labels, with task=regress"
+        )
+    return x, y
+
+
+def _check_dimension(x: Tensor, what: str) -> Tensor:
+    if not x.dim():
+        raise UserError(f"{what}: found a single number, allowed: an array with one entry for each sample")
+    return x

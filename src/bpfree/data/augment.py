@@ -84,6 +84,14 @@ class Augment:
         shares = F.one_hot(y, classes).to(x.dtype)
         return _blend(x, x[other], share), _blend(shares, shares[other], share)
 
+    def refuse_several(self) -> None:
+        """Raise UserError if anything is to be changed, for samples that are several tensors."""
+        if names := self._names(("shift", "flip", "crop", "brightness", "contrast", "cutout", "mixup")):
+            raise UserError(
+                f"{', '.join(names)}: samples are several inputs, allowed: samples that are one array of images. Leave "
+                "it out, and change the samples in a torch Dataset of your own"
+            )
+
     def _names(self, keys: tuple[str, ...]) -> list[str]:
         return [f"data.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
 

@@ -20,7 +20,10 @@ def bar(
         done: steps that were taken before.
     """
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda steps: None
+        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *figures)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    with Progress(*columns, console=console) as shown:
         task = shown.add_task(name, total=total, completed=done)
         yield lambda steps: shown.update(task, advance=steps)

@@ -1,13 +1,16 @@
 """Minibatches: shuffled by key, augmented and normalised on the device."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from bpfree.data.augment import Augment
 from bpfree.data.dataset import Preprocess, Split
 from bpfree.data.rows import Rows
 from bpfree.errors import UserError
+from bpfree.inputs import apply, one_tensor, tensors_of
 from bpfree.noise import Noise
 from bpfree.types import Batch
 
@@ -42,11 +45,14 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size: found {batch_size}, allowed: at least 1")
-        self.x, self.y = split.x if isinstance(split.x, Rows) else split.x.to(device), split.y.to(device)
+        self.x = apply(split.x, lambda x: x if isinstance(x, Rows) else x.to(device))
+        self.y = split.y.to(device)
         self.preprocess = preprocess
         self.batch_size = min(batch_size, max(len(self.y), 1))
         self.dtype = dtype
         self.augment = augment or Augment()
+        if not isinstance(self.x, Tensor):
+            self.augment.refuse_several()
         self.seed = seed
         self.rebuild = rebuild
 
@@ -59,12 +65,18 @@ class Batches:
         """The batches of an epoch, from number `start` on."""
         n = len(self.y)
         order = torch.arange(n) if self.seed is None else Noise(self.seed, epoch).fold("shuffle").permutation(n)
-        of_x, of_y = order.to(self.x.device), order.to(self.y.device)
+        orders = {device: order.to(device) for device in {x.device for x in (*tensors_of(self.x), self.y)}}
         for i in range(start, len(self)):
             batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            x, y = self.x[of_x[batch]].to(self.y.device), self.y[of_y[batch]]
-            if self.seed is not None:
+            chosen = {device: indices[batch] for device, indices in orders.items()}
+            x, y = apply(self.x, partial(self._pick, chosen)), self.y[chosen[self.y.device]]
+            if self.seed is not None and isinstance(x, Tensor):
+                x = x.to(self.dtype) if self.preprocess.has_numbers(x) else x
                 noise = Noise(self.seed, epoch).fold("batch", i)
                 x, y = self.augment.mix(self.augment(x, noise), y, noise, self.preprocess.classes)
-            y = self.preprocess.target(x, self.dtype) if self.rebuild else y
+            y = self.preprocess.target(one_tensor(x), self.dtype) if self.rebuild else y
             yield Batch(self.preprocess(x, self.dtype), y)
+
+    def _pick(self, chosen: dict[torch.device, Tensor], x: Tensor) -> Tensor:
+        """Samples of a batch, on the device of the labels."""
+        return x[chosen[x.device]].to(self.y.device)

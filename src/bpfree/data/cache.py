@@ -65,6 +65,8 @@ def _state(file: str) -> str:
 
 def open_cache(place: Path) -> Cached | None:
     """What is kept there; None if there is nothing, or something damaged."""
+    if not (place / _INDEX).is_file() or not (place / _PIXELS).is_file():
+        return None
     try:
         index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
         rows, shape = int(index["rows"]), tuple(int(length) for length in index["shape"])

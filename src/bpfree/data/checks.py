@@ -48,7 +48,7 @@ def check(name: str, data_dir: Path) -> Findings:
         ("training samples", len(dataset.train.y), facts.train),
         ("test samples", len(dataset.test.y), facts.test),
         ("classes", dataset.classes, facts.classes),
-        ("samples of the shape", tuple(dataset.train.x.shape[1:]), facts.shape),
+        ("samples of the shape", tuple(dataset.train.tensor.shape[1:]), facts.shape),
     ):
         if found != known:
             findings.problems.append(f"data set '{name}': found {found} {what}, allowed: {known}. Fetch it again")

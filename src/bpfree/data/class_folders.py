@@ -98,6 +98,8 @@ def _whole(content: Readable, what: str) -> io.BytesIO:
 
 def _load(beside: Path, of: str) -> Images | None:
     """The pixels that were kept, unless they are damaged or of another archive."""
+    if not beside.is_file():
+        return None
     try:
         with safe_open(beside, "pt") as file:
             known = file.metadata() or {}

@@ -1,6 +1,7 @@
 """What the features of a table are, so that other rows can be turned into the same features."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,10 +10,21 @@ from torch import Tensor
 
 from bpfree.errors import UserError
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "none", "?", "<na>", "#na", "#n/a"})
 """What stands for no value, whatever its case."""
 
 _SHOWN = 10
+_DECORATION = re.compile(r"[\s%\u2030$\u20ac\u00a3\u00a5'\u2019_]")  # of money, shares and thousands
+_GROUPED = re.compile(
+    r"[+-]?(\d{1,3}(,\d{3})+(\.\d*)?|\d{1,3}(\.\d{3})+(,\d*)?|\d*,\d+|\d+,)(e[+-]?\d+)?", re.IGNORECASE
+)
+_MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_WITH_UNIT = re.compile(r"[+-]?\d+([.,]\d+)?\s+[^\W\d]{1,4}")  # 12 kg
+_WHEN = re.compile(
+    r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T].*)?|\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[ap]m)?"
+    rf"|\d{{1,2}}[ .-]*{_MONTH}[ .,-]*\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{2,4}}",
+    re.IGNORECASE,
+)
 
 
 class Column(NamedTuple):
@@ -36,12 +48,18 @@ def is_missing(text: str) -> bool:
     return text.strip().lower() in MISSING
 
 
-def number(text: str) -> float | None:
+def number(text: str, decimal: str = ".") -> float | None:
     """The finite number in a cell, or None.
 
-    >>> number(" 1e3 "), number("blue"), number("inf"), number("1_000")
-    (1000.0, None, None, None)
+    Args:
+        text: of the cell.
+        decimal: what stands before the fraction, "." or ",".
+
+    >>> number(" 1e3 "), number("blue"), number("inf"), number("1_000"), number("0,5", ","), number("0.5", ",")
+    (1000.0, None, None, None, 0.5, None)
     """
+    if decimal == ",":
+        text = text.replace(".", "?").replace(",", ".")
     try:
         value = float(text)
     except ValueError:
@@ -49,13 +67,27 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) and "_" not in text else None
 
 
-def encode(columns: Sequence[Column], cells: Mapping[str, Sequence[str]], where: Sequence[str]) -> Tensor:
+def is_like_a_number(text: str) -> bool:
+    """Whether a person would read a quantity or a time in a cell that `number` does not understand.
+
+    >>> [is_like_a_number(text) for text in ("0,5", "12.3%", "1,234.5", "2024-01-31", "12:30", "red", "3-4", "A1")]
+    [True, True, True, True, True, False, False, False]
+    """
+    text, bare = text.strip(), _DECORATION.sub("", text)
+    forms = _GROUPED.fullmatch(bare) or _WHEN.fullmatch(text) or _WITH_UNIT.fullmatch(text)
+    return number(bare) is not None or forms is not None
+
+
+def encode(
+    columns: Sequence[Column], cells: Mapping[str, Sequence[str]], where: Sequence[str], decimal: str = "."
+) -> Tensor:
     """Features of rows, float64 [N, F]: numbers as they are, words one-hot.
 
     Args:
         columns: of the features.
         cells: of each column, by title; N of them.
         where: each row, as the user finds it; for errors.
+        decimal: what stands before the fraction of a number, "." or ",".
 
     Raises:
         UserError: a cell is missing, no number, or a word that the column may not hold.
@@ -63,14 +95,17 @@ def encode(columns: Sequence[Column], cells: Mapping[str, Sequence[str]], where:
     features = torch.zeros(len(where), width(columns), dtype=torch.float64)
     at = 0
     for column in columns:
-        own = _numbers(column, cells[column.name], where) if column.values is None else _words(column, cells, where)
+        if column.values is None:
+            own = _numbers(column, cells[column.name], where, decimal)
+        else:
+            own = _words(column, cells, where)
         features[:, at : at + own.shape[1]] = own
         at += own.shape[1]
     return features
 
 
-def _numbers(column: Column, cells: Sequence[str], where: Sequence[str]) -> Tensor:
-    values = [number(cell) for cell in cells]
+def _numbers(column: Column, cells: Sequence[str], where: Sequence[str], decimal: str) -> Tensor:
+    values = [number(cell, decimal) for cell in cells]
     for value, cell, place in zip(values, cells, where, strict=True):
         if value is None:
             raise _unfit(column, cell, place, "a number, as in other rows")

@@ -14,6 +14,7 @@ import pooch
 from bpfree.data.archives import members
 from bpfree.data.leftovers import drop_abandoned
 from bpfree.errors import UserError
+from bpfree.paths import user_path
 
 _UNPACKING = ".unpack-"
 _offline = ContextVar("_offline", default=False)
@@ -45,9 +46,13 @@ class Source(NamedTuple):
 
 
 def data_directory(given: str | Path | None = None) -> Path:
-    """The directory for data sets: the one given, else `BPFREE_DATA`, else the user's cache."""
+    """The directory for data sets: the one given, else `BPFREE_DATA`, else the user's cache.
+
+    Raises:
+        UserError: see `bpfree.paths.user_path`.
+    """
     chosen = given or os.environ.get("BPFREE_DATA")
-    return Path(chosen).expanduser() if chosen else Path(pooch.os_cache("bpfree"))
+    return user_path(chosen, "data.dir") if chosen else Path(pooch.os_cache("bpfree"))
 
 
 @contextmanager

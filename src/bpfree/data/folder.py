@@ -10,6 +10,7 @@ from bpfree.data.dataset import Dataset, Split
 from bpfree.data.pixels import Channels, Decoded, Wanted, read_pixels, refuse_broken
 from bpfree.data.tree import Listed, Tree, read_tree
 from bpfree.errors import UserError
+from bpfree.paths import user_path
 
 
 def folder(
@@ -22,6 +23,7 @@ def folder(
     skip_broken: bool = False,
     memory_limit: float | None = None,
     cache: Path | None = None,
+    bits: int | None = None,
 ) -> Dataset:
     """Images of your own: a folder at data.path with a folder for each class, or such folders in train, val and test.
 
@@ -35,15 +37,20 @@ def folder(
         memory_limit: MiB that the decoded images may take; what takes more is decoded once into a file and read from
             there, with the same results. Default: a quarter of the memory.
         cache: the folder for that; default: "decoded" in the data directory.
+        bits: of images of 16 bits, how many hold values, 8 to 16: white is 2^bits - 1. Default: 16, where an image
+            that leaves the top two empty is an error.
 
     Raises:
         UserError: no such folder, files that are no images, sizes that differ, a class or a split without images.
     """
-    root = path.expanduser().resolve()
+    if bits is not None and not 8 <= bits <= 16:
+        raise UserError(f"data.bits: found {bits}, allowed: 8 to 16")
+    root = user_path(path, "data.path").resolve()
     tree = _with_test(read_tree(root), test)
     files = [file for listed in tree.splits.values() for file in listed.files]
-    wanted = Wanted(channels, None if size is None else _height_and_width(size))
-    decoded = read_pixels(files, root, wanted, memory_limit=memory_limit, cache=cache or data_dir / "decoded")
+    kept = data_dir / "decoded" if cache is None else user_path(cache, "data.cache")
+    wanted = Wanted(channels, None if size is None else _height_and_width(size), bits)
+    decoded = read_pixels(files, root, wanted, memory_limit=memory_limit, cache=kept)
     if not skip_broken:
         refuse_broken(decoded.broken, files, root)
     splits = _splits(tree, decoded)

@@ -14,12 +14,15 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from bpfree.errors import UserError
+from bpfree.paths import check_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 MOST_PIXELS = 64 * 1024 * 1024
 # Named, since Pillow would also hand Encapsulated PostScript to an interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_SURELY_FEWER = 14  # bits of 16: an image without more is of fewer bits, or very dark
 _MODES = {1: "L", 3: "RGB"}
+_COLOUR = ("RGB", "RGBA", "LA")  # of which Pillow drops the lower 8 of 16 bits
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 # What decoders raise for files that are damaged or no images; Pillow names no common base.
 _BROKEN = (
@@ -35,6 +38,10 @@ _TURNS = {  # by what EXIF calls orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class UnknownRangeError(UserError):
+    """A 16-bit image whose values do not tell where white is."""
 
 
 class _Quiet:
@@ -68,7 +75,9 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
-def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None, what: str) -> Tensor:
+def decode(
+    file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None, what: str, bits: int | None = None
+) -> Tensor:
     """An image file as uint8 [C, H, W]: upright, transparent pixels on white, of an animation the first picture.
 
     An image of another shape than `size` is scaled until it fills it, and what is over is cut off at both sides alike:
@@ -79,9 +88,12 @@ def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None
         channels: C, 1 for grey or 3 for colour, whatever the file has.
         size: (H, W); None for that of the file.
         what: the file as the user knows it, for errors.
+        bits: of an image of 16 bits, how many of them hold values, 8 to 16: white is 2^bits - 1. None for 16, where an
+            image that leaves the top two empty is refused.
 
     Raises:
-        UserError: the file is empty, damaged, of no known format, or has more than `MOST_PIXELS`.
+        UserError: the file is empty, damaged, not a regular file, of no known format, has more than `MOST_PIXELS`, or
+            values that do not fit into the bits.
     """
     if channels not in _MODES:
         raise UserError(f"channels: found {channels}, allowed: 1 (grey) or 3 (colour)")
@@ -89,7 +101,11 @@ def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None
         raise UserError(f"size: found {list(size)}, allowed: height and width of at least 1")
     try:
         with _QUIET(), _open(file, what) as image:
-            pixels = np.asarray(_fit(_flat(_upright(image, size), what), _MODES[channels], size))
+            is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and image.mode in _COLOUR
+            upright = _upright(image, size)
+            if is_deep:
+                _check_colour(upright, what, bits)
+            pixels = np.asarray(_fit(_flat(upright, what, bits), _MODES[channels], size))
     except UserError:
         raise
     except _BROKEN as error:
@@ -102,6 +118,8 @@ def decode(file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None
 
 def _open(file: BinaryIO | Path, what: str) -> Image.Image:
     """The image, of which the header alone is read yet: its claimed size is checked before any pixel is decoded."""
+    if isinstance(file, Path):
+        check_regular(file, what)
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -129,19 +147,57 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _flat(image: Image.Image, what: str) -> Image.Image:
+def _flat(image: Image.Image, what: str, bits: int | None) -> Image.Image:
     """In 8 bits, and without transparency."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(f"{what}: found pixels of 32 bits, allowed: 8 or 16")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        return Image.fromarray((values >> (bits_of(int(values.max()), what, bits) - 8)).astype(np.uint8))
     if image.mode == "F":
         raise UserError(f"{what}: found pixels that are no integers, allowed: 8 or 16 bits")
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
+
+
+def bits_of(largest: int, what: str, bits: int | None) -> int:
+    """How many bits of an image of 16 bits hold values.
+
+    Args:
+        largest: its largest value.
+        what: the file as the user knows it, for errors.
+        bits: as the user says; None for 16.
+
+    Raises:
+        UnknownRangeError: the largest value does not fit into the bits, or none are given and the top two are empty.
+    """
+    needed = largest.bit_length()
+    if bits is None and 0 < needed <= _SURELY_FEWER:
+        raise UnknownRangeError(
+            f"{what}: found an image of 16 bits whose largest value is {largest}, so that its top bits are empty, "
+            f"allowed: values up to 65535. Say how many bits hold values, such as data.bits={max(needed, 8)}, or "
+            "data.bits=16 if the image is as dark as that"
+        )
+    if bits is not None and needed > bits:
+        raise UnknownRangeError(
+            f"{what}: found the value {largest} in an image of 16 bits, allowed: up to {2**bits - 1}, as data.bits is "
+            f"{bits}. Give data.bits={needed}"
+        )
+    return bits or 16
+
+
+def _check_colour(image: Image.Image, what: str, bits: int | None) -> None:
+    """Raise UserError if the upper 8 of 16 bits of colours, all that Pillow reads, leave the top two empty."""
+    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    largest = max(int(band[1]) for band in bands if isinstance(band, tuple))
+    if bits not in (None, 16) or (bits is None and largest.bit_length() <= _SURELY_FEWER - 8):
+        raise UnknownRangeError(
+            f"{what}: found a colour image of 16 bits that is darker than a quarter of white, or data.bits={bits}, "
+            "allowed: colours that use all 16 bits. Multiply the values in the file so that white is 65535, or give "
+            "data.bits=16 if the image is as dark as that"
+        )
 
 
 def _fit(image: Image.Image, mode: str, size: tuple[int, int] | None) -> Image.Image:

@@ -106,7 +106,7 @@ def _load(name: str, source: Source, data_dir: Path) -> Dataset:
 
 def _upright(split: Split) -> Split:
     """EMNIST's files have each image column by column."""
-    return Split(split.x.transpose(2, 3).contiguous(), split.y)
+    return Split(split.tensor.transpose(2, 3).contiguous(), split.y)
 
 
 def _split(images: Path, labels: Path) -> Split:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from bpfree.data.bars import bar
 from bpfree.data.cache import open_cache, place_of, write_cache
-from bpfree.data.images import decode
+from bpfree.data.images import UnknownRangeError, decode
 from bpfree.data.limits import fits
 from bpfree.errors import UserError
+from bpfree.paths import check_regular
 
 Channels = Literal[1, 3, "auto"]
 
@@ -45,10 +46,12 @@ class Wanted(NamedTuple):
     Attributes:
         channels: 1 or 3; "auto" is 1 if all files are grey.
         size: (H, W); None for that of the files, which must agree.
+        bits: of images of 16 bits; see `bpfree.data.images.decode`.
     """
 
     channels: Channels
     size: tuple[int, int] | None
+    bits: int | None = None
 
 
 def read_pixels(
@@ -65,15 +68,16 @@ def read_pixels(
         cache: the folder for that.
 
     Raises:
-        UserError: no image can be read, sizes differ and none is wanted, or the cache cannot be written.
+        UserError: no image can be read, sizes differ and none is wanted, images of 16 bits do not tell where white is,
+            or the cache cannot be written.
     """
     place = place_of(cache, root, files, wanted)
     found = open_cache(place)
     if found is None:
         channels = _channels(files, root) if wanted.channels == "auto" else wanted.channels
-        shape = (channels, *(wanted.size or _first_size(files, root, channels)))
+        shape = (channels, *(wanted.size or _first_size(files, root, wanted._replace(channels=channels))))
         with bar(f"decoding {root.name}", MofNCompleteColumn(), total=len(files)) as told:
-            images = _told(_of_one_size(files, root, shape, wanted), told)
+            images = _told(_of_one_size(files, root, shape, wanted._replace(channels=channels)), told)
             if not fits(len(files) * prod(shape), memory_limit):
                 return Decoded(*write_cache(place, shape, images, len(files)))
             return _in_memory(images, len(files), shape)
@@ -107,16 +111,17 @@ def _is_grey(file: Path) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_regular(file)
             with Image.open(file) as image:
                 return image.mode in _GREY or image.mode.startswith("I;16")
     except Exception:  # whatever Pillow raises: decoding says what is wrong
         return True
 
 
-def _first_size(files: Sequence[str], root: Path, channels: int) -> tuple[int, int]:
+def _first_size(files: Sequence[str], root: Path, wanted: Wanted) -> tuple[int, int]:
     broken: dict[int, str] = {}
     for position, file in enumerate(files):
-        image = _decode(file, root, channels, None)
+        image = _decode(file, root, wanted)
         if isinstance(image, Tensor):
             return image.shape[1], image.shape[2]
         broken[position] = str(image)
@@ -124,15 +129,23 @@ def _first_size(files: Sequence[str], root: Path, channels: int) -> tuple[int, i
     raise AssertionError("no files")
 
 
-def _decode(file: str, root: Path, channels: int, size: tuple[int, int] | None) -> Tensor | UserError:
+def _decode(file: str, root: Path, wanted: Wanted) -> Tensor | UserError:
+    """The image, or why it cannot be read.
+
+    Raises:
+        UnknownRangeError: where white is must be said for all images.
+    """
+    assert wanted.channels != "auto"
     try:
-        return decode(root / file, channels=channels, size=size, what=file)
+        return decode(root / file, channels=wanted.channels, size=wanted.size, what=file, bits=wanted.bits)
+    except UnknownRangeError:
+        raise
     except UserError as error:
         return error
 
 
 def _decode_all(
-    files: Sequence[str], root: Path, shape: tuple[int, ...], size: tuple[int, int] | None
+    files: Sequence[str], root: Path, shape: tuple[int, ...], wanted: Wanted
 ) -> Iterator[Tensor | UserError]:
     """In order, a few blocks ahead of who takes them. Pillow lets other threads run while it decodes."""
     workers = threads()
@@ -140,7 +153,7 @@ def _decode_all(
     starts = iter(range(0, len(files), block))
 
     def work(start: int) -> list[Tensor | UserError]:
-        return [_decode(file, root, shape[0], size) for file in files[start : start + block]]
+        return [_decode(file, root, wanted) for file in files[start : start + block]]
 
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[list[Tensor | UserError]]] = deque()
@@ -171,7 +184,7 @@ def _of_one_size(
         UserError: at the end, if there are images of another shape.
     """
     others: dict[tuple[int, int], list[int]] = {}
-    for position, image in enumerate(_decode_all(files, root, shape, wanted.size)):
+    for position, image in enumerate(_decode_all(files, root, shape, wanted)):
         if isinstance(image, Tensor) and image.shape != shape:
             others.setdefault((image.shape[1], image.shape[2]), []).append(position)
         elif not others or isinstance(image, UserError):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bpfree.data.dataset import Dataset, Split
+from bpfree.data.origins import numbered
 from bpfree.errors import UserError
 from bpfree.noise import Noise
 
@@ -53,7 +54,7 @@ def select(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         raise UserError(f"data.classes: found {unknown[0]}, allowed: 0 to {len(there) - 1}, as {dataset.name} has them")
     if missing := [c for c in classes if not there[c]]:
         raise UserError(f"data.classes: found {missing[0]}, of which {dataset.name} has no training sample")
-    names = dataset.class_names
+    names, origin, kept = dataset.class_names, dataset.origin, torch.tensor(classes)
     return replace(
         dataset,
         train=_only(dataset, dataset.train, classes),
@@ -61,6 +62,7 @@ def select(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         test=dataset.test and _only(dataset, dataset.test, classes),
         classes=len(classes),
         class_names=names and tuple(names[c] for c in classes),
+        origin=origin if origin is None else numbered(origin[torch.isin(dataset.train.y, kept)].tolist()),
     )
 
 

@@ -13,7 +13,7 @@ from bpfree.diffusion.schedules import SCHEDULES
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward
 from bpfree.noise import Noise
-from bpfree.types import Batch, Epochs, Scalars, Task
+from bpfree.types import Batch, Epochs, Scalars, Task, classes_of
 
 Order = Literal["all", "random", "sequential"]
 DiscreteSchedule = Literal["cosine", "linear"]
@@ -26,8 +26,9 @@ class BlockRule(DiffusionRule):
         schedule: "cosine" or "linear".
         abar_min: abar_0, the share of the label in what block 1 sees.
         abar_max: abar_T; it sets the weight of the last block.
-        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch; "sequential": one
-            in each epoch, block 1 in the first, as in the paper's Algorithm 1.
+        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch, its loss times T;
+            "sequential": likewise times T, block 1 from the first T-th part of each epoch's batches, block 2 from the
+            next, and so on (the paper's Algorithm 1, which gives each block a whole pass).
         options: see `DiffusionRule`.
     """
 
@@ -39,7 +40,7 @@ class BlockRule(DiffusionRule):
         check_choice("order", order, ("all", "random", "sequential"))
         self.schedule = SCHEDULES[schedule](abar_min, abar_max)
         self.order = order
-        self._epoch_length: int | None = None
+        self._round: int | None = None  # steps in which all blocks have their turn: an epoch, or more if it is short
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """See `DiffusionRule`; the levels are those of the net's T blocks."""
@@ -47,18 +48,18 @@ class BlockRule(DiffusionRule):
         self.levels = self.schedule.levels(len(self._blocks(net).heads))
 
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
-        """See `DiffusionRule`; blocks in turn have an epoch each.
+        """See `DiffusionRule`; blocks in turn share the batches of an epoch.
 
         Raises:
-            UserError: there are fewer epochs than blocks.
+            UserError: there are fewer steps than blocks.
         """
-        if self.order == "sequential" and steps < self.levels.steps * len(data):
+        if self.order == "sequential" and steps < self.levels.steps:
             raise UserError(
-                f"epochs: found {steps // len(data)}, allowed with order: sequential: at least {self.levels.steps}, "
-                "since each epoch trains one block"
+                f"epochs: found {steps // len(data)} of {len(data)} batches, allowed with order: sequential: at least "
+                f"{self.levels.steps} batches in all, one for each block"
             )
         super().begin(data, steps=steps, resumed=resumed)
-        self._epoch_length = len(data)
+        self._round = max(len(data), self.levels.steps)
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Each block in turn: forward, loss, gradients, and its activations are freed.
@@ -68,7 +69,7 @@ class BlockRule(DiffusionRule):
         self._refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
         turns = self._turns(noise)
-        factor = len(blocks.heads) if self.order == "random" else 1
+        factor = 1 if self.order == "all" else len(blocks.heads)  # Eq. 61: one block stands for the sum over T
         total = batch.tensor.new_zeros((), dtype=torch.float32)
         features: Tensor | None = None
         for t in turns:
@@ -80,7 +81,7 @@ class BlockRule(DiffusionRule):
             backward(loss)
             scalars[f"loss/block{t}"] = loss.detach() / factor
             total = total + loss.detach()
-            if t == 1 and not batch.y.is_floating_point():
+            if t == 1 and classes_of(task) is not None:
                 right = self._block_scores(1, out.detach(), z).argmax(1) == batch.y
                 scalars["accuracy"] = right.float().mean()
         shared = self.shared_loss(net, task, batch, noise)
@@ -127,9 +128,9 @@ class BlockRule(DiffusionRule):
             return range(1, steps + 1)
         if self.order == "random":
             return [1 + int(torch.randint(steps, (), generator=noise.fold("turn").generator()))]
-        if self._epoch_length is None:
+        if self._round is None:
             raise UserError("order: found 'sequential' outside Trainer.fit, which tells epochs. Allowed: all, random")
-        return [1 + noise.step // self._epoch_length % steps]
+        return [1 + noise.step % self._round * steps // self._round]
 
     def _features(
         self, blocks: DenoisingNet, t: int, task: Task, batch: Batch, before: Tensor | None, scalars: Scalars

@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ _COMPARED = 20_000  # samples of all classes, each compared with those of its ow
 _BINDING = Noise().fold("embedding")
 
 
-@runtime_checkable
 class Rebuilding(Protocol):
     """A task that rebuilds samples through an output activation g, as `bpfree.tasks.Reconstruct`."""
 
@@ -187,7 +186,9 @@ class Prototype(Learned):
         for row, own in zip(self.table, samples, strict=True):
             found = torch.cat(own)[:most].to(row.dtype)
             if len(found):
-                row.copy_(self.scale * found[torch.cdist(found, found).median(dim=1).values.argmin()])
+                # the (lower) median by sorting, since torch's own has no deterministic version on CUDA
+                medians = torch.cdist(found, found).sort(dim=1).values[:, (len(found) - 1) // 2]
+                row.copy_(self.scale * found[medians.argmin()])
 
 
 class Images(Embedding):

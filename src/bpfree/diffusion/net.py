@@ -1,11 +1,10 @@
 """The net that the NoProp rules train."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 from torch import nn
 
 
-@runtime_checkable
 class DenoisingNet(Protocol):
     """T denoising blocks. Block t is head t on the features of a trunk.
 
@@ -26,3 +25,14 @@ class DenoisingNet(Protocol):
     predicts: str
     timed: bool
     local: bool
+
+
+_NEEDED = tuple(DenoisingNet.__annotations__)
+
+
+def is_denoising(net: nn.Module) -> TypeGuard[DenoisingNet]:
+    """Whether a net has all that a `DenoisingNet` needs.
+
+    `isinstance` with a protocol cannot tell: since Python 3.12 it does not see the submodules of a module.
+    """
+    return all(hasattr(net, name) for name in _NEEDED)

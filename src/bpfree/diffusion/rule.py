@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bpfree.cut import Segment, cut, owners, stages, unchanged_buffers
 from bpfree.diffusion.embeddings import EMBEDDINGS, REBUILDING, Embedding, LabelEmbedding
-from bpfree.diffusion.net import DenoisingNet
+from bpfree.diffusion.net import DenoisingNet, is_denoising
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.heads import PooledLinear
@@ -20,7 +20,7 @@ from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.spec import Spec, build, check_options, lookup, split_spec
-from bpfree.types import Batch, Epochs, Scalars, Task
+from bpfree.types import Batch, Epochs, Scalars, Task, kind_of
 
 Decode = Literal["readout", "nearest"]
 Inference = Literal["deterministic", "stochastic"]
@@ -61,6 +61,7 @@ class DiffusionRule(Rule):
 
     needs_net = "denoiser"
     tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct")
+    uses_loss: ClassVar[bool] = False  # blocks learn to denoise
     predicts: Literal["scores", "embedding"] = "scores"  # what the rule takes the net's heads to give
     timed = False  # whether it tells them the time
     first = "block1"  # what to call the first step of a path
@@ -105,7 +106,7 @@ class DiffusionRule(Rule):
         self._try(blocks, batch.tensor[:2], task.dim)
 
     def _new_embedding(self, dim: int, task: Task, batch: Batch) -> Embedding:
-        rebuilds = batch.y.is_floating_point()
+        rebuilds = kind_of(task) == "reconstruct"
         spec = self._embedding_spec or ("image" if rebuilds else "one_hot")
         table = REBUILDING if rebuilds else EMBEDDINGS
         made: Embedding = build(table, spec, task, dim, batch.tensor[0].numel(), section="embedding")
@@ -204,7 +205,7 @@ class DiffusionRule(Rule):
 
     def _blocks(self, net: nn.Module) -> DenoisingNet:
         name = type(self).__name__
-        if not isinstance(net, DenoisingNet):
+        if not is_denoising(net):
             raise UserError(
                 f"net: found {type(net).__name__}, but NoProp needs denoising blocks, that is `trunks`, `heads` and "
                 "`embedding_dim` as in bpfree.nets.Denoiser. Use net.name=denoiser"

@@ -57,9 +57,10 @@ class Schedule(nn.Module, ABC):
         Args:
             steps: T.
         """
-        dtype = next((p.dtype for p in self.parameters()), torch.float64)
+        like = next(self.parameters(), torch.empty(0, dtype=torch.float64))
         with torch.no_grad():
-            return Levels(self.abar(torch.linspace(0, 1, steps + 1, dtype=dtype)).double())
+            times = torch.linspace(0, 1, steps + 1, dtype=like.dtype, device=like.device)
+            return Levels(self.abar(times).double().cpu())  # they are read one by one, as numbers
 
 
 class CosineSchedule(Schedule):

@@ -14,7 +14,7 @@ from bpfree.errors import check_choice, check_positive
 from bpfree.grad import backward
 from bpfree.inputs import Inputs, one_tensor
 from bpfree.noise import Noise
-from bpfree.types import Batch, Scalars, Task
+from bpfree.types import Batch, Scalars, Task, classes_of
 
 
 class TimeRule(DiffusionRule):
@@ -54,7 +54,7 @@ class TimeRule(DiffusionRule):
             repeated = features.repeat(self.draws, 1)
             loss, shared = self.losses(blocks, task, many, repeated, times, noise)
         backward(loss + shared)
-        if not batch.y.is_floating_point():
+        if classes_of(task) is not None:
             with torch.no_grad():
                 z = eps_like(features.new_zeros(len(features), self.embedding.dim), noise.fold("accuracy"))
                 scores = self.scores_at(blocks, features.detach(), z, z.new_zeros(()))

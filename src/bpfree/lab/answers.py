@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from bpfree.data import Split
+from bpfree.inputs import Inputs
 from bpfree.lab.diffusion import as_images
 from bpfree.lab.plots import BLUE, show_image, write_figure
 
@@ -20,14 +21,16 @@ _SHOWN = 12  # wrong answers
 _LONGEST = 16  # letters of a class name beside a map
 _NUMBERED = 20  # classes; of more, a map has no figures in it
 MOST_CLASSES = 500  # for which there is a table of all pairs
-_CLEAR_BLUE = LinearSegmentedColormap.from_list("clear blue", [(BLUE, 0.0), (BLUE, 1.0)])  # see-through where empty
+_CLEAR_BLUE = LinearSegmentedColormap.from_list(
+    "clear blue", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)]
+)  # see-through where empty
 
 
 class Answers(NamedTuple):
     """Answers on N samples of C classes.
 
     Attributes:
-        x: [N, ...], raw samples.
+        x: [N, ...], raw samples, or several inputs.
         true: [N], their classes.
         said: [N], the answers.
         probability: [N], which the run gave to its answers.
@@ -35,7 +38,7 @@ class Answers(NamedTuple):
         names: of the classes; None if they are but numbers.
     """
 
-    x: Tensor
+    x: Inputs
     true: Tensor
     said: Tensor
     probability: Tensor
@@ -56,6 +59,10 @@ class Answers(NamedTuple):
         wrong = int((self.true != self.said).sum())
         return surest.sort(descending=True, stable=True).indices[: min(count, wrong)]
 
+    def images(self, run: "Run", positions: Tensor) -> Tensor | None:
+        """The samples at some positions for people to look at; None if they are not images."""
+        return as_images(run, run.preprocess.target(self.x[positions])) if isinstance(self.x, Tensor) else None
+
 
 def answers_of(run: "Run", split: Split) -> Answers:
     """What a run that classifies says to each sample."""
@@ -72,7 +79,7 @@ def draw_answers(run: "Run", split: Split, folder: Path) -> list[Path]:
     if answers.classes <= MOST_CLASSES:
         written.append(write_figure(confusion_figure(answers.confusion(), answers.names), folder / "confusion.png"))
     positions = answers.most_wrong()
-    images = as_images(run, run.preprocess.target(answers.x[positions]))
+    images = answers.images(run, positions)
     if images is None or not len(positions):
         (folder / "wrong.png").unlink(missing_ok=True)  # of an earlier look at this run
         return written

@@ -70,7 +70,7 @@ def follow(run: "Run", split: Split, count: int, *, stochastic: bool) -> Trail:
         steps = _thinned(len(states), _STEPS)
         answers = torch.stack([answer(rule, states[step]).float().cpu() for step in steps])
     z = torch.stack([states[step].z.float().cpu() for step in steps])
-    return Trail(steps, first.x, batch.y.cpu(), z, answers)
+    return Trail(steps, first.tensor, batch.y.cpu(), z, answers)
 
 
 def affordable(run: "Run", split: Split) -> int:

@@ -15,9 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-_SERVE = "from bpfree.lab.forks import serve; serve()"
+from bpfree.errors import UserError
+
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 KILLED_SERVER = -256  # no child can end so
+_ROOT = Path(__file__).parents[2]  # where the package is
+
+
+def python(module: str, function: str) -> list[str]:
+    """The command that calls a function of ours in an interpreter of its own.
+
+    Python would put the current folder first on its path, and a file there would take the place of a library.
+    """
+    path = f"import sys; sys.path[:] = [*filter(None, sys.path), {str(_ROOT)!r}]"
+    return [sys.executable, "-c", f"{path}; from {module} import {function}; {function}()"]
 
 
 class Server:
@@ -27,7 +38,7 @@ class Server:
     """
 
     def __init__(self) -> None:
-        self.process = _start([sys.executable, "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = _start(python(__name__, "serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def run(self, arguments: Sequence[str], log: Path) -> int:
         """Run `bpfree` with these arguments, what it says going to a file.
@@ -37,7 +48,7 @@ class Server:
         """
         if not hasattr(os, "fork"):
             with open(log, "wb") as out:
-                command = [sys.executable, "-m", "bpfree", *arguments]
+                command = [*python("bpfree.cli", "main"), *arguments]
                 self.process = _start(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
             return self.process.wait()
         assert self.process.stdin is not None
@@ -45,7 +56,8 @@ class Server:
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"arguments": list(arguments), "log": str(log)}).encode() + b"\n")
             self.process.stdin.flush()
-        return int(self.process.stdout.readline() or KILLED_SERVER)
+        told = self.process.stdout.readline()
+        return int(told) if told.endswith(b"\n") else KILLED_SERVER
 
     def interrupt(self) -> None:
         """Ctrl-C for the command that runs."""
@@ -53,7 +65,7 @@ class Server:
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGINT)
             else:
-                self.process.send_signal(signal.SIGINT)
+                self.process.terminate()  # Windows has no Ctrl-C for one process alone
 
     def close(self) -> None:
         """End it; no command may be running."""
@@ -66,7 +78,10 @@ class Server:
 
 def _start(command: Sequence[str], **streams: Any) -> "subprocess.Popen[bytes]":
     environment = os.environ | dict.fromkeys(_THREADS, "1")
-    return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+    try:
+        return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be started ({error.strerror or error})") from error
 
 
 def serve() -> None:
@@ -87,7 +102,8 @@ def import_everything() -> None:
     """What a training comes to import sooner or later, at once."""
     import sklearn.datasets  # noqa: F401
     import torch
-    import torch.utils.tensorboard
+    from tensorboard.compat.proto import event_pb2  # noqa: F401
+    from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import bpfree.cli
     import bpfree.lab.answers

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from bpfree._version import __version__
-from bpfree.checkpoint import write_text
+from bpfree.atomic import make_folder, write_text
 from bpfree.lab.svg import inline_svg
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, html)
     return path
 

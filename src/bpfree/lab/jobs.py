@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfree import checkpoint, folder
+from bpfree import folder
+from bpfree.atomic import make_folder, write_text
 from bpfree.config import Config
 from bpfree.errors import UserError
 from bpfree.lab.forks import KILLED_SERVER, Server
@@ -44,7 +45,7 @@ class Job:
         """Of the `bpfree` that trains it, from the beginning or from where it was interrupted."""
         if (self.folder / folder.CONFIG).exists():
             place = [] if self.config.data.dir is None else ["--data-dir", self.config.data.dir]
-            return ["train", "--resume", str(self.folder), *place]
+            return ["train", "--resume", str(self.folder), "--trust", *place]  # `is_over` saw that it is this config
         return ["train", str(self.config_file), "--out", str(self.folder)]
 
     @property
@@ -97,37 +98,55 @@ class _Queue:
     def __init__(self, jobs: Sequence[Job], told: Told) -> None:
         self.waiting = [job for job in jobs if not job.is_over()]
         self.total = len(jobs)
-        self.running: dict[Job, Server] = {}
+        self.running: dict[Job, Server | None] = {}
+        self.stopped = False
         self.failed: dict[str, str] = {}
         self._told = told
         self._lock = threading.Lock()
 
     def work(self) -> None:
         """Take one job after another."""
-        server = Server()
-        while (job := self._next(server)) is not None:
-            status = server.run(_prepare(job), job.log_file)
-            if status == KILLED_SERVER:
-                server.close()
-                server = Server()
-            self._over(job, _last_words(job) if status else "")
-        server.close()
+        server: Server | None = None
+        while (job := self._next()) is not None:
+            error = ""
+            try:
+                if server is None:
+                    server = Server()
+                if self._begin(job, server):
+                    status = server.run(_prepare(job), job.log_file)
+                    if status == KILLED_SERVER:
+                        server.close()
+                        server = None
+                    error = _last_words(job) if status else ""
+            except (UserError, OSError) as failed:  # of this job; the others go on
+                error = str(failed)
+            self._over(job, error)
+        if server is not None:
+            server.close()
 
     def stop(self) -> None:
         """Interrupt what is going on; nothing new begins."""
         with self._lock:
             self.waiting.clear()
+            self.stopped = True
             for server in self.running.values():
-                server.interrupt()
+                if server is not None:
+                    server.interrupt()
 
-    def _next(self, server: Server) -> Job | None:
+    def _next(self) -> Job | None:
         with self._lock:
             if not self.waiting:
                 return None
             job = self.waiting.pop(0)
-            self.running[job] = server
+            self.running[job] = None
             self._tell()
             return job
+
+    def _begin(self, job: Job, server: Server) -> bool:
+        """Let `stop` know what runs the job; false if it was called before."""
+        with self._lock:
+            self.running[job] = server
+            return not self.stopped
 
     def _over(self, job: Job, error: str) -> None:
         with self._lock:
@@ -141,13 +160,18 @@ class _Queue:
 
 
 def _prepare(job: Job) -> list[str]:
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(job.config_file, job.config.dump())
+    make_folder(job.folder.parent)
+    job.log_file.unlink(missing_ok=True)  # of an earlier try
+    write_text(job.config_file, job.config.dump())
     return job.arguments()
 
 
 def _last_words(job: Job) -> str:
-    lines = [line.strip() for line in job.log_file.read_text(errors="replace").splitlines() if line.strip()]
+    try:
+        text = job.log_file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return "its process was killed before it began. The same command tries it again"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"it was killed; see {job.log_file}"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bpfree.data import Split
 from bpfree.lab.plots import BLUE, GREY, write_figure
 from bpfree.tasks import Regress, Sequence
-from bpfree.tasks.sequence import Stepping, closed_loop, valid_steps
+from bpfree.tasks.sequence import can_step, closed_loop, valid_steps
 
 if TYPE_CHECKING:
     from bpfree.run import Run
@@ -103,7 +103,7 @@ def carried(run: "Run", split: Split) -> Carried:
     few = split.take(torch.arange(min(_WINDOWS, len(split.y))))
     truth, net = few.y.float().cpu(), run.net
     (batch,) = run.batches(few).epoch()
-    if not isinstance(net, Stepping) or batch.tensor.shape[-1] != run.task.dim:
+    if not can_step(net) or batch.tensor.shape[-1] != run.task.dim:
         return Carried(truth, run.predict(few.x).float(), None)
     steps = truth.shape[1] - run.task.warmup + 1
     said = closed_loop(net, batch.tensor[:, : run.task.warmup], steps).float().cpu()

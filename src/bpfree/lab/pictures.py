@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bpfree.atomic import refuse_to_replace
 from bpfree.data import Split
 from bpfree.diffusion import DiffusionRule
 from bpfree.tasks import Classify, Reconstruct
@@ -28,7 +29,11 @@ def draw(run: "Run", folder: Path, split: Split | None = None) -> list[Path]:
 
     Returns:
         The paths of the pictures.
+
+    Raises:
+        UserError: a picture cannot be written, or the folder is a link, which may lead anywhere.
     """
+    refuse_to_replace(folder, folder=True)
     from bpfree.lab.answers import draw_answers
     from bpfree.lab.diffusion import draw_diffusion
     from bpfree.lab.numbers import draw_numbers
@@ -50,7 +55,7 @@ def _draw_rebuilt(run: "Run", split: Split, folder: Path) -> list[Path]:
     """Ten samples above what the net makes of them, if they are images."""
     from bpfree.lab.plots import plot_images
 
-    samples = split.take(torch.arange(min(10, len(split.y)))).x
+    samples = split.take(torch.arange(min(10, len(split.y)))).tensor
     if samples.dim() != 4 or samples.shape[1] not in (1, 3):
         return []
     return [plot_images([run.preprocess.target(samples), run.predict(samples)], folder / "reconstructions.png")]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from bpfree.checkpoint import write_atomically
+from bpfree.atomic import make_folder, write_atomically
 from bpfree.trackers import TRACKERS, Record
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#717581"  # told apart by every eye (Okabe & Ito)
@@ -144,7 +144,7 @@ def _save(figure: Figure, panels: Mapping[str, Axes], path: Path) -> Path:
 
 def write_figure(figure: Figure, path: Path) -> Path:
     """As a PNG; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a name in letters that the font has not
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
@@ -180,7 +180,7 @@ def write_animation(
     strip = Image.fromarray(np.concatenate(pixels)).quantize()  # all at once, for one palette
     images = [strip.crop((0, top, width, top + height)) for top in range(0, strip.height, height)]
     pauses = [800, *[300] * (frames - 2), 2500][:frames]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(
         path,
         lambda temporary: images[0].save(

@@ -17,6 +17,7 @@ from bpfree.lab.pictures import draw
 from bpfree.lab.records import Recorded, epochs, is_number, measurements, read_run
 from bpfree.lab.story import Subject, lead_of, sections_of, state_of
 from bpfree.lab.words import megabytes, number, seconds
+from bpfree.paths import user_path
 from bpfree.run import Run
 
 NAME = "report.html"
@@ -27,6 +28,7 @@ def report(
     out: str | Path | None = None,
     *,
     data_dir: str | Path | None = None,
+    trust: bool = False,
 ) -> Path:
     """Write what came of runs as one HTML file that needs nothing else, and draw their pictures anew.
 
@@ -37,6 +39,7 @@ def report(
         out: the file; default: report.html in the run's folder; of several runs in the folder that they share, else in
             the current one.
         data_dir: where data sets are.
+        trust: import what a run's config names as "module:Class"; without, such a run is told without its answers.
 
     Returns:
         The path of the file.
@@ -51,11 +54,11 @@ def report(
         bpfree.errors.UserError: run: runs/nowhere does not exist
     """
     given = [runs] if isinstance(runs, str | Path | Run) else list(runs)
-    found = [run for one in given for run in ([one] if isinstance(one, Run) else _folders(Path(one)))]
+    found = [run for one in given for run in ([one] if isinstance(one, Run) else _folders(user_path(one, "run")))]
     if not found:
         raise UserError("runs: found none, allowed: at least one")
     path = _place(found, out)
-    subjects = [_subject(run, data_dir) for run in found]
+    subjects = [_subject(run, data_dir, trust) for run in found]
     _name_apart(subjects)
     return html.write_page(path, _one(subjects[0]) if len(subjects) == 1 else _several(subjects))
 
@@ -70,7 +73,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _place(found: Sequence[Path | Run], out: str | Path | None) -> Path:
     if out is not None:
-        path = Path(out)
+        path = user_path(out, "out")
         if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"out: found {path}, allowed: a file whose name ends in .html, such as {path / NAME}")
         return path
@@ -84,7 +87,7 @@ def _place(found: Sequence[Path | Run], out: str | Path | None) -> Path:
     return (folders[0].parent if same and folders[0] else Path()) / NAME
 
 
-def _subject(given: Path | Run, data_dir: str | Path | None) -> Subject:
+def _subject(given: Path | Run, data_dir: str | Path | None, trust: bool) -> Subject:
     """All that is at hand of a run, and what is not."""
     if isinstance(given, Run) and given.folder is None:
         history, tracked = epochs(given.metrics), measurements(given.tracked)
@@ -94,24 +97,18 @@ def _subject(given: Path | Run, data_dir: str | Path | None) -> Subject:
         assert folder is not None
         recorded = read_run(folder)
     missing: list[str] = []
-    run = given if isinstance(given, Run) else _loaded(recorded, missing)
+    run = given if isinstance(given, Run) else _loaded(recorded, missing, trust)
     split, which = (None, "") if run is None else _samples(run, data_dir, missing)
     pictures = [] if run is None else _draw(run, recorded, split, missing)
     return Subject(recorded, run, split, which, pictures, missing)
 
 
-def _loaded(recorded: Recorded, missing: list[str]) -> Run | None:
+def _loaded(recorded: Recorded, missing: list[str], trust: bool) -> Run | None:
     """The run with its weights and the records of its folder, which may be more than the checkpoint's."""
     assert recorded.folder is not None
     try:
-        run = api.load(recorded.folder)
-    except (
-        UserError,
-        OSError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # a folder of another version, or damaged
+        run = api.load(recorded.folder, trust=trust)
+    except (UserError, OSError) as error:  # a folder of another version, damaged, or one that names code
         missing.append(f"Nothing is shown of its answers, since the run cannot be loaded: {_line(error)}")
         return None
     run.trainer.progress.history, run.trainer.progress.tracked = recorded.history, recorded.tracked
@@ -147,7 +144,7 @@ def _draw(run: Run, recorded: Recorded, split: Split | None, missing: list[str])
         return []
     try:
         return draw(run, recorded.folder / PLOTS, split)
-    except OSError as error:
+    except UserError as error:
         missing.append(f"Its pictures could not be written: {_line(error)}")
         return []
 

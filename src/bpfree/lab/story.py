@@ -15,7 +15,6 @@ from bpfree.folder import CONFIG
 from bpfree.lab import html
 from bpfree.lab.answers import MOST_CLASSES, Answers, answers_of, confusion_figure
 from bpfree.lab.charts import learning_curves, tracked_curves
-from bpfree.lab.diffusion import as_images
 from bpfree.lab.html import Cell, Column, Section
 from bpfree.lab.numbers import carried, predicted
 from bpfree.lab.records import Recorded, is_number, mapping
@@ -202,7 +201,7 @@ def _share(part: int, whole: int) -> Cell:
 
 def _wrong(run: "Run", answers: Answers) -> list[Markup]:
     positions = answers.most_wrong()
-    images = as_images(run, run.preprocess.target(answers.x[positions]))
+    images = answers.images(run, positions)
     labels = ((int(n), int(answers.true[n]), int(answers.said[n])) for n in positions)
     rows = [(n, answers.name(true), answers.name(said), float(answers.probability[n])) for n, true, said in labels]
     if images is None:

@@ -2,16 +2,17 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.inputs import Inputs, scores_of, tensors_of
+from bpfree.population.behaviour import PLAIN, Behaviour
 from bpfree.population.first_layer import sharing
 from bpfree.population.generation import Generation
+from bpfree.population.passes import passes, split
 from bpfree.population.perturbation import Sample
 
 Judge = Callable[[Tensor], Tensor]
@@ -19,14 +20,46 @@ Judge = Callable[[Tensor], Tensor]
 
 
 class Evaluator(ABC):
-    """A way to run members."""
+    """A way to run members.
+
+    Each member's forward pass begins with the same buffers, attributes and random numbers: those of torch's global
+    generators come from the key of the step.
+    """
+
+    behaviour: Behaviour
 
     @abstractmethod
-    def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """Scores [P], and the outputs [B, D] of the first member.
 
         The parameters come out bit for bit as they went in, an exception or Ctrl-C included, unless said otherwise.
         """
+
+
+class Scores:
+    """The scores of members that run one by one, in a few tensors.
+
+    A GPU's allocator gives 512 bytes to each tensor, however small, so that a tensor for each of many members would
+    take more memory than a small net.
+    """
+
+    def __init__(self) -> None:
+        self._single: list[Tensor] = []
+        self._joined: list[Tensor] = []
+
+    def append(self, score: Tensor) -> None:
+        """Add the score of the next member."""
+        self._single.append(score)
+        if len(self._single) == _TOGETHER:
+            self._joined.append(torch.stack(self._single))
+            self._single.clear()
+
+    def stacked(self) -> Tensor:
+        """All scores in order, [P, ...]."""
+        return torch.cat([*self._joined, *([torch.stack(self._single)] if self._single else [])])
+
+
+_TOGETHER = 64  # scores that become one tensor
 
 
 class Loop(Evaluator):
@@ -37,21 +70,28 @@ class Loop(Evaluator):
     Args:
         samples: how many of the minibatch to run at once; all, by default. Fewer stay in a processor's cache.
         first: the layer whose products members with low-rank noise share; see `find_first_layer`.
+        behaviour: what is known of the net.
     """
 
-    def __init__(self, samples: int | None = None, first: nn.Module | None = None) -> None:
+    def __init__(
+        self, samples: int | None = None, first: nn.Module | None = None, behaviour: Behaviour = PLAIN
+    ) -> None:
         self.samples = samples
         self.first = first
+        self.behaviour = behaviour
 
-    def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """See the base class."""
         parameters = generation.parameters
         base = [p.detach().clone() for p in parameters]
-        slices = torch.split(x, self.samples or len(x))
+        slices = split(x, self.samples)
         outs: list[Tensor] = []
-        scores: list[Tensor] = []
+        scores = Scores()
         try:
-            with frozen_parts_run_once(net, slices), sharing(self.first, generation, len(slices)) as first:
+            with (
+                passes(net, slices, generation.noise, self.behaviour) as run,
+                sharing(self.first, generation, len(slices)) as first,
+            ):
                 for chunk in generation.blocks():
                     if first:
                         first.begin(chunk)
@@ -62,7 +102,7 @@ class Loop(Evaluator):
                             if not first or i not in first.owned:
                                 sample.add(b, place, sign * generation.scale_of(i), p.data)
                         torch.clear_autocast_cache()  # it keeps casts of weights and does not see them change
-                        out = outputs(net, slices)
+                        out = run()
                         outs = outs or [out]
                         scores.append(judge(out))
                     del chunk, sample  # before the next are drawn
@@ -70,7 +110,7 @@ class Loop(Evaluator):
             for p, b in zip(parameters, base, strict=True):
                 p.data.copy_(b)
             torch.clear_autocast_cache()
-        return torch.stack(scores), outs[0]
+        return scores.stacked(), outs[0]
 
 
 class InPlace(Evaluator):
@@ -79,27 +119,28 @@ class InPlace(Evaluator):
     Memory: that of inference and the noise on one parameter. The parameters come back but for rounding.
 
     Args:
-        samples: see `Loop`.
+        samples, behaviour: see `Loop`.
     """
 
-    def __init__(self, samples: int | None = None) -> None:
+    def __init__(self, samples: int | None = None, behaviour: Behaviour = PLAIN) -> None:
         self.samples = samples
+        self.behaviour = behaviour
 
-    def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """See the class."""
-        slices = torch.split(x, self.samples or len(x))
+        slices = split(x, self.samples)
         outs: list[Tensor] = []
-        scores: list[Tensor] = []
-        with frozen_parts_run_once(net, slices):
+        scores = Scores()
+        with passes(net, slices, generation.noise, self.behaviour) as run:
             for member in generation.members:
                 self._move(generation, member.key, member.sign)
                 try:
-                    out = outputs(net, slices)
+                    out = run()
                 finally:
                     self._move(generation, member.key, -member.sign)
                 outs = outs or [out]
                 scores.append(judge(out))
-        return torch.stack(scores), outs[0]
+        return scores.stacked(), outs[0]
 
     @staticmethod
     def _move(generation: Generation, key: int, sign: int) -> None:
@@ -114,32 +155,39 @@ class Vmap(Evaluator):
 
     Args:
         members: how many at once.
+        behaviour: what is known of the net.
     """
 
-    def __init__(self, members: int) -> None:
+    def __init__(self, members: int, behaviour: Behaviour = PLAIN) -> None:
         self.members = members
+        self.behaviour = behaviour
 
-    def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """See the base class."""
         names = {id(p): name for name, p in net.named_parameters()}
         keys = [names[id(p)] for p in generation.parameters]
 
-        def run(*parameters: Tensor) -> tuple[Tensor, Tensor]:
-            out = torch.func.functional_call(net, dict(zip(keys, parameters, strict=True)), (x,))
+        args, named = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
+
+        def member(*parameters: Tensor) -> tuple[Tensor, Tensor]:
+            own = dict(zip(keys, parameters, strict=True))
+            out = scores_of(torch.func.functional_call(net, own, args, named))
             return judge(out), out
 
         outs: list[Tensor] = []
         scores: list[Tensor] = []
-        for samples, places, signs in generation.chunks(self.members):
-            written = [
-                _written(p, sample, places, signs, generation.scale_of(i))
-                for i, (p, sample) in enumerate(zip(generation.parameters, samples, strict=True))
-            ]
-            with warnings.catch_warnings():  # of operations that vmap runs one by one, which the choice has timed
-                warnings.filterwarnings("ignore", "There is a performance drop")
-                own, out = torch.func.vmap(run)(*written)
-            outs = outs or [out[0].clone()]
-            scores.append(own)
+        with passes(net, [x], generation.noise, replace(self.behaviour, frozen=())) as run:
+            for samples, places, signs in generation.chunks(self.members):
+                written = [
+                    _written(p, sample, places, signs, generation.scale_of(i))
+                    for i, (p, sample) in enumerate(zip(generation.parameters, samples, strict=True))
+                ]
+                run.begin()
+                with warnings.catch_warnings():  # of operations that vmap runs one by one, which the choice has timed
+                    warnings.filterwarnings("ignore", "There is a performance drop")
+                    own, out = torch.func.vmap(member, randomness="same")(*written)
+                outs = outs or [out[0].clone()]
+                scores.append(own)
         return torch.cat(scores), outs[0]
 
 
@@ -147,54 +195,3 @@ def _written(p: Tensor, sample: Sample, places: list[int], signs: list[int], sca
     """Parameters [n, *shape] of n members."""
     every = torch.tensor(signs, dtype=p.dtype, device=p.device).view(-1, *[1] * p.dim()) * scale
     return torch.addcmul(p.detach(), sample.dense()[torch.tensor(places, device=p.device)], every)
-
-
-def outputs(net: nn.Module, slices: Sequence[Tensor]) -> Tensor:
-    """Outputs [B, D] of a minibatch [B, ...] that comes in slices."""
-    return net(slices[0]) if len(slices) == 1 else torch.cat([net(part) for part in slices])
-
-
-@contextmanager
-def frozen_parts_run_once(net: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Within it, what no trainable parameter has touched on its way from an input is computed once and remembered.
-
-    A submodule without trainable parameters gives the same for the same tensor, so a frozen beginning of the net runs
-    for the first member only. The inputs are the very tensors that the net is called with.
-    """
-    if all(p.requires_grad for p in net.parameters()):
-        yield
-        return
-    untouched = {id(x): x for x in inputs}  # alive, so that no other tensor gets the id
-
-    def once(module: nn.Module, known: dict[int, tuple[Tensor, int, int]], *args: Any, **options: Any) -> Any:
-        if options or len(args) != 1 or id(args[0]) not in untouched:
-            return type(module).forward(module, *args, **options)
-        (h,) = args
-        out, *versions = known.get(id(h), (None, -1, -1))
-        if out is None or versions != [out._version, h._version]:  # or somebody has changed one in place since
-            untouched.pop(id(out), None)
-            changes_h = any(getattr(part, "inplace", False) for part in module.modules())
-            out = type(module).forward(module, h.clone() if changes_h else h)
-            if isinstance(out, Tensor):
-                untouched[id(out)] = out
-                known[id(h)] = (out, out._version, h._version)
-        return out
-
-    parts = list(_frozen_parts(net))
-    for part in parts:
-        part.forward = partial(once, part, {})
-    try:
-        yield
-    finally:
-        for part in parts:
-            del part.forward
-
-
-def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest submodules without trainable parameters."""
-    if not any(p.requires_grad for p in module.parameters()):
-        if "forward" not in vars(module):
-            yield module
-        return
-    for child in module.children():
-        yield from _frozen_parts(child)

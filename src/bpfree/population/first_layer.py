@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpfree.inputs import Inputs, call
 from bpfree.population.generation import Chunk, Generation
 from bpfree.population.perturbation import Dense, Factored
 
@@ -114,7 +115,7 @@ def thin_obstacle(layer: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def find_first_layer(net: nn.Module, x: Tensor, generation: Generation, memory: float) -> nn.Module | None:
+def find_first_layer(net: nn.Module, x: Inputs, generation: Generation, memory: float) -> nn.Module | None:
     """The layer whose input is the same for all members, if sharing its products pays; None otherwise.
 
     Args:
@@ -129,12 +130,14 @@ def find_first_layer(net: nn.Module, x: Tensor, generation: Generation, memory: 
     hooks += [m.register_forward_pre_hook(lambda module, args: began.append(module)) for m in owners]
     try:
         with torch.enable_grad():
-            net(x)
+            call(net, x)
     finally:
         for hook in hooks:
             hook.remove()
     layer = began[0] if began else None
     if not isinstance(layer, nn.Linear | nn.Conv2d) or type(layer) not in (nn.Linear, nn.Conv2d):
+        return None
+    if layer._parameters.keys() != {"weight", "bias"}:  # hooks compute the weight, as of an old spectral norm
         return None
     args, out = next((args, out) for module, args, out in calls if module is layer)
     if len(args) != 1:  # it was called by keyword

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.population.evaluators import Evaluator, Judge, frozen_parts_run_once
+from bpfree.inputs import Inputs, count
+from bpfree.population.behaviour import PLAIN, Behaviour
+from bpfree.population.evaluators import Evaluator, Judge
 from bpfree.population.first_layer import convolve, thin_obstacle, thin_products
 from bpfree.population.generation import Chunk, Generation
+from bpfree.population.passes import passes
 from bpfree.population.perturbation import Dense, Factored
 
 
@@ -28,10 +31,12 @@ class LowRankEvaluator(Evaluator):
 
     Args:
         members: how many at once.
+        behaviour: what is known of the net.
     """
 
-    def __init__(self, members: int) -> None:
+    def __init__(self, members: int, behaviour: Behaviour = PLAIN) -> None:
         self.members = members
+        self.behaviour = behaviour
 
     @staticmethod
     def obstacle(net: nn.Module) -> str | None:
@@ -40,6 +45,9 @@ class LowRankEvaluator(Evaluator):
             own = [p for p in module.parameters(recurse=False) if p.requires_grad]
             if own and (type(module) not in _MEMBERWISE or "forward" in vars(module)):
                 return f"{name or 'the net'} is a {type(module).__name__} with parameters of its own"
+            named = {key for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+            if others := named - {"weight", "bias"}:
+                return f"{name} computes its weight from other parameters ({', '.join(sorted(others))})"
             if own and (obstacle := thin_obstacle(module)):
                 return f"{name} {obstacle}"
         owners = [id(p) for module in net.modules() for p in module.parameters(recurse=False)]
@@ -47,15 +55,16 @@ class LowRankEvaluator(Evaluator):
             return "layers share parameters"
         return None
 
-    def __call__(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """See the base class."""
         outs: list[Tensor] = []
         scores: list[Tensor] = []
-        with frozen_parts_run_once(net, [x]):
+        samples = count(x)
+        with passes(net, [x], generation.noise, self.behaviour) as run:
             for chunk in generation.chunks(self.members):
-                with _memberwise(net, len(x), chunk, generation):
-                    out = net(x)
-                out = out.view(len(chunk.places), len(x), *out.shape[1:])
+                with _memberwise(net, samples, chunk, generation):
+                    out = run()
+                out = out.view(len(chunk.places), samples, *out.shape[1:])
                 outs = outs or [out[0].clone()]
                 scores.append(self._judged(out, judge))
         return torch.cat(scores), outs[0]
@@ -93,12 +102,18 @@ def _memberwise(net: nn.Module, samples: int, chunk: Chunk, generation: Generati
             own = {name: noise[id(p)] for name, p in module.named_parameters(recurse=False) if id(p) in noise}
             if own:
                 run = _MEMBERWISE[type(module)]
-                module.forward = partial(run, module, len(chunk.places), samples, own.get("weight"), own.get("bias"))
+                layer = partial(run, module, len(chunk.places), samples, own.get("weight"), own.get("bias"))
+                module.forward = partial(_called, layer)
                 changed.append(module)
         yield
     finally:
         for module in changed:
             del module.forward
+
+
+def _called(layer: Callable[[Tensor], Tensor], *args: Tensor, **named: Tensor) -> Tensor:
+    """The layer's output, whether its input comes by place or by name."""
+    return layer(*args, *named.values())
 
 
 def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from bpfree import evaluation
 from bpfree.errors import UserError, unknown
+from bpfree.types import Task, kind_of
 
 Score = Callable[[Tensor, Tensor], Tensor | float]
 """Outputs [B, D], targets [B] or [B, ...] -> a score of the batch."""
@@ -38,8 +39,7 @@ class Objective:
         maximize: its direction; may be left out for a name.
 
     Raises:
-        UserError: an unknown name, or a function without a direction; when called: targets that are no classes for a
-            name, or a score that is no single number.
+        UserError: an unknown name, or a function without a direction; when called: a score that is not one number.
     """
 
     def __init__(self, score: str | Score, maximize: bool | None) -> None:
@@ -52,13 +52,19 @@ class Objective:
                 raise UserError("maximize: found None, but objective is a function. Allowed: true or false")
             self.score, self.maximize = score, maximize
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The score, 0-d, turned so that less is better."""
-        if self.score in OBJECTIVES.values() and targets.is_floating_point():
+    def check(self, task: Task) -> None:
+        """Raise UserError if a named score needs one class for each sample, and the task has none."""
+        if self.score in OBJECTIVES.values() and kind_of(task) != "classify":
             name = next(name for name, score in OBJECTIVES.items() if score is self.score)
             raise UserError(
-                f"objective: found {name}, which needs classes. Allowed for other targets: loss, or a function"
+                f"objective: found {name}, which needs one class for each sample, but the task is {kind_of(task)}. "
+                "Allowed for it: loss, or a function"
             )
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The score, 0-d, turned so that less is better; for a named one, of shares [B, C] the largest is the class."""
+        if self.score in OBJECTIVES.values() and targets.dim() == outputs.dim():
+            targets = targets.argmax(-1)
         score = self.score(outputs, targets)
         if not isinstance(score, Tensor | Number) or (isinstance(score, Tensor) and score.dim() > 0):
             found = f"the shape {list(score.shape)}" if isinstance(score, Tensor) else repr(score)

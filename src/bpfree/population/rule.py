@@ -1,22 +1,25 @@
 """The rules that never differentiate a net: how their options, members, scores and steps hang together."""
 
 import logging
-from typing import ClassVar, Literal, TypedDict, Unpack, get_args
-from weakref import ref
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import refuse_wrapped
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
-from bpfree.noise import Noise
+from bpfree.inputs import Inputs, main_input
+from bpfree.noise import Noise, drawn_since, generator_states
+from bpfree.population.behaviour import Behaviour, State, study
 from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, Judge
 from bpfree.population.generation import Generation, Member
 from bpfree.population.objective import Objective, Score
 from bpfree.population.perturbation import Perturbation
 from bpfree.population.shaping import Shaping
-from bpfree.population.statistics import batch_statistics
+from bpfree.population.statistics import learn_state, members, uncompiled
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
@@ -35,13 +38,26 @@ class Running(TypedDict, total=False):
 RUNNING: Running = {"evaluator": "auto", "objective": "loss", "maximize": None, "max_memory": None}
 
 
+class _Chosen(NamedTuple):
+    """How the members of a net are run, as long as the same parameters are trained."""
+
+    net: nn.Module
+    trained: list[int]
+    behaviour: Behaviour
+    evaluator: Evaluator
+
+
 class BlackBoxRule(Rule):
     """A rule that tries perturbed copies of the parameters and never differentiates the net.
 
     Member i has the parameters theta + sigma E_i; `.grad` becomes sum_i w_i E_i / (P sigma), with the weights w made
     from the members' scores. A member is a key and a sign, its noise regenerated when needed: memory is that of
-    inference and a few times the parameters, whatever the size of the population. Members run with dropout off, and
-    with batch norm by their own minibatch, as in training; running statistics are the unperturbed net's.
+    inference and a few times the parameters, whatever the size of the population.
+
+    Members run with dropout off, and with batch norm by their own minibatch, as in training. What layers learn by
+    themselves in training mode (running statistics, the vectors of spectral norm) they learn once a step, in a pass of
+    the unperturbed net; members leave it alone. Random numbers that `forward` draws are the same for all members of a
+    step. A net whose output depends on other state is refused.
 
     Args:
         perturbation: how members differ, E.
@@ -97,22 +113,29 @@ class BlackBoxRule(Rule):
             check_positive("max_memory", self.max_memory)
         self.register_buffer("chosen", torch.tensor(-1, dtype=torch.int8))  # so that a resumed run goes on alike
         self.chosen: Tensor
-        self._running: tuple[ref[nn.Module], list[int], Evaluator] | None = None
+        self._running: _Chosen | None = None
 
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Score every member on this batch, shape the scores into weights, and add the weighted noise."""
+        refuse_wrapped(net, type(self).__name__, deep=False)
+        if self.objective is not None:
+            self.objective.check(task)
 
         def judge(out: Tensor) -> Tensor:
             return task.loss(out, batch) if self.objective is None else self.objective(out, batch.y)
 
         generation = self.generation(trainable(net), noise)
-        training, x = net.training, batch.tensor
-        try:
-            with batch_statistics(net, x):
-                scores, first = self.evaluator(net, x, judge, generation)(net, x, judge, generation)
-        finally:
-            net.train(training)
+        with uncompiled():
+            chosen = self._choice(net, batch.x, judge, generation)
+            if chosen.behaviour.learns:
+                learn_state(net, batch.x, noise, chosen.behaviour.still)
+            with members(net):
+                before = [] if chosen.behaviour.draws else generator_states(batch.device)
+                scores, first = chosen.evaluator(net, batch.x, judge, generation)
+                if before and drawn_since(before, batch.device):  # it did not when it was studied
+                    chosen = self._choice(net, batch.x, judge, generation, draws=True)
+                    scores, first = chosen.evaluator(net, batch.x, judge, generation)
         self.learn(generation, scores)
         finite = scores.isfinite()
         mean = torch.where(finite, scores, 0.0).sum() / finite.sum()  # NaN if every member failed
@@ -129,22 +152,32 @@ class BlackBoxRule(Rule):
         weights = self.shaping(scores) / (len(scores) * generation.scale)
         add_gradients(generation.parameters, generation.combine(weights))
 
-    def evaluator(self, net: nn.Module, x: Tensor, judge: Judge, generation: Generation) -> Evaluator:
+    def _choice(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation, draws: bool = False) -> _Chosen:
         """The evaluator that was asked for, or the fastest; chosen once for a net and what is trained of it."""
         trained = [id(p) for p in generation.parameters]
         if self._running is not None:
-            known, then, evaluator = self._running
-            if known() is net and then == trained:
-                return evaluator
+            if self._running.net is net and self._running.trained == trained and not draws:
+                return self._running
             self.chosen.fill_(-1)
         names = get_args(EvaluatorName)
         asked = self.asked if self.chosen < 0 else names[self.chosen]
-        name, evaluator = choose(asked, net, x, judge, generation, self.max_memory)
-        self._running = ref(net), trained, evaluator
+        behaviour = study(net, x, generation.noise)
+        behaviour = replace(behaviour, draws=behaviour.draws or draws)
+        state = State(behaviour.stateful)
+        try:
+            with members(net), generation.noise.fold("choice").global_rng(main_input(x).device):
+                name, evaluator = choose(asked, net, x, judge, generation, self.max_memory, behaviour)
+        finally:
+            state.put_back()
         self.chosen.fill_(names.index(name))
         if asked == "auto":
             log.info("%s: members are run by the evaluator '%s'", type(self).__name__, name)
-        return evaluator
+        self._running = _Chosen(net, trained, behaviour, evaluator)
+        return self._running
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The rule without the net that it trained, which a copy looks at anew; for copies and pickles."""
+        return vars(self) | {"_running": None}
 
     def notes(self) -> dict[str, str]:
         """The evaluator."""

@@ -1,10 +1,17 @@
-"""Batch norm under rules that run perturbed nets."""
+"""The modes in which a net runs under black-box rules, and the state that it learns in training mode."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from bpfree.inputs import Inputs, call, main_input
+from bpfree.noise import Noise
 
 
 def members_mode(net: nn.Module) -> list[_BatchNorm]:
@@ -15,7 +22,7 @@ def members_mode(net: nn.Module) -> list[_BatchNorm]:
     Returns:
         The batch-norm layers that go by their batch.
     """
-    layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and _is_trained(module)]
+    layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and not _is_frozen(module)]
     net.eval()
     for layer in layers:
         layer.train()
@@ -23,24 +30,60 @@ def members_mode(net: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def batch_statistics(net: nn.Module, x: Tensor) -> Iterator[None]:
-    """Within, the net is in `members_mode`, and what is run leaves its running statistics alone.
+def members(net: nn.Module) -> Iterator[None]:
+    """Within it, the net is in `members_mode` and batch norm leaves its running statistics alone."""
+    with _modes_restored(net):
+        layers = members_mode(net)
+        tracking = [layer.track_running_stats for layer in layers]
+        try:
+            for layer in layers:
+                layer.track_running_stats = False
+            yield
+        finally:
+            for layer, before in zip(layers, tracking, strict=True):
+                layer.track_running_stats = before
 
-    These hear of the minibatch x [B, ...] once, by a forward pass of the net as it enters, which a net without them is
-    spared.
+
+@torch.no_grad()
+def learn_state(net: nn.Module, x: Inputs, noise: Noise, still: Sequence[nn.Module]) -> None:
+    """Run the net once in training mode, so that its layers update what they learn by themselves.
+
+    Batch norm has running statistics, spectral norm has singular vectors. Members leave both alone.
+
+    Args:
+        net, x: the net with its own parameters, and the minibatch.
+        noise: the key of the step.
+        still: modules that stay in evaluation mode; see `still_modules`.
     """
-    layers = members_mode(net)
-    tracking = [layer.track_running_stats for layer in layers]
-    if any(tracking):
-        net(x)
+    with _modes_restored(net), noise.fold("state").global_rng(main_input(x).device):
+        net.train()
+        for module in still:
+            module.training = False
+        call(net, x)
+
+
+def still_modules(net: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that learn no state: frozen ones, and dropout, with which members do not run either."""
+    return tuple(m for m in net.modules() if _is_frozen(m) or isinstance(m, _DropoutNd))
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within it, compiled nets run as they are written: rules replace the `forward` of layers."""
+    used = "torch._dynamo" in sys.modules  # nothing is compiled as long as nobody has loaded it
+    return torch.compiler.set_stance("force_eager") if used else nullcontext()
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
+@contextmanager
+def _modes_restored(net: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in net.modules()]
     try:
-        for layer in layers:
-            layer.track_running_stats = False
         yield
     finally:
-        for layer, before in zip(layers, tracking, strict=True):
-            layer.track_running_stats = before
-
-
-def _is_trained(layer: _BatchNorm) -> bool:
-    return not layer.affine or any(p.requires_grad for p in layer.parameters())
+        for module, training in modes:
+            if module.training != training:
+                module.training = training

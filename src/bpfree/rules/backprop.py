@@ -9,7 +9,8 @@ With `checkpoint` most activations are computed a second time instead of being k
 through in parts whose gradients add up. Both are what one would do about memory before giving up backprop.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import ClassVar
 
@@ -17,26 +18,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_twice
 
-from bpfree.cut import unchanged_buffers
-from bpfree.errors import UserError, check_positive
+from bpfree.autotaps import is_block
+from bpfree.errors import check_positive
 from bpfree.grad import backward
-from bpfree.inputs import apply, forward
+from bpfree.inputs import Inputs, apply, forward
 from bpfree.noise import Noise
 from bpfree.rule import Rule
-from bpfree.types import Batch, Scalars, Task
+from bpfree.types import Batch, Scalars, Task, weight_of
 
 
 class Backprop(Rule):
     """End-to-end backpropagation of the task's loss.
 
     Args:
-        checkpoint: keep only what passes between some sqrt(L) pieces of the net's L children, and compute the rest
-            again when it is needed. For a Sequential; the gradient is the same.
+        checkpoint: keep only what passes between pieces of the net, and compute the rest again when it is needed; the
+            gradient is the same. A Sequential of L children has some sqrt(L) pieces, another net its blocks.
         accumulate: parts that the minibatch goes through in, one after the other. The gradient is the same, unless the
             net has batch norm, whose statistics are then those of a part.
     """
 
     takes_soft_labels: ClassVar[bool] = True
+    one_backward: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = False
 
     def __init__(self, *, checkpoint: bool = False, accumulate: int = 1) -> None:
         super().__init__()
@@ -50,12 +53,18 @@ class Backprop(Rule):
         losses: list[Tensor] = []
         with noise.global_rng(batch.device):
             for part in _parts(batch, self.accumulate):
-                out = _in_pieces(net, part.tensor) if self.checkpoint else forward(net, part.x)
-                loss = task.loss(out, part) * (len(part.y) / len(batch.y))
+                out = _in_pieces(net, part.x) if self.checkpoint else forward(net, part.x)
+                loss = task.loss(out, part) * _share(task, part, batch)
                 backward(loss)
                 outs.append(out.detach())
                 losses.append(loss.detach())
         return task.metrics(torch.cat(outs), batch) | {"loss": torch.stack(losses).sum()}
+
+
+def _share(task: Task, part: Batch, batch: Batch) -> Tensor | float:
+    """How much the loss of a part counts in that of the batch."""
+    own, all_of_it = weight_of(task, "loss", part), weight_of(task, "loss", batch)
+    return own / all_of_it if isinstance(all_of_it, int) else own / all_of_it.clamp_min(1e-12)
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
@@ -70,16 +79,11 @@ def _slice(batch: Batch, start: int, end: int) -> Batch:
     return Batch(apply(batch.x, lambda t: t[start:end]), batch.y[start:end])
 
 
-def _in_pieces(net: nn.Module, x: Tensor) -> Tensor:
-    """The output, with the activations within all pieces but the last forgotten.
-
-    Raises:
-        UserError: nobody knows the pieces of this net.
-    """
-    if not isinstance(net, nn.Sequential):
-        raise UserError(
-            f"checkpoint: found true for a {type(net).__name__}, allowed: an nn.Sequential, which can be cut in pieces"
-        )
+def _in_pieces(net: nn.Module, x: Inputs) -> Tensor:
+    """The output, with the activations within pieces forgotten; of a Sequential, within all pieces but the last."""
+    if not (isinstance(net, nn.Sequential) and isinstance(x, Tensor)):
+        with _forgetful(_blocks(net)):
+            return forward(net, x)
     children = list(net.children())
     length = -(-len(children) // max(round(len(children) ** 0.5), 1))
     pieces = [nn.Sequential(*children[start : start + length]) for start in range(0, len(children), length)]
@@ -89,6 +93,63 @@ def _in_pieces(net: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
+def _blocks(net: nn.Module) -> list[nn.Module]:
+    """The outermost modules of several layers; where there is but one, those within it, and so on."""
+    children = [m for child in net.children() for m in _runs_itself(child)]
+    wide = [child for child in children if is_block(child)]
+    return (_blocks(wide[0]) or wide) if len(wide) == 1 else wide
+
+
+def _runs_itself(module: nn.Module) -> list[nn.Module]:
+    """The module, or what is in it if it is a mere list."""
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return [module]
+    return [m for child in module.children() for m in _runs_itself(child)]
+
+
+@contextmanager
+def _forgetful(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, these modules keep their inputs alone, and run again when a backward pass needs the rest."""
+    own = [(block, block.__dict__.get("forward")) for block in blocks]
+    for block in blocks:
+        block.forward = partial(  # type: ignore[method-assign]
+            run_twice, block.forward, use_reentrant=False, context_fn=partial(_contexts, block)
+        )
+    try:
+        yield
+    finally:
+        for block, forward_ in own:
+            if forward_ is None:
+                del block.forward
+            else:
+                block.forward = forward_
+
+
 def _contexts(piece: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the first run and of the second, in which batch norm has seen the batch already."""
-    return nullcontext(), unchanged_buffers(piece)
+    """Of the first run of a piece and of the second, which finds its buffers as the first run found them.
+
+    So batch norm updates its statistics once, and spectral_norm has the same weight in both.
+    """
+    before: list[tuple[nn.Module, str, Tensor]] = []
+
+    @contextmanager
+    def first() -> Iterator[None]:
+        before[:] = [(module, name, buffer.clone()) for module, name, buffer in _buffers(piece)]
+        yield
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = _buffers(piece)
+        for module, name, buffer in before:
+            module._buffers[name] = buffer.clone()
+        try:
+            yield
+        finally:
+            for module, name, buffer in now:
+                module._buffers[name] = buffer
+
+    return first(), again()
+
+
+def _buffers(piece: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    return [(m, name, b) for m in piece.modules() for name, b in m._buffers.items() if b is not None]

@@ -4,7 +4,9 @@ Papachristodoulou, Kyrkou, Timotheou, Theocharides 2024, "Convolutional Channel-
 Forward-Forward Algorithm", https://arxiv.org/abs/2312.12668
 
     G_l [B, C]: mean of squares of h_l over the c-th of C groups of channels, and over space
-    segment l minimises CE(G_l, y)
+    segment l minimises loss(G_l, y), the task's cross-entropy with its class weights and label smoothing
+
+If each pixel has a class, G_l is taken at each pixel, without the mean over space, and interpolated to the labels.
 
 Each class has its own channels in every layer, and they compete to be the most active on its samples. There is no label
 in the input and no head: the groups are the classifier.
@@ -20,13 +22,13 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bpfree.cut import Taps, channel_axis, cut
 from bpfree.errors import UserError, check_choice
+from bpfree.heads import head_shape, to_pixels
 from bpfree.inputs import Inputs, forward
-from bpfree.rule import LABELS_ONLY, LocalRule
-from bpfree.types import Batch, Task
+from bpfree.rule import LocalRule
+from bpfree.types import Batch, Task, classes_of
 
 
 class CwComp(LocalRule):
@@ -35,10 +37,11 @@ class CwComp(LocalRule):
     Args:
         read: where a prediction is read: "net" (its output), "last" (goodness of the last hidden segment) or "sum"
             (of all hidden segments).
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "segment")  # one class wins
 
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
         super().__init__(taps=taps)
@@ -54,20 +57,27 @@ class CwComp(LocalRule):
             UserError: a hidden segment has fewer channels than there are classes, or there is none to read.
         """
         super().bind(net, task, batch)
-        self.classes = task.dim
+        self.classes = classes_of(task) or task.dim
         self.axes = [channel_axis(net, segment) for segment in self.segments[:-1]]
         for segment, axis in zip(self.segments, self.axes, strict=False):
-            if (channels := (1, *segment.shape)[axis]) < task.dim:
+            head_shape(segment, task.dim, self.pixels)  # refuses what has no pixels where they are needed
+            if (channels := (1, *segment.shape)[axis]) < self.classes:
                 raise UserError(
                     f"net: '{segment.name}' has {channels} channels, allowed: at least one for each of the "
-                    f"{task.dim} classes. Widen that layer"
+                    f"{self.classes} classes. Widen that layer"
                 )
         if self.read != "net" and len(self.segments) < 2:
             raise UserError(f"read: found '{self.read}', but the net has no hidden segment. Use read: net")
 
     def goodness(self, index: int, h: Tensor) -> Tensor:
-        """Mean of squares [B, C] of each class's channels; h [B, channels, ...] or tokens [B, T, channels]."""
+        """Mean of squares [B, C] of each class's channels; h [B, channels, ...] or tokens [B, T, channels].
+
+        If each pixel has a class, they are [B, C, H, W].
+        """
         wide = torch.float32 if h.itemsize < 4 else h.dtype
+        if self.pixels is not None:
+            groups = h.to(wide).square().tensor_split(self.classes, dim=1)
+            return to_pixels(torch.stack([group.mean(1) for group in groups], dim=1), self.pixels)
         if h.dim() > 2:  # a norm, since its sum of squares needs no wide copy of the map
             axis = self.axes[index]
             space = tuple(d for d in range(1, h.dim()) if d != axis % h.dim())
@@ -81,9 +91,8 @@ class CwComp(LocalRule):
         return self.goodness(index, h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """CE(G_l, y); signal [B, C] is one-hot."""
-        goodness = self.goodness(index, h)
-        return F.cross_entropy(goodness, signal.to(goodness.dtype))
+        """The task's loss of G_l; signal [B, C] is one-hot."""
+        return self.task_loss(self.goodness(index, h), signal)
 
     @property
     def reads_output(self) -> bool:

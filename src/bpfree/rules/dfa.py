@@ -36,13 +36,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from bpfree.abilities import ANY_LABELS
 from bpfree.cut import Taps, channel_axis
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.grad import first_trainable
 from bpfree.layout import spread
 from bpfree.noise import Noise
-from bpfree.rule import LABELS_ONLY, LocalRule
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
 
 Connection = Literal["dense", "channel"]
@@ -57,7 +58,8 @@ class DirectFeedback(LocalRule):
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class DirectFeedback(LocalRule):
         self.axes = []
         if self.per_step and self.feedback == ALIGNED:
             raise UserError("feedback: found 'aligned' with a target at each step, allowed: a random one, as 'uniform'")
-        aligned = mean_jacobians(net, self.taps, batch.tensor) if self.feedback == ALIGNED else None
+        aligned = mean_jacobians(net, self.taps, batch.x) if self.feedback == ALIGNED else None
         like = first_trainable(net)
         for index, segment in enumerate(self.segments[:-1]):
             axis = channel_axis(net, segment) if self.connection == "channel" else 1
@@ -138,7 +140,8 @@ class DFA(DirectFeedback):
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
             one segment, and comes to the same weights.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     needs_error: ClassVar[bool] = True
@@ -168,10 +171,12 @@ class DRTP(DirectFeedback):
         feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    tasks: ClassVar[tuple[str, ...]] = ANY_LABELS
+    uses_loss: ClassVar[bool] = False  # hidden layers learn from the targets themselves
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """As for DFA; warns of activations without a bound, which grow for ever since the signal never ends."""

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bpfree.acceptance import eager
 from bpfree.cut import reached_parameters
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import (
@@ -49,7 +50,7 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
-from bpfree.grad import backward, detach_input, eager, unfused, used_weight, weight_of
+from bpfree.grad import backward, detach_input, unfused, used_weight, weight_of
 from bpfree.inputs import forward
 from bpfree.locality import Locality
 from bpfree.noise import Noise
@@ -71,6 +72,7 @@ class FA(Rule):
     """
 
     takes_soft_labels: ClassVar[bool] = True
+    one_backward: ClassVar[bool] = True
 
     def __init__(self, *, feedback: AlignedFeedback = "kaiming") -> None:
         super().__init__()

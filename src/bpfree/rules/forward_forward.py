@@ -25,13 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpfree.abilities import LABELS_ONLY
+from bpfree.acceptance import refuse_wrapped
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
-from bpfree.inputs import Inputs, one_tensor
+from bpfree.inputs import Inputs, forward, one_tensor
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
-from bpfree.rule import LABELS_ONLY, LocalRule
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -42,11 +44,13 @@ class ForwardForward(LocalRule):
         theta: goodness that parts positive from negative samples.
         steepness: s, how sharply it parts them.
         negatives: how wrong labels are drawn, "hard" or "even".
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
     tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
     takes_soft_labels: ClassVar[bool] = False
+    uses_loss: ClassVar[bool] = False
     label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
 
     def __init__(
@@ -71,9 +75,15 @@ class ForwardForward(LocalRule):
         """Find the segments and the size of a written label.
 
         Raises:
-            UserError: the input has fewer values than there are classes, or the net has no hidden segment.
+            UserError: the input is not one tensor of floating numbers, it has fewer values than there are classes, or
+                the net has no hidden segment.
         """
         super().bind(net, task, batch)
+        if not batch.tensor.is_floating_point():
+            raise UserError(
+                f"net: samples are {batch.tensor.dtype}, but forward-forward writes the label over values, allowed: "
+                "floating numbers. Use another rule, such as dfa"
+            )
         if (values := batch.tensor[0].numel()) < task.dim:
             raise UserError(
                 f"net: samples have {values} values, but forward-forward writes the label over the first {task.dim}"
@@ -81,7 +91,7 @@ class ForwardForward(LocalRule):
         if len(self.segments) < 2:
             raise UserError("net: it has no hidden segment, which forward-forward trains. Add a layer")
         with torch.no_grad(), unchanged_buffers(net):
-            task.loss(net(batch.tensor), batch)  # refuses an output of another width
+            task.loss(forward(net, batch.x), batch)  # refuses an output of another width
         self.classes = task.dim
         self.label_value = batch.tensor.max().to(first_trainable(net))
 
@@ -97,6 +107,7 @@ class ForwardForward(LocalRule):
         """One pass of 2B samples, in which each segment learns on the way; for hard negatives one of B before it."""
         if not self.segments:
             raise UserError("ForwardForward: not bound to a net. Call rule.bind(net, task, batch) first")
+        refuse_wrapped(net, type(self).__name__, deep=False)
         scalars: Scalars = {}
         if self.negatives == "hard":
             wrong, scalars = self._hard_labels(net, task, batch, noise)
@@ -109,8 +120,8 @@ class ForwardForward(LocalRule):
             losses.update(self._learn(index, h, both))
             return self.pass_on(index, h.detach())
 
-        with noise.global_rng(batch.device), cut(net, self.taps, learn):
-            net(both)
+        with noise.global_rng(batch.device), cut(net, self.taps, learn, self.pass_on):
+            forward(net, both)
         return scalars | losses | {"loss": torch.stack([loss.float() for loss in losses.values()]).mean()}
 
     def _even_labels(self, batch: Batch, noise: Noise) -> Tensor:
@@ -121,10 +132,13 @@ class ForwardForward(LocalRule):
     def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
         neutral = batch.tensor.new_full((len(batch.y), self.classes), 1 / self.classes)
-        with noise.fold("neutral").global_rng(batch.device), cut(net, self.taps, self.pass_on):
-            out = net(self.write(batch.tensor, neutral))
-        loss = task.loss(out, batch)
-        backward(loss)
+        with cut(
+            net, self.taps, self.pass_on, self.pass_on
+        ):  # while it learns, too, as checkpointing runs modules again
+            with noise.fold("neutral").global_rng(batch.device):
+                out = forward(net, self.write(batch.tensor, neutral))
+            loss = task.loss(out, batch)
+            backward(loss)
         self._tell_done(len(self.taps))
         likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
         likely = likely.nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
@@ -155,7 +169,7 @@ class ForwardForward(LocalRule):
 
             with cut(net, self.taps, look):
                 labels = samples.new_full((len(samples),), label, dtype=torch.int64)
-                net(self.write(samples, self._one_hot(labels)))
+                forward(net, self.write(samples, self._one_hot(labels)))
             scores.append(torch.stack(layers[1:] or layers).sum(0))
         return torch.stack(scores, dim=1)
 

@@ -9,20 +9,22 @@ The directional derivative grad L . v comes exactly from one forward pass in for
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bpfree.cut import unchanged_buffers
+from bpfree.acceptance import refuse_wrapped
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, scores_of, tensors_of
 from bpfree.locality import Locality
 from bpfree.noise import Noise
 from bpfree.population import PERTURBATIONS, Generation, Member
+from bpfree.population.behaviour import State
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task
 
@@ -52,14 +54,16 @@ class ForwardGradient(Rule):
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """One pass for each direction."""
+        refuse_wrapped(net, type(self).__name__, deep=False)
         names = [name for name, p in net.named_parameters() if p.requires_grad]
         generation = Generation(trainable(net), self.members, self.perturbation, noise)
         slopes: list[Tensor] = []
         scalars: Scalars = {}
+        start = State(list(net.modules()) if len(self.members) > 1 else [])
         for member in self.members:
+            start.put_back()  # so that state such as running statistics is learned once, from the same start
             directions = [sample.dense()[0] for sample in generation.draw(member.key)]
-            once = unchanged_buffers(net) if scalars else nullcontext()  # batch-norm statistics hear of a batch once
-            with once, _dual_level(), noise.fold("dropout").global_rng(batch.device):
+            with _dual_level(), noise.fold("dropout").global_rng(batch.device):
                 moved = {
                     name: forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
                     for name, p, v in zip(names, generation.parameters, directions, strict=True)
@@ -75,10 +79,10 @@ class ForwardGradient(Rule):
 
 
 def _pushed_through(net: nn.Module, parameters: dict[str, Tensor], x: Inputs) -> Tensor:
+    args, named = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
     try:
-        if isinstance(x, dict):
-            return scores_of(torch.func.functional_call(net, parameters, (), x))
-        return scores_of(torch.func.functional_call(net, parameters, tensors_of(x)))
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention of torch that has a forward-mode derivative
+            return scores_of(torch.func.functional_call(net, parameters, args, named))
     except NotImplementedError as error:
         raise UserError(
             "net: torch has no forward-mode derivative of one of its operations "

@@ -16,13 +16,13 @@ with ranks and ClipUp as in Toklu, Liskowski, Srivastava 2020, https://arxiv.org
 with mirrored pairs, f the centred ranks, no element of sigma changing by more than a fifth in a step.
 
 Where we differ: the steps of theta are handed to the optimiser as a gradient, SNES's eta_theta being its learning rate.
-Signs are those of losses to be minimised. The logarithms of sigma are parameters of the rule, so that the optimiser
-steps them, plainly, and a checkpoint holds them.
+Signs are those of losses to be minimised. The rule steps sigma itself, by eta_sigma: neither the optimiser nor a
+schedule or clipping changes that. A step of sigma takes effect in the generation of the next step.
 """
 
 import math
 from abc import abstractmethod
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -37,56 +37,78 @@ from bpfree.types import Batch, Task
 
 
 class AdaptiveRule(BlackBoxRule):
-    """A rule with a sigma for each element of each parameter, whose logarithms are parameters of its own.
+    """A rule with a sigma for each element of each parameter, whose logarithms are buffers of its own.
 
-    They are to make plain steps: in their group of the optimiser momentum and ClipUp's normalisation are off.
+    It updates them when it writes gradients. The members of a step have the sigmas that the steps before it made, so
+    asking twice for the gradients of a step gives the same ones.
     """
 
     sigma_lr: float
+    at: Tensor  # the step that `log_sigmas` are of
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Every sigma starts at the same value."""
         super().bind(net, task, batch)
-        own = [torch.full_like(p.detach(), math.log(self.sigma)) for p in trainable(net)]
-        self.log_sigmas = nn.ParameterList(own)
+        start = [torch.full_like(p.detach(), math.log(self.sigma)) for p in trainable(net)]
+        self.log_sigmas = _Tensors(start)
+        self.next_log_sigmas = _Tensors([log_sigma.clone() for log_sigma in start])
+        self.register_buffer("at", torch.tensor(-1, device=start[0].device))
 
     @property
     def sigmas(self) -> list[Tensor]:
-        """Sigma, parameter by parameter."""
+        """Sigma of the next step, parameter by parameter."""
         if not hasattr(self, "log_sigmas"):
-            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
-        return [log_sigma.detach().exp() for log_sigma in self.log_sigmas]
+            raise self._not_bound()
+        return [log_sigma.exp() for log_sigma in self.next_log_sigmas.buffers()]
 
     def generation(self, parameters: list[nn.Parameter], noise: Noise) -> Generation:
-        """See the base class."""
-        return Generation(parameters, self.members, self.perturbation, noise, self.sigmas)
+        """See the base class.
 
-    def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """The net, and the widths."""
-        return [trainable(net), trainable(self)]
+        Raises:
+            UserError: the rule is not bound to a net with these parameters.
+        """
+        if [p.shape for p in parameters] != [t.shape for t in getattr(self, "log_sigmas", nn.Module()).buffers()]:
+            raise self._not_bound()
+        if noise.step >= 0:  # else it is a rehearsal, which leaves the rule as it is
+            new = self.at != noise.step  # a tensor, so that no device is waited for
+            for now, later in zip(self.log_sigmas.buffers(), self.next_log_sigmas.buffers(), strict=True):
+                now.copy_(torch.where(new, later, now))
+            self.at.fill_(noise.step)
+        scale = [log_sigma.exp() for log_sigma in self.log_sigmas.buffers()]
+        return Generation(parameters, self.members, self.perturbation, noise, scale)
 
-    def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """The widths have a learning rate of their own and take plain steps."""
-        plain = {"momentum": 0.0, "weight_decay": 0.0, "normalize": False, "max_speed": math.inf}
-        return [{"params": trainable(net)}, {"params": trainable(self), "lr": self.sigma_lr, **plain}]
+    def _not_bound(self) -> UserError:
+        return UserError(
+            f"{type(self).__name__}: not bound to a net with these parameters. Call rule.bind(net, task, batch) first"
+        )
 
     def learn(self, generation: Generation, scores: Tensor) -> None:
-        """Add to `.grad` of the net and of the widths."""
+        """Add to `.grad` of the net, and step the sigmas."""
         weights = self.weigh(scores)
         assert not isinstance(generation.scale, float)
         steps = generation.combine(weights)
-        spreads = generation.combine(weights, of=_spread)
-        own = [sigma * step for sigma, step in zip(generation.scale, steps, strict=True)]
-        add_gradients(generation.parameters, own)
-        add_gradients(self.log_sigmas, [self.widening(spread) for spread in spreads])
+        add_gradients(generation.parameters, [s * step for s, step in zip(generation.scale, steps, strict=True)])
+        if generation.noise.step >= 0:
+            spreads = generation.combine(weights, of=_spread)
+            for log_sigma, spread in zip(self.next_log_sigmas.buffers(), spreads, strict=True):
+                log_sigma += self.change(spread)
 
     def weigh(self, scores: Tensor) -> Tensor:
         """Weights w [P] of scores [P]."""
         return self.shaping(scores)
 
     @abstractmethod
-    def widening(self, spread: Tensor) -> Tensor:
-        """The gradient in log sigma of a parameter, from its sum_i w_i (s_i^2 - 1)."""
+    def change(self, spread: Tensor) -> Tensor:
+        """What is added to log sigma of a parameter, from its sum_i w_i (s_i^2 - 1)."""
+
+
+class _Tensors(nn.Module):
+    """A list of buffers."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        for place, tensor in enumerate(tensors):
+            self.register_buffer(str(place), tensor)
 
 
 def _spread(sample: Sample, weights: Tensor) -> Tensor:
@@ -130,9 +152,9 @@ class SNES(AdaptiveRule):
             d = sum(p.numel() for p in trainable(net))
             self.sigma_lr = (3 + math.log(d)) / (5 * math.sqrt(d))
 
-    def widening(self, spread: Tensor) -> Tensor:
-        """-1/2 sum_i u_i (s_i^2 - 1); the shaped weights are -u."""
-        return spread.mul_(0.5)
+    def change(self, spread: Tensor) -> Tensor:
+        """eta/2 sum_i u_i (s_i^2 - 1); the shaped weights are -u."""
+        return spread.mul_(-0.5 * self.sigma_lr)
 
 
 class PGPE(AdaptiveRule):
@@ -168,7 +190,6 @@ class PGPE(AdaptiveRule):
         """f/P."""
         return self.shaping(scores) / len(scores)
 
-    def widening(self, spread: Tensor) -> Tensor:
-        """Such that a plain step makes it sigma (1 - eta spread), within the largest change."""
-        change = spread.mul_(-self.sigma_lr).clamp_(-self.sigma_change, self.sigma_change)
-        return change.log1p_().div_(-self.sigma_lr)
+    def change(self, spread: Tensor) -> Tensor:
+        """The logarithm of 1 - eta spread, within the largest change."""
+        return spread.mul_(-self.sigma_lr).clamp_(-self.sigma_change, self.sigma_change).log1p_()

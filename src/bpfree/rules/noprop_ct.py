@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from bpfree.abilities import LABELS_ONLY
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.diffusion.rule import Decode, Inference, eps_like
 from bpfree.diffusion.schedules import SCHEDULES, ScheduleName, kl
@@ -26,7 +27,6 @@ from bpfree.diffusion.times import TimeRule
 from bpfree.errors import check_choice, check_positive
 from bpfree.grad import first_trainable
 from bpfree.noise import Noise
-from bpfree.rule import LABELS_ONLY
 from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 

@@ -24,15 +24,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bpfree.abilities import LABELS_ONLY
 from bpfree.cut import unchanged_buffers
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
 from bpfree.diffusion.rule import Decode, Inference
 from bpfree.diffusion.schedules import kl
 from bpfree.errors import check_choice, check_positive
 from bpfree.noise import Noise
-from bpfree.rule import LABELS_ONLY
 from bpfree.spec import Spec
-from bpfree.types import Batch, Task
+from bpfree.types import Batch, Task, classes_of
 
 
 class NoPropDT(BlockRule):
@@ -44,8 +44,9 @@ class NoPropDT(BlockRule):
         abar_min: abar_0, the share of the label in what block 1 sees while it learns; 0 for none, as in inference.
         abar_max: abar_T; it sets the weight of the last block.
         weighting: of the blocks' losses: "snr" as in Eq. 8, or "equal".
-        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch; "sequential": one
-            in each epoch, block 1 in the first, as in the paper's Algorithm 1.
+        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch, its loss times T;
+            "sequential": likewise times T, block 1 from the first T-th part of each epoch's batches, block 2 from the
+            next, and so on (the paper's Algorithm 1, which gives each block a whole pass).
         embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
             starting at one of each class); "image" of samples to rebuild. With options as
             `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
@@ -92,7 +93,7 @@ class NoPropDT(BlockRule):
 
     def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
         """CE(p_out(y|z_T), y) + KL(q(z_0|y) || N(0, I)); what is to be rebuilt has neither."""
-        if batch.y.is_floating_point():
+        if classes_of(task) is None:
             return batch.tensor.new_zeros(())
         if self.readout_from == "chain":
             z = self._chain_end(net, batch.tensor, noise)

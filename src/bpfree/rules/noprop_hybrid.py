@@ -19,10 +19,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpfree.abilities import LABELS_ONLY
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
 from bpfree.diffusion.rule import Inference, State
 from bpfree.errors import UserError, check_positive
-from bpfree.rule import LABELS_ONLY
 from bpfree.spec import Spec
 from bpfree.types import Batch, Task
 

@@ -28,10 +28,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bpfree.acceptance import eager
 from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.feedback import FEEDBACKS, Feedback, random_like
-from bpfree.grad import backward, detach_input, eager, first_trainable, output_error, runs_again, trainable, weight_of
+from bpfree.grad import backward, detach_input, first_trainable, output_error, runs_again, trainable, weight_of
 from bpfree.inputs import forward
 from bpfree.locality import LOCAL, Locality
 from bpfree.noise import Noise
@@ -53,7 +54,7 @@ class Pepita(LocalRule):
             segment must have one Linear or convolution, whose output has the shape of the segment's.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct", "regress")  # one error for a sample
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "reconstruct", "regress")  # one error for a sample
     F: Tensor  # [D, inputs]
 
     def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Taps = None) -> None:

@@ -2,9 +2,14 @@
 
 Nokland & Eidnes 2019, "Training Neural Networks with Local Error Signals", https://arxiv.org/abs/1901.06656
 
-    pred     CE(D_l pool(h_l), y)                          D_l learned, starting at zero
+    pred     loss(D_l pool(h_l), y)                        D_l learned, starting at zero; loss that of the task
     sim      mse(S(g_l(h_l)), S(Y))                        g_l learned: linear, or a 3x3 convolution
-    predsim  (1 - beta) pred + beta sim,  beta = 0.99;     the output layer's CE also times 1 - beta
+    predsim  (1 - beta) pred + beta sim,  beta = 0.99;     the output layer's loss also times 1 - beta
+
+For classes the loss is the cross-entropy, with the task's class weights and label smoothing. Y holds the targets of
+the task: one-hot labels, or 0 and 1 of several labels a sample. S compares samples and has no classes, so weights do
+not enter there; label smoothing would not change S. If each pixel has a class, pred's D_l is a 1x1 convolution without
+pooling, whose scores are interpolated to the labels; sim reduces a map to a number for each channel and cannot do it.
 
 S(X) is the matrix [B, B] of cosine similarities between the mean-centred rows of X; a feature map is first reduced to
 its standard deviation over space, channel by channel. pool averages a feature map down to at most 1,024 features (the
@@ -21,12 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.cut import Taps
+from bpfree.abilities import ANY_LABELS
+from bpfree.cut import Segment, Taps
 from bpfree.errors import UserError, check_positive
 from bpfree.grad import first_trainable
-from bpfree.heads import PooledLinear
+from bpfree.heads import PixelLinear, Pixels, PooledLinear, head_shape
 from bpfree.layout import lies_channels_last
-from bpfree.rule import LABELS_ONLY, LocalRule
+from bpfree.rule import LocalRule
 from bpfree.types import Batch, Task
 
 _TINY = 1e-12  # below which the length of a sample counts as this
@@ -38,10 +44,11 @@ class PredSim(LocalRule):
     Args:
         beta: weight of the similarity loss, in [0, 1]; 1 - beta is that of the prediction loss and of the output's.
         pooled: features at most, to which a feature map is averaged for D_l.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel")
 
     def __init__(self, *, beta: float = 0.99, pooled: int = 1024, taps: Taps = None) -> None:
         super().__init__(taps=taps)
@@ -57,8 +64,13 @@ class PredSim(LocalRule):
         """Make g_l and D_l, as far as beta asks for them, for every hidden segment."""
         super().bind(net, task, batch)
         like = first_trainable(net)
-        heads = (_Head(tuple(s.shape), task.dim, self.beta, self.pooled) for s in self.segments[:-1])
+        heads = [self._new_head(segment, task.dim) for segment in self.segments[:-1]]
         self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
+
+    def _new_head(self, segment: Segment, outputs: int) -> nn.Module:
+        if self.pixels is not None:
+            outputs, _ = head_shape(segment, outputs, self.pixels)
+        return _Head(tuple(segment.shape), outputs, self.beta, self.pooled, self.pixels)
 
     def head(self, index: int) -> nn.Module | None:
         """g_l and D_l, trained together with their segment."""
@@ -71,20 +83,21 @@ class PredSim(LocalRule):
         return head.decode(h) if self.beta < 1 else None
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """(1 - beta) pred + beta sim; signal [B, D] is one-hot."""
+        """(1 - beta) pred + beta sim; signal [B, D] is the target."""
         head = self.heads[index]
         assert isinstance(head, _Head)
         terms = []
         if self.beta < 1:
-            scores = head.decode(h)
-            terms.append((1 - self.beta) * F.cross_entropy(scores, signal.to(scores.dtype)))
+            terms.append((1 - self.beta) * self.task_loss(head.decode(h), signal))
         if self.beta > 0:
             terms.append(self.beta * similarity_loss(head.match(h), similarity(signal)))
         return reduce(torch.add, terms)
 
 
 class Pred(PredSim):
-    """Prediction loss alone: local cross-entropy through a learned classifier."""
+    """Prediction loss alone: the task's loss through a learned classifier."""
+
+    tasks: ClassVar[tuple[str, ...]] = ANY_LABELS
 
     def __init__(self, *, pooled: int = 1024, taps: Taps = None) -> None:
         super().__init__(beta=0.0, pooled=pooled, taps=taps)
@@ -92,6 +105,8 @@ class Pred(PredSim):
 
 class Sim(PredSim):
     """Similarity matching alone; the output layer has its full loss."""
+
+    uses_loss: ClassVar[bool] = False
 
     def __init__(self, *, taps: Taps = None) -> None:
         super().__init__(beta=1.0, taps=taps)
@@ -101,13 +116,15 @@ class Sim(PredSim):
 class _Head(nn.Module):
     """D_l behind a pooling, and g_l, for features of the given shape."""
 
-    decode: PooledLinear
+    decode: PooledLinear | PixelLinear
     match: nn.Module
 
-    def __init__(self, shape: tuple[int, ...], classes: int, beta: float, pooled: int) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int, beta: float, pooled: int, pixels: Pixels) -> None:
         super().__init__()
         image = len(shape) == 3
-        if beta < 1:
+        if pixels is not None:
+            self.decode = PixelLinear(shape[0], classes, pixels)
+        elif beta < 1:
             self.decode = PooledLinear(shape, classes, pooled)
         if beta > 0:
             width = shape[0] if image else shape[-1]

@@ -1,16 +1,58 @@
 """What a net is trained for. `TASKS` is the table; `TASKS[name].of(data)` makes a task for a data set."""
 
-from bpfree.tasks.base import DataTask
+from collections.abc import Mapping
+from typing import Any
+
+from bpfree.data.labels import IGNORED
+from bpfree.tasks.base import DataTask, Loss, custom_parts
 from bpfree.tasks.classify import Classify
+from bpfree.tasks.multilabel import Multilabel
 from bpfree.tasks.reconstruct import Reconstruct
 from bpfree.tasks.regress import Regress
+from bpfree.tasks.segment import Segment
 from bpfree.tasks.sequence import Sequence
 
-TASKS: dict[str, type[Classify] | type[Reconstruct] | type[Regress] | type[Sequence]] = {
+TASKS: dict[
+    str,
+    type[Classify] | type[Multilabel] | type[Segment] | type[Reconstruct] | type[Regress] | type[Sequence],
+] = {
     "classify": Classify,
+    "multilabel": Multilabel,
+    "segment": Segment,
     "reconstruct": Reconstruct,
     "regress": Regress,
     "sequence": Sequence,
 }
 
-__all__ = ["TASKS", "Classify", "DataTask", "Reconstruct", "Regress", "Sequence"]
+
+def reading(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """How `bpfree.data.from_python` is to read labels for the task of a config."""
+    task = TASKS[spec["name"]]
+    ignored = spec.get("ignore_index", IGNORED) if task.answers == "pixels" else None
+    return {
+        "without_labels": task.rebuilds,
+        "values": task.values,
+        "answers": task.answers,
+        "ignored": ignored,
+    }
+
+
+def custom_options(spec: Mapping[str, Any]) -> str:
+    """The options of a config's task by which its loss is not the plain one, in words; "" if there are none."""
+    options = ("class_weights", "positive_weights", "label_smoothing")
+    return custom_parts(**{f"task.{option}": spec.get(option) for option in options})
+
+
+__all__ = [
+    "TASKS",
+    "Classify",
+    "DataTask",
+    "Loss",
+    "Multilabel",
+    "Reconstruct",
+    "Regress",
+    "Segment",
+    "Sequence",
+    "custom_options",
+    "reading",
+]

@@ -2,12 +2,14 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess
+from bpfree.data.labels import refuse_several
 from bpfree.errors import UserError
-from bpfree.tasks.base import DataTask
+from bpfree.tasks.base import ClassWeights, DataTask, Weights, balanced, check_smoothing, custom_parts, widened
 from bpfree.types import Batch, Scalars
 
 _FEW = 32  # classes, for which torch's softmax on a CPU is many times as fast along the first dimension
@@ -16,37 +18,62 @@ _FEW = 32  # classes, for which torch's softmax on a CPU is many times as fast a
 class Classify(DataTask):
     """Cross-entropy on class indices [B] or on shares of the classes [B, C]; metrics are accuracy and loss.
 
+    With class weights w and a label smoothing s, the loss is that of `torch.nn.functional.cross_entropy`: the target of
+    a sample of class y is 1 - s on y and s / C everywhere, the term of class c counts w_c times, and the sum is divided
+    by the sum of w_y. A sample with shares of several classes counts with the mean of their weights.
+
     Args:
         classes: C.
+        label_smoothing: s, from 0 to below 1.
+        class_weights: w, C numbers; None for 1 each.
     """
 
     name: ClassVar[str] = "classify"
+    classes: int
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, label_smoothing: float = 0.0, class_weights: Weights | None = None) -> None:
         if classes < 2:
             raise UserError(f"classes: found {classes}, allowed: at least 2")
+        check_smoothing(label_smoothing)
         self.classes = classes
+        self.label_smoothing = label_smoothing
+        self.class_weights = given_weights(class_weights, classes)
 
     @classmethod
-    def of(cls, data: Preprocess) -> "Classify":
-        """For the classes of a data set."""
+    def of(cls, data: Preprocess, *, label_smoothing: float = 0.0, class_weights: Weights | None = None) -> "Classify":
+        """For the classes of a data set; "balanced" weights are N / (C n_c) of its training samples."""
         if data.classes == 0:
             raise UserError("task: found 'classify' on labels that are no classes, allowed: regress, sequence")
-        return cls(data.classes)
+        if data.answer_shape:
+            several = data.answer_shape == (data.classes,)
+            raise UserError(
+                f"task: found 'classify' on labels of shape {list(data.answer_shape)}, allowed: one class for each "
+                f'sample. Use task="{"multilabel" if several else "segment"}"'
+            )
+        if class_weights == "balanced":
+            class_weights = balanced(data.class_counts, sum(data.class_counts), "class_weights")
+        return cls(data.classes, label_smoothing=label_smoothing, class_weights=class_weights)
 
     @property
     def dim(self) -> int:
         """C."""
         return self.classes
 
+    @property
+    def custom_loss(self) -> str:
+        """See `DataTask`."""
+        return super().custom_loss or custom_parts(
+            **{"task.class_weights": self.class_weights, "task.label_smoothing": self.label_smoothing}
+        )
+
     def target(self, batch: Batch) -> Tensor:
-        """One-hot labels or shares [B, C], of the type of x if that is a floating one."""
+        """One-hot labels or shares [B, C], of the type of x if that is a floating one; smoothing is up to the loss."""
         if batch.y.is_floating_point():
             return batch.y.to(batch.dtype)
         return F.one_hot(batch.y, self.classes).to(batch.dtype)
 
-    def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy of logits [B, C].
+    def check_output(self, out: Tensor, batch: Batch) -> Tensor:
+        """Logits [B, C].
 
         Raises:
             UserError: the output has another shape, or shares have.
@@ -54,24 +81,50 @@ class Classify(DataTask):
         if not isinstance(out, Tensor):
             raise UserError(f"net: it gives {type(out).__name__}, allowed: one tensor [B, {self.classes}] of scores")
         if out.shape != (len(batch.y), self.classes):
+            more = out.dim() == 2 and out.shape[1] > self.classes
+            say = f", or say that there are more classes than the labels show (classes={out.shape[-1]})" if more else ""
             raise UserError(
                 f"net: its output has the shape {list(out.shape)}, but {self.classes} classes and a batch of "
-                f"{len(batch.y)} need [{len(batch.y)}, {self.classes}]. End the net with a layer of {self.classes}"
+                f"{len(batch.y)} need [{len(batch.y)}, {self.classes}]. End the net with a layer of {self.classes}{say}"
             )
-        out = out.float() if out.itemsize < 4 else out
+        if batch.y.is_floating_point() and batch.y.shape != out.shape:
+            raise UserError(
+                f"labels: found {batch.y.dtype} of shape {list(batch.y.shape)}, allowed: class indices, int64 "
+                f"[{len(out)}], or shares of the classes {list(out.shape)}"
+            )
+        return widened(out)
+
+    def check_batch(self, batch: Batch) -> None:
+        """Raise UserError unless labels are class indices [B], or shares [B, C] with the sum 1."""
+        if batch.y.dim() == 2 and batch.y.shape[1] == self.classes:
+            refuse_several(batch.y, "labels")
+
+    def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy of logits [B, C]; see the class for weights and smoothing."""
         if batch.y.is_floating_point():
-            return self._loss_of_shares(out, batch.y)
+            return self._loss_of_shares(out, batch.y.to(out.dtype))
+        if self.class_weights is not None or self.label_smoothing:
+            weights = None if self.class_weights is None else self.class_weights.like(out)
+            summed = F.cross_entropy(out, batch.y, weights, label_smoothing=self.label_smoothing, reduction="sum")
+            return summed / _total(self.weight("loss", batch))
         if self.classes <= _FEW and out.device.type == "cpu":
             return F.nll_loss(F.log_softmax(out.T, 0).T, batch.y)
         return F.cross_entropy(out, batch.y)
 
     def _loss_of_shares(self, out: Tensor, shares: Tensor) -> Tensor:
-        if shares.shape != out.shape:
-            raise UserError(
-                f"labels: found {shares.dtype} of shape {list(shares.shape)}, allowed: class indices, int64 "
-                f"[{len(out)}], or shares of the classes {list(out.shape)}"
-            )
-        return F.cross_entropy(out, shares.to(out.dtype))
+        if self.class_weights is None:
+            return F.cross_entropy(out, shares, label_smoothing=self.label_smoothing)
+        weights = self.class_weights.like(out)
+        target = (1 - self.label_smoothing) * shares + self.label_smoothing / self.classes
+        return -(weights * target * out.log_softmax(1)).sum() / _total((shares @ weights).sum())
+
+    def weight(self, metric: str, batch: Batch) -> Tensor | int:
+        """The number of samples, or for a loss with class weights the sum of their weights."""
+        if metric != "loss" or self.class_weights is None or self.own_loss is not None:
+            return len(batch.y)
+        shares = batch.y if batch.y.is_floating_point() else None
+        weights = self.class_weights.like(torch.zeros((), device=batch.y.device) if shares is None else shares)
+        return weights[batch.y].sum() if shares is None else (shares @ weights).sum()
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
         """`loss` and `accuracy`, detached; of shares, the class with the largest is the true one."""
@@ -82,3 +135,28 @@ class Classify(DataTask):
     def decode(self, out: Tensor) -> Tensor:
         """The most likely class, int64 [N]."""
         return out.argmax(1)
+
+    def probabilities(self, out: Tensor) -> Tensor:
+        """Softmax over the classes, [N, C]."""
+        return out.softmax(1)
+
+
+def given_weights(weights: Weights | None, classes: int, option: str = "class_weights") -> ClassWeights | None:
+    """The weights of C classes.
+
+    Raises:
+        UserError: they are not C numbers; "balanced" needs the data, which a task made by `of` has.
+    """
+    if weights is None:
+        return None
+    if weights == "balanced":
+        raise UserError(
+            f"{option}: found balanced, which is worked out from a data set by bpfree.fit, allowed here: a list of "
+            f"{classes} numbers"
+        )
+    return ClassWeights([float(weight) for weight in weights], classes, f"task.{option}")
+
+
+def _total(weight: Tensor | int) -> Tensor | int:
+    """A sum of weights to divide by; 1 in place of 0, where nothing counts."""
+    return weight if isinstance(weight, int) else torch.where(weight > 0, weight, 1)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess
 from bpfree.errors import UserError, check_choice
-from bpfree.tasks.base import DataTask
+from bpfree.tasks.base import DataTask, widened
 from bpfree.types import Batch, Scalars
 
 Output = Literal["sigmoid", "tanh", "linear"]
@@ -66,8 +66,8 @@ class Reconstruct(DataTask):
         """The flat samples [B, D]."""
         return batch.y.flatten(1)
 
-    def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of g(out), out [B, D] or [B, ...].
+    def check_output(self, out: Tensor, batch: Batch) -> Tensor:
+        """The output before g, [B, D] or [B, ...].
 
         Raises:
             UserError: the output has another number of values.
@@ -78,7 +78,11 @@ class Reconstruct(DataTask):
                 f"net: its output is {found}, but samples of shape {list(self.shape)} need [{len(batch.y)}, {self.dim}]"
                 f". End the net with a layer of {self.dim}"
             )
-        rebuilt = self.activate(out.float() if out.itemsize < 4 else out)
+        return widened(out)
+
+    def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error of g(out), out [B, D] or [B, ...]."""
+        rebuilt = self.activate(out)
         return F.mse_loss(rebuilt.flatten(1), batch.y.flatten(1).to(rebuilt.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess, Split
 from bpfree.errors import UserError, check_choice
-from bpfree.tasks.base import DataTask
+from bpfree.tasks.base import DataTask, widened
 from bpfree.types import Batch, Scalars
 
 Loss = Literal["mse", "mae", "huber"]
@@ -34,6 +34,7 @@ class Regress(DataTask):
     """
 
     name: ClassVar[str] = "regress"
+    answers = "numbers"
     values: ClassVar[bool] = True
 
     def __init__(
@@ -75,13 +76,23 @@ class Regress(DataTask):
         """[B, D], standardised."""
         return batch.y.to(batch.dtype)
 
-    def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean over samples and numbers, in standardised units.
+    def check_output(self, out: Tensor, batch: Batch) -> Tensor:
+        """Numbers [B, D], in standardised units.
 
         Raises:
             UserError: the output has another shape.
         """
-        return LOSSES[self.loss_name](*self.pair(out, batch))
+        if not isinstance(out, Tensor) or out.shape != (len(batch.y), self.dim):
+            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise UserError(
+                f"net: its output is {found}, but {self.dim} numbers and a batch of {len(batch.y)} need "
+                f"[{len(batch.y)}, {self.dim}]. End the net with a layer of {self.dim}"
+            )
+        return widened(out)
+
+    def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean over samples and numbers, in standardised units."""
+        return LOSSES[self.loss_name](out, batch.y.reshape(out.shape).to(out.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
         """`loss`, detached."""
@@ -97,18 +108,8 @@ class Regress(DataTask):
         return values[:, 0] if self.flat else values
 
     def pair(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Output and target, [B, D] of one type.
-
-        Raises:
-            UserError: the output has another shape.
-        """
-        if not isinstance(out, Tensor) or out.shape != (len(batch.y), self.dim):
-            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise UserError(
-                f"net: its output is {found}, but {self.dim} numbers and a batch of {len(batch.y)} need "
-                f"[{len(batch.y)}, {self.dim}]. End the net with a layer of {self.dim}"
-            )
-        out = out.float() if out.itemsize < 4 else out
+        """Output and target, [B, D] of one type."""
+        out = self.check_output(out, batch)
         return out, batch.y.reshape(out.shape).to(out.dtype)
 
 

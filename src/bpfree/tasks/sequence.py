@@ -13,7 +13,7 @@ against the values of others only with that threshold. Both need a net that can 
 output like its input; else the loss is all there is.
 """
 
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,23 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess, Split
 from bpfree.errors import UserError, check_positive
-from bpfree.tasks.base import DataTask
+from bpfree.tasks.base import DataTask, widened
 from bpfree.types import Batch, Scalars
 
 _SEEN = 4  # a window's part of which the first is the warm-up
 
 
-@runtime_checkable
 class Stepping(Protocol):
     """A net that can go on by one step, as `bpfree.nets.Recurrent`."""
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """[B, F] and the state behind it (None at the start) -> output [B, D] and the new state."""
         ...
+
+
+def can_step(net: nn.Module | None) -> TypeGuard[Stepping]:
+    """Whether a net can go on by one step: whether it has a method `step`."""
+    return callable(getattr(net, "step", None))
 
 
 class Sequence(DataTask):
@@ -47,6 +51,7 @@ class Sequence(DataTask):
     """
 
     name: ClassVar[str] = "sequence"
+    answers = "numbers"
     values: ClassVar[bool] = True
     per_step: ClassVar[bool] = True
 
@@ -85,8 +90,8 @@ class Sequence(DataTask):
         """The next values, [B*T, D]."""
         return batch.y.to(batch.dtype).flatten(0, 1)
 
-    def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of out [B, T, D], or [B*T, D] for a y of that shape.
+    def check_output(self, out: Tensor, batch: Batch) -> Tensor:
+        """Values [B, T, D], or [B*T, D] for a y of that shape.
 
         Raises:
             UserError: the output has another shape.
@@ -97,7 +102,10 @@ class Sequence(DataTask):
                 f"net: its output is {found}, but the task has a target for each step, {list(batch.y.shape)}. Use "
                 "net.name=gru net.each_step=true, or a net of your own that answers at each step"
             )
-        out = out.float() if out.itemsize < 4 else out
+        return widened(out)
+
+    def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error."""
         return F.mse_loss(out, batch.y.to(out.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
@@ -110,7 +118,7 @@ class Sequence(DataTask):
 
     def tally(self, net: nn.Module | None) -> "Rollouts | None":
         """`rollout` and `valid_time`, if the net can go on by itself."""
-        return Rollouts(self, net) if isinstance(net, Stepping) else None
+        return Rollouts(self, net) if can_step(net) else None
 
 
 class Rollouts:

@@ -5,15 +5,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.cut import OUTPUT, cut, stages
+from bpfree.autotaps import find_segments
+from bpfree.cut import OUTPUT, cut
 from bpfree.errors import UserError, check_choice, unknown
 from bpfree.inputs import Inputs, forward
 from bpfree.rule import LocalRule
 from bpfree.trackers.base import Measure
-from bpfree.types import Batch, Scalars
+from bpfree.types import Batch, Scalars, kind_of
 
 if TYPE_CHECKING:
     from bpfree.trainer import Trainer
@@ -33,7 +34,8 @@ class SegmentAccuracy(Measure):
         every: steps from one measurement to the next; the first step is measured.
         read: "head", or "probe" to read every tap by a probe, so that rules can be compared.
         samples: how many, at least 2; half for the probe, half for the score.
-        taps: submodules to read; default: those of a local rule, else the stages of a Sequential.
+        taps: submodules to read; default: those of a local rule; else the stages of a Sequential, the blocks of another
+            net.
     """
 
     name = "segment_accuracy"
@@ -70,15 +72,17 @@ class SegmentAccuracy(Measure):
             )
         if is_local and self.taps is not None:
             raise self.refuse(f"has taps={list(self.taps)}, but reads a local rule at the taps of the rule. Drop them")
-        assert trainer.data is not None
-        batch = next(trainer.data.epoch())
-        if "accuracy" not in trainer.task.metrics(trainer.task.target(batch), batch):
-            raise self.refuse(f"needs labels, but the task {type(trainer.task).__name__} has no accuracy. Drop it")
+        if kind_of(trainer.task) != "classify":
+            raise self.refuse(f"needs one class for each sample, but the task is {kind_of(trainer.task)}. Drop it")
         modules = [name for name, _ in trainer.net.named_modules() if name]
         for tap in self.taps or ():
             if tap not in modules:
                 raise unknown("tap", tap, modules)
-        self._taps = rule.taps if isinstance(rule, LocalRule) else tuple(self.taps or stages(trainer.net))
+        if isinstance(rule, LocalRule):
+            self._taps = rule.taps
+        else:
+            assert trainer.data is not None
+            self._taps = tuple(self.taps or _automatic(trainer.net, next(trainer.data.epoch())))
 
     @torch.no_grad()
     def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
@@ -114,6 +118,11 @@ class SegmentAccuracy(Measure):
         if rule.reads_output:
             found[OUTPUT] = (True, out)
         return found
+
+
+def _automatic(net: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """Where a local rule would cut the net by itself."""
+    return tuple(segment.name for segment in find_segments(net, batch.first(2).x).segments[:-1])
 
 
 def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from bpfree.cut import unchanged_buffers
 from bpfree.errors import LeakError, UserError
+from bpfree.grad import first_trainable
 from bpfree.inputs import forward, tensors_of
 from bpfree.lab.certify.bench import Bench, Gradients, State, by_layer
 from bpfree.lab.certify.breaches import find_breaches, measured_locality
@@ -39,7 +40,7 @@ def certify(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Cert
         net: any module.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         task: see `bpfree.tasks`.
-        batch: x [B, ...], y [B], two samples at least.
+        batch: x [B, ...], y [B], two samples at least, on any device: they are copied to the net's.
 
     Returns:
         The certificate; print it with rich, or see `breaches`. A connection around a tap, for which a rule refuses a
@@ -59,10 +60,11 @@ def certify(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Cert
     """
     if len(batch.y) < 2:
         raise UserError(f"batch: found {len(batch.y)} samples, allowed: at least 2")
-    before, random = State(net), Noise().fold("certify").global_rng(batch.device)
+    device = first_trainable(net).device
+    before, random = State(net), Noise().fold("certify").global_rng(device)
     try:
         with random:
-            return _certified(net, rule, task, batch.first(_MOST))
+            return _certified(net, rule, task, batch.first(_MOST).to(device))
     finally:
         before.restore()
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from bpfree._version import __version__
-from bpfree.checkpoint import write_text
+from bpfree.atomic import write_text
 from bpfree.errors import check_positive
+from bpfree.folder import place
 from bpfree.lab.compare.measure import (
     Row,
     compare_samples,
@@ -90,7 +91,7 @@ def compare(
     names = [configs] if isinstance(configs, str) else list(configs)
     groups = plan(names, rules, overrides)
     root = (
-        Path(out) if out is not None else Path("runs") / f"compare-{names[0].replace('/', '-').removesuffix('.yaml')}"
+        place(out) if out is not None else Path("runs") / f"compare-{names[0].replace('/', '-').removesuffix('.yaml')}"
     )
     planned = {g.name: {e.name: _jobs(g, e, seeds, root, alone=len(groups) == 1) for e in g.entries} for g in groups}
     rows = [[row for row in entries.values() if row] for entries in planned.values()]

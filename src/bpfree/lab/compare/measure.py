@@ -1,6 +1,5 @@
 """What the runs of a comparison came to."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,10 @@ from torch import Tensor
 from bpfree import folder
 from bpfree.config import Config
 from bpfree.data.dataset import Split
+from bpfree.errors import UserError
 from bpfree.lab.compare.plan import BASELINE, Entry
 from bpfree.lab.jobs import Job
+from bpfree.lab.records import read_run
 from bpfree.loading import load
 
 Row = dict[str, Any]
@@ -30,7 +31,7 @@ def measure_entry(entry: Entry, jobs: Sequence[Job], failed: Mapping[str, str], 
         failed: what went wrong, by the job's name.
         root: what paths are relative to.
     """
-    runs = [_measure_run(job, root) for job in jobs if job.name not in failed]
+    runs = [_measured(job, root) for job in jobs if job.name not in failed]
     config = portable(entry.config)
     rule = entry.name if entry.refused else config["rule"]["name"]
     row: Row = {"name": entry.name, "rule": rule, "notes": entry.notes, "config": config, "runs": runs}
@@ -51,14 +52,21 @@ def portable(config: Config) -> dict[str, Any]:
     return plain | {"data": plain["data"] | {"dir": None}}
 
 
+def _measured(job: Job, root: Path) -> Row:
+    try:
+        return _measure_run(job, root)
+    except (KeyError, TypeError, statistics.StatisticsError) as error:
+        raise UserError(f"{job.folder}: damaged ({error}). Delete it; the same command trains it again") from error
+
+
 def _measure_run(job: Job, root: Path) -> Row:
     result = folder.read_result(job.folder)
-    assert result is not None
-    records = [json.loads(line) for line in (job.folder / folder.METRICS).read_text().splitlines()]
-    epochs = [record for record in records if record["kind"] == "epoch"]
+    if result is None:
+        raise UserError(f"{job.folder}: its {folder.RESULT} is gone. The same command trains it again")
+    epochs = read_run(job.folder).history
     split = "test" if result["test"] else "validation" if result["validation"] else "train"
     metric = "accuracy" if "accuracy" in result[split] else "loss"
-    watched = "validation" if epochs and "validation" in epochs[-1] else "train"
+    watched = "validation" if epochs and epochs[-1]["validation"] else "train"
     return {
         "seed": job.config.train.seed,
         "folder": job.folder.relative_to(root).as_posix(),
@@ -122,6 +130,8 @@ def compare_samples(rows: Sequence[Row], baseline: Row, test: Split, root: Path)
         test: the split.
         root: what folders are relative to.
     """
+    if test.y.dim() != 1:
+        return  # labels of one sample are not independent of each other
     seeds = {run["seed"]: run for run in baseline["runs"]}
     rights: dict[str, Tensor] = {}
     for row in rows:
@@ -130,8 +140,8 @@ def compare_samples(rows: Sequence[Row], baseline: Row, test: Split, root: Path)
             continue
         theirs = seeds[common["seed"]]["folder"]
         for place in (common["folder"], theirs):
-            if place not in rights:
-                rights[place] = load(root / place).predict(test.x) == test.y
+            if place not in rights:  # its config is that of this comparison, which is the user's own
+                rights[place] = load(root / place, trust=True).predict(test.x) == test.y
         alone, other, p = mcnemar(rights[common["folder"]], rights[theirs])
         row |= {"right_alone": alone, "baseline_right_alone": other, "p_samples": p}
 

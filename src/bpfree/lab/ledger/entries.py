@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bpfree.config import Config, load_config, shipped
 from bpfree.errors import UserError, unknown
+from bpfree.paths import user_path
+from bpfree.plain import read_yaml
 from bpfree.rules import RULES
 
 LEDGER = Path("benchmarks") / "ledger.yaml"
@@ -67,7 +68,7 @@ class Entry(BaseModel):
 
     def training(self, seed: int, data_dir: Path | None = None) -> Config:
         """The config of one run."""
-        place = [] if data_dir is None else [f"data.dir={data_dir.expanduser().resolve()}"]
+        place = [] if data_dir is None else [f"data.dir={user_path(data_dir, '--data-dir').resolve()}"]
         return load_config(self.config, [*self.overrides, f"train.seed={seed}", *place])
 
     @property
@@ -103,11 +104,9 @@ def read_entries(path: Path) -> list[Entry]:
         UserError: the file is not there, is not YAML, or an entry does not hold.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError as error:
         raise UserError(f"ledger: found no {path} here, allowed: the root of the bpfree repository") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, list):
         raise UserError(f"{path}: found {type(values).__name__}, allowed: a list of entries")
     entries = [_parse(value, f"{path}: entry {number}") for number, value in enumerate(values, 1)]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bpfree import folder
-from bpfree.checkpoint import write_text
+from bpfree.atomic import write_text
 from bpfree.config import Config, parse
 from bpfree.errors import UserError
 from bpfree.lab.ledger.entries import Entry, explain

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfree.checkpoint import write_text
+from bpfree.atomic import write_text
 from bpfree.errors import check_positive
 from bpfree.lab.jobs import Job, Told, run_jobs
 from bpfree.lab.ledger.entries import LEDGER, Entry, choose, read_entries

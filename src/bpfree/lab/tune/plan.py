@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from bpfree.config import Config, apply_override, load_values, parse, plain_values
 from bpfree.errors import DivergedError, UserError
 from bpfree.evaluation import BY_CLASS
+from bpfree.folder import place as folder_of
 from bpfree.lab.tune.space import Choose, Marker, at_random, find_markers, grid, is_marker, resolve, validated
+from bpfree.paths import user_path
 from bpfree.state import FALLING
 from bpfree.trackers import Record
 
@@ -20,6 +22,8 @@ TRIALS = 30
 _DRAWS = 100  # of the space, to see whether anything in it can be a config
 _METRICS = {  # of the validation split; the first is the default
     "classify": ("accuracy", "loss", *BY_CLASS),
+    "multilabel": ("accuracy", "loss", "micro_f1", "macro_f1"),
+    "segment": ("accuracy", "loss", "mean_iou"),
     "reconstruct": ("loss",),
     "regress": ("loss", "rmse", "r2"),
     "sequence": ("loss", "rollout", "valid_time"),
@@ -182,10 +186,10 @@ def make_plan(
     if not isinstance(section := values.pop("tune", None) or {}, dict):
         raise UserError(f"tune: found {section!r}, allowed: {', '.join(TuneConfig.model_fields)}")
     settings = validated(TuneConfig, section, "tune")
-    folder = Path(out or _default_folder(values))
+    folder = _default_folder(values) if out is None else folder_of(out)
     url = storage or settings.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
     study = settings.study or folder.resolve().name
-    place = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+    place = None if data_dir is None else str(user_path(data_dir, "data_dir").resolve())
     plan = Plan(values=values, settings=settings, out=folder, storage=url, study=study, data_dir=place)
     if not plan.markers:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bpfree import checkpoint
+from bpfree.atomic import write_text
 from bpfree.config import Config
 from bpfree.errors import UserError
 from bpfree.lab.tune.pictures import plot_importance, plot_parallel
@@ -58,7 +58,7 @@ def conclude(study: optuna.Study, plan: Plan) -> Tuned:
     best = ranked[0]
     config = plan.config_of(best["params"])
     settings = best_settings(ranked, plan.markers)
-    checkpoint.write_text(plan.out / BEST, config.dump())
+    write_text(plan.out / BEST, config.dump())
     described = {
         "study": plan.study,
         "metric": str(plan.objective),
@@ -68,7 +68,7 @@ def conclude(study: optuna.Study, plan: Plan) -> Tuned:
         "search": plan.described(),
         "trials": trials,
     }
-    checkpoint.write_text(plan.out / STUDY, json.dumps(described, indent=1) + "\n")
+    write_text(plan.out / STUDY, json.dumps(described, indent=1) + "\n")
     plot_importance(_importances(study, ranked), str(plan.objective), plan.out / IMPORTANCE)
     plot_parallel(ranked, plan.markers, str(plan.objective), plan.out / PARALLEL)
     return Tuned(plan.out, config, best, trials, settings, str(plan.objective))

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,10 +11,12 @@ from pathlib import Path
 import optuna
 import yaml
 
-from bpfree import checkpoint, folder
+from bpfree import folder
+from bpfree.atomic import write_text
 from bpfree.config import DataConfig
 from bpfree.data import DATASETS
 from bpfree.errors import UserError, check_positive
+from bpfree.lab.forks import python
 from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.results import Tuned, conclude
 from bpfree.lab.tune.space import find_markers, is_marker
@@ -44,7 +45,7 @@ def search(plan: Plan, workers: int = 1, told: Told = lambda finished, best: Non
     _refuse_missing_data(plan)
     folder.create(plan.out)
     with open_study(plan) as study:
-        checkpoint.write_text(plan.out / TEMPLATE, yaml.safe_dump(plan.template(), sort_keys=False))
+        write_text(plan.out / TEMPLATE, yaml.safe_dump(plan.template(), sort_keys=False))
         if workers == 1:
             work(study, plan, told=told)
         elif tell(study.get_trials(deepcopy=False), plan, told) < plan.trials:
@@ -89,7 +90,7 @@ def _supervise(study: optuna.Study, plan: Plan, workers: int, told: Told) -> Non
 def _start(plan: Plan, log: Path) -> "subprocess.Popen[bytes]":
     with open(log, "wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from bpfree.lab.tune.worker import main; main()"],
+            python("bpfree.lab.tune.worker", "main"),
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,

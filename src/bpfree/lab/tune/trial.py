@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 import torch
 
-from bpfree import checkpoint, folder
+from bpfree import folder
+from bpfree.atomic import make_folder, write_text
 from bpfree.config import Config, DataConfig
 from bpfree.data import Dataset
 from bpfree.errors import DivergedError, UserError
@@ -74,13 +75,13 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
     place = plan.out / TRIALS / f"{trial.number:04}"
     if plan.settings.repeats > 1:
         place = place / f"seed-{config.train.seed}"
-    place.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(place / folder.CONFIG, config.dump())
+    make_folder(place)
+    write_text(place / folder.CONFIG, config.dump())
     data = without_test(config.data)
     watch = _Watch(place, plan.objective, _pruning(trial) if number == 0 else lambda _epoch, _value: None)
     with hidden():
         run = train(config, dataset=data, trackers=[watch])
-    checkpoint.write_text(place / folder.RESULT, json.dumps(run.result, indent=1) + "\n")
+    write_text(place / folder.RESULT, json.dumps(run.result, indent=1) + "\n")
     progress = run.trainer.progress
     epoch = progress.best_epoch if run.weights == "best" else len(progress.history)
     return plan.objective.read(progress.history[epoch - 1])

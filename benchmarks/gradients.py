@@ -1,0 +1,144 @@
+"""Whether the gradients of each rule on a device are those of float64 on the CPU.
+
+What is random is drawn on the CPU in float64 for both, so that the same numbers meet the same arithmetic.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, get_args
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bpfree import BlackBoxRule, Noise, Rule, Trainer, UserError
+from bpfree.diffusion import DiffusionRule
+from bpfree.nets import NETS
+from bpfree.population import EvaluatorName
+from bpfree.precision import arithmetic
+from bpfree.rules import RULES
+from bpfree.tasks import Classify
+from bpfree.types import Batch
+
+IN_SHAPE = (1, 8, 8)
+DRAWN_OTHERWISE = ("brsf",)  # its magnitudes are 7 random bits on a CPU, and a uniform number elsewhere
+LIMITS = {"float64": 1e-9, "float32": 5e-3}  # of the relative error
+_FILLED = (Tensor.normal_, Tensor.bernoulli_, Tensor.uniform_)
+_DRAWN = (torch.randn, torch.rand, torch.randint)
+
+
+class Error(NamedTuple):
+    """Of a rule on a net: how far its gradients on the device are from float64 on the CPU.
+
+    Attributes:
+        rule, net: their names.
+        float64, float32: relative errors |found - expected| / |expected| by the dtype on the device.
+        bfloat16: the cosine of a step under autocast with the same step in float32.
+    """
+
+    rule: str
+    net: str
+    float64: float
+    float32: float
+    bfloat16: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the errors are within the limits; NaN is not."""
+        return self.float64 < LIMITS["float64"] and self.float32 < LIMITS["float32"]
+
+
+class _DrawnOnCPU(TorchFunctionMode):
+    """Within it, what is drawn by a generator of the CPU is drawn there in float64, wherever it is to lie."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is None:
+            return func(*args, **kwargs)
+        if func in _FILLED:
+            drawn = func(torch.empty(args[0].shape, dtype=torch.float64), *args[1:], **kwargs)
+            return args[0].copy_(drawn)
+        if func is torch.multinomial:
+            return func(args[0].cpu().double(), *args[1:], **kwargs).to(args[0].device)
+        if func in _DRAWN:
+            device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+            wide = {} if func is torch.randint else {"dtype": torch.float64}
+            return func(*args, **kwargs, **wide).to(device=device, dtype=dtype or torch.get_default_dtype())
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def drawn_on_the_cpu() -> Iterator[None]:
+    """Within it, a key gives the same numbers on every device and in every dtype."""
+    generator = Noise.generator
+    with mock.patch.object(Noise, "generator", lambda self, device="cpu": generator(self)), _DrawnOnCPU():
+        yield
+
+
+def nets_for(name: str) -> dict[str, Callable[[], nn.Module]]:
+    """Small nets that the rule can train, without dropout, whose masks differ by device and dtype."""
+    kind = RULES[name]
+    if issubclass(kind, DiffusionRule):
+        timed = {"blocks": 1, "timed": True} if kind.timed else {"blocks": 3, "predicts": kind.predicts}
+        wide: dict[str, Any] = {"width": 16, "dropout": 0.0, **timed}
+        return {
+            "mlp": lambda: NETS["denoiser"](IN_SHAPE, 10, **wide),
+            "conv": lambda: NETS["denoiser"](IN_SHAPE, 10, backbone="conv", **wide),
+        }
+    return {
+        "mlp": lambda: NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16], activation="tanh", batch_norm=True),
+        "conv": lambda: NETS["conv"](IN_SHAPE, 10, channels=[10, 20], activation="tanh"),
+    }
+
+
+def rules_for(name: str) -> dict[str, Callable[[], Rule]]:
+    """The rule as it is, or with each way to run the members of its population."""
+    kind = RULES[name]
+    if not issubclass(kind, BlackBoxRule):
+        return {name: kind}
+    return {f"{name} {way}": lambda way=way: kind(evaluator=way) for way in get_args(EvaluatorName)}
+
+
+def written(rule: Rule, net: nn.Module, device: torch.device, dtype: torch.dtype, precision: str) -> Tensor:
+    """All gradients of one call of the rule in one row, on the CPU in float64."""
+    net = net.to(device=device, dtype=dtype)
+    x = Noise().fold("x").randn(32, *IN_SHAPE, dtype=torch.float64)
+    batch = Batch(x.to(device=device, dtype=dtype), torch.arange(32, device=device) % 10)
+    trainer = Trainer(net, rule, Classify(10), "sgd")
+    trainer.bind(batch)
+    net.train()
+    with arithmetic(precision, device):  # type: ignore[arg-type]
+        rule.gradients(net, Classify(10), batch, Noise(0, 0))
+    found = [p.grad for p in (*net.parameters(), *rule.parameters()) if p.grad is not None]
+    return torch.cat([grad.detach().flatten() for grad in found]).cpu().double()
+
+
+def check(name: str, device: torch.device) -> list[Error]:
+    """Compare the rule's gradients on each of its nets; those of a population with one member after the other."""
+    errors = []
+    for shape, make_net in nets_for(name).items():
+        expected = None
+        for title, make_rule in rules_for(name).items():
+
+            def run(
+                where: torch.device | str,
+                dtype: torch.dtype,
+                precision: str = "float32_torch",
+                make_net: Callable[[], nn.Module] = make_net,
+                make_rule: Callable[[], Rule] = make_rule,
+            ) -> Tensor:
+                torch.manual_seed(0)
+                with drawn_on_the_cpu():
+                    return written(make_rule(), make_net(), torch.device(where), dtype, precision)
+
+            try:
+                expected = run("cpu", torch.float64) if expected is None else expected
+                found = [run(device, dtype) for dtype in (torch.float64, torch.float32)]
+                rounded = run(device, torch.float32, "bfloat16")
+            except UserError:  # not every evaluator runs every net
+                continue
+            relative = [float((each - expected).norm() / expected.norm()) for each in found]
+            cosine = float(torch.cosine_similarity(rounded, found[1], dim=0))
+            errors.append(Error(title, shape, *relative, cosine))
+    return errors

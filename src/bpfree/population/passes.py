@@ -1,0 +1,137 @@
+"""Forward passes of members: each begins with the same state and the same random numbers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.inputs import Inputs, apply, count, forward, main_input, tensors_of
+from bpfree.noise import Noise, seed_global
+from bpfree.population.behaviour import PLAIN, Behaviour, State
+
+
+class Passes:
+    """Runs a net on one minibatch again and again; see `passes`.
+
+    Args:
+        net, slices: the net, and the minibatch in parts.
+        key: of the random numbers that a pass draws; None where it draws none.
+        state: what is put back before each pass.
+    """
+
+    def __init__(self, net: nn.Module, slices: Sequence[Inputs], key: int | None, state: State | None) -> None:
+        self.net = net
+        self.slices = slices
+        self._key = key
+        self._state = state
+
+    def begin(self) -> None:
+        """Put back the state of the net and the generators of random numbers."""
+        if self._state is not None:
+            self._state.put_back()
+        if self._key is not None:
+            seed_global(self._key, main_input(self.slices[0]).device)
+
+    def __call__(self) -> Tensor:
+        """The outputs [B, ...], from that state and those random numbers."""
+        self.begin()
+        return outputs(self.net, self.slices)
+
+
+@contextmanager
+def passes(net: nn.Module, slices: Sequence[Inputs], noise: Noise, behaviour: Behaviour = PLAIN) -> Iterator[Passes]:
+    """Within it, the passes of a generation run; they depend on the weights, the minibatch and the key alone.
+
+    Args:
+        net: the net, in the mode in which members run.
+        slices: the minibatch, in parts.
+        noise: the key of the step.
+        behaviour: what is known of the net.
+    """
+    key, state = None, None
+    with ExitStack() as stack:
+        if behaviour.draws:
+            own = noise.fold("forward")
+            key = own.key()
+            stack.enter_context(own.global_rng(main_input(slices[0]).device))
+        if behaviour.frozen:
+            stack.enter_context(parts_run_once(behaviour.frozen, slices))
+        if behaviour.stateful:
+            state = State(behaviour.stateful)
+            stack.callback(state.put_back)
+        yield Passes(net, slices, key, state)
+
+
+def outputs(net: nn.Module, slices: Sequence[Inputs]) -> Tensor:
+    """Outputs [B, ...] of a minibatch that comes in slices."""
+    return forward(net, slices[0]) if len(slices) == 1 else torch.cat([forward(net, part) for part in slices])
+
+
+def split(x: Inputs, size: int | None) -> list[Inputs]:
+    """The minibatch in slices of so many samples; in one for None."""
+    if size is None or size >= count(x):
+        return [x]
+    return [apply(x, partial(_part, start=start, size=size)) for start in range(0, count(x), size)]
+
+
+def _part(tensor: Tensor, start: int, size: int) -> Tensor:
+    return tensor[start : start + size]
+
+
+@contextmanager
+def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iterator[None]:
+    """Within it, what no trainable parameter has touched on its way from an input is computed once and remembered.
+
+    Args:
+        parts: submodules without trainable parameters that give the same output for the same tensor.
+        inputs: the very tensors that the net is called with.
+    """
+    untouched = {id(t): t for x in inputs for t in tensors_of(x)}  # alive: no other gets the id
+
+    def once(module: nn.Module, known: dict[int, tuple[Tensor, int, int]], *args: Any, **options: Any) -> Any:
+        if options or len(args) != 1 or id(args[0]) not in untouched:
+            return type(module).forward(module, *args, **options)
+        (h,) = args
+        out, *versions = known.get(id(h), (None, -1, -1))
+        if out is None or versions != [out._version, h._version]:  # or somebody has changed one in place since
+            untouched.pop(id(out), None)
+            changes_h = any(getattr(part, "inplace", False) for part in module.modules())
+            out = type(module).forward(module, h.clone() if changes_h else h)
+            if isinstance(out, Tensor):
+                untouched[id(out)] = out
+                known[id(h)] = (out, out._version, h._version)
+        return out
+
+    for part in parts:
+        part.forward = partial(once, part, {})
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
+
+
+@contextmanager
+def in_double(net: nn.Module) -> Iterator[None]:
+    """Within it, parameters and buffers of floating point numbers are in double precision; then they are as before."""
+    parameters = [(p, p.data) for p in net.parameters() if p.is_floating_point()]
+    buffers = [
+        (module, name, buffer)
+        for module in net.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point()
+    ]
+    try:
+        for p, data in parameters:
+            p.data = data.double()
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.double()
+        yield
+    finally:
+        for p, data in parameters:
+            p.data = data
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer

@@ -1,0 +1,184 @@
+"""A class for each pixel."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.data.dataset import Preprocess
+from bpfree.data.labels import IGNORED
+from bpfree.errors import UserError
+from bpfree.tasks.base import DataTask, Weights, balanced, check_smoothing, custom_parts, widened
+from bpfree.tasks.classify import given_weights
+from bpfree.types import Batch, Scalars
+
+
+class Segment(DataTask):
+    """Cross-entropy of logits [B, C, H, W] for a class of each pixel, y [B, H, W].
+
+    Metrics are the loss, the accuracy, which is the share of pixels that are right, and over a split `mean_iou`: the
+    mean over the classes of intersection / union of the pixels of a class and those said to be of it.
+
+    Args:
+        classes: C.
+        size: (H, W) of the labels.
+        ignore_index: the label of pixels that do not count, neither for the loss nor for a metric.
+        label_smoothing: as for `Classify`.
+        class_weights: as for `Classify`; None for 1 each.
+    """
+
+    name: ClassVar[str] = "segment"
+    answers = "pixels"
+    classes: int
+    pixels: tuple[int, int]
+
+    def __init__(
+        self,
+        classes: int,
+        size: Sequence[int],
+        *,
+        ignore_index: int = IGNORED,
+        label_smoothing: float = 0.0,
+        class_weights: Weights | None = None,
+    ) -> None:
+        if classes < 2:
+            raise UserError(f"classes: found {classes}, allowed: at least 2")
+        if len(size) != 2 or min(size) < 1:
+            raise UserError(f"size: found {list(size)}, allowed: height and width of the labels")
+        check_smoothing(label_smoothing)
+        self.classes = classes
+        self.pixels = (size[0], size[1])
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.class_weights = given_weights(class_weights, classes)
+
+    @classmethod
+    def of(
+        cls,
+        data: Preprocess,
+        *,
+        ignore_index: int = IGNORED,
+        label_smoothing: float = 0.0,
+        class_weights: Weights | None = None,
+    ) -> "Segment":
+        """For the pixels of a data set; "balanced" weights are N / (C n_c) of the pixels that count in training."""
+        if data.classes == 0 or len(data.answer_shape) != 2:
+            raise UserError(
+                f"task: found 'segment' on labels of shape {list(data.answer_shape)}, allowed: a class for each pixel, "
+                "[N, H, W] of integers. For one class a sample use task=classify"
+            )
+        if class_weights == "balanced":
+            class_weights = balanced(data.class_counts, sum(data.class_counts), "class_weights")
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        return cls(data.classes, data.answer_shape, class_weights=class_weights, **options)  # type: ignore[arg-type]
+
+    @property
+    def dim(self) -> int:
+        """C H W."""
+        return self.classes * self.pixels[0] * self.pixels[1]
+
+    @property
+    def custom_loss(self) -> str:
+        """See `DataTask`."""
+        return super().custom_loss or custom_parts(
+            **{"task.class_weights": self.class_weights, "task.label_smoothing": self.label_smoothing}
+        )
+
+    @property
+    def takes_target(self) -> bool:
+        """No: labels keep the place of each pixel."""
+        return False
+
+    def target(self, batch: Batch) -> Tensor:
+        """One-hot pixels [B, C*H*W], of the type of x; 0 everywhere for pixels that do not count."""
+        counts = batch.y != self.ignore_index
+        known = batch.y.where(counts, 0).unsqueeze(1)
+        shape = (len(batch.y), self.classes, *self.pixels)
+        hot = torch.zeros(shape, dtype=batch.dtype, device=batch.y.device)
+        return hot.scatter_(1, known, counts.unsqueeze(1).to(batch.dtype)).flatten(1)
+
+    def check_output(self, out: Tensor, batch: Batch) -> Tensor:
+        """Logits [B, C, H, W]; [B, C*H*W] are brought to that shape.
+
+        Raises:
+            UserError: the output or the labels have another shape.
+        """
+        if batch.y.is_floating_point() or batch.y.shape[1:] != self.pixels:
+            raise UserError(
+                f"labels: found {batch.y.dtype} of shape {list(batch.y.shape)}, allowed with task=segment: class "
+                f"indices, int64 [{len(batch.y)}, {self.pixels[0]}, {self.pixels[1]}]"
+            )
+        shape = (len(batch.y), self.classes, *self.pixels)
+        if not isinstance(out, Tensor) or out.shape not in (shape, (len(batch.y), self.dim)):
+            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise UserError(
+                f"net: its output is {found}, but {self.classes} classes for each pixel need {list(shape)}. End the "
+                f"net with a convolution of {self.classes} channels, and bring its output to the size of the labels, "
+                "such as by torch.nn.functional.interpolate"
+            )
+        return widened(out.reshape(shape))
+
+    def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean over the pixels that count; see `Classify` for weights and smoothing."""
+        weights = None if self.class_weights is None else self.class_weights.like(out)
+        options = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing, "reduction": "sum"}
+        summed = F.cross_entropy(out, batch.y, weights, **options)  # type: ignore[arg-type]
+        total = self.weight("loss", batch)
+        return summed / torch.where(total > 0, total, 1)
+
+    def weight(self, metric: str, batch: Batch) -> Tensor:
+        """The number of pixels that count, or for a loss with class weights the sum of their weights."""
+        counts = batch.y != self.ignore_index
+        if metric != "loss" or self.class_weights is None or self.own_loss is not None:
+            return counts.sum()
+        weights = self.class_weights.like(torch.zeros((), device=batch.y.device))
+        return (weights[batch.y.where(counts, 0)] * counts).sum()
+
+    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
+        """`loss` and `accuracy` of the pixels that count, detached."""
+        counts = batch.y != self.ignore_index
+        right = (self.decode(out.detach()) == batch.y) & counts
+        return {"loss": self.loss(out.detach(), batch), "accuracy": right.sum() / counts.sum().clamp_min(1)}
+
+    def tally(self, net: nn.Module | None) -> "Overlaps":
+        """`mean_iou`."""
+        return Overlaps(self)
+
+    def decode(self, out: Tensor) -> Tensor:
+        """The most likely class of each pixel, int64 [N, H, W]."""
+        return self._maps(out).argmax(1)
+
+    def probabilities(self, out: Tensor) -> Tensor:
+        """Softmax over the classes of each pixel, [N, C, H, W]."""
+        return self._maps(out).softmax(1)
+
+    def _maps(self, out: Tensor) -> Tensor:
+        return out.reshape(len(out), self.classes, *self.pixels)
+
+
+class Overlaps:
+    """For each class of a split: how many pixels are of it, are said to be, and both.
+
+    Args:
+        task: whose outputs and labels they are.
+    """
+
+    def __init__(self, task: Segment) -> None:
+        self.task = task
+        self.table = torch.zeros(3, task.classes, dtype=torch.int64)  # right, said, true
+
+    def add(self, out: Tensor, batch: Batch) -> None:
+        """Count the pixels of a batch."""
+        counts = batch.y != self.task.ignore_index
+        said, true = self.task.decode(out.detach())[counts], batch.y[counts]
+        rows = (true[said == true], said, true)
+        found = torch.stack([torch.bincount(row, minlength=self.task.classes) for row in rows])
+        self.table = self.table.to(found.device) + found
+
+    def metrics(self) -> dict[str, float]:
+        """The mean of right / (said + true - right) over the classes that occur or are said."""
+        right, said, true = self.table.double()
+        union = said + true - right
+        return {"mean_iou": float((right / union.clamp_min(1)).sum() / (union > 0).sum().clamp_min(1))}

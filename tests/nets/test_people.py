@@ -1,0 +1,115 @@
+"""Twelve nets that people have: every rule trains and predicts with each, or says why it does not.
+
+Where the net can be written as a Sequential of the same layers, each rule's gradients are those of that Sequential.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import UserError
+from bpfree.rules import RULES
+from bpfree.tasks import TASKS
+from bpfree.trainer import Trainer
+from bpfree.types import Batch
+from tests.nets.people import CASES, Case
+
+CUT = (
+    "dfa",
+    "drtp",
+    "shallow",
+    "local",
+    "mono_forward",
+    "pred",
+    "sim",
+    "predsim",
+    "forward_forward",
+    "cwcomp",
+    "pepita",
+)
+"""Rules that need a place to cut the net."""
+
+REFUSED: dict[str, dict[str, str]] = {
+    "resnet with skips": {"pepita": "found block1.conv1, block1.conv2 trainable"},
+    "transformer": dict.fromkeys(CUT, "'embed.weight' is used before and behind"),
+    "transformer, untied": {
+        "forward_forward": "samples are torch.int64",
+        "pepita": "samples are of type torch.int64",
+        "cwcomp": "'embed' has 8 channels",
+    },
+    "u-net": dict.fromkeys(("sim", "predsim", "forward_forward", "pepita"), "cannot tell the class of each pixel"),
+    "two towers": dict.fromkeys(("forward_forward", "pepita"), "it takes 2 tensors"),
+    "hugging face style": dict.fromkeys(("forward_forward", "pepita"), "it takes named tensors"),
+    "spectral norm": {"forward_gradient": "no forward-mode derivative"},
+    "gru": {"pepita": "'gru.weight_ih_l0' would not learn"},
+}
+"""By net, rules that refuse it, each with a part of the reason."""
+
+SAMPLES = 12
+
+
+def task_of(case: Case) -> object:
+    return TASKS[case.task](case.classes, *([case.size] if case.size else []))
+
+
+def made(case: Case) -> tuple[nn.Module, Batch]:
+    torch.manual_seed(0)
+    net = case.make()
+    return net, Batch(case.x(SAMPLES), case.y(SAMPLES))
+
+
+def trainable_values(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
+
+
+def reason(name: str, rule: str) -> str | None:
+    if RULES[rule].needs_net is not None:
+        return "denois|cannot tell the class of each pixel"
+    return REFUSED.get(name, {}).get(rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_rule_trains_it_or_says_why_not(name, rule):
+    case = CASES[name]
+    net, batch = made(case)
+    trainer = Trainer(net, rule, task_of(case), {"name": "sgd", "lr": 0.05})
+    if why := reason(name, rule):
+        with pytest.raises(UserError, match=why):
+            trainer.step(batch)
+        return
+    before = trainable_values(net)
+    for _ in range(2):
+        loss = trainer.step(batch)["loss"]
+    assert loss.isfinite()
+    moved = {key for key, value in trainable_values(net).items() if not torch.equal(value, before[key])}
+    assert moved
+    assert all(p.isfinite().all() for p in net.parameters())
+    out = trainer.predict(batch.x)
+    assert len(out) == SAMPLES
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("rule", [rule for rule, kind in RULES.items() if kind.needs_net is None])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.twin])
+def test_gradients_are_those_of_the_same_layers_in_a_sequential(name, rule):
+    case = CASES[name]
+    if reason(name, rule):
+        pytest.skip("the rule refuses this net")
+    net, batch = made(case)
+    net.double()
+    batch = Batch(batch.x.double(), batch.y)
+    twin = case.twin(copy.deepcopy(net))
+    trainers = [Trainer(net, rule, task_of(case), {"name": "sgd", "lr": 0.0})]
+    trainers[0].bind(batch)
+    taps = {"taps": trainers[0].rule.taps} if hasattr(trainers[0].rule, "taps") else {}
+    trainers.append(Trainer(twin, {"name": rule, **taps}, task_of(case), {"name": "sgd", "lr": 0.0}))
+    for trainer in trainers:
+        trainer.step(batch)
+    for key, p in net.named_parameters():
+        other = twin.get_parameter(key).grad
+        assert (p.grad is None) == (other is None), key
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, other, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,28 @@
+"""The benchmark of a device runs from end to end on a CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_device_benchmark_runs_in_miniature(tmp_path):
+    parts = ["correct", "mlp_small", "noprop", "population", "profile"]
+    options = ["--device", "cpu", "--quick", "--rules", "backprop", "dfa", "--out", str(tmp_path / "found.json")]
+    command = [sys.executable, "benchmarks/device.py", *options, "--parts", *parts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["parts"]) == parts
+    assert {"device", "torch", "commit", "date"} <= found["about"].keys()
+    tables = {title: rows for part in found["parts"].values() for title, rows in part["tables"].items()}
+    for title, rows in tables.items():
+        for name, row in rows.items():
+            assert "failed" not in row or name.startswith("JAX"), f"{title}: {name}: {row}"
+            assert title in done.stdout
+            assert row.get("right", True)
+    steps = found["parts"]["mlp_small"]["tables"]["float32, batch 8"]
+    assert list(steps) == ["torch eager", "backprop", "dfa"]
+    assert steps["dfa"]["of torch eager"] == steps["dfa"]["ms"] / steps["torch eager"]["ms"]
