@@ -1,6 +1,7 @@
 """What rules have in common when they write `.grad`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +85,22 @@ def weight_of(layer: nn.Module) -> Tensor:
         return used_weight(layer)
     with unchanged_buffers(layer):
         return used_weight(layer)
+
+
+@contextmanager
+def unfused(net: nn.Module) -> Iterator[None]:
+    """Within it, recurrent layers compute by products that autograd shows, and not by one kernel for all steps."""
+    if not any(isinstance(module, nn.RNNBase) for module in net.modules()):
+        yield
+        return
+    before = torch._C._get_cudnn_enabled(), torch._C._get_mkldnn_enabled()
+    torch._C._set_cudnn_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(before[0])
+        torch._C._set_mkldnn_enabled(before[1])
 
 
 def runs_again() -> bool:

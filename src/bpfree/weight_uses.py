@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bpfree.acceptance import eager
 from bpfree.cut import reached_parameters, unchanged_buffers
 from bpfree.errors import UserError
+from bpfree.grad import unfused
 from bpfree.inputs import Inputs, apply, forward, main_input, tensors_of
 from bpfree.noise import Noise
 from bpfree.transport import LEAF, Factor, factors_of, root_of, same_storage
@@ -98,7 +99,8 @@ def rehearsed(net: nn.Module, x: Inputs) -> Iterator[tuple[Tensor, tuple[Tensor,
     handles = [module.register_forward_pre_hook(look(name)) for name, module in modules]
     try:
         with unchanged_buffers(net), Noise().global_rng(main_input(x).device), torch.enable_grad(), eager():
-            out = forward(net, apply(leaves, torch.clone))  # clones, which a net may change in place
+            with unfused(net):
+                out = forward(net, apply(leaves, torch.clone))  # clones, which a net may change in place
             _refuse_hidden(net, names, out)
             yield out, tensors_of(leaves)
     finally:

@@ -30,7 +30,7 @@ without the forward of a Linear or a convolution, what autograd keeps of it for 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bpfree.acceptance import eager
+from bpfree.cut import reached_parameters
 from bpfree.errors import UserError, check_choice
 from bpfree.feedback import (
     ALIGNED,
@@ -49,7 +50,7 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
-from bpfree.grad import backward, detach_input, used_weight, weight_of
+from bpfree.grad import backward, detach_input, unfused, used_weight, weight_of
 from bpfree.inputs import forward
 from bpfree.locality import Locality
 from bpfree.noise import Noise
@@ -106,7 +107,10 @@ class FA(Rule):
         with fed_back(net, unasked), rehearsed(net, batch.first(2).x) as (out, leaves):
             uses = direct_uses(net, out, leaves, weights)
             send_through(net, out, {p: p.detach for p in (net.get_parameter(use.name) for use in uses)})
-        return uses
+            reached = set(reached_parameters(net, out))
+        hooked = {f"{name}.weight" for name in self.hooked}
+        idle = [name for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1 and name not in reached]
+        return [*uses, *(Direct(name, False) for name in idle if name not in hooked)]  # those may be used another time
 
     def locality(self) -> Locality:
         """Backprop's, but for the weights on the way back."""
@@ -130,7 +134,7 @@ class FA(Rule):
         if not self.is_bound:
             raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
         with fed_back(net, {name: self._matrix_of(name, noise) for name in self.hooked}):
-            with noise.global_rng(batch.device), parametrize.cached():
+            with noise.global_rng(batch.device), parametrize.cached(), unfused(net) if self.direct else nullcontext():
                 out = forward(net, batch.x)
             if self.direct:
                 self._lead_direct_uses(net, out, noise)
@@ -139,7 +143,7 @@ class FA(Rule):
         return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
-        """W and B of every layer but the first, whose B carries nothing."""
+        """W and B of every weight but the first, whose B carries nothing unless something before it learns."""
         weights = {name: self._weight(net, name) for name in self.names[1:]}
         return {name: (weight, torch.mul(*self._matrix_of(name, noise)(weight))) for name, weight in weights.items()}
 
