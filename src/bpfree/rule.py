@@ -128,6 +128,7 @@ class LocalRule(Rule):
     """
 
     needs_error: ClassVar[bool] = False
+    looks_inside: ClassVar[bool] = False  # `cut` sees to it
     takes_soft_labels: ClassVar[bool] = True
     segment_done: Callable[[int], None] | None = None
     """Told, if set, when the gradients of a segment are complete; it may use them up and free them at once."""
