@@ -122,9 +122,8 @@ class LocalRule(Rule):
     is differentiated through in time is the net's affair (`detach` of the recurrent nets: nothing).
 
     Args:
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential
-            (`bpfree.cut.stages`), and behind the blocks of any other net where that is sound
-            (`bpfree.autotaps.find_segments`).
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net (`bpfree.autotaps`).
     """
 
     needs_error: ClassVar[bool] = False
