@@ -155,6 +155,12 @@ def test_forms_that_cannot_be_understood(data, message):
     assert "\n" not in str(caught.value)
 
 
+def test_two_samples_of_two_inputs():
+    two = torch.utils.data.Subset(Items("tuple"), [0, 1])
+    for data in (two, DataLoader(two, 2)):
+        assert [len(x) for x in from_python(data).train.x] == [2, 2]
+
+
 def test_a_tuple_of_samples_is_an_array():
     samples, labels = zip(*[(torch.from_numpy(x), int(y)) for x, y in zip(IMAGES, Y, strict=True)], strict=True)
     assert torch.equal(from_python((samples, labels)).train.x, torch.from_numpy(IMAGES))

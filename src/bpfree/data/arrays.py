@@ -135,7 +135,8 @@ def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> tupl
     if isinstance(data, torch.utils.data.DataLoader) or _is_data_set(data):
         read = collect if isinstance(data, torch.utils.data.DataLoader) else _collect
         with Noise(0).fold("read").global_rng():  # so that every run, and a resume, draws the same while reading
-            *data, copies = read(data, what)
+            data = read(data, what)
+        copies = data.origin
     if without_labels and isinstance(data, Tensor | np.ndarray):
         alone = _check_dimension(to_tensor(data, what), what)
         return Split(channels_first(alone), torch.zeros(len(alone), dtype=torch.int64)), None
@@ -149,10 +150,13 @@ def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> tupl
 
 def _pair(data: Any, what: str, without_labels: bool) -> tuple[Inputs, Tensor]:
     """Samples with channels first, and labels with one entry for each."""
-    raw = record_of(data, f"{what}: found no pair (samples, labels)")
-    y = to_tensor(raw.y, f"{what} (labels)")
-    _check_dimension(y, f"{what} (labels)")
-    x = apply(to_inputs(raw.x, f"{what} (samples)", len(y)), channels_first)
+    if isinstance(data, Collected):
+        x, y = data.x, data.y
+    else:
+        raw = record_of(data, f"{what}: found no pair (samples, labels)")
+        y = _check_dimension(to_tensor(raw.y, f"{what} (labels)"), f"{what} (labels)")
+        x = to_inputs(raw.x, f"{what} (samples)", len(y))
+    x = apply(x, channels_first)
     apply(x, lambda t: _check_dimension(t, f"{what} (samples)"))
     if without_labels and not isinstance(x, Tensor):
         raise UserError(

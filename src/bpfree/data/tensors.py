@@ -131,7 +131,7 @@ def to_inputs(values: Any, what: str, samples: int | None = None, *, lists: bool
         values: an array, a tuple of arrays, or a mapping of arrays by the names of `forward`'s arguments.
         what: the values as the user knows them, for errors.
         samples: N, if known.
-        lists: a list is taken as a tuple, as torch's DataLoader makes lists of tuples.
+        lists: they are a batch of a DataLoader, which makes lists of tuples: a list or tuple is several inputs.
 
     Raises:
         UserError: as `to_tensor`, names that are not names of arguments, or a tuple that can be read in two ways.
@@ -146,7 +146,7 @@ def to_inputs(values: Any, what: str, samples: int | None = None, *, lists: bool
     if isinstance(values, tuple) or (lists and isinstance(values, list)):
         lengths = [_length(part) for part in values]
         if values and None not in lengths and (samples is None or set(lengths) == {samples}):
-            if len(values) == samples and samples > 1:
+            if len(values) == samples and samples > 1 and not lists:
                 raise UserError(
                     f"{what}: found {len(values)} arrays with {samples} entries each, which may be {samples} samples "
                     f"or {samples} inputs. Of samples give one array, as numpy.stack makes it; of inputs a dict by name"
