@@ -1,6 +1,6 @@
 """When training goes wrong: a first batch that does not fit the net, a loss or weight that is no longer finite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from bpfree.inputs import shapes
 from bpfree.nets.hard import without_derivatives
 from bpfree.rule import Rule
 from bpfree.rules import RULES
-from bpfree.types import Batch
+from bpfree.types import Batch, Scalars
 
 
 def refuse_no_derivatives(net: nn.Module, rule: Rule) -> None:
@@ -31,6 +31,22 @@ def find_non_finite(net: nn.Module, rule: nn.Module) -> Iterator[str]:
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 yield f"'{name}' of the {part}"
+
+
+def values_of(scalars: Sequence[Scalars], first: int) -> Iterator[tuple[int, str, float]]:
+    """The scalars of some steps as numbers, read from the device at once.
+
+    Args:
+        scalars: of each step.
+        first: how many steps were taken before them.
+
+    Yields:
+        The step, counted from 1, the name and the value.
+    """
+    told = [(step, name) for step, each in enumerate(scalars, start=first + 1) for name in each]
+    values = [value.float() for each in scalars for value in each.values()]
+    for (step, name), value in zip(told, torch.stack(values).tolist() if values else [], strict=True):
+        yield step, name, value
 
 
 def diverged(optimizer: torch.optim.Optimizer, clip: float | None, what: str) -> DivergedError:

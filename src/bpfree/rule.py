@@ -122,12 +122,12 @@ class LocalRule(Rule):
     is differentiated through in time is the net's affair (`detach` of the recurrent nets: nothing).
 
     Args:
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential
-            (`bpfree.cut.stages`), and behind the blocks of any other net where that is sound
-            (`bpfree.autotaps.find_segments`).
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
+            another net (`bpfree.autotaps`).
     """
 
     needs_error: ClassVar[bool] = False
+    looks_inside: ClassVar[bool] = False  # `cut` sees to it
     takes_soft_labels: ClassVar[bool] = True
     segment_done: Callable[[int], None] | None = None
     """Told, if set, when the gradients of a segment are complete; it may use them up and free them at once."""

@@ -50,6 +50,11 @@ class Progress:
     tracked: list[Record] = field(default_factory=list)  # of trackers
     tracker_cost: dict[str, dict[str, float]] = field(default_factory=dict)  # by tracker: seconds, measurements
 
+    def add(self, name: str, value: float) -> None:
+        """Add what a step told."""
+        self.sums[name] = self.sums.get(name, 0.0) + value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
     def means(self) -> dict[str, float]:
         """Of the running epoch, so far."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}

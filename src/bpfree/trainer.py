@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bpfree.acceptance import eager, materialize, refuse_meta, unwrapped
 from bpfree.cut import unchanged_buffers
 from bpfree.data import Batches
-from bpfree.divergence import diverged, explained, find_non_finite, refuse_no_derivatives
+from bpfree.divergence import diverged, explained, find_non_finite, refuse_no_derivatives, values_of
 from bpfree.errors import DivergedError, UserError, check_choice, check_positive
 from bpfree.evaluation import judge
 from bpfree.grad import first_trainable, trainable
@@ -347,18 +347,12 @@ class Trainer:
 
     def _settle(self, pending: list[Scalars]) -> None:
         """Read the scalars of the last steps at once, check them, and add them to the epoch's sums."""
-        if not pending:
-            return
         first = self.progress.step - len(pending)
-        told = [(step, name) for step, scalars in enumerate(pending, start=first + 1) for name in scalars]
-        values = torch.stack([value.float() for scalars in pending for value in scalars.values()]).tolist()
-        sums, counts = self.progress.sums, self.progress.counts
-        for (step, name), value in zip(told, values, strict=True):
+        for step, name, value in values_of(pending, first):
             if not math.isfinite(value):
                 what = f"the loss of unit '{name.removeprefix('loss/')}'" if "/" in name else f"the {name}"
                 raise diverged(self.optimizer, self.clip, f"{what} became {value} at step {step}")
-            sums[name] = sums.get(name, 0.0) + value
-            counts[name] = counts.get(name, 0) + 1
+            self.progress.add(name, value)
         pending.clear()
 
     def _refuse_non_finite_weights(self) -> None:
