@@ -70,7 +70,8 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
     """While active, a forward pass hands each tapped output to `visit(index, h)` and goes on with `h` detached.
 
     What `visit` leaves of the segment's graph is freed as the pass goes on: memory is that of one segment. Activation
-    checkpointing may run a tapped module a second time, in a backward pass. `visit` is not called then.
+    checkpointing may run a tapped module a second time, in a backward pass. `visit` is not called then. Modules that
+    `visit` itself runs do not belong to the pass, so they are not cut.
 
     Args:
         net: any module; untouched afterwards.
@@ -83,20 +84,28 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
         UserError: a tap gives no tensor, did not run, or ran twice in the forward pass.
     """
     ran = [False] * len(taps)
+    visiting = False
 
-    def hook(index: int) -> Callable[[nn.Module, object, object], Tensor]:
-        def detach(module: nn.Module, args: object, h: object) -> Tensor:
+    def hook(index: int) -> Callable[[nn.Module, object, object], Tensor | None]:
+        def detach(module: nn.Module, args: object, h: object) -> Tensor | None:
+            nonlocal visiting
+            is_again = _in_backward()
+            if visiting and not is_again:
+                return None
             if not isinstance(h, Tensor):
                 raise UserError(
                     f"tap '{taps[index]}' gives {type(h).__name__}, allowed: a module whose output is one tensor. "
                     "Tap a module inside or behind it."
                 )
-            is_again = _in_backward()
             if ran[index] and not is_again:
                 raise UserError(_REPEATED.format(tap=taps[index], times=2, cure="Give each place a module of its own."))
             ran[index] |= not is_again
-            with _apart_from_checkpointing():
-                instead = again and again(index, h) if is_again else visit(index, h)
+            before, visiting = visiting, True
+            try:
+                with _apart_from_checkpointing():
+                    instead = again and again(index, h) if is_again else visit(index, h)
+            finally:
+                visiting = before
             return (instead if isinstance(instead, Tensor) else h).detach()
 
         return detach
