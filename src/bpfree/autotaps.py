@@ -185,7 +185,7 @@ class Blocks:
     def _below(self, prefix: str) -> list[str]:
         """The outermost sound modules within a module."""
         module = self.modules[prefix[:-1]]
-        names = []
+        names: list[str] = []
         for child, _ in module.named_children():
             name = prefix + child
             if name in self.modules and not _makes_weights(self.modules[name]):  # one name, even if it has more places

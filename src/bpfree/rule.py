@@ -222,7 +222,7 @@ class LocalRule(Rule):
             if not self.needs_error:
                 return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
             if self.memory == "fast":
-                return self._learn_afterwards(net, task, batch, noise, keep_from=0)
+                return self._learn_afterwards(net, task, batch, noise, keep_from=0, errors=[])
             return self._learn_in_two_passes(net, task, batch, noise)
         finally:
             self._batch = None
@@ -257,7 +257,7 @@ class LocalRule(Rule):
     def _learn_in_two_passes(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         last = len(self.taps) - 1
         signal: list[Tensor] = []
-        final = self._learn_afterwards(net, task, batch, noise, keep_from=last, tell=signal.append)
+        final = self._learn_afterwards(net, task, batch, noise, keep_from=last, errors=signal)
         scalars: Scalars = {}
 
         def learn(index: int, h: Tensor) -> Tensor:
@@ -272,16 +272,9 @@ class LocalRule(Rule):
         return scalars | final
 
     def _learn_afterwards(
-        self,
-        net: nn.Module,
-        task: Task,
-        batch: Batch,
-        noise: Noise,
-        *,
-        keep_from: int,
-        tell: Callable[[Tensor], None] = lambda error: None,
+        self, net: nn.Module, task: Task, batch: Batch, noise: Noise, *, keep_from: int, errors: list[Tensor]
     ) -> Scalars:
-        """One pass that keeps the activations of the segments from `keep_from` on, which then learn.
+        """One pass that keeps the activations of the segments from `keep_from` on, which then learn; tells the error.
 
         What the segments before do to buffers is undone: theirs is yet to come.
         """
@@ -301,7 +294,7 @@ class LocalRule(Rule):
                     rehearsal.enter_context(unchanged_buffers(net))
                 out = forward(net, batch.x)
             error = output_error(task, out, batch)
-            tell(error)
+            errors.append(error)
             if self.output_weight == 1:  # it is the gradient that the output segment needs, too
                 backward(out, error.view_as(out).to(out.dtype))
                 self._tell_done(len(self.taps))

@@ -112,9 +112,7 @@ def _forgetful(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Within it, these modules keep their inputs alone, and run again when a backward pass needs the rest."""
     own = [(block, block.__dict__.get("forward")) for block in blocks]
     for block in blocks:
-        block.forward = partial(  # type: ignore[method-assign]
-            run_twice, block.forward, use_reentrant=False, context_fn=partial(_contexts, block)
-        )
+        block.forward = partial(run_twice, block.forward, use_reentrant=False, context_fn=partial(_contexts, block))
     try:
         yield
     finally:
