@@ -185,7 +185,7 @@ def old(trained, tmp_path):
 
 
 def test_a_folder_of_an_older_version(old):
-    (old / "result.json").write_text(json.dumps({"test": None, "weights": "last", **dict.fromkeys(OLD, 1)}))
+    (old / "result.json").write_text(json.dumps({"test": None, "weights": "last", **OLD}))
     records = [{"epoch": 1, "train": {"loss": 2.0}}, {"epoch": 2, "train": None, "validation": {"loss": "nan"}}, [], 3]
     (old / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"epoch": 3, "tr')
     (old / "config.yaml").write_text("rule: dfa\ndata: {name: digits}\n")
@@ -198,7 +198,7 @@ def test_a_folder_of_an_older_version(old):
     assert "metrics.jsonl: 1 damaged lines are left out" in shown
 
 
-OLD = ("rule", "dataset", "wall_seconds")
+OLD = {"rule": "dfa", "dataset": "digits", "wall_seconds": 1}
 
 
 @pytest.mark.parametrize(

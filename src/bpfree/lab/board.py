@@ -3,13 +3,13 @@
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bpfree.errors import UserError
+from bpfree.lab.forks import python
 
 _EVENTS = "events.out.tfevents.*"
 _GRACE = 5.0  # seconds that TensorBoard has to end
@@ -38,7 +38,7 @@ def serve(paths: Sequence[Path], port: int | None, tell: Callable[[str], object]
 
 
 def _run(folder: Path, port: int | None, tell: Callable[[str], object]) -> None:
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
+    command = [*python("tensorboard.main", "run_main"), "--logdir", str(folder)]
     command += [] if port is None else ["--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=_quiet())
     assert process.stderr is not None

@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parents[2]  # where the package is
 
 
 def python(module: str, function: str) -> list[str]:
-    """The command that calls a function of ours in an interpreter of its own.
+    """The command that calls a function, of ours or of a library, in an interpreter of its own.
 
     Python would put the current folder first on its path, and a file there would take the place of a library.
     """
