@@ -6,6 +6,7 @@ A module whose class says `differentiable = False` is refused by every rule that
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from math import prod
 from typing import ClassVar
@@ -122,9 +123,16 @@ def int8_mlp(in_shape: int | Sequence[int], out_features: int, *, hidden: Sequen
 
 def integer_product(x: Tensor, weight: Tensor) -> Tensor:
     """X W^T in int32 [B, O], of int8 x [B, I] and W [O, I]; exact."""
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and _multiplies_int8_exactly():
         return torch._int_mm(x, weight.T)  # with the processor's instructions for int8
     return (x.double() @ weight.T.double()).to(torch.int32)  # GPUs want other shapes; float64 is exact to 2^53
+
+
+@cache
+def _multiplies_int8_exactly() -> bool:
+    """Whether this processor does: without VNNI instructions sums of two products are cut off at 16 bits."""
+    x, w = (torch.full((rows, 64), 127, dtype=torch.int8) for rows in (32, 16))
+    return bool((torch._int_mm(x, w.T) == 64 * 127**2).all())
 
 
 class SpikingMLP(nn.Module):
