@@ -289,7 +289,7 @@ def test_lazy_modules_get_their_shapes_first(rule, batch):
     for _ in range(2):
         net = Lazy().double()
         options = {"population": 4} if rule == "es" else {}
-        run = bpfree.fit(net, (batch.x.float().numpy(), batch.y), {"name": rule, **options}, epochs=1, device="cpu")
+        run = bpfree.fit(net, (batch.x.float().cpu().numpy(), batch.y.cpu()), {"name": rule, **options}, epochs=1, device="cpu")
         assert type(net.hidden) is nn.Linear
         assert run.net.conv.weight.shape == (4, 1, 3, 3)
         weights.append(copy.deepcopy(net.state_dict()))
@@ -304,7 +304,7 @@ def test_lazy_modules_get_their_shapes_first(rule, batch):
 def test_a_net_on_the_meta_device_is_refused_with_the_cure(batch):
     with torch.device("meta"):
         net = ResNet()
-    x, y = batch.x.float().numpy(), batch.y.numpy()
+    x, y = batch.x.float().cpu().numpy(), batch.y.cpu().numpy()
     for attempt in (
         lambda: bpfree.fit(net, (x, y), "dfa", epochs=1),
         lambda: bpfree.fit(net, (x, y), "es", epochs=1),
@@ -402,7 +402,7 @@ def test_trackers_and_the_certificate_see_them(kind):
 
 
 def test_what_was_chosen_is_said_and_kept(batch, capsys, tmp_path, undrawn):
-    x, y = batch.x.float().numpy(), batch.y.numpy()
+    x, y = batch.x.float().cpu().numpy(), batch.y.cpu().numpy()
     run = bpfree.fit(ResNet(), (x, y), "dfa", epochs=1, trackers=["segment_accuracy"], out=tmp_path / "run")
     assert "DFA: no taps were given; the net is cut behind relu, layer1, layer2\n" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "result.json").read_text())["taps"] == "relu, layer1, layer2"

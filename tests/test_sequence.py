@@ -238,13 +238,16 @@ def test_checkpointed_and_accumulated_backprop_through_time_is_backprop_through_
 
 
 def test_feedback_alignment_takes_the_steps_of_linear_layers(windows):
-    """A net of one's own that answers at each step; `gru` hides its weights from FA, `liquid` does not."""
+    """A net of one's own that answers at each step; and a GRU, of which CUDA computes a step in one kernel."""
     net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3))
     for rule in ("fa", "dfa", "mono_forward"):
         run = fit(rule, net, epochs=2)
         assert set(run.metrics[-1]["validation"]) == {"loss"}, "it cannot go on by itself"
-    with pytest.raises(UserError, match=r"parameter 'rnn1.rnn.weight_ih_l0' is no weight of a layer of Linear"):
-        fit("fa")
+    if windows.x.device.type == "cuda":
+        with pytest.raises(UserError, match="an operation that takes no feedback"):
+            fit("fa")
+    else:
+        assert fit("fa", epochs=1).metrics[-1]["validation"]["loss"] < 2
 
 
 # Runs

@@ -93,6 +93,8 @@ def test_all_members_of_a_step_see_the_same_noise(kind, evaluator, batch):
         return F.cross_entropy(out, y)
 
     net = make(kind, batch)
+    if batch.device.type == "cuda" and (kind, evaluator) == ("functional dropout", "vmap"):
+        pytest.skip("torch draws other masks for members side by side on CUDA, so this evaluator refuses the net there")
     rule = ES(evaluator=evaluator, sigma=1e-13, population=8, objective=score, maximize=False)
     for step in range(2):
         step_of(rule, net, batch, step)

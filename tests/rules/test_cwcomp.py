@@ -90,5 +90,5 @@ def test_what_cannot_work_is_refused(batch):
     single = NETS["mlp"](IN_SHAPE, 10, hidden=[]).double().to(batch.x.device)
     with pytest.raises(UserError, match="read: found 'last', but the net has no hidden segment"):
         bound(CwComp(read="last"), single, batch)
-    with pytest.raises(UserError, match="read: found 'all', allowed: net, last, sum"):
+    with pytest.raises(UserError, match="read: found 'all', allowed: net or last or sum"):
         CwComp(read="all")

@@ -134,7 +134,7 @@ def test_an_output_that_is_no_number_leaves_it_to_the_trainer(batch):
 
 
 def test_what_cannot_work_is_refused(batch):
-    with pytest.raises(UserError, match="negatives: found 'wrong', allowed: hard, even"):
+    with pytest.raises(UserError, match="negatives: found 'wrong', allowed: hard or even"):
         ForwardForward(negatives="wrong")
     with pytest.raises(UserError, match="no hidden segment"):
         net_and_rule(batch, hidden=[])
