@@ -289,7 +289,9 @@ def test_lazy_modules_get_their_shapes_first(rule, batch):
     for _ in range(2):
         net = Lazy().double()
         options = {"population": 4} if rule == "es" else {}
-        run = bpfree.fit(net, (batch.x.float().cpu().numpy(), batch.y.cpu()), {"name": rule, **options}, epochs=1, device="cpu")
+        run = bpfree.fit(
+            net, (batch.x.float().cpu().numpy(), batch.y.cpu()), {"name": rule, **options}, epochs=1, device="cpu"
+        )
         assert type(net.hidden) is nn.Linear
         assert run.net.conv.weight.shape == (4, 1, 3, 3)
         weights.append(copy.deepcopy(net.state_dict()))

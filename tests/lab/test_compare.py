@@ -71,6 +71,22 @@ def test_what_cannot_be_compared():
         plan(["digits/mlp"], ["forward_forward"], ["task=reconstruct"])
     (group,) = plan(["digits/mlp"], ["dfa", "forward_forward"], ["task=reconstruct"])
     assert "learns from class labels" in group.entries[-1].refused
+    for configs, found in ((torch.nn.Linear(2, 2), "Linear"), ([torch.nn.Linear(2, 2)], "list"), (None, "NoneType")):
+        with pytest.raises(UserError, match=f"configs: found {found}, allowed: names of configs .*my_module:MyNet"):
+            bpfree.compare(configs, rules=["dfa"])
+
+
+def test_a_net_of_ones_own_is_compared_by_name_with_backprop_checkpointed_too(tmp_path, undrawn):
+    overrides = ["net={name: 'tests.outside:Linear'}", "train.epochs=1"]
+    found = bpfree.compare("digits/mlp", rules=["usf"], seeds=1, out=tmp_path / "c", overrides=overrides)
+    assert not found.failed
+    (group,) = found.record["groups"]
+    assert [row["name"] for row in group["rows"]] == [
+        "backprop",
+        "backprop, checkpointed",
+        "backprop, accumulated",
+        "usf",
+    ]
 
 
 def row(name, scores, rule=None, metric="accuracy"):

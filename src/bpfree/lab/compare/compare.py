@@ -15,7 +15,7 @@ import torch
 
 from bpfree._version import __version__
 from bpfree.atomic import write_text
-from bpfree.errors import check_positive
+from bpfree.errors import UserError, check_positive
 from bpfree.folder import place
 from bpfree.lab.compare.measure import (
     Row,
@@ -82,13 +82,13 @@ def compare(
         told: of the progress; see `bpfree.lab.jobs`.
 
     Raises:
-        UserError: an unknown name, or a folder with another comparison's runs.
+        UserError: an unknown name, an object in place of a name, or a folder with another comparison's runs.
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
     check_positive("seeds", seeds)
     if jobs is not None:
         check_positive("jobs", jobs)
-    names = [configs] if isinstance(configs, str) else list(configs)
+    names = [configs] if isinstance(configs, str) else _names(configs)
     groups = plan(names, rules, overrides)
     root = (
         place(out) if out is not None else Path("runs") / f"compare-{names[0].replace('/', '-').removesuffix('.yaml')}"
@@ -106,6 +106,16 @@ def compare(
     write_text(root / RECORD, json.dumps(record, indent=1) + "\n")
     write_comparison(record, root / PAGE)
     return Comparison(root, record, _worth_telling(failed))
+
+
+def _names(configs: Sequence[str]) -> list[str]:
+    """The names in a sequence of them."""
+    if not isinstance(configs, list | tuple) or not all(isinstance(name, str) for name in configs):
+        raise UserError(
+            f"configs: found {type(configs).__name__}, allowed: names of configs or YAML files. A net of your own is "
+            "compared by the name of its class: overrides=['net={name: \"my_module:MyNet\"}']"
+        )
+    return list(configs)
 
 
 def _jobs(group: Group, entry: Entry, seeds: int, root: Path, *, alone: bool) -> list[Job]:
