@@ -72,12 +72,6 @@ def test_in_a_module_of_ones_own_the_cuts_are_those_of_the_sequential(name):
     assert not find_segments(net, torch.randn(2, *IN_SHAPE)).searched
 
 
-FAST = [
-    *("backprop", "fa", "dfa", "local", "mono_forward", "predsim", "forward_forward", "cwcomp", "pepita"),
-    *("noprop_dt", "es", "eggroll", "forward_gradient"),
-]
-
-
 def made_rule(name, **running):
     """A rule with few members, where it has any."""
     if not issubclass(RULES[name], BlackBoxRule):
@@ -85,7 +79,8 @@ def made_rule(name, **running):
     return RULES[name](**running, **({"pairs": 2} if name == "spsa" else {"population": 4}))
 
 
-@pytest.mark.parametrize("rule", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in RULES])
+@pytest.mark.slow  # tests/nets/test_people.py has nets of the same kinds
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_rule_trains_them_or_says_why_not(kind, rule):
     net, batch = made(KINDS[kind]), batch_of(kind)

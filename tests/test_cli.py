@@ -253,7 +253,6 @@ def test_a_closed_stderr_does_not_fail_a_run(tmp_path):
         (["digits/dfa", "train.device=toaster"], "device: found 'toaster'"),
         (["digits/dfa", "rule.taps=[fc9]"], "unknown tap 'fc9'. Did you mean 'fc"),
         (["digits/dfa", "rule=noprop_dt"], "net: found Sequential, but NoProp needs denoising blocks"),
-        (["digits/dfa", "net=denoiser"], "Denoiser is no nn.Sequential, so its stages are unknown"),
         (["digits/mono_forward", "net.batch_norm=true", "data.batch_size=1"], "Expected more than 1 value per channel"),
         (["digits/dfa", "net.hidden=[-3]"], "net.hidden: found -3, allowed: a number above 0"),
         (["digits/dfa", "net.hidden=[0]"], "net.hidden: found 0"),

@@ -61,7 +61,7 @@ def test_plots_refuses(tmp_path):
     plots = run.folder / "plots"
     shutil.rmtree(plots)
     plots.write_text("no folder")
-    assert "File exists" in refused("plots", run.folder)
+    assert "plots: is a file, allowed: a folder" in refused("plots", run.folder)
     plots.unlink()
     drawn = [str(plots / name) for name in ("training.png", "confusion.png", "wrong.png")]
     assert shell("plots", run.folder).stdout.splitlines() == drawn

@@ -191,9 +191,9 @@ def test_every_initialisation_lowers_the_loss(make, feedback, batch):
 def test_wrong_arguments_are_named():
     with pytest.raises(UserError, match="feedback: found 'randn', allowed: uniform or kaiming or .* or aligned"):
         DFA(feedback="randn")
-    with pytest.raises(UserError, match="connection: found 'sparse', allowed: dense, channel"):
+    with pytest.raises(UserError, match="connection: found 'sparse', allowed: dense or channel"):
         DFA(connection="sparse")
-    with pytest.raises(UserError, match="memory: found 'slow', allowed: fast, flat"):
+    with pytest.raises(UserError, match="memory: found 'slow', allowed: fast or flat"):
         DFA(memory="slow")
 
 

@@ -13,7 +13,6 @@ from bpfree.types import Batch
 from tests.helpers import TASK, bound, gradients, same
 from tests.rules.fa_nets import PATHS, TOKENS, B, Net, dense, encoder, made, matrix, tokens_like, write
 
-
 FUSED_ON_CUDA = ("gru", "gru of a state", "lstm")
 """Recurrent layers whose steps CUDA computes in one kernel, where nothing can be replaced: refused there."""
 

@@ -131,9 +131,15 @@ def essence(config: Config) -> dict[str, Any]:
 
 
 def is_of_today(entry: Entry, results: Results) -> bool:
-    """Whether they were measured with the entry's config as it is now; keys that are new since have their defaults."""
+    """Whether they were measured with the entry's config as it is now; keys that are new since have their defaults.
+
+    A config that says `precision: auto` is the same as one that named a precision: which one it is depends on the machine.
+    """
     try:
         then = essence(parse(results.config))
     except UserError:  # a name or key that is no longer there
         return False
-    return then == essence(entry.training(entry.seeds[0]))
+    now = essence(entry.training(entry.seeds[0]))
+    if now["train"]["precision"] == "auto":
+        now["train"]["precision"] = then["train"]["precision"]
+    return then == now
