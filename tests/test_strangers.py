@@ -19,6 +19,7 @@ from bpfree import UserError, atomic, checkpoint
 from bpfree.api import resume
 from bpfree.cli import app
 from bpfree.config import apply_override, load_config, parse
+from bpfree.lab.records import read_run
 from bpfree.plain import parse_yaml, read_text
 from bpfree.run import train
 from tests.hostile.guard import EVIL, Guarded, limited
@@ -154,7 +155,7 @@ def test_only_regular_files_are_replaced(tmp_path):
     for name, what in (("pipe", "a device, a pipe or a socket"), ("link", "a symbolic link"), ("folder", "a folder")):
         with pytest.raises(UserError, match=f"{name}: is {what}, allowed: a regular file"):
             atomic.write_text(tmp_path / name, "x")
-    with pytest.raises(UserError, match="pipe: not a regular file"), limited(5):
+    with pytest.raises(UserError, match="pipe: found a named pipe .*allowed: a regular file"), limited(5):
         read_text(tmp_path / "pipe", 100)
     (tmp_path / "long").write_text("x" * 101)
     with pytest.raises(UserError, match="larger than 100 bytes"):
@@ -249,3 +250,15 @@ def test_result_and_state_come_back_as_they_were_written(template):
     written = json.loads((template / "last.ckpt" / "state.json").read_text())
     assert state.progress.load().history == written["progress"]["history"]
     assert json.loads(json.dumps(loaded.extra()["preprocess"])) == written["preprocess"]
+
+
+def test_metrics_that_are_a_device_or_nested_without_end_are_told(tmp_path):
+    (tmp_path / "config.yaml").write_text("rule: dfa\n")
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"epoch": 1, "step": 2}\n' + "[" * 100_000 + "\n")
+    assert [record["epoch"] for record in read_run(tmp_path).history] == [1]
+    assert "1 damaged lines" in " ".join(read_run(tmp_path).notes)
+    metrics.unlink()
+    metrics.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="metrics.jsonl: found a device, allowed: a regular file"):
+        read_run(tmp_path)

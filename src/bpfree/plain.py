@@ -4,7 +4,6 @@ Only regular files are read: a pipe would wait for ever. YAML is bounded in size
 """
 
 import json
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from bpfree.errors import UserError
+from bpfree.paths import open_regular
 
 LARGEST_YAML = 256 << 10  # bytes of text; the largest shipped file has a tenth of it
 LARGEST_JSON = 1 << 30
@@ -27,9 +27,7 @@ def read_text(path: Path, largest: int) -> str:
         UserError: it is no regular file, cannot be read, is larger than that, or is not text in UTF-8.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path}: not a regular file, allowed: a file of text")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(largest + 1)
         if len(content) > largest:
             raise UserError(f"{path}: larger than {largest:,} bytes, which is all that is read of such a file")
@@ -139,13 +137,21 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         UserError: it cannot be read, is not JSON, or is nested too deeply.
     """
-    text = read_text(path, LARGEST_JSON)
+    return parse_json(read_text(path, LARGEST_JSON), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The values of a JSON text; `where` says for errors where it is from.
+
+    Raises:
+        UserError: it is not JSON, or is nested too deeply.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged: not JSON ({' '.join(str(error).split())})") from error
+        raise UserError(f"{where}: damaged: not JSON ({' '.join(str(error).split())})") from error
     if is_deep(value):
-        raise UserError(f"{path}: damaged: more than {_DEPTH} lists and mappings within each other")
+        raise UserError(f"{where}: damaged: more than {_DEPTH} lists and mappings within each other")
     return value
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfree.errors import UserError
+from bpfree.paths import open_regular
 
 _LARGEST = 256 << 20
 _INSTRUCTIONS = """
@@ -38,9 +39,10 @@ def read_pickle(path: Path) -> Any:
     Raises:
         UserError: it is damaged, or does anything beyond building those.
     """
-    if (size := path.stat().st_size) > _LARGEST:
-        raise UserError(f"{path}: found {size:,} bytes, allowed: at most {_LARGEST:,} for a pickle")
-    content = path.read_bytes()
+    with open_regular(path) as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise UserError(f"{path}: found {path.stat().st_size:,} bytes, allowed: at most {_LARGEST:,} for a pickle")
     try:
         _look(content)
         return _plain(_Loader(io.BytesIO(content), encoding="bytes").load())

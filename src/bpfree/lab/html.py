@@ -17,6 +17,7 @@ from PIL import Image
 from bpfree._version import __version__
 from bpfree.atomic import make_folder, write_text
 from bpfree.lab.svg import inline_svg
+from bpfree.paths import open_regular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,10 +104,15 @@ def image(png: Path | bytes, *, alt: str, caption: str = "") -> Markup:
         alt: what it shows, in words.
         caption: below it.
     """
-    content = png if isinstance(png, bytes) else png.read_bytes()
+    content = png if isinstance(png, bytes) else _read(png)
     with Image.open(io.BytesIO(content)) as opened:
         wide = opened.width > _WIDE_PIXELS
     return _block("image", _data(content), alt, caption, wide)
+
+
+def _read(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _data(content: bytes) -> str:

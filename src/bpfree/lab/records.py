@@ -1,6 +1,5 @@
 """What a run folder tells, read so that a damaged or an older one still tells the rest."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 from bpfree import folder as layout
 from bpfree.errors import UserError
 from bpfree.evaluation import BY_CLASS
+from bpfree.paths import open_regular
+from bpfree.plain import LARGEST_JSON, parse_json
 from bpfree.trackers import Record
 
 
@@ -78,14 +79,15 @@ def read_run(path: Path) -> Recorded:
 def _read_lines(path: Path) -> tuple[list[Any], int]:
     """Records, and how many lines are none."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open_regular(path) as file:
+            lines = file.read(LARGEST_JSON).decode("utf-8", errors="replace").splitlines()
     except OSError:
         return [], 0
     records, damaged = [], 0
     for line in filter(str.strip, lines):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            records.append(parse_json(line, str(path)))
+        except UserError:
             damaged += 1
     return records, damaged
 

@@ -133,7 +133,7 @@ def essence(config: Config) -> dict[str, Any]:
 def is_of_today(entry: Entry, results: Results) -> bool:
     """Whether they were measured with the entry's config as it is now; keys that are new since have their defaults.
 
-    A config that says `precision: auto` is the same as one that named a precision: which one it is depends on the machine.
+    A config that says `precision: auto` is the same as one that named a precision, which depends on the machine.
     """
     try:
         then = essence(parse(results.config))
