@@ -194,7 +194,7 @@ def test_the_users_net_comes_back_as_it_was_given(rule, end, digits_data, tmp_pa
     parts[-1].train()
     modes = [part.training for part in parts]
     before = [(p, p.data, p.data_ptr(), p.stride(), p.detach().clone()) for p in net.parameters()]
-    options = {"epochs": 1, "batch_size": 300, "trackers": [end()] if end else []}
+    options = {"epochs": 1, "batch_size": 300, "device": "cpu", "trackers": [end()] if end else []}
     if end is None:
         bpfree.fit(net, digits_data.train, rule, **options)
     else:
@@ -234,9 +234,9 @@ def test_modes_are_restored():
 
 
 def test_a_checkpoint_keeps_the_order(tmp_path, allowed, monkeypatch):
-    run = bpfree.fit(CONV, "digits", "backprop", epochs=1, out=tmp_path / "run")
+    run = bpfree.fit(CONV, "digits", "backprop", epochs=1, out=tmp_path / "run", device="cpu")
     assert run.trainer.channels_last
-    assert bpfree.load(tmp_path / "run").trainer.channels_last
+    assert bpfree.load(tmp_path / "run", device="cpu").trainer.channels_last
     x, y = run.test.x, run.test.y
     assert bpfree.load(tmp_path / "run").evaluate((x, y)) == run.evaluate((x, y))
     monkeypatch.setattr(rehearsal, "is_x86", lambda: False)

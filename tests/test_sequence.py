@@ -243,7 +243,7 @@ def test_feedback_alignment_takes_the_steps_of_linear_layers(windows):
     for rule in ("fa", "dfa", "mono_forward"):
         run = fit(rule, net, epochs=2)
         assert set(run.metrics[-1]["validation"]) == {"loss"}, "it cannot go on by itself"
-    if windows.x.device.type == "cuda":
+    if torch.cuda.is_available():  # where `fit` trains
         with pytest.raises(UserError, match="an operation that takes no feedback"):
             fit("fa")
     else:

@@ -220,7 +220,7 @@ def test_spectral_norm_is_learned(kind):
     torch.manual_seed(0)
     net = NETS[kind]()
     x, y = torch.randn(200, 64), torch.randint(10, (200,))
-    bpfree.fit(net, (x, y), "es", epochs=10, optimizer={"name": "adam", "lr": 0.05}, batch_size=50)
+    bpfree.fit(net, (x, y), "es", epochs=10, optimizer={"name": "adam", "lr": 0.05}, batch_size=50, device="cpu")
     assert sizes(net) == pytest.approx(1, abs=0.1)
 
 
