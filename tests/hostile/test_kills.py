@@ -21,42 +21,37 @@ REFUSED = ("another process is writing to it", "holds another run")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 
 
-def begun(folder, process):
-    """Wait until the process has written its first file, or has ended."""
+def begun(folder, processes):
+    """Wait until one of the processes has written its first file, or all have ended."""
     before = {path: path.stat().st_mtime_ns for path in folder.glob("events.*")} if folder.exists() else {}
-    while process.poll() is None:
+    while any(process.poll() is None for process in processes):
         if any(path not in before for path in folder.glob("events.*")):
             return
         time.sleep(0.01)
 
 
 def kill_and_resume(out, kills, chance):
-    """Kill what trains `kills` times; a rival tries the lock each time.
+    """Kill what trains `kills` times. In a third of the cases a rival starts at the same time, for the same folder.
 
     Returns:
-        How many kills hit a training, and how often the rival was refused.
+        How many kills hit a training, and how often one of two rivals was refused.
     """
     hit = refused = 0
     while hit < kills and not (out / "result.json").exists():
         is_new = not (out / "config.yaml").exists()
-        first = command("train", *ARGS, "--out", out) if is_new else command("train", "--resume", out)
-        process = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        rival = None
-        if chance.random() < 0.3:
-            begun(out, process)
-            again = command("train", "--resume", out) if (out / "config.yaml").exists() else first
-            rival = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        elif chance.random() < 0.8:
-            begun(out, process)
+        started = command("train", *ARGS, "--out", out) if is_new else command("train", "--resume", out)
+        count = 1 + (chance.random() < 0.3)
+        processes = [
+            subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for _ in range(count)
+        ]
+        if count == 2 or chance.random() < 0.8:
+            begun(out, processes)
         time.sleep(chance.random() * LONGEST)
-        hit += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if rival is not None:
-            time.sleep(chance.random() * LONGEST)
-            hit += rival.poll() is None
-            rival.kill()
-            told = rival.communicate()[1]
+        for process in processes:
+            hit += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            told = process.communicate()[1]
             refused += any(words in told for words in REFUSED)
             assert "Traceback" not in told, told
     return hit, refused
