@@ -75,8 +75,8 @@ def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | No
         raise unknown(section, name, table)
     if source := _stranger.get():
         raise UserError(
-            f"{section}.name: found '{name}' in {source}, which is code that comes with no part of bpfree, so it is "
-            "not run. If you trust whoever wrote it, allow it: --trust, in Python trust=True (or pass the object)"
+            f"{section}.name: found '{name}' in {source}, which names code that is not part of bpfree. It is not "
+            "executed. If you trust whoever wrote it, allow it by --trust, in Python by trust=True, or pass the object"
         )
     if str(Path.cwd()) not in sys.path:  # last: no file there takes the place of a library
         sys.path.append(str(Path.cwd()))
