@@ -11,6 +11,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from tests.test_cli import shell
 
@@ -38,7 +39,8 @@ def states(out):
 
 def in_database(out):
     url = f"sqlite:///{out / 'study.db'}"
-    return optuna.load_study(study_name=out.name, storage=RDBStorage(url, {"connect_args": {"timeout": 1}}))
+    options = {"connect_args": {"timeout": 1}, "poolclass": NullPool}  # so that no connection stays open
+    return optuna.load_study(study_name=out.name, storage=RDBStorage(url, options))
 
 
 def retrained(out, tmp_path):
