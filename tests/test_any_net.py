@@ -350,6 +350,8 @@ def test_step_takes_a_pair_of_arrays(batch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointed_backprop_is_backprop(kind):
+    if kind == "checkpointed" and tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13):
+        pytest.skip("torch 2.6 and 2.11 cannot checkpoint what checkpoints itself; 2.13 can")
     batch, written, buffers = batch_of(kind), [], []
     for checkpoint in (False, True):
         net = made(KINDS[kind])

@@ -135,9 +135,11 @@ def _apart_from_checkpointing() -> AbstractContextManager[Any]:
 
     Checkpointing counts what the region saves, and counts again when it runs the region again, without the visit.
     """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    if hooks is None or hooks[0].__module__ != "torch.utils.checkpoint":
-        return nullcontext()
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is not None:  # an old torch does not tell which hooks are at work
+        hooks = top(True)
+        if hooks is None or hooks[0].__module__ != "torch.utils.checkpoint":
+            return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
 
 

@@ -64,7 +64,13 @@ def trainable_values(net: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
 
 
+OLD_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
+"""torch 2.6 and 2.11 have no forward-mode derivative of activation checkpointing; 2.13 has one."""
+
+
 def reason(name: str, rule: str) -> str | None:
+    if OLD_TORCH and (name, rule) == ("checkpointed", "forward_gradient"):
+        return "no forward-mode derivative"
     if RULES[rule].needs_net is not None:
         return "denois|cannot tell the class of each pixel"
     return REFUSED.get(name, {}).get(rule)
