@@ -6,6 +6,7 @@ net is neither wrapped nor changed, and no module backward hook is used (they br
 compiled net runs as it was written while it is cut, since compiled code does not call hooks that were added later.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -135,12 +136,19 @@ def _apart_from_checkpointing() -> AbstractContextManager[Any]:
 
     Checkpointing counts what the region saves, and counts again when it runs the region again, without the visit.
     """
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    if top is not None:  # an old torch does not tell which hooks are at work
-        hooks = top(True)
-        if hooks is None or hooks[0].__module__ != "torch.utils.checkpoint":
-            return nullcontext()
+    if not _in_checkpoint():
+        return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+
+
+def _in_checkpoint() -> bool:
+    """Whether a region of activation checkpointing runs now."""
+    if (top := getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)) is not None:
+        return (hooks := top(True)) is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+    frame = inspect.currentframe()  # torch 2.6 does not tell which hooks are at work
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
