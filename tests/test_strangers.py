@@ -170,7 +170,7 @@ def test_what_an_optimiser_remembers_must_fit_it(tmp_path, monkeypatch):
     with power_cut(monkeypatch, 25), pytest.raises(RuntimeError):
         bpfree.fit("mlp", "digits", "dfa", epochs=2, out=run)
     file, before = run / "last.ckpt" / "optimizer.safetensors", weights(run)
-    whole = load_file(file)
+    whole = {name: t.clone() for name, t in load_file(file).items()}  # which an old safetensors maps from the file
     first = next(name for name in whole if name.endswith("exp_avg"))
     for spoiled, words in (
         ({**whole, first: whole[first][:1].clone()}, "allowed: floating numbers"),
