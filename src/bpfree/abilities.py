@@ -20,7 +20,7 @@ _VERBS = {
 
 
 class Able(Protocol):
-    """What `bpfree.rule.Rule` says of itself."""
+    """A rule that tells which tasks, labels and losses it can learn from, as `bpfree.rule.Rule` does."""
 
     tasks: ClassVar[tuple[str, ...]]
     takes_soft_labels: ClassVar[bool]

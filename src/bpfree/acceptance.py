@@ -133,7 +133,7 @@ def _lazy(net: nn.Module) -> str | None:
 
 
 def eager() -> AbstractContextManager[Any]:
-    """Within it, whatever is compiled runs as it was written: compiled code does not see hooks that come later."""
+    """Run compiled modules as plain Python inside the context, since compiled code does not call hooks added later."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")

@@ -247,7 +247,7 @@ def parse_section(section: str, value: Any, where: str) -> Any:
 
 
 def plain_values(value: Any, where: str) -> Any:
-    """What YAML can hold: numbers and arrays of numpy and torch become Python's.
+    """Convert numbers and arrays of numpy and torch to Python values, which YAML can hold.
 
     Raises:
         UserError: something else is in it; `where` says in which section.

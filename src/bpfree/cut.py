@@ -132,7 +132,7 @@ def _in_backward() -> bool:
 
 
 def _apart_from_checkpointing() -> AbstractContextManager[Any]:
-    """Within it, what autograd saves is no part of a region of activation checkpointing that is at work.
+    """Keep what autograd saves inside the context out of the running region of activation checkpointing.
 
     Checkpointing counts what the region saves, and counts again when it runs the region again, without the visit.
     """

@@ -43,7 +43,7 @@ class Events:
         self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, name: str, value: float, step: int) -> None:
-        """Note a scalar.
+        """Write one scalar to the events file.
 
         Raises:
             UserError: the file cannot be written.

@@ -145,7 +145,7 @@ class KeepBest(Tracker):
         """Nothing: the trainer has the weights."""
 
     def release(self) -> None:
-        """Nothing: there is no lock."""
+        """Do nothing: a training without a folder holds no lock."""
 
 
 def write_metrics(path: Path, progress: Progress, *, stopped: str = "") -> None:

@@ -89,7 +89,7 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def unfused(net: nn.Module) -> Iterator[None]:
-    """Within it, recurrent layers compute by products that autograd shows, and not by one kernel for all steps."""
+    """Make recurrent layers compute step by step with products that autograd shows, and not in one fused kernel."""
     if not any(isinstance(module, nn.RNNBase) for module in net.modules()):
         yield
         return

@@ -76,7 +76,7 @@ class PixelLinear(nn.Module):
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Features -> scores."""
+        """Compute the scores of each pixel [B, C, H, W] from features [B, C, h, w]."""
         return to_pixels(self.conv(h), self.pixels)
 
 

@@ -31,7 +31,7 @@ def forward(net: nn.Module, x: Inputs) -> Tensor:
 
 
 def call(net: nn.Module, x: Inputs) -> Any:
-    """What the net gives, unchanged."""
+    """Call the net with an input and return its output unchanged."""
     if isinstance(x, Tensor):
         return net(x)
     return net(**x) if isinstance(x, Mapping) else net(*x)

@@ -64,6 +64,6 @@ def _main(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line `bpfree`."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     app()

@@ -116,7 +116,7 @@ def count_classes(splits: Sequence[Tensor], answers: Answers, ignored: int | Non
 
 
 def class_counts(y: Tensor, classes: int, answers: Answers, ignored: int | None) -> tuple[int, ...]:
-    """How many samples (or pixels) each class has; () where there are no classes."""
+    """Count the samples (or pixels) of each class; the result is () where there are no classes."""
     if answers == "numbers" or classes == 0:
         return ()
     if answers == "several":

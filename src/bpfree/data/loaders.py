@@ -16,7 +16,7 @@ from bpfree.inputs import Inputs, concatenate, shapes, tensors_of
 
 
 class Collected(NamedTuple):
-    """What a data set or a loader gave.
+    """Samples and labels that were read from a data set or a loader.
 
     Attributes:
         x: samples.
@@ -152,7 +152,7 @@ def _with(loader: "DataLoader[Any]", **order: Any) -> "DataLoader[Any]":
 
 
 def _batches(plan: _Plan, what: str) -> Iterator[Any]:
-    """The batches.
+    """Iterate over the batches of a loader.
 
     Raises:
         UserError: the data set, a worker or the loader's collate_fn raised something.
@@ -174,7 +174,7 @@ def _batches(plan: _Plan, what: str) -> Iterator[Any]:
 
 
 def told(error: Exception) -> str:
-    """What the user's code raised, in one line: of a worker's error, which holds a traceback, the last line."""
+    """Return an error of the user's code as one line: the last line of the traceback that a worker's error holds."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and "worker process" in lines[0]:
         return lines[-1]

@@ -23,7 +23,7 @@ def origin(data: Any, index: Any) -> Hashable:
 
 
 def numbered(keys: Sequence[Hashable]) -> Tensor | None:
-    """A number for each sample, the same for copies, int64 [N]; None if there are no copies.
+    """Number the samples so that copies have the same number, int64 [N]; return None if there are no copies.
 
     >>> numbered(["a", "b", "a"]), numbered(["a", "b"])
     (tensor([0, 1, 0]), None)

@@ -290,7 +290,7 @@ def _refuse_no_words(title: str, sheet: _Sheet, values: Sequence[str], decimal: 
 
 
 def _cure(cells: Sequence[str], decimal: str) -> str:
-    """What to do about cells that look like numbers and cannot be read as such."""
+    """Return the advice for cells that look like numbers and cannot be read as numbers."""
     other = "," if decimal == "." else "."
     if all(number(cell, other) is not None for cell in cells):
         return f"Say how fractions are written (data.decimal='{other}')"

@@ -96,7 +96,7 @@ def _from_numpy(array: "np.ndarray[Any, Any]", values: Any, what: str) -> Tensor
 
 
 def _narrowed(array: "np.ndarray[Any, Any]", what: str) -> Tensor:
-    """Of uint64."""
+    """Convert an array of uint64 to an int64 tensor."""
     if array.size and int(array.max()) >= 1 << 63:
         raise _unfit(what, f"uint64 with the value {int(array.max())}", f"Values must be below {1 << 63}")
     return torch.from_numpy(np.ascontiguousarray(array.astype(np.int64))).reshape(array.shape)
@@ -123,7 +123,7 @@ def _line(error: Exception) -> str:
 
 
 def to_inputs(values: Any, what: str, samples: int | None = None, *, lists: bool = False) -> Inputs:
-    """What a net takes: one tensor, a tuple of tensors, or tensors by name; see `bpfree.inputs`.
+    """Convert samples to the input of a net: one tensor, a tuple of tensors, or tensors by name; see `bpfree.inputs`.
 
     A tuple of arrays that have one entry for each sample is several inputs; any other sequence is one array.
 
@@ -158,7 +158,7 @@ def to_inputs(values: Any, what: str, samples: int | None = None, *, lists: bool
 
 
 def _length(part: Any) -> int | None:
-    """Of an array with at least one dimension; None for anything else."""
+    """Return the length of an array with at least one dimension, and None for anything else."""
     shape: tuple[int, ...] = getattr(part, "shape", ())
     return int(shape[0]) if len(shape) else None
 

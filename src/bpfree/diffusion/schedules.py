@@ -190,7 +190,7 @@ class Levels:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """The number of diffusion steps, T."""
         return len(self.dsnr)
 
     def step(self, t: int) -> tuple[float, float, float]:
