@@ -1,10 +1,12 @@
-"""Twelve nets as people write them, small, with the data and the task of each."""
+"""Nets as people write them, small, each with a task on scikit-learn's digits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -139,19 +141,6 @@ class GRUNet(nn.Module):
         return self.out(torch.tanh(self.middle(h[:, -1])))
 
 
-class Spectral(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 12))
-        self.act = nn.Tanh()
-        self.second = nn.Linear(12, 10)
-        self.act2 = nn.Tanh()
-        self.out = nn.Linear(10, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.act2(self.second(self.act(self.first(x)))))
-
-
 class Grouped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -180,6 +169,12 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.act2(self.second(self.act(self.first(x)))))
+
+
+class Spectral(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.spectral_norm(self.first)
 
 
 def compiled() -> nn.Module:
@@ -263,37 +258,53 @@ class Case:
     twin: Callable[[nn.Module], nn.Sequential] | None = field(default=None)
 
 
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """Images [N, 1, 8, 8] in [0, 1] and the digits that they show."""
+    x, y = load_digits(return_X_y=True)
+    return torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(y)
+
+
 def _images(n: int) -> Tensor:
-    return torch.randn(n, 1, 8, 8)
+    return _digits()[0][:n]
 
 
 def _rows(n: int) -> Tensor:
-    return torch.randn(n, 16)
+    """The ink of each field of four by four."""
+    return F.avg_pool2d(_images(n), 2).flatten(1)
 
 
 def _labels(n: int) -> Tensor:
-    return torch.arange(n) % CLASSES
+    return _digits()[1][:n] % CLASSES
+
+
+def _inks(n: int) -> Tensor:
+    """One of four levels of ink for each pixel."""
+    return (_images(n)[:, 0] * (CLASSES - 1)).round().long()
 
 
 def _tokens(n: int) -> Tensor:
-    return torch.randint(VOCABULARY, (n, LENGTH))
+    """The ink of six fields, in ten steps."""
+    return (_rows(n)[:, 4 : 4 + LENGTH] * (VOCABULARY - 1)).round().long()
+
+
+def _digit(n: int) -> Tensor:
+    return _digits()[1][:n]
 
 
 CASES: dict[str, Case] = {
     "tutorial cnn": Case(TutorialCNN, _images, _labels, twin=tutorial_twin),
     "resnet with skips": Case(SkipResNet, _images, _labels),
-    "u-net": Case(UNet, _images, lambda n: torch.randint(CLASSES, (n, 8, 8)), task="segment", size=(8, 8)),
-    "transformer": Case(Transformer, _tokens, lambda n: torch.arange(n) % VOCABULARY, classes=VOCABULARY),
-    "transformer, untied": Case(
-        lambda: Transformer(tied=False), _tokens, lambda n: torch.arange(n) % VOCABULARY, VOCABULARY
-    ),
-    "two towers": Case(TwoTowers, lambda n: (torch.randn(n, 5), torch.randn(n, 3)), _labels),
+    "u-net": Case(UNet, _images, _inks, task="segment", size=(8, 8)),
+    "transformer": Case(Transformer, _tokens, _digit, classes=VOCABULARY),
+    "transformer, untied": Case(lambda: Transformer(tied=False), _tokens, _digit, VOCABULARY),
+    "two towers": Case(TwoTowers, lambda n: (_rows(n)[:, :5], _rows(n)[:, 5:8]), _labels),
     "hugging face style": Case(
         HuggingFaceStyle,
         lambda n: {"input_ids": _tokens(n), "attention_mask": torch.ones(n, LENGTH, dtype=torch.int64)},
         _labels,
     ),
-    "gru": Case(GRUNet, lambda n: torch.randn(n, 5, 3), _labels),
+    "gru": Case(GRUNet, lambda n: _rows(n)[:, :15].reshape(n, 5, 3), _labels),
     "spectral norm": Case(Spectral, _rows, _labels, twin=flat_of),
     "group norm": Case(Grouped, _images, _labels, twin=grouped_twin),
     "compiled": Case(compiled, _rows, _labels, twin=flat_of),
