@@ -194,6 +194,11 @@ def custom_parts(**parts: object) -> str:
     return " and ".join(name for name, value in parts.items() if value)
 
 
+def form_of(out: object) -> str:
+    """The shape of an output, or its type if it is not a tensor, for messages."""
+    return str(list(out.shape)) if isinstance(out, Tensor) else type(out).__name__
+
+
 def widened(out: Tensor) -> Tensor:
     """The output in float32 or wider."""
     return out.float() if out.itemsize < 4 else out

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess, Split
 from bpfree.errors import UserError
-from bpfree.tasks.base import DataTask, Weights, balanced, check_smoothing, custom_parts, widened
+from bpfree.tasks.base import DataTask, Weights, balanced, check_smoothing, custom_parts, form_of, widened
 from bpfree.tasks.classify import given_weights
 from bpfree.types import Batch, Scalars
 
@@ -80,9 +80,8 @@ class Multilabel(DataTask):
             UserError: the output or the labels have another shape.
         """
         if not isinstance(out, Tensor) or out.shape != (len(batch.y), self.classes):
-            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
-                f"net: its output is {found}, but {self.classes} labels and a batch of {len(batch.y)} need "
+                f"net: its output is {form_of(out)}, but {self.classes} labels and a batch of {len(batch.y)} need "
                 f"[{len(batch.y)}, {self.classes}]. End the net with a layer of {self.classes}"
             )
         if batch.y.shape != out.shape:

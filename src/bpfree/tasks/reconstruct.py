@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess
 from bpfree.errors import UserError, check_choice
-from bpfree.tasks.base import DataTask, widened
+from bpfree.tasks.base import DataTask, form_of, widened
 from bpfree.types import Batch, Scalars
 
 Output = Literal["sigmoid", "tanh", "linear"]
@@ -73,10 +73,9 @@ class Reconstruct(DataTask):
             UserError: the output has another number of values.
         """
         if not isinstance(out, Tensor) or out.shape[:1] != batch.y.shape[:1] or out[0].numel() != self.dim:
-            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
-                f"net: its output is {found}, but samples of shape {list(self.shape)} need [{len(batch.y)}, {self.dim}]"
-                f". End the net with a layer of {self.dim}"
+                f"net: its output is {form_of(out)}, but samples of shape {list(self.shape)} need "
+                f"[{len(batch.y)}, {self.dim}]. End the net with a layer of {self.dim}"
             )
         return widened(out)
 

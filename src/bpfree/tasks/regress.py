@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess, Split
 from bpfree.errors import UserError, check_choice
-from bpfree.tasks.base import DataTask, widened
+from bpfree.tasks.base import DataTask, form_of, widened
 from bpfree.types import Batch, Scalars
 
 Loss = Literal["mse", "mae", "huber"]
@@ -83,9 +83,8 @@ class Regress(DataTask):
             UserError: the output has another shape.
         """
         if not isinstance(out, Tensor) or out.shape != (len(batch.y), self.dim):
-            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
-                f"net: its output is {found}, but {self.dim} numbers and a batch of {len(batch.y)} need "
+                f"net: its output is {form_of(out)}, but {self.dim} numbers and a batch of {len(batch.y)} need "
                 f"[{len(batch.y)}, {self.dim}]. End the net with a layer of {self.dim}"
             )
         return widened(out)

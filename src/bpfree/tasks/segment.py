@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bpfree.data.dataset import Preprocess
 from bpfree.data.labels import IGNORED
 from bpfree.errors import UserError
-from bpfree.tasks.base import DataTask, Weights, balanced, check_smoothing, custom_parts, widened
+from bpfree.tasks.base import DataTask, Weights, balanced, check_smoothing, custom_parts, form_of, widened
 from bpfree.tasks.classify import given_weights
 from bpfree.types import Batch, Scalars
 
@@ -112,10 +112,9 @@ class Segment(DataTask):
             )
         shape = (len(batch.y), self.classes, *self.pixels)
         if not isinstance(out, Tensor) or out.shape not in (shape, (len(batch.y), self.dim)):
-            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
-                f"net: its output is {found}, but {self.classes} classes for each pixel need {list(shape)}. End the "
-                f"net with a convolution of {self.classes} channels, and bring its output to the size of the labels, "
+                f"net: its output is {form_of(out)}, but {self.classes} classes for each pixel need {list(shape)}. End "
+                f"the net with a convolution of {self.classes} channels, and bring its output to the size of the labels, "
                 "such as by torch.nn.functional.interpolate"
             )
         return widened(out.reshape(shape))

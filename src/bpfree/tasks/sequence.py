@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from bpfree.data.dataset import Preprocess, Split
 from bpfree.errors import UserError, check_positive
-from bpfree.tasks.base import DataTask, widened
+from bpfree.tasks.base import DataTask, form_of, widened
 from bpfree.types import Batch, Scalars
 
 _SEEN = 4  # a window's part of which the first is the warm-up
@@ -97,10 +97,9 @@ class Sequence(DataTask):
             UserError: the output has another shape.
         """
         if not isinstance(out, Tensor) or out.shape != batch.y.shape:
-            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
-                f"net: its output is {found}, but the task has a target for each step, {list(batch.y.shape)}. Use "
-                "net.name=gru net.each_step=true, or a net of your own that answers at each step"
+                f"net: its output is {form_of(out)}, but the task has a target for each step, {list(batch.y.shape)}. "
+                "Use net.name=gru net.each_step=true, or a net of your own that answers at each step"
             )
         return widened(out)
 
