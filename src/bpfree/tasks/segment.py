@@ -114,8 +114,8 @@ class Segment(DataTask):
         if not isinstance(out, Tensor) or out.shape not in (shape, (len(batch.y), self.dim)):
             raise UserError(
                 f"net: its output is {form_of(out)}, but {self.classes} classes for each pixel need {list(shape)}. End "
-                f"the net with a convolution of {self.classes} channels, and bring its output to the size of the labels, "
-                "such as by torch.nn.functional.interpolate"
+                f"the net with a convolution of {self.classes} channels, and bring its output to the size of the "
+                "labels, such as by torch.nn.functional.interpolate"
             )
         return widened(out.reshape(shape))
 
