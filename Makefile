@@ -17,7 +17,7 @@ test: $(READY)  ## the whole suite but what is marked slow
 	$(BIN)/python $(PYTEST)
 
 test-avx2: $(READY)  ## nets and rules as on a processor without AVX-512
-	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python $(PYTEST) tests/nets tests/rules tests/test_layout.py tests/test_precision.py
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python $(PYTEST) tests/nets tests/rules tests/local/test_channels_last.py tests/training/test_precision.py
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from bpfree.noise import Noise
 from bpfree.population import EvaluatorName
 from bpfree.rules import RULES
 from bpfree.tasks import Classify
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
 CLASSES = 10

@@ -16,9 +16,9 @@ from bpfree import BlackBoxRule, Noise, Rule, Trainer, UserError
 from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.population import EvaluatorName
-from bpfree.precision import arithmetic
 from bpfree.rules import RULES
 from bpfree.tasks import Classify
+from bpfree.training.precision import arithmetic
 from bpfree.types import Batch
 
 IN_SHAPE = (1, 8, 8)

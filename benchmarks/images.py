@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bpfree.data import Batches, Preprocess
-from bpfree.data.folder import folder
+from bpfree.data.sets.image_folder import folder
 
 BATCH = 128
 CLASSES = 10

@@ -40,7 +40,7 @@ def main() -> None:
         assert isinstance(rule, DiffusionRule)
         data = DATASETS[run.config.data.name](data_directory(options.data_dir or run.config.data.dir))
         table = Table("inference", "test accuracy %", title=str(folder))
-        first = run.trainer.controls
+        first = run.trainer.extra_outputs
         alone = [next(iter(first(batch.x).values())).argmax(1) == batch.y for batch in run.batches(data.test).epoch()]
         table.add_row("first block or step alone", f"{100 * float(torch.cat(alone).double().mean()):.2f}")
         for setting in variants(rule):

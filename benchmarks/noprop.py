@@ -17,10 +17,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bpfree.allocator import keep_freed_memory
 from bpfree.nets import Denoiser
 from bpfree.tasks import Classify
-from bpfree.trainer import Trainer
+from bpfree.training.allocator import keep_freed_memory
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
 SUBJECTS = {

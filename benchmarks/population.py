@@ -25,12 +25,12 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from bpfree.allocator import keep_freed_memory
 from bpfree.memory import peak_step_memory
 from bpfree.nets import conv, mlp
 from bpfree.noise import Noise
 from bpfree.rules import RULES
 from bpfree.tasks import Classify
+from bpfree.training.allocator import keep_freed_memory
 from bpfree.types import Batch
 
 CLASSES = 10

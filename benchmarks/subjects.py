@@ -19,7 +19,7 @@ from bpfree.nets import conv, mlp
 from bpfree.rule import Rule
 from bpfree.rules import RULES, Backprop
 from bpfree.tasks import Classify
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
 CLASSES = 10

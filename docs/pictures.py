@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bpfree
 from bpfree.diffusion import CosineSchedule, DiffusionRule, LearnedSchedule, LinearSchedule, OneHot, Schedule, State
-from bpfree.run import Run
+from bpfree.runs.run import Run
 from bpfree.tasks import Classify
 
 IMAGES = Path(__file__).parent / "images"

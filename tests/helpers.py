@@ -52,7 +52,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def without_pictures() -> Iterator[pytest.MonkeyPatch]:
     """Runs are written without their pictures, which take many times as long as the small trainings of tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bpfree.run.draw", lambda *_: [])
+        patch.setattr("bpfree.runs.run.draw", lambda *_: [])
         yield patch
 
 

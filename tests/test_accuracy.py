@@ -2,9 +2,9 @@
 
 import pytest
 
-from bpfree.config import load_config
 from bpfree.data import data_directory
-from bpfree.run import train
+from bpfree.runs.config import load_config
+from bpfree.runs.run import train
 
 DIGITS = {
     "backprop": 0.96,

@@ -278,7 +278,7 @@ def test_train_refuses(args, message, tmp_path, monkeypatch):
 
 
 def test_train_refuses_data_that_are_missing_or_broken(tmp_path, monkeypatch):
-    module = sys.modules["bpfree.data.mnist"]
+    module = sys.modules["bpfree.data.sets.mnist"]
     monkeypatch.setattr(module, "MNIST", module.MNIST._replace(mirrors=("http://127.0.0.1:1/",)))
     out = ["--out", tmp_path / "run"]
     line = refused("train", "mnist/dfa", "--data-dir", tmp_path / "none", *out)

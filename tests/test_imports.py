@@ -24,7 +24,7 @@ WATCHED = """
 import json, sys
 import bpfree.cli
 start = {name.partition(".")[0] for name in sys.modules}
-from bpfree.lab.forks import import_everything
+from bpfree.lab.jobs.fork_server import import_everything
 import_everything()
 before = set(sys.modules)
 sys.argv = ["bpfree", "train", "digits/mlp", "train.epochs=1"]

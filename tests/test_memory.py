@@ -10,7 +10,7 @@ from bpfree.memory import peak_step_memory
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.tasks import Classify
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
 BATCH, WIDTH = 1024, 32

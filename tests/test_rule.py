@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from bpfree.cut import cut
 from bpfree.errors import UserError
+from bpfree.local.cut import cut
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.rules import DFA, RULES, MonoForward
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, jolt, net_for, same, zero_grad
 

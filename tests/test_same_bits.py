@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import bpfree
-from bpfree.config import load_config
-from bpfree.run import train
+from bpfree.runs.config import load_config
+from bpfree.runs.run import train
 
 CONFIGS = (
     *("digits/backprop", "digits/dfa", "digits/fa", "digits/mono_forward", "digits/predsim", "digits/forward_forward"),
@@ -36,5 +35,4 @@ def test_weights_are_those_from_before_the_move(name):
 
 
 if __name__ == "__main__":
-    print(bpfree.__file__)
     HASHES.write_text(json.dumps({name: weights_hash(name) for name in CONFIGS}, indent=1) + "\n")

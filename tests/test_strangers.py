@@ -15,15 +15,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 import bpfree
-from bpfree import UserError, atomic, checkpoint
+from bpfree import UserError
 from bpfree.api import resume
 from bpfree.cli import app
-from bpfree.config import apply_override, load_config, parse
-from bpfree.lab.records import read_run
-from bpfree.plain import parse_yaml, read_text
-from bpfree.run import train
+from bpfree.disk import atomic
+from bpfree.disk.plain import parse_yaml, read_text
+from bpfree.lab.report.records import read_run
+from bpfree.runs import checkpoint
+from bpfree.runs.config import apply_override, load_config, parse
+from bpfree.runs.run import train
 from tests.hostile.guard import EVIL, Guarded, limited
-from tests.test_run import power_cut, weights
+from tests.runs.test_run import power_cut, weights
 
 pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
 NAMES = {
@@ -41,7 +43,7 @@ NAMES = {
 def template(tmp_path_factory):
     run = tmp_path_factory.mktemp("template") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bpfree.run.draw", lambda *_: [])
+        patch.setattr("bpfree.runs.run.draw", lambda *_: [])
         bpfree.fit({"name": "mlp", "hidden": [8]}, "digits", "dfa", epochs=1, out=run)
     return run
 

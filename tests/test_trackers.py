@@ -16,10 +16,10 @@ import bpfree
 from bpfree import BlackBoxRule, Noise, Trainer, UserError
 from bpfree.api import resume
 from bpfree.cli import app
-from bpfree.config import load_config
 from bpfree.data import Batches, Preprocess
 from bpfree.nets import NETS
 from bpfree.rules import RULES
+from bpfree.runs.config import load_config
 from bpfree.trackers import TRACKERS, Measure, Tracker
 from bpfree.trackers.alignment import angle
 from bpfree.trackers.depth import probe
@@ -221,7 +221,7 @@ class Rude(Measure):
 def admitted(rule):
     """All trackers that the rule admits on the net of the tests."""
     trackers = {name: TRACKERS[name](every=2) for name in TRACKERS} | {"rude": Rude(every=3)}
-    reads_net = RULES[rule]().reads_output
+    reads_net = RULES[rule]().predicts_with_net
     has_feedback = rule in ("fa", "usf", "brsf", "frsf", "dfa", "drtp")
     has_no_losses = rule in ("backprop", "fa", "usf", "brsf", "frsf", "shallow", "pepita", "noprop_fm")
     has_no_losses |= issubclass(RULES[rule], BlackBoxRule) or rule == "forward_gradient"

@@ -12,18 +12,21 @@ from pathlib import Path
 import pytest
 
 import bpfree
-from bpfree import UserError, atomic
+from bpfree import UserError
 from bpfree.api import resume
-from bpfree.config import load_config, parse
-from bpfree.lab import forks
-from bpfree.lab.jobs import Job, run_jobs
-from bpfree.lock import LOCK, FolderLock
-from bpfree.run import train
+from bpfree.disk import atomic
+from bpfree.lab.jobs import fork_server
+from bpfree.lab.jobs.jobs import Job, run_jobs
+from bpfree.runs.config import load_config, parse
+from bpfree.runs.lock import LOCK, FolderLock
+from bpfree.runs.run import train
 from tests.helpers import same
-from tests.test_run import command, power_cut, weights
+from tests.runs.test_run import command, power_cut, weights
 
 pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
-HOLDS = "import sys, time, pathlib; from bpfree.lock import FolderLock; lock = FolderLock(pathlib.Path(sys.argv[1]))"
+HOLDS = (
+    "import sys, time, pathlib; from bpfree.runs.lock import FolderLock; lock = FolderLock(pathlib.Path(sys.argv[1]))"
+)
 SMALL = {"data": {"name": "digits", "fraction": 0.3}, "rule": "dfa", "net": {"name": "mlp", "hidden": [8]}}
 
 
@@ -204,7 +207,7 @@ def test_every_writer_tells_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "sync", full)
     with pytest.raises(UserError, match=r"a.txt: cannot be written \(No space left on device\)"):
         atomic.write_text(tmp_path / "a.txt", "x")
-    monkeypatch.setattr("bpfree.checkpoint.save_file", full)
+    monkeypatch.setattr("bpfree.runs.checkpoint.save_file", full)
     with pytest.raises(UserError, match=r"last.ckpt: cannot be written \(No space left on device\)"):
         train(parse(SMALL), out=tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -215,7 +218,7 @@ def test_every_writer_tells_the_file(tmp_path, monkeypatch):
 def test_a_fork_server_that_is_killed_while_it_starts_fails_its_job_alone(tmp_path, monkeypatch):
     config = load_config("digits/dfa", ["train.epochs=1", "data.fraction=0.2"])
     jobs = [Job(name, config, tmp_path / name) for name in ("first", "second")]
-    real, started = forks.Server.__init__, []
+    real, started = fork_server.Server.__init__, []
 
     def start(self):
         real(self)
@@ -223,7 +226,7 @@ def test_a_fork_server_that_is_killed_while_it_starts_fails_its_job_alone(tmp_pa
         if len(started) == 1:
             self.process.kill()
 
-    monkeypatch.setattr(forks.Server, "__init__", start)
+    monkeypatch.setattr(fork_server.Server, "__init__", start)
     failed = run_jobs(jobs, 1)
     assert failed == {"first": "its process was killed before it began. The same command tries it again"}
     assert jobs[1].is_over()

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bpfree import Batch, Noise, UserError
 from bpfree.rules import RULES
 from bpfree.tasks import Classify
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 
 TASK = Classify(3)
 

@@ -6,35 +6,48 @@
 1
 """
 
-import bpfree._search_path  # noqa: F401, I001 - before anything else is imported
+import sys
+
+# `python -m bpfree` puts the current folder first on the path, where a file `sklearn.py` would run in place of the
+# library. The folder is removed before anything else is imported; `bpfree.spec` adds it at the end if a config names
+# code of the user. A program that imports bpfree keeps its path.
+_AS_A_PROGRAM = sys.argv[:1] == ["-m"] and any(word in ("bpfree", "-mbpfree") for word in sys.orig_argv[1:])
+if _AS_A_PROGRAM and not sys.flags.safe_path:
+    del sys.path[0]
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from bpfree import data, nets, rules, tasks, trackers
 from bpfree._version import __version__
 from bpfree.api import fit, load
-from bpfree.cut import cut, owners
 from bpfree.errors import DivergedError, UserError
 from bpfree.evolution import Evolution, Evolved, evolve
 from bpfree.lab.certify import Certificate, certify
 from bpfree.lab.tune import tune
-from bpfree.matmul import fast_float32
+from bpfree.local.cut import cut, owners
+from bpfree.local.rule import LocalRule
+from bpfree.local.taps import taps
 from bpfree.noise import Noise
 from bpfree.population.rule import BlackBoxRule
-from bpfree.rule import LocalRule, Rule
-from bpfree.run import Run
-from bpfree.state import EarlyStopping
-from bpfree.taps import taps
+from bpfree.rule import Rule
+from bpfree.runs.run import Run
 from bpfree.trackers import Measure, Tracker
-from bpfree.trainer import Trainer
+from bpfree.training.precision import fast_float32
+from bpfree.training.progress import EarlyStopping
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
 
 if TYPE_CHECKING:
     from bpfree.lab.compare.compare import Comparison, compare
-    from bpfree.lab.report import report
+    from bpfree.lab.report.report import report
 else:
     # When first asked for: they draw, and what they draw with takes a while to import.
-    _WHEN_ASKED = {"Comparison": "bpfree.lab.compare", "compare": "bpfree.lab.compare", "report": "bpfree.lab.report"}
+    _WHEN_ASKED = {
+        "Comparison": "bpfree.lab.compare",
+        "compare": "bpfree.lab.compare",
+        "report": "bpfree.lab.report.report",
+    }
 
     def __getattr__(name):
         if name not in _WHEN_ASKED:

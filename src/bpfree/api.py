@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from bpfree import checkpoint, folder
-from bpfree.config import DataConfig, TrainConfig, parse
 from bpfree.data import from_python
 from bpfree.data.records import is_data
+from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, unknown
-from bpfree.loading import load
-from bpfree.paths import user_path
 from bpfree.rule import Rule
-from bpfree.run import Run, train
+from bpfree.runs import checkpoint, folder
+from bpfree.runs.config import DataConfig, TrainConfig, parse
+from bpfree.runs.load import load
+from bpfree.runs.run import Run, train
 from bpfree.spec import Spec, split_spec, without_foreign_code
 from bpfree.tasks import TASKS, Loss, reading
 from bpfree.trackers import Tracker
@@ -49,7 +49,7 @@ def fit(
             [N, H, W]; with "regress" and "sequence" numbers; with "reconstruct" samples alone will do.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         epochs: passes over the training data.
-        optimizer: a name or spec from `bpfree.optim.OPTIMIZERS`.
+        optimizer: a name or spec from `bpfree.training.optim.OPTIMIZERS`.
         seed: of everything random.
         out: run folder to write; None for none.
         resume: go on with the run in `out` if one was begun there by the same call.

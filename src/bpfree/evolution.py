@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_positive
-from bpfree.layout import keep_gradients_in_order
+from bpfree.local.channels_last import keep_gradients_in_order
 from bpfree.noise import Noise
-from bpfree.optim import make_optimizer, make_schedule
 from bpfree.population.generation import Generation
 from bpfree.population.rule import BlackBoxRule
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
 from bpfree.tasks import Classify
+from bpfree.training.optim import make_optimizer, make_schedule
 from bpfree.types import Batch
 
 Tree = Any
@@ -57,7 +57,7 @@ class Evolution:
     Args:
         params: where to start: a tensor, or lists, tuples and mappings of tensors.
         rule: a name or spec of a black-box rule ("es", "eggroll", "snes", "pgpe", "recombine", "spsa"), or a rule.
-        optimizer: a name or spec from `bpfree.optim.OPTIMIZERS`.
+        optimizer: a name or spec from `bpfree.training.optim.OPTIMIZERS`.
         schedule: of the learning rate; others than "constant" must know `steps`.
         steps: how many generations there will be.
         maximize: whether high scores are good.

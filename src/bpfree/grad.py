@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bpfree.cut import unchanged_buffers
 from bpfree.errors import UserError
+from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.types import Batch, Task
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, shown, unknown
-from bpfree.paths import user_path
 
 Spec = str | Mapping[str, Any]
 """A name, or a mapping with `name` and the constructor's options."""
@@ -135,7 +135,7 @@ def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any], 
     So what is kept of a config can be run from anywhere.
 
     Raises:
-        UserError: see `bpfree.paths.user_path`.
+        UserError: see `bpfree.disk.paths.user_path`.
     """
     hints = _hints(constructor)
     taken = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}

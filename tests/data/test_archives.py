@@ -10,8 +10,8 @@ import zipfile
 
 import pytest
 
-from bpfree.data import archives
-from bpfree.data.archives import members
+from bpfree.data.files import archives
+from bpfree.data.files.archives import members
 from bpfree.errors import UserError
 
 FILES = {"a/one.txt": b"1" * 1000, "./b/two.txt": b"2" * 70_000, "three": b""}

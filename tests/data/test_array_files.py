@@ -11,7 +11,7 @@ import torch
 
 import bpfree
 from bpfree.data import DATASETS, from_python
-from bpfree.data.rows import Rows
+from bpfree.data.files.rows import Rows
 from bpfree.errors import UserError
 
 N = 60

@@ -9,15 +9,15 @@ import torch
 import bpfree
 from bpfree import Batch, Noise, UserError
 from bpfree.api import resume
-from bpfree.config import load_config, parse
 from bpfree.data import Augment, Batches, Preprocess, Split
 from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
-from bpfree.run import train
+from bpfree.runs.config import load_config, parse
+from bpfree.runs.run import train
 from bpfree.tasks import Classify
 from tests.helpers import TASK, denoiser_for, net_for, same
+from tests.runs.test_run import BLACK_BOX, power_cut, weights
 from tests.test_cli import refused
-from tests.test_run import BLACK_BOX, power_cut, weights
 
 pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
 

@@ -15,7 +15,7 @@ from tests.data.server import Handler, Server
 from tests.data.test_idx import write_mnist
 from tests.test_cli import refused, shell
 
-MNIST = sys.modules["bpfree.data.mnist"]
+MNIST = sys.modules["bpfree.data.sets.mnist"]
 
 
 def known(folder):
@@ -145,7 +145,7 @@ def test_get(mnist, tmp_path, monkeypatch):
 
 
 def test_what_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bpfree.data.transfer.WAITS", ())
+    monkeypatch.setattr("bpfree.data.files.transfer.WAITS", ())
     monkeypatch.setattr(MNIST, "MNIST", MNIST.MNIST._replace(mirrors=("http://127.0.0.1:1/",)))
     assert "unknown data set 'mnits'. Did you mean 'mnist'?" in refused("data", "get", "mnits")
     assert "unknown data set 'mnits'. Did you mean 'mnist'?" in refused("data", "check", "mnits")

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from bpfree.data import DATASETS, cifar
+from bpfree.data import DATASETS
+from bpfree.data.sets import cifar
 from bpfree.errors import UserError
 
 OFFICIAL = dict(cifar.LAYOUTS)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bpfree.data import DATASETS, class_folders, photographs
-from bpfree.data.class_folders import read_images, read_published
+from bpfree.data import DATASETS
+from bpfree.data.files import class_folders
+from bpfree.data.files.class_folders import read_images, read_published
+from bpfree.data.sets import photographs
 from bpfree.errors import UserError
 from tests.data.test_archives import EVIL, tarred, zipped
 

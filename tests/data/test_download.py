@@ -16,8 +16,8 @@ import time
 import pytest
 from rich.console import Console
 
-from bpfree.data import bars, transfer
-from bpfree.data.download import Source, data_directory, find, is_here, offline
+from bpfree.data.files import bars, transfer
+from bpfree.data.files.download import Source, data_directory, find, is_here, offline
 from bpfree.errors import UserError
 from tests.data.server import CONTENT, Handler, Server
 
@@ -197,7 +197,7 @@ def test_a_server_that_comes_back_after_a_break(server, tmp_path, monkeypatch):
 def test_a_killed_download_goes_on(server, tmp_path):
     """A real process, killed in the middle."""
     script = (
-        "import sys; from pathlib import Path; from bpfree.data.download import Source, find\n"
+        "import sys; from pathlib import Path; from bpfree.data.files.download import Source, find\n"
         f"source = Source(('there',), (sys.argv[1],), {{'file.gz': '{HASH}'}})\n"
         "find('set', source, 'file.gz', Path(sys.argv[2]))"
     )

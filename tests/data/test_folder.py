@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 import bpfree
-from bpfree.config import parse
-from bpfree.data import pixels
-from bpfree.data.cache import open_cache
-from bpfree.data.folder import folder
-from bpfree.data.limits import fits, memory_bytes
-from bpfree.data.rows import Rows
+from bpfree.data.files import pixels
+from bpfree.data.files.cache import open_cache
+from bpfree.data.files.limits import fits, memory_bytes
+from bpfree.data.files.rows import Rows
+from bpfree.data.sets.image_folder import folder
 from bpfree.errors import UserError
-from bpfree.lab.answers import answers_of, confusion_figure
+from bpfree.pictures.confusion import answers_of, confusion_figure
+from bpfree.runs.config import parse
 from tests.test_cli import shell
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -252,8 +252,8 @@ def test_a_cache_of_other_files_is_not_taken(root, tmp_path, change):
 WRITE = """
 import sys, time
 from pathlib import Path
-from bpfree.data import pixels
-from bpfree.data.folder import folder
+from bpfree.data.files import pixels
+from bpfree.data.sets.image_folder import folder
 real = pixels.decode
 def slow(*args, **options):
     time.sleep(0.05)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bpfree.data import DATASETS
-from bpfree.data.idx import read_idx
-from bpfree.data.mnist import FILES
+from bpfree.data.files.idx import read_idx
+from bpfree.data.sets.mnist import FILES
 from bpfree.errors import UserError
 
 TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bpfree.data.images import MOST_PIXELS, decode
+from bpfree.data.files.images import MOST_PIXELS, decode
 from bpfree.errors import UserError
 
 RNG = np.random.default_rng(0)

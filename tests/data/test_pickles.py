@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from bpfree.data.pickles import read_pickle
+from bpfree.data.files.pickles import read_pickle
 from bpfree.errors import UserError
 
 VALUES = np.arange(24, dtype=np.uint8).reshape(4, 6)
@@ -123,6 +123,6 @@ def test_what_is_no_such_pickle_is_one_line_that_names_the_file(case, tmp_path):
 
 
 def test_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr("bpfree.data.pickles._LARGEST", 10)
+    monkeypatch.setattr("bpfree.data.files.pickles._LARGEST", 10)
     with pytest.raises(UserError, match="allowed: at most 10 for a pickle"):
         read(tmp_path, python2())

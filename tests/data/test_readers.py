@@ -10,13 +10,14 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from bpfree.data import DATASETS, cifar
+from bpfree.data import DATASETS
+from bpfree.data.sets import cifar
 from bpfree.errors import UserError
 from tests.data.test_archives import tarred, zipped
 from tests.data.test_idx import idx, write_mnist
 from tests.data.test_pickles import array, short
 
-mnist, stl10, svhn = (sys.modules[f"bpfree.data.{name}"] for name in ("mnist", "stl10", "svhn"))
+mnist, stl10, svhn = (sys.modules[f"bpfree.data.sets.{name}"] for name in ("mnist", "stl10", "svhn"))
 RNG = np.random.default_rng(0)
 OFFICIAL = dict(cifar.LAYOUTS)
 
@@ -24,7 +25,7 @@ OFFICIAL = dict(cifar.LAYOUTS)
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     nowhere = ("http://127.0.0.1:1/",)
-    monkeypatch.setattr("bpfree.data.transfer.WAITS", ())
+    monkeypatch.setattr("bpfree.data.files.transfer.WAITS", ())
     for module, name in ((mnist, "KMNIST"), (mnist, "EMNIST"), (svhn, "SVHN"), (svhn, "EXTRA"), (stl10, "STL10")):
         monkeypatch.setattr(module, name, getattr(module, name)._replace(mirrors=nowhere))
     for name, layout in OFFICIAL.items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bpfree.data import Batches, Dataset, Preprocess, Split
-from bpfree.data.rows import RowFile, Rows, chunks
+from bpfree.data.files.rows import RowFile, Rows, chunks
 from bpfree.errors import UserError
 
 N, SHAPE = 50, (3, 4, 5)
@@ -63,7 +63,7 @@ def test_what_is_known_without_reading(pair, monkeypatch):
 
 
 def test_chunks_are_the_whole_in_order(pair, monkeypatch):
-    monkeypatch.setattr("bpfree.data.rows._CHUNK", 7 * 60)
+    monkeypatch.setattr("bpfree.data.files.rows._CHUNK", 7 * 60)
     for x in pair:
         parts = list(chunks(x))
         assert [len(part) for part in parts] == [7] * 7 + [1]

@@ -9,9 +9,9 @@ import yaml
 
 import bpfree
 from bpfree import Noise, UserError
-from bpfree.config import DataConfig, load_config
 from bpfree.data import Dataset, Split
 from bpfree.data.subset import Skew, mislabel, select, thin
+from bpfree.runs.config import DataConfig, load_config
 from tests.test_cli import shell
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -9,7 +9,7 @@ import torch
 import bpfree
 from bpfree.data import DATASETS, Preprocess
 from bpfree.data.columns import Column
-from bpfree.data.table import read_features
+from bpfree.data.sets.table import read_features
 from bpfree.errors import UserError
 from tests.test_cli import shell
 

@@ -5,10 +5,10 @@ import torch
 
 import bpfree
 from bpfree import Batch, Noise, Trainer, UserError
-from bpfree.config import parse
 from bpfree.diffusion.embeddings import EMBEDDINGS, Images, Learned, OneHot, Prototype
 from bpfree.nets import Denoiser
 from bpfree.rules import NoPropDT
+from bpfree.runs.config import parse
 from bpfree.tasks import Classify, Reconstruct
 from tests.helpers import IN_SHAPE, TASK, same
 

@@ -15,11 +15,11 @@ import pytest
 
 import bpfree
 from bpfree.api import resume
-from bpfree.config import load_config, parse
-from bpfree.run import train
+from bpfree.runs.config import load_config, parse
+from bpfree.runs.run import train
 from tests.hostile import readers, tamper, texts
 from tests.hostile.guard import Guarded, HangError, limited, lost, names, refused_or_done, shell
-from tests.test_run import power_cut
+from tests.runs.test_run import power_cut
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes and signals to test with")
 KINDS = {"state": 300, "result": 100, "config": 160, "files": 150, "texts": 130, "commands": 90, "readers": 70}
@@ -39,8 +39,8 @@ def runs(tmp_path_factory):
         "train": {"epochs": 2, "early_stopping": {"patience": 5}},
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bpfree.run.draw", lambda *_: [])
-        patch.setattr("bpfree.folder._wait_for_a_new_second", lambda _: None)
+        patch.setattr("bpfree.runs.run.draw", lambda *_: [])
+        patch.setattr("bpfree.runs.folder._wait_for_a_new_second", lambda _: None)
         train(parse(values), out=root / "over")
         with power_cut(patch, 6), pytest.raises(RuntimeError):
             train(parse(values), out=root / "torn")
@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
 def guarded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BPFREE_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("bpfree.folder._wait_for_a_new_second", lambda _: None)
+    monkeypatch.setattr("bpfree.runs.folder._wait_for_a_new_second", lambda _: None)
     return Guarded(tmp_path)
 
 
@@ -65,7 +65,7 @@ def actions_on(run: Path, number: int):
 
     def predict():
         loaded = bpfree.load(run)
-        loaded.predict(bpfree.data.digits(run).test.x[:2])
+        loaded.predict(bpfree.data.sets.digits(run).test.x[:2])
 
     slow = [shell("report", run), shell("plots", run), shell("certify", run), shell("eval", run)][number % 4]
     return [predict, partial(resume, run), *([slow] if number % 3 == 0 else [])]

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from bpfree.config import load_config
-from bpfree.run import train
+from bpfree.runs.config import load_config
+from bpfree.runs.run import train
 from tests.helpers import same
-from tests.test_run import command, finished_epochs, weights
+from tests.runs.test_run import command, finished_epochs, weights
 
 KILLS = int(os.environ.get("BPFREE_TEST_KILLS", "300"))
 LONGEST = 1.5  # seconds from the first checkpoint to the kill

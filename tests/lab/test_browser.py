@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import bpfree
-from bpfree.lab.html import Cell, Column, Section, code, page, table, write_page
+from bpfree.lab.report.html import Cell, Column, Section, code, page, table, write_page
 from tests.lab.chromium import CHROMIUM, Browser, check_page
 from tests.lab.test_report import trained  # noqa: F401 - a fixture
 

@@ -13,8 +13,8 @@ from bpfree import LocalRule, Rule, UserError
 from bpfree.grad import backward, output_error
 from bpfree.inputs import tensors_of
 from bpfree.lab.certify import Certificate
-from bpfree.locality import LOCAL, Locality
 from bpfree.nets import NETS
+from bpfree.rule import LOCAL, Locality
 from bpfree.rules import RULES
 from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK

@@ -9,7 +9,7 @@ from torch import nn
 import bpfree
 from bpfree import LocalRule, Noise
 from bpfree.grad import add_gradients
-from bpfree.locality import BLACK_BOX
+from bpfree.rule import BLACK_BOX
 from bpfree.types import Batch
 from tests.helpers import TASK
 from tests.lab.test_certify import certified, net_for

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import bpfree
-from bpfree.lab.html import (
+from bpfree.lab.report.html import (
     Cell,
     Column,
     Section,
@@ -25,8 +25,8 @@ from bpfree.lab.html import (
     warning,
     write_page,
 )
-from bpfree.lab.plots import plain
-from bpfree.lab.svg import PAPER, contrast, readable
+from bpfree.lab.report.svg import PAPER, contrast, readable
+from bpfree.pictures.plots import plain
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'x' </style> \ud800"
 

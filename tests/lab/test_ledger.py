@@ -20,10 +20,10 @@ from bpfree.cli import app
 from bpfree.lab.ledger.entries import LEDGER, Entry, read_entries
 from bpfree.lab.ledger.page import FAMILIES, MISSING, render
 from bpfree.lab.ledger.results import RESULTS, Measured, this_machine
-from bpfree.lab.ledger.standing import Standing, Verdict, stand
+from bpfree.lab.ledger.status import Standing, Verdict, stand
 from bpfree.lab.ledger.update import PAGE, RUNS
 from bpfree.rules import RULES
-from bpfree.run import train
+from bpfree.runs.run import train
 
 ROOT = Path(__file__).parents[2]
 ENTRY = {

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 import bpfree
-from bpfree.lab.answers import Answers, answers_of
+from bpfree.pictures.confusion import Answers, answers_of
 from tests.helpers import without_pictures
 from tests.lab.test_html import Reader
+from tests.runs.test_run import power_cut
 from tests.test_cli import refused, shell
-from tests.test_run import power_cut
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -206,7 +206,7 @@ OLD = {"rule": "dfa", "dataset": "digits", "wall_seconds": 1}
 )
 @pytest.mark.parametrize("content", [b"", b"\xff\x00{", None, b"[1, 2]", b'{"test": 3}'])
 def test_a_damaged_folder(old, name, content, monkeypatch):
-    monkeypatch.setattr("bpfree.lab.report.draw", lambda *_: [])
+    monkeypatch.setattr("bpfree.lab.report.report.draw", lambda *_: [])
     if content is None:
         (old / name).unlink()
     else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bpfree.errors import UserError
 from bpfree.rules import RULES
 from bpfree.tasks import TASKS
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 from tests.nets.people import CASES, Case
 

@@ -99,9 +99,9 @@ def test_all_members_of_a_step_see_the_same_noise(kind, evaluator, batch):
     for step in range(2):
         step_of(rule, net, batch, step)
         if evaluator != "vmap":
-            last = scores[-8:] if rule.notes()["evaluator"] != "vmap" else [0.0]
+            last = scores[-8:] if rule.metadata()["evaluator"] != "vmap" else [0.0]
             assert max(last) - min(last) < 1e-9
-    if rule.notes()["evaluator"] != "vmap":
+    if rule.metadata()["evaluator"] != "vmap":
         assert abs(scores[-1] - scores[-9]) > 1e-6  # another step has other noise
 
 

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from bpfree import UserError
-from bpfree.population import OBJECTIVES, SHAPINGS, Objective
+from bpfree.population import OBJECTIVES, SHAPINGS, Score
 from bpfree.population.shaping import centred_ranks, raw, utilities, zscore
 
 SCORES = torch.tensor([3.0, 1.0, 2.0, 1.0, 7.0], dtype=torch.float64)
@@ -65,10 +65,10 @@ def test_scores_by_name_are_those_of_sklearn():
 
 def test_the_direction_is_said():
     out, y = torch.randn(8, 3), torch.randint(0, 3, (8,))
-    assert float(Objective("accuracy", None)(out, y)) == -float(OBJECTIVES["accuracy"](out, y))
-    assert float(Objective("accuracy", False)(out, y)) == float(OBJECTIVES["accuracy"](out, y))
-    assert float(Objective(lambda o, t: 2.5, True)(out, y)) == -2.5
+    assert float(Score("accuracy", None)(out, y)) == -float(OBJECTIVES["accuracy"](out, y))
+    assert float(Score("accuracy", False)(out, y)) == float(OBJECTIVES["accuracy"](out, y))
+    assert float(Score(lambda o, t: 2.5, True)(out, y)) == -2.5
     with pytest.raises(UserError, match="maximize: found None, but objective is a function. Allowed: true or false"):
-        Objective(lambda o, t: 2.5, None)
+        Score(lambda o, t: 2.5, None)
     with pytest.raises(UserError, match="unknown objective 'accurracy'. Did you mean 'accuracy'"):
-        Objective("accurracy", None)
+        Score("accurracy", None)

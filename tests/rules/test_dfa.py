@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bpfree import Noise, UserError
-from bpfree.feedback import FEEDBACKS, random_like
+from bpfree.local.feedback import FEEDBACKS, random_like
 from bpfree.nets import NETS
 from bpfree.rules import DFA, DRTP, Backprop
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, zero_grad

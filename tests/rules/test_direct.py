@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from bpfree import Noise
-from bpfree.feedback import FEEDBACKS, random_like, random_magnitudes
+from bpfree.local.feedback import FEEDBACKS, random_like, random_magnitudes
 from bpfree.nets import NETS
 from bpfree.rules import DFA, DRTP, Local, Shallow
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, same, zero_grad

@@ -6,8 +6,8 @@ from torch import nn
 
 import bpfree
 from bpfree import Noise, Trainer, UserError
-from bpfree.config import parse
 from bpfree.rules import ES, PGPE, RULES, SNES, SPSA, Backprop, Eggroll, ForwardGradient
+from bpfree.runs.config import parse
 from tests.helpers import TASK, bound, zero_grad
 
 
@@ -209,7 +209,7 @@ def test_the_choice_of_auto_is_told_and_kept(tmp_path):
     net = {"name": "mlp", "hidden": [16]}
     run = bpfree.fit(net, "digits", "eggroll", epochs=1, out=tmp_path)
     assert run.result["evaluator"] in ("loop", "lowrank", "vmap")
-    assert bpfree.load(tmp_path).trainer.rule.notes() == {"evaluator": run.result["evaluator"]}
+    assert bpfree.load(tmp_path).trainer.rule.metadata() == {"evaluator": run.result["evaluator"]}
 
 
 def test_a_rule_that_goes_on_to_another_net_chooses_anew(batch):
@@ -219,7 +219,7 @@ def test_a_rule_that_goes_on_to_another_net_chooses_anew(batch):
     normed = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10)).to(batch.x)
     step = step_of(rule, normed, batch)
     torch.testing.assert_close(step, step_of(Eggroll(population=64, evaluator="loop"), normed, batch))
-    assert rule.notes()["evaluator"] in ("loop", "vmap")
+    assert rule.metadata()["evaluator"] in ("loop", "vmap")
 
 
 @pytest.mark.parametrize(

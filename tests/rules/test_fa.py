@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bpfree import Noise, UserError
-from bpfree.feedback import FEEDBACKS
+from bpfree.local.feedback import FEEDBACKS
 from bpfree.nets import NETS
 from bpfree.rules import BRSF, FA, FRSF, USF, Backprop
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, same, zero_grad

@@ -77,12 +77,12 @@ def test_accuracy_while_training_is_without_the_label(name, batch):
 def test_controls_stand_beside_the_prediction(name, batch):
     net, rule = pair(name, batch)
     net.eval()
-    found = rule.controls(net, batch.x)
+    found = rule.extra_outputs(net, batch.x)
     assert set(found) == {"one_step" if rule.timed else "block1", "stochastic"}
     assert all(scores.shape == (32, 10) for scores in found.values())
     rule.inference = "stochastic"
     assert torch.equal(found["stochastic"], rule.predict(net, batch.x))
-    assert "deterministic" in rule.controls(net, batch.x)
+    assert "deterministic" in rule.extra_outputs(net, batch.x)
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from bpfree import Noise, Trainer, UserError
-from bpfree.freezing import freeze
 from bpfree.nets import NETS
 from bpfree.population import Loop, Softmax
 from bpfree.rules import Backprop, Eggroll, Recombine
+from bpfree.training.freeze import freeze
 from bpfree.types import Batch
 from tests.helpers import TASK, bound, zero_grad
 from tests.rules.test_es import tiny_net

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from bpfree._version import __version__
-from bpfree.allocator import keep_freed_memory
 from bpfree.cli.certify import certify
 from bpfree.cli.compare import compare_rules
 from bpfree.cli.data import data
@@ -17,6 +16,7 @@ from bpfree.cli.report import board, report
 from bpfree.cli.training import train
 from bpfree.cli.tune import tune
 from bpfree.cli.using import evaluate, plots, predict
+from bpfree.training.allocator import keep_freed_memory
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,

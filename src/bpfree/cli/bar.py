@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bpfree.lab.jobs import Job
+from bpfree.lab.jobs.jobs import Job
 
 
 class RunsBar:
@@ -27,7 +27,7 @@ class RunsBar:
         return self
 
     def __call__(self, running: Sequence[Job], done: int, total: int) -> None:
-        """As `bpfree.lab.jobs.run_jobs` tells it."""
+        """As `bpfree.lab.jobs.jobs.run_jobs` tells it."""
         self.bar.update(self.task, completed=done, total=total, description=", ".join(job.name for job in running))
 
     def __exit__(self, *_: object) -> None:

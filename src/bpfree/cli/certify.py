@@ -11,16 +11,17 @@ import torch
 import typer
 from rich.console import Console
 
-from bpfree import api, folder
-from bpfree.atomic import make_folder, refuse_to_replace, write_text
+from bpfree import api
 from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
-from bpfree.config import load_config
 from bpfree.data import Preprocess, Split
+from bpfree.disk.atomic import make_folder, refuse_to_replace, write_text
+from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
-from bpfree.paths import user_path
-from bpfree.run import Run, assemble
+from bpfree.runs import folder
+from bpfree.runs.config import load_config
+from bpfree.runs.run import Run, assemble
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"
 _SAMPLES = 32

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bpfree.cli.shell import DataDir, told_in_one_line
-from bpfree.config import apply_override, parse
 from bpfree.data import FACTS, data_directory
 from bpfree.data.checks import check, here
 from bpfree.errors import unknown
+from bpfree.runs.config import apply_override, parse
 
 data = typer.Typer(help="List, download and check data sets.", no_args_is_help=True)
 

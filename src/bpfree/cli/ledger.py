@@ -8,7 +8,7 @@ import typer
 from bpfree.cli.bar import RunsBar
 from bpfree.cli.shell import DataDir, told_in_one_line
 from bpfree.lab.ledger import Update, update
-from bpfree.lab.ledger.standing import Verdict
+from bpfree.lab.ledger.status import Verdict
 
 _GO_ON = ". What was trained is kept; go on with the same command"
 

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bpfree.cli.shell import told_in_one_line
-from bpfree.config import shipped
 from bpfree.data import DATASETS
 from bpfree.errors import check_choice
 from bpfree.nets import NETS
 from bpfree.rule import Rule
 from bpfree.rules import RULES
+from bpfree.runs.config import shipped
 from bpfree.tasks import TASKS
 from bpfree.trackers import TRACKERS
 from bpfree.types import ALL_TASKS

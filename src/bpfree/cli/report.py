@@ -25,7 +25,7 @@ def report(
     trust: Trust = False,
 ) -> None:
     """Write what came of runs as one HTML file, and their pictures as PNGs; prints its path."""
-    from bpfree.lab.report import report as write_report  # with matplotlib, which takes a while to import
+    from bpfree.lab.report.report import report as write_report  # with matplotlib, which takes a while to import
 
     with told_in_one_line():
         typer.echo(write_report(list(runs), out, data_dir=data_dir, trust=trust))

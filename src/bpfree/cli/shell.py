@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from bpfree.data.dataset import Split
+from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
-from bpfree.paths import user_path
-from bpfree.run import Run
+from bpfree.runs.run import Run
 
 
 def path_of(argument: str) -> Callable[[str], Path]:

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from bpfree import api, checkpoint
+from bpfree import api
 from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
-from bpfree.config import load_config
 from bpfree.errors import DivergedError, UserError
-from bpfree.evaluation import BY_CLASS
-from bpfree.folder import LAST, RESULT
-from bpfree.run import Run
-from bpfree.run import train as train_run
+from bpfree.runs import checkpoint
+from bpfree.runs.config import load_config
+from bpfree.runs.folder import LAST, RESULT
+from bpfree.runs.run import Run
+from bpfree.runs.run import train as train_run
+from bpfree.tasks.class_metrics import BY_CLASS
 
 
 def train(

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from bpfree import api
 from bpfree.cli.shell import DataDir, RunArgument, Trust, named_test_split, told_in_one_line
-from bpfree.config import DataConfig
 from bpfree.data import DATASETS
 from bpfree.data.dataset import Preprocess
-from bpfree.data.images import bits_of, decode
-from bpfree.data.table import read_features
+from bpfree.data.files.images import bits_of, decode
+from bpfree.data.sets.table import read_features
 from bpfree.data.tensors import in_shape, to_tensor
+from bpfree.disk.paths import check_regular, open_regular
 from bpfree.errors import UserError
-from bpfree.paths import check_regular, open_regular
-from bpfree.run import Run
+from bpfree.runs.config import DataConfig
+from bpfree.runs.run import Run
 from bpfree.tasks import Classify, Multilabel, Segment
 
 

@@ -2,23 +2,23 @@
 
 from collections.abc import Callable
 
-from bpfree.data.array_files import arrays as array_files  # a submodule has that name
 from bpfree.data.arrays import from_python
 from bpfree.data.augment import Augment
 from bpfree.data.batches import Batches
-from bpfree.data.cifar import cifar10, cifar100
 from bpfree.data.dataset import Dataset, Preprocess, Split
-from bpfree.data.diabetes import diabetes
-from bpfree.data.digits import digits
-from bpfree.data.download import data_directory
-from bpfree.data.facts import FACTS, Facts
-from bpfree.data.folder import folder
-from bpfree.data.lorenz import lorenz
-from bpfree.data.mnist import emnist, fashion_mnist, kmnist, mnist
-from bpfree.data.photographs import caltech256, eurosat
-from bpfree.data.stl10 import stl10
-from bpfree.data.svhn import svhn
-from bpfree.data.table import table
+from bpfree.data.files.download import data_directory
+from bpfree.data.sets.array_files import arrays as array_files  # a submodule has that name
+from bpfree.data.sets.cifar import cifar10, cifar100
+from bpfree.data.sets.diabetes import diabetes
+from bpfree.data.sets.digits import digits
+from bpfree.data.sets.facts import FACTS, Facts
+from bpfree.data.sets.image_folder import folder
+from bpfree.data.sets.lorenz import lorenz
+from bpfree.data.sets.mnist import emnist, fashion_mnist, kmnist, mnist
+from bpfree.data.sets.photographs import caltech256, eurosat
+from bpfree.data.sets.stl10 import stl10
+from bpfree.data.sets.svhn import svhn
+from bpfree.data.sets.table import table
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bpfree.data.augment import Augment
 from bpfree.data.dataset import Preprocess, Split
-from bpfree.data.rows import Rows
+from bpfree.data.files.rows import Rows
 from bpfree.errors import UserError
 from bpfree.inputs import apply, one_tensor, tensors_of
 from bpfree.noise import Noise

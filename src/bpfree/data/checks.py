@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpfree.data import DATASETS, FACTS
-from bpfree.data.download import Source, is_here, lying, offline
-from bpfree.data.hashes import is_known
+from bpfree.data.files.download import Source, is_here, lying, offline
+from bpfree.data.files.hashes import is_known
 from bpfree.errors import UserError
 
 

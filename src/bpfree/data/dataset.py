@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bpfree.data.columns import Column, are_numbers, width
+from bpfree.data.files.rows import chunks
 from bpfree.data.labels import Answers, check_labels, class_counts
-from bpfree.data.rows import chunks
 from bpfree.data.split import Split as Split
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply, count, one_tensor, shapes, tensors_of
@@ -33,7 +33,7 @@ class Dataset:
         white: the raw value of a white pixel, 255 for most images.
         validation: a split of its own, in place of one that is carved from train; None for most.
         class_names: of the C classes, for people to read; None if they are but numbers.
-        columns: of a table, what its features are; see `bpfree.data.table`. They are standardised.
+        columns: of a table, what its features are; see `bpfree.data.sets.table`. They are standardised.
         time_step: of sequences, how long a step is, in the unit in which predictions are judged; 1 to count steps.
         answers: what a label is, where there are classes; see `bpfree.data.labels`.
         ignored: the label of pixels that do not count; None if all count.

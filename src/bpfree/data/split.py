@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bpfree.data.rows import Rows
+from bpfree.data.files.rows import Rows
 from bpfree.inputs import Inputs, apply, one_tensor
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpfree.data.rows import Rows
+from bpfree.data.files.rows import Rows
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs
 

@@ -8,17 +8,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import Segment, cut, owners, stages, unchanged_buffers
 from bpfree.diffusion.embeddings import EMBEDDINGS, REBUILDING, Embedding, LabelEmbedding
 from bpfree.diffusion.net import DenoisingNet, is_denoising
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
-from bpfree.heads import PooledLinear
 from bpfree.inputs import Inputs, one_tensor
-from bpfree.layout import keep_order
-from bpfree.locality import LOCAL, Locality
+from bpfree.local.channels_last import keep_order
+from bpfree.local.cut import Segment, cut, owners, stages
+from bpfree.local.heads import PooledLinear
+from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
-from bpfree.rule import Rule
+from bpfree.rule import LOCAL, Locality, Rule
 from bpfree.spec import Spec, build, check_options, lookup, split_spec
 from bpfree.types import Batch, Epochs, Scalars, Task, kind_of
 
@@ -149,7 +149,7 @@ class DiffusionRule(Rule):
         """Scores [B, D] of points z [B, E]."""
         return self.embedding.nearest(z) if self.readout is None else self.readout(z)
 
-    def controls(self, net: nn.Module, x: Inputs) -> dict[str, Tensor]:
+    def extra_outputs(self, net: nn.Module, x: Inputs) -> dict[str, Tensor]:
         """The first block (or step) alone, and the other kind of inference."""
         stochastic = self.inference == "stochastic"
         _, first = islice(self.walk(net, one_tensor(x), stochastic=False), 2)

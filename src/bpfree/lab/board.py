@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpfree.errors import UserError
-from bpfree.lab.forks import python
+from bpfree.lab.jobs.fork_server import python
 
 _EVENTS = "events.out.tfevents.*"
 _GRACE = 5.0  # seconds that TensorBoard has to end

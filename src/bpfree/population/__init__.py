@@ -4,7 +4,6 @@ from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
 from bpfree.population.generation import Generation, Member
 from bpfree.population.lowrank import LowRankEvaluator
-from bpfree.population.objective import OBJECTIVES, Objective
 from bpfree.population.perturbation import (
     PERTURBATIONS,
     Gaussian,
@@ -13,6 +12,7 @@ from bpfree.population.perturbation import (
     Perturbation,
     Rademacher,
 )
+from bpfree.population.score import OBJECTIVES, Score
 from bpfree.population.shaping import SHAPINGS, Shaping, Softmax
 
 __all__ = [
@@ -30,9 +30,9 @@ __all__ = [
     "LowRankEvaluator",
     "MaskedGaussian",
     "Member",
-    "Objective",
     "Perturbation",
     "Rademacher",
+    "Score",
     "Shaping",
     "Softmax",
     "Vmap",

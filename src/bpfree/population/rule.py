@@ -7,17 +7,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, get_ar
 import torch
 from torch import Tensor, nn
 
-from bpfree.acceptance import refuse_wrapped
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, main_input
+from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise, drawn_since, generator_states
 from bpfree.population.behaviour import Behaviour, State, study
 from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, Judge
 from bpfree.population.generation import Generation, Member
-from bpfree.population.objective import Objective, Score
 from bpfree.population.perturbation import Perturbation
+from bpfree.population.score import Score, ScoreFunction
 from bpfree.population.shaping import Shaping
 from bpfree.population.statistics import learn_state, members, uncompiled
 from bpfree.rule import Rule
@@ -30,7 +30,7 @@ class Running(TypedDict, total=False):
     """What every BlackBoxRule takes beside its own options."""
 
     evaluator: EvaluatorName | Literal["auto"]
-    objective: str | Score
+    objective: str | ScoreFunction
     maximize: bool | None
     max_memory: float | None
 
@@ -107,7 +107,7 @@ class BlackBoxRule(Rule):
             raise UserError(
                 "maximize: found true, but the objective is the loss. Allowed: with an objective of your own"
             )
-        self.objective = None if score == "loss" else Objective(score, options["maximize"])
+        self.objective = None if score == "loss" else Score(score, options["maximize"])
         self.max_memory = options["max_memory"]
         if self.max_memory is not None:
             check_positive("max_memory", self.max_memory)
@@ -117,7 +117,7 @@ class BlackBoxRule(Rule):
 
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """Score every member on this batch, shape the scores into weights, and add the weighted noise."""
+        """ScoreFunction every member on this batch, shape the scores into weights, and add the weighted noise."""
         refuse_wrapped(net, type(self).__name__, deep=False)
         if self.objective is not None:
             self.objective.check(task)
@@ -179,6 +179,6 @@ class BlackBoxRule(Rule):
         """The rule without the net that it trained, which a copy looks at anew; for copies and pickles."""
         return vars(self) | {"_running": None}
 
-    def notes(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """The evaluator."""
         return {} if self.chosen < 0 else {"evaluator": get_args(EvaluatorName)[self.chosen]}

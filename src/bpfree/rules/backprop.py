@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_twice
 
-from bpfree.autotaps import is_block
 from bpfree.errors import check_positive
 from bpfree.grad import backward
 from bpfree.inputs import Inputs, apply, forward
+from bpfree.local.autotaps import is_block
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.types import Batch, Scalars, Task, weight_of

@@ -23,11 +23,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import Taps, channel_axis, cut
 from bpfree.errors import UserError, check_choice
-from bpfree.heads import head_shape, to_pixels
 from bpfree.inputs import Inputs, forward
-from bpfree.rule import LocalRule
+from bpfree.local.cut import Taps, channel_axis, cut
+from bpfree.local.heads import head_shape, to_pixels
+from bpfree.local.rule import LocalRule
 from bpfree.types import Batch, Task, classes_of
 
 
@@ -95,7 +95,7 @@ class CwComp(LocalRule):
         return self.task_loss(self.goodness(index, h), signal)
 
     @property
-    def reads_output(self) -> bool:
+    def predicts_with_net(self) -> bool:
         """Only with `read: net`."""
         return self.read == "net"
 

@@ -36,14 +36,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from bpfree.abilities import ANY_LABELS
-from bpfree.cut import Taps, channel_axis
 from bpfree.errors import UserError, check_choice
-from bpfree.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.grad import first_trainable
-from bpfree.layout import spread
+from bpfree.local.channels_last import spread
+from bpfree.local.cut import Taps, channel_axis
+from bpfree.local.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
+from bpfree.local.rule import LocalRule
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule
+from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
 
 Connection = Literal["dense", "channel"]
@@ -55,7 +55,7 @@ class DirectFeedback(LocalRule):
     """What DFA and DRTP share.
 
     Args:
-        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
+        feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
@@ -135,7 +135,7 @@ class DFA(DirectFeedback):
     """Direct feedback alignment.
 
     Args:
-        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
+        feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
@@ -168,7 +168,7 @@ class DRTP(DirectFeedback):
     """Direct random target projection: the label takes the place of the error, so no layer waits for the output.
 
     Args:
-        feedback: how B_l is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned".
+        feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
         signal_scale: multiplies the hidden signal.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of

@@ -26,7 +26,7 @@ A weight of exactly 0 counts as positive (copysign: one pass over memory instead
 Where we differ from public code: B is a buffer, so a net has no extra parameters; layers are neither replaced nor
 wrapped. A forward hook detaches a layer's input and delivers g B to it instead of g W. Where a parameter is used
 without the forward of a Linear or a convolution, what autograd keeps of it for the error is replaced
-(`bpfree.transport`).
+(`bpfree.local.transport`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,10 +38,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bpfree.acceptance import eager
-from bpfree.cut import reached_parameters
 from bpfree.errors import UserError, check_choice
-from bpfree.feedback import (
+from bpfree.grad import backward, detach_input, unfused, used_weight, weight_of
+from bpfree.inputs import forward
+from bpfree.local.cut import reached_parameters
+from bpfree.local.feedback import (
     ALIGNED,
     FEEDBACKS,
     AlignedFeedback,
@@ -50,14 +51,12 @@ from bpfree.feedback import (
     random_like,
     random_magnitudes,
 )
-from bpfree.grad import backward, detach_input, unfused, used_weight, weight_of
-from bpfree.inputs import forward
-from bpfree.locality import Locality
+from bpfree.local.transport import send_through
+from bpfree.local.weight_uses import Direct, direct_uses, rehearsed
+from bpfree.nets.acceptance import eager
 from bpfree.noise import Noise
-from bpfree.rule import Rule
-from bpfree.transport import send_through
+from bpfree.rule import Locality, Rule
 from bpfree.types import Batch, Scalars, Task
-from bpfree.weight_uses import Direct, direct_uses, rehearsed
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Matrix = Callable[[Tensor], tuple[Tensor, float]]
@@ -68,7 +67,7 @@ class FA(Rule):
     """Feedback alignment.
 
     Args:
-        feedback: how B is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned" with W.
+        feedback: how B is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned" with W.
     """
 
     takes_soft_labels: ClassVar[bool] = True
@@ -207,7 +206,7 @@ class FRSF(SignSymmetry):
     """Fixed random-magnitude sign-symmetry: B = |R| sign(W), R fixed.
 
     Args:
-        feedback: how R is drawn, a name in `bpfree.feedback.FEEDBACKS`, or "aligned" with W.
+        feedback: how R is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned" with W.
     """
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
@@ -220,7 +219,7 @@ class BRSF(SignSymmetry):
     """Batchwise random-magnitude sign-symmetry: B = |R| sign(W), R redrawn at every step.
 
     Args:
-        feedback: how R is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how R is drawn, a name in `bpfree.local.feedback.FEEDBACKS`.
     """
 
     def __init__(self, *, feedback: Feedback = "kaiming") -> None:

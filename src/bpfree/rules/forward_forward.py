@@ -25,15 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.abilities import LABELS_ONLY
-from bpfree.acceptance import refuse_wrapped
-from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
 from bpfree.inputs import Inputs, forward, one_tensor
-from bpfree.locality import LOCAL, Locality
+from bpfree.local.cut import Taps, cut
+from bpfree.local.rule import LocalRule
+from bpfree.nets.acceptance import refuse_wrapped
+from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule
+from bpfree.rule import LOCAL, Locality
+from bpfree.tasks.abilities import LABELS_ONLY
 from bpfree.types import Batch, Scalars, Task
 
 

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bpfree.acceptance import refuse_wrapped
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, scores_of, tensors_of
-from bpfree.locality import Locality
+from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
 from bpfree.population import PERTURBATIONS, Generation, Member
 from bpfree.population.behaviour import State
-from bpfree.rule import Rule
+from bpfree.rule import Locality, Rule
 from bpfree.types import Batch, Scalars, Task
 
 

@@ -18,12 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import Taps
 from bpfree.errors import check_choice
-from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.grad import first_trainable
-from bpfree.heads import head_shape, read_linear
-from bpfree.rule import LocalRule
+from bpfree.local.cut import Taps
+from bpfree.local.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.local.heads import head_shape, read_linear
+from bpfree.local.rule import LocalRule
 from bpfree.types import Batch, Task
 
 
@@ -31,7 +31,7 @@ class Local(LocalRule):
     """The task's loss of each segment, through a fixed random classifier or decoder.
 
     Args:
-        feedback: how C_l is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how C_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`.
         backward: "transpose" sends the error through C_l^T, "sign" through random magnitudes with the signs of C_l.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
             another net.

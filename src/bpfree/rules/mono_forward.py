@@ -21,12 +21,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import Taps, cut
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import first_trainable
-from bpfree.heads import head_shape, read_linear
 from bpfree.inputs import Inputs, forward
-from bpfree.rule import LocalRule
+from bpfree.local.cut import Taps, cut
+from bpfree.local.heads import head_shape, read_linear
+from bpfree.local.rule import LocalRule
 from bpfree.types import Batch, Task, classes_of
 
 
@@ -83,7 +83,7 @@ class MonoForward(LocalRule):
         return self.task_loss(self.goodness(index, h), signal)
 
     @property
-    def reads_output(self) -> bool:
+    def predicts_with_net(self) -> bool:
         """Only with `read: net`."""
         return self.read == "net"
 

@@ -18,7 +18,6 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from bpfree.abilities import LABELS_ONLY
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.diffusion.rule import Decode, Inference, eps_like
 from bpfree.diffusion.schedules import SCHEDULES, ScheduleName, kl
@@ -28,6 +27,7 @@ from bpfree.errors import check_choice, check_positive
 from bpfree.grad import first_trainable
 from bpfree.noise import Noise
 from bpfree.spec import Spec
+from bpfree.tasks.abilities import LABELS_ONLY
 from bpfree.types import Batch, Task
 
 

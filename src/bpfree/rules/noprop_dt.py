@@ -24,14 +24,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bpfree.abilities import LABELS_ONLY
-from bpfree.cut import unchanged_buffers
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
 from bpfree.diffusion.rule import Decode, Inference
 from bpfree.diffusion.schedules import kl
 from bpfree.errors import check_choice, check_positive
+from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.spec import Spec
+from bpfree.tasks.abilities import LABELS_ONLY
 from bpfree.types import Batch, Task, classes_of
 
 

@@ -19,11 +19,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from bpfree.abilities import LABELS_ONLY
 from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
 from bpfree.diffusion.rule import Inference, State
 from bpfree.errors import UserError, check_positive
 from bpfree.spec import Spec
+from bpfree.tasks.abilities import LABELS_ONLY
 from bpfree.types import Batch, Task
 
 LEARNED: Spec = {"name": "learned", "norm_clip": 50.0, "weight_decay": 1e-7}

@@ -28,17 +28,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bpfree.acceptance import eager
-from bpfree.cut import Taps, cut, unchanged_buffers
 from bpfree.errors import UserError, check_choice, check_positive
-from bpfree.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.grad import backward, detach_input, first_trainable, output_error, runs_again, trainable, weight_of
 from bpfree.inputs import forward
-from bpfree.locality import LOCAL, Locality
+from bpfree.local.cut import Taps, cut
+from bpfree.local.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.local.rule import LocalRule
+from bpfree.local.weight_uses import rehearsed
+from bpfree.nets.acceptance import eager
+from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
-from bpfree.rule import LocalRule
+from bpfree.rule import LOCAL, Locality
 from bpfree.types import Batch, Scalars, Task
-from bpfree.weight_uses import rehearsed
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -48,7 +49,7 @@ class Pepita(LocalRule):
     """Error-driven input modulation.
 
     Args:
-        feedback: how F is drawn, a name in `bpfree.feedback.FEEDBACKS`.
+        feedback: how F is drawn, a name in `bpfree.local.feedback.FEEDBACKS`.
         scale: multiplies F.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential. Each hidden
             segment must have one Linear or convolution, whose output has the shape of the segment's.

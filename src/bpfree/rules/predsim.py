@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.abilities import ANY_LABELS
-from bpfree.cut import Segment, Taps
 from bpfree.errors import UserError, check_positive
 from bpfree.grad import first_trainable
-from bpfree.heads import PixelLinear, Pixels, PooledLinear, head_shape
-from bpfree.layout import lies_channels_last
-from bpfree.rule import LocalRule
+from bpfree.local.channels_last import lies_channels_last
+from bpfree.local.cut import Segment, Taps
+from bpfree.local.heads import PixelLinear, Pixels, PooledLinear, head_shape
+from bpfree.local.rule import LocalRule
+from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
 
 _TINY = 1e-12  # below which the length of a sample counts as this

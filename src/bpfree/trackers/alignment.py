@@ -13,7 +13,7 @@ from bpfree.trackers.base import Measure, read
 from bpfree.types import Batch, Scalars
 
 if TYPE_CHECKING:
-    from bpfree.trainer import Trainer
+    from bpfree.training.trainer import Trainer
 
 
 class BPCosine(Measure):
@@ -38,7 +38,7 @@ class BPCosine(Measure):
             UserError: the rule predicts by something else than net(x), or gradients are freed before one can look.
         """
         self.needs_gradients(trainer)
-        if not trainer.rule.reads_output:
+        if not trainer.rule.predicts_with_net:
             raise self.refuse(
                 f"compares with backprop through net(x), but {type(trainer.rule).__name__} predicts by something else, "
                 "so there is no true gradient to compare with. Drop it, or use a rule that predicts by the net's output"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import unchanged_buffers
 from bpfree.errors import DivergedError, UserError, check_positive
+from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.types import Batch, Scalars
 
 if TYPE_CHECKING:
-    from bpfree.trainer import Trainer
+    from bpfree.training.trainer import Trainer
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: plain values."""

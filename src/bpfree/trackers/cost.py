@@ -8,7 +8,7 @@ from bpfree.trackers.base import Measure
 from bpfree.types import Batch, Scalars
 
 if TYPE_CHECKING:
-    from bpfree.trainer import Trainer
+    from bpfree.training.trainer import Trainer
 
 
 class Cost(Measure):

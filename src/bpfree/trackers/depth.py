@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.autotaps import find_segments
-from bpfree.cut import OUTPUT, cut
 from bpfree.errors import UserError, check_choice, unknown
 from bpfree.inputs import Inputs, forward
-from bpfree.rule import LocalRule
+from bpfree.local.autotaps import find_segments
+from bpfree.local.cut import OUTPUT, cut
+from bpfree.local.rule import LocalRule
 from bpfree.trackers.base import Measure
 from bpfree.types import Batch, Scalars, kind_of
 
 if TYPE_CHECKING:
-    from bpfree.trainer import Trainer
+    from bpfree.training.trainer import Trainer
 
 _GRID = 4  # to which feature maps are averaged before a probe reads them
 _RIDGE = 1e-2  # in units of the mean eigenvalue
@@ -66,7 +66,7 @@ class SegmentAccuracy(Measure):
         """
         rule, self._batches = trainer.rule, []
         is_local = isinstance(rule, LocalRule)
-        if not is_local and not rule.reads_output:
+        if not is_local and not rule.predicts_with_net:
             raise self.refuse(
                 f"reads features within net(x), but {type(rule).__name__} does not run the net so. Drop it"
             )
@@ -115,7 +115,7 @@ class SegmentAccuracy(Measure):
 
         with cut(trainer.net, self._taps, visit):
             out = forward(trainer.net, x)
-        if rule.reads_output:
+        if rule.predicts_with_net:
             found[OUTPUT] = (True, out)
         return found
 

@@ -1,6 +1,6 @@
 """A locality certificate for any rule on any net."""
 
-from bpfree.lab.certify.certificate import Certificate, Objective
+from bpfree.lab.certify.certificate import Certificate, Differentiation
 from bpfree.lab.certify.measure import certify
 
-__all__ = ["Certificate", "Objective", "certify"]
+__all__ = ["Certificate", "Differentiation", "certify"]

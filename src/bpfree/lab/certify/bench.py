@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from bpfree.divergence import explained
 from bpfree.errors import UserError
 from bpfree.lab.certify.layers import Layers
 from bpfree.lab.certify.watch import retained
 from bpfree.noise import Noise
 from bpfree.rule import Rule
+from bpfree.training.divergence import explained
 from bpfree.types import Batch, Scalars, Task
 
 Gradients = dict[str, Tensor]

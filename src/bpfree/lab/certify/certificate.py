@@ -8,14 +8,14 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from bpfree.lab.certify.held import Held
-from bpfree.locality import Locality
+from bpfree.lab.certify.activation_memory import Held
+from bpfree.rule import Locality
 
 _SHOWN = 6  # layers named in a cell of the table
 
 
 @dataclass(frozen=True)
-class Objective:
+class Differentiation:
     """Something that was differentiated in one call of `gradients`.
 
     Attributes:
@@ -71,7 +71,7 @@ class Certificate:
     breaches: list[str] = field(default_factory=list)
     depth: int = 0
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    objectives: Sequence[Objective] = ()
+    objectives: Sequence[Differentiation] = ()
     chain: int = 0
     depends: Mapping[str, Sequence[str]] = field(default_factory=dict)
     waits: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bpfree.cut import owners
-from bpfree.rule import LocalRule, Rule
+from bpfree.local.cut import owners
+from bpfree.local.rule import LocalRule
+from bpfree.rule import Rule
 from bpfree.types import Batch
 
 RULE = "rule."

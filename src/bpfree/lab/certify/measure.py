@@ -9,21 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from bpfree.cut import unchanged_buffers
 from bpfree.errors import LeakError, UserError
 from bpfree.grad import first_trainable
 from bpfree.inputs import forward, tensors_of
+from bpfree.lab.certify.activation_memory import Held, Meter
 from bpfree.lab.certify.bench import Bench, Gradients, State, by_layer
-from bpfree.lab.certify.breaches import find_breaches, measured_locality
-from bpfree.lab.certify.certificate import Certificate, Objective
-from bpfree.lab.certify.held import Held, Meter
+from bpfree.lab.certify.certificate import Certificate, Differentiation
 from bpfree.lab.certify.layers import Layers, all_trainable, find_parts, is_rules, layers_of, samples_to_tell_apart
+from bpfree.lab.certify.violations import find_breaches, measured_locality
 from bpfree.lab.certify.walk import Reach, Walk
 from bpfree.lab.certify.watch import Objectives, Pins
+from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.spec import Spec
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
 
 _MOST = 32  # samples to bind with
@@ -167,7 +167,7 @@ class _Map(NamedTuple):
         return _Map(before, walk.longest)
 
 
-def _objectives(bench: Bench, plain: Gradients, home: Mapping[str, str], map_: _Map) -> Iterator[Objective]:
+def _objectives(bench: Bench, plain: Gradients, home: Mapping[str, str], map_: _Map) -> Iterator[Differentiation]:
     """Each with what it reaches by the graph and what it moves by perturbation."""
     seen = Objectives(bench.layers, len(bench.batch.y))
     bench.run(seen.watching())
@@ -184,12 +184,14 @@ def _objectives(bench: Bench, plain: Gradients, home: Mapping[str, str], map_: _
         yield _objective(name, kind, reach, moved, plain, bench.layers)
 
 
-def _objective(name: str, kind: str, reach: Reach, moved: set[str], plain: Gradients, layers: Layers) -> Objective:
+def _objective(
+    name: str, kind: str, reach: Reach, moved: set[str], plain: Gradients, layers: Layers
+) -> Differentiation:
     order = [*layers.net, *layers.rule]
     unmoved = (reach.ends & plain.keys()) - moved
     unreached = set() if reach.signal else moved - reach.ends
     copies = sorted(layer for layer in reach.through if layer not in layers.net)
-    return Objective(
+    return Differentiation(
         name,
         kind,
         through=(*(layer for layer in order if layer in reach.through), *copies),

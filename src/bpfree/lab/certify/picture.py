@@ -9,8 +9,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bpfree.lab.certify.certificate import Certificate, Objective
-from bpfree.lab.plots import BLUE, GREY, ORANGE, label, write_figure
+from bpfree.lab.certify.certificate import Certificate, Differentiation
+from bpfree.pictures.plots import BLUE, GREY, ORANGE, label, write_figure
 
 _NAMED = 40  # rows and columns, beyond which only every so many is named
 GREEN = "#009E73"  # told apart from the others by every eye (Okabe & Ito)
@@ -49,7 +49,7 @@ def plot_dependencies(certificate: Certificate, path: Path) -> Path:
 
 
 def _objectives(certificate: Certificate) -> list[list[int]]:
-    def kind(o: Objective, layer: str) -> int:
+    def kind(o: Differentiation, layer: str) -> int:
         return 1 if layer in o.through or layer in o.reaches else 2 if layer in o.moves else 0
 
     return [[kind(o, layer) for layer in certificate.layers] for o in certificate.objectives]

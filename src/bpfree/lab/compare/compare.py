@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from bpfree._version import __version__
-from bpfree.atomic import write_text
+from bpfree.disk.atomic import write_text
 from bpfree.errors import UserError, check_positive
-from bpfree.folder import place
 from bpfree.lab.compare.measure import (
     Row,
     compare_samples,
@@ -28,8 +27,9 @@ from bpfree.lab.compare.measure import (
 )
 from bpfree.lab.compare.page import write_comparison
 from bpfree.lab.compare.plan import BASELINE, Entry, Group, plan
-from bpfree.lab.jobs import Job, Told, run_jobs
-from bpfree.lab.machine import cores, jobs_at_once, processor
+from bpfree.lab.jobs.jobs import Job, Told, run_jobs
+from bpfree.lab.jobs.machine import cores, jobs_at_once, processor
+from bpfree.runs.folder import place
 
 RECORD, PAGE, RUNS = "compare.json", "report.html", "runs"
 
@@ -79,7 +79,7 @@ def compare(
         target: seconds are told until the validation metric has come so far; default: 95 % of backprop's best.
         overrides: `section.key=value`, of every config.
         command: that leads here, for the report.
-        told: of the progress; see `bpfree.lab.jobs`.
+        told: of the progress; see `bpfree.lab.jobs.jobs`.
 
     Raises:
         UserError: an unknown name, an object in place of a name, or a folder with another comparison's runs.

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from bpfree import folder
-from bpfree.config import Config
 from bpfree.data.dataset import Split
 from bpfree.errors import UserError
 from bpfree.lab.compare.plan import BASELINE, Entry
-from bpfree.lab.jobs import Job
-from bpfree.lab.records import read_run
-from bpfree.loading import load
+from bpfree.lab.jobs.jobs import Job
+from bpfree.lab.report.records import read_run
+from bpfree.runs import folder
+from bpfree.runs.config import Config
+from bpfree.runs.load import load
 
 Row = dict[str, Any]
 """An entry of compare.json."""

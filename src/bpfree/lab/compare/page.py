@@ -14,8 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from bpfree.lab.compare.measure import Row
-from bpfree.lab.html import Cell, Column, Section, code, details, facts, page, paragraph, picture, table, write_page
-from bpfree.lab.plots import label
+from bpfree.lab.report.html import (
+    Cell,
+    Column,
+    Section,
+    code,
+    details,
+    facts,
+    page,
+    paragraph,
+    picture,
+    table,
+    write_page,
+)
+from bpfree.pictures.plots import label
 
 MISSING = "\u2013"  # a dash
 _SURE = 0.05

@@ -5,11 +5,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from bpfree.config import Config, load_config, parse, shipped
 from bpfree.errors import UserError
 from bpfree.nets.denoiser import Backbone
 from bpfree.rule import Rule
 from bpfree.rules import RULES
+from bpfree.runs.config import Config, load_config, parse, shipped
 from bpfree.spec import lookup
 
 BASELINE = "backprop"

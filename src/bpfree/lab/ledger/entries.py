@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bpfree.config import Config, load_config, shipped
+from bpfree.disk.paths import user_path
+from bpfree.disk.plain import read_yaml
 from bpfree.errors import UserError, unknown
-from bpfree.paths import user_path
-from bpfree.plain import read_yaml
 from bpfree.rules import RULES
+from bpfree.runs.config import Config, load_config, shipped
 
 LEDGER = Path("benchmarks") / "ledger.yaml"
 

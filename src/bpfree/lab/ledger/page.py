@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from bpfree.lab.ledger.standing import Standing, Verdict
+from bpfree.lab.ledger.status import Standing, Verdict
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "Backprop and the control": ("backprop", "shallow"),

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bpfree import folder
-from bpfree.atomic import write_text
-from bpfree.config import Config, parse
+from bpfree.disk.atomic import write_text
 from bpfree.errors import UserError
+from bpfree.lab.jobs.machine import cores, processor
 from bpfree.lab.ledger.entries import Entry, explain
-from bpfree.lab.machine import cores, processor
+from bpfree.runs import folder
+from bpfree.runs.config import Config, parse
 
 RESULTS = Path("benchmarks") / "results"
 _VERSIONS = ("bpfree", "torch", "numpy", "python")

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfree.atomic import write_text
+from bpfree.disk.atomic import write_text
 from bpfree.errors import check_positive
-from bpfree.lab.jobs import Job, Told, run_jobs
+from bpfree.lab.jobs.jobs import Job, Told, run_jobs
+from bpfree.lab.jobs.machine import jobs_at_once
 from bpfree.lab.ledger.entries import LEDGER, Entry, choose, read_entries
 from bpfree.lab.ledger.page import render
 from bpfree.lab.ledger.results import RESULTS, measure, write_results
-from bpfree.lab.ledger.standing import Standing, stand
-from bpfree.lab.machine import jobs_at_once
+from bpfree.lab.ledger.status import Standing, stand
 
 PAGE = Path("docs") / "ledger.md"
 RUNS = Path("runs") / "ledger"
@@ -47,7 +47,7 @@ def update(
         names: of the entries to run; None for all.
         data_dir: where data sets are.
         jobs: processes at a time, of one thread each; default: as many as there are cores, or one with a GPU.
-        told: of the progress; see `bpfree.lab.jobs`.
+        told: of the progress; see `bpfree.lab.jobs.jobs`.
 
     Raises:
         UserError: there is no ledger, it does not hold, or there is no such entry.

@@ -12,8 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bpfree.lab.plots import BLUE, ORANGE, label, write_figure
-from bpfree.lab.tune.space import Choice, Log, Marker
+from bpfree.pictures.plots import BLUE, ORANGE, label, write_figure
+from bpfree.runs.markers import Choice, Log, Marker
 
 _ABSENT = object()  # in place of the value of a parameter that a trial has not
 _BELOW = -0.12  # where it goes by

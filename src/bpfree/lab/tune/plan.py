@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bpfree.config import Config, apply_override, load_values, parse, plain_values
+from bpfree.disk.paths import user_path
 from bpfree.errors import DivergedError, UserError
-from bpfree.evaluation import BY_CLASS
-from bpfree.folder import place as folder_of
-from bpfree.lab.tune.space import Choose, Marker, at_random, find_markers, grid, is_marker, resolve, validated
-from bpfree.paths import user_path
-from bpfree.state import FALLING
+from bpfree.runs.config import Config, apply_override, load_values, parse, plain_values
+from bpfree.runs.folder import place as folder_of
+from bpfree.runs.markers import Choose, Marker, at_random, find_markers, grid, is_marker, resolve, validated
+from bpfree.tasks.class_metrics import BY_CLASS
 from bpfree.trackers import Record
+from bpfree.training.progress import FALLING
 
 TRIALS = 30
 _DRAWS = 100  # of the space, to see whether anything in it can be a config
@@ -66,7 +66,7 @@ class TuneConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Objective:
+class Metric:
     """What a trial is judged by: a metric of one split, after the epoch whose weights are the result."""
 
     split: str
@@ -118,7 +118,7 @@ class Plan(BaseModel):
     data_dir: str | None = None
 
     @cached_property
-    def objective(self) -> Objective:
+    def objective(self) -> Metric:
         """What trials are judged by."""
         return _objective(self.values, self.settings)
 
@@ -223,7 +223,7 @@ def _default_folder(values: Mapping[str, Any]) -> Path:
     return Path("runs") / "-".join(["tune", *names])
 
 
-def _objective(values: Mapping[str, Any], settings: TuneConfig) -> Objective:
+def _objective(values: Mapping[str, Any], settings: TuneConfig) -> Metric:
     metric = settings.metric
     if metric is None:
         task = values.get("task") or "classify"
@@ -237,7 +237,7 @@ def _objective(values: Mapping[str, Any], settings: TuneConfig) -> Objective:
     elif not found or not name:
         raise UserError(f"tune.metric: found '{metric}', allowed: such as validation/accuracy, validation/loss")
     falls = name.startswith("loss") or name in FALLING
-    return Objective(split, name, settings.direction or ("minimize" if falls else "maximize"))
+    return Metric(split, name, settings.direction or ("minimize" if falls else "maximize"))
 
 
 def _refuse_what_cannot_work(plan: Plan) -> None:
@@ -255,7 +255,7 @@ def _refuse_what_cannot_work(plan: Plan) -> None:
     assert plan.trials  # a grid that is infinite says so
 
 
-def check(config: Config, objective: Objective) -> None:
+def check(config: Config, objective: Metric) -> None:
     """Raise UserError if a trial of this config could have no value."""
     known = [f"validation/{name}" for name in _METRICS[config.task["name"]]]
     if objective.split == "validation" and str(objective) not in known:

@@ -9,14 +9,14 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bpfree.atomic import write_text
-from bpfree.config import Config
+from bpfree.disk.atomic import write_text
 from bpfree.errors import UserError
 from bpfree.lab.tune.pictures import plot_importance, plot_parallel
 from bpfree.lab.tune.plan import Plan
-from bpfree.lab.tune.space import Choice, Marker
 from bpfree.lab.tune.store import KIND, REASON, SURPLUS
 from bpfree.lab.tune.worker import RETRIES
+from bpfree.runs.config import Config
+from bpfree.runs.markers import Choice, Marker
 
 BEST, STUDY, IMPORTANCE, PARALLEL = "best.yaml", "study.json", "importance.png", "parallel.png"
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

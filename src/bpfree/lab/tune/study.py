@@ -11,18 +11,18 @@ from pathlib import Path
 import optuna
 import yaml
 
-from bpfree import folder
-from bpfree.atomic import write_text
-from bpfree.config import DataConfig
 from bpfree.data import DATASETS
+from bpfree.disk.atomic import write_text
 from bpfree.errors import UserError, check_positive
-from bpfree.lab.forks import python
+from bpfree.lab.jobs.fork_server import python
 from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.results import Tuned, conclude
-from bpfree.lab.tune.space import find_markers, is_marker
 from bpfree.lab.tune.store import open_study
 from bpfree.lab.tune.trial import without_test
 from bpfree.lab.tune.worker import Told, tell, work
+from bpfree.runs import folder
+from bpfree.runs.config import DataConfig
+from bpfree.runs.markers import find_markers, is_marker
 
 TEMPLATE = "tune.yaml"  # what is searched, as it was given
 _LOOK_EVERY = 0.5  # seconds

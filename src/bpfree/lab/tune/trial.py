@@ -11,18 +11,18 @@ from typing import Any
 import optuna
 import torch
 
-from bpfree import folder
-from bpfree.atomic import make_folder, write_text
-from bpfree.config import Config, DataConfig
 from bpfree.data import Dataset
+from bpfree.disk.atomic import make_folder, write_text
 from bpfree.errors import DivergedError, UserError
-from bpfree.lab.tune.plan import Objective, Plan, check
-from bpfree.lab.tune.space import Choice, Choose, Integer, Linear, Marker
+from bpfree.lab.tune.plan import Metric, Plan, check
 from bpfree.lab.tune.store import KIND, REASON, REFUSED
-from bpfree.progress import hidden
-from bpfree.run import train
+from bpfree.runs import folder
+from bpfree.runs.config import Config, DataConfig
+from bpfree.runs.markers import Choice, Choose, Integer, Linear, Marker
+from bpfree.runs.progress_bar import hidden
+from bpfree.runs.run import train
 from bpfree.trackers import Record, Tracker
-from bpfree.trainer import Trainer
+from bpfree.training.trainer import Trainer
 
 _NOT_READ = set(DataConfig.model_fields) - {"name", "dir"}  # what is done to the data once they are read
 TRIALS = "trials"  # the folder of the trials that ran on this machine
@@ -112,7 +112,7 @@ def _pruning(trial: optuna.Trial) -> Report:
 class _Watch(Tracker):
     """Writes down the epochs of a trial and reports each."""
 
-    def __init__(self, place: Path, objective: Objective, report: Report) -> None:
+    def __init__(self, place: Path, objective: Metric, report: Report) -> None:
         self.place = place
         self.objective = objective
         self.report = report

@@ -18,12 +18,12 @@ import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from bpfree.allocator import keep_freed_memory
 from bpfree.errors import UserError
-from bpfree.interrupt import interrupt_at_the_end
 from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.store import KIND, REASON, SURPLUS, open_study
 from bpfree.lab.tune.trial import run_trial
+from bpfree.training.allocator import keep_freed_memory
+from bpfree.training.interrupt import interrupt_at_the_end
 
 Trials = Sequence[FrozenTrial]
 Told = Callable[[int, float | None], None]

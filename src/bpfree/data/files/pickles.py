@@ -1,0 +1,122 @@
+"""Python pickles from archives, read by a loader that cannot execute code.
+
+A pickle is a program that may call anything. Here it may call three things, and gets a stand-in for each: a numpy array
+and its dtype, of bytes alone, and the encoding of text, in one way. Before that, every instruction is looked at: an
+unknown one, and one that asks for memory that the file does not account for, is an error.
+"""
+
+import io
+import pickle
+import pickletools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfree.disk.paths import open_regular
+from bpfree.errors import UserError
+
+_LARGEST = 256 << 20
+_INSTRUCTIONS = """
+    PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 STRING BINSTRING
+    SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST LIST
+    APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT
+    MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
+"""
+_KNOWN = frozenset(_INSTRUCTIONS.split())
+# What the C loader and damaged files raise; it names no common base.
+_BROKEN = (
+    *(pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, MemoryError),
+    OverflowError,
+)
+
+
+def read_pickle(path: Path) -> Any:
+    """Dicts, lists, text, numbers and numpy arrays of bytes from a pickle; text keys and values of Python 2 are bytes.
+
+    Raises:
+        UserError: it is damaged, or does anything beyond building those.
+    """
+    with open_regular(path) as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise UserError(f"{path}: found {path.stat().st_size:,} bytes, allowed: at most {_LARGEST:,} for a pickle")
+    try:
+        _look(content)
+        return _plain(_Loader(io.BytesIO(content), encoding="bytes").load())
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path}: no pickle that is read here ({reason}), allowed: dicts, lists, text, numbers and arrays of bytes "
+            "alone, since others may execute code. Delete it and fetch it again"
+        ) from error
+
+
+def _look(content: bytes) -> None:
+    for instruction, argument, _ in pickletools.genops(content):
+        if instruction.name not in _KNOWN:
+            raise pickle.UnpicklingError(f"it has the instruction {instruction.name}")
+        if instruction.name.endswith("PUT") and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError("it asks for far more memory than it needs")
+
+
+class _Dtype:
+    """Stands in for numpy.dtype."""
+
+    def __init__(self, name: str | bytes, *_: object) -> None:
+        if name not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"it has an array of {name!r}")
+
+    def __setstate__(self, state: object) -> None:
+        """The byte order of bytes says nothing."""
+
+
+class _Array:
+    """Stands in for a numpy array that is being rebuilt."""
+
+    values: npt.NDArray[np.uint8] | None = None
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, column_major, content = state
+        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("it has an array that is not of bytes")
+        flat = np.frombuffer(content, np.uint8)
+        self.values = flat.reshape(shape, order="F" if column_major else "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands in for _codecs.encode, by which Python 3 writes bytes for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it has bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Loader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Arrays in place of what stands for them, at the first level, where the files have theirs."""
+    if not isinstance(value, dict):
+        raise pickle.UnpicklingError(f"it holds {type(value).__name__}, not a dict")
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else key: inner.values if isinstance(inner, _Array) else inner
+        for key, inner in value.items()
+    }

@@ -1,0 +1,235 @@
+"""Arrays of one's own in numpy's files; large ones of .npy are read from where they lie. Nothing is unpickled."""
+
+import math
+import zlib
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpfree.data.classes import with_test
+from bpfree.data.dataset import Dataset, Split, refuse_not_finite
+from bpfree.data.files.limits import COPIES, fits
+from bpfree.data.files.rows import RowFile, Rows
+from bpfree.data.tensors import channels_first, has_channels_last, to_tensor
+from bpfree.disk.paths import check_regular, open_regular, user_path
+from bpfree.errors import UserError
+
+Array = np.ndarray[Any, Any]
+
+_NAMES = {
+    "train": (("x", "y"), ("x_train", "y_train")),
+    "validation": (("x_val", "y_val"), ("x_valid", "y_valid"), ("x_validation", "y_validation")),
+    "test": (("x_test", "y_test"),),
+}
+_LARGEST_LABEL = 2.0**53  # of floating labels, below which every integer is exact
+_MAGIC = b"\x93NUMPY"
+_IN_FILES = ("uint8", "float16", "float32", "float64", "int16", "int32", "int64")
+# What numpy raises for files that are damaged; it names no common base.
+_BROKEN = (
+    *(OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError),
+    *(BadZipFile, zlib.error, TokenError),
+)
+
+
+def arrays(
+    data_dir: Path,
+    *,
+    path: Path,
+    labels: Path | None = None,
+    test: float | None = None,
+    values: bool = False,
+    memory_limit: float | None = None,
+) -> Dataset:
+    """Arrays of your own: at data.path an .npz of x and y, a folder of x.npy and y.npy, or an .npy beside data.labels.
+
+    x_val, y_val and x_test, y_test are further splits. Labels are integers or words, with gaps if you like. Bytes are
+    images [N, H, W], [N, C, H, W] or [N, H, W, C], and will be normalised; other samples pass as they are.
+
+    Args:
+        data_dir: not used.
+        path: the file or folder. Relative ones count from the current folder, and configs of runs keep it absolute.
+        labels: an .npy of labels, if `path` is one of samples.
+        test: share that is held out by a fixed key; default: 0.2, and none if there are further splits.
+        values: labels are numbers [N, ...] to be predicted (tasks regress and sequence), not classes.
+        memory_limit: MiB that samples may take; .npy files that would take more are read by batches from where they
+            are. Default: a quarter of the memory.
+
+    Raises:
+        UserError: no such file, or one that is damaged, lacks an array, or holds what cannot be learned from.
+    """
+    labels = None if labels is None else user_path(labels, "data.labels")
+    known, read = _open(user_path(path, "data.path"), labels, memory_limit)
+    names: Array | None = None
+    splits: dict[str, Split] = {}
+    for split, (of_x, of_y) in _pairs(known, path).items():
+        x, found, where = _samples(read(of_x), f"{path}, {of_x}"), read(of_y), f"{path}, {of_y}"
+        if not found.ndim:
+            raise UserError(f"{where}: found a single value, allowed: labels [N], one for each sample")
+        if len(x) != len(found):
+            raise UserError(f"{path}: found {len(x)} samples and {len(found)} labels, allowed: one for each sample")
+        if values:
+            numbers = to_tensor(found, where).float()
+            refuse_not_finite(numbers, where)
+            splits[split] = Split(x, numbers)
+        else:
+            found = _labels(found, where)
+            names = np.unique(found) if names is None else names
+            splits[split] = Split(x, _numbers(found, names, where))
+    if names is not None and len(names) < 2:
+        raise UserError(f"{path}: found labels of {len(names)} classes, allowed: of two or more")
+    words = None if names is None or np.array_equal(names, np.arange(len(names))) else tuple(map(str, names.tolist()))
+    splits = with_test(splits, test)
+    train, others = splits["train"], splits.get("validation")
+    classes = 0 if names is None else len(names)
+    return Dataset("arrays", train, splits.get("test"), classes, validation=others, class_names=words)
+
+
+def _open(path: Path, labels: Path | None, memory_limit: float | None) -> tuple[list[str], Callable[[str], Any]]:
+    """Names of arrays, and what reads one of them."""
+    if labels is not None and path.suffix != ".npy":
+        raise UserError(f"data.labels: found {labels}, but data.path is {path}, allowed: with one .npy of samples")
+    if path.is_dir() or labels is not None:
+        files = {"x": path, "y": labels} if labels else {file.stem: file for file in sorted(path.glob("*.npy"))}
+        return list(files), lambda name: _read_npy(files[name], memory_limit if name.startswith("x") else math.inf)
+    if path.suffix != ".npz":
+        raise UserError(
+            f"data.path: found {path}{'' if path.exists() else ', which is not there'}, allowed: an .npz, a folder of "
+            ".npy files, or an .npy with data.labels"
+        )
+    return _npz_names(path, memory_limit), partial(_read_npz, path)
+
+
+def _pairs(known: Collection[str], path: Path) -> dict[str, tuple[str, str]]:
+    """Names of samples and labels for each split that is there."""
+    found = {
+        split: pair for split, pairs in _NAMES.items() if (pair := next((p for p in pairs if {*p} <= {*known}), None))
+    }
+    if "train" not in found:
+        raise UserError(
+            f"{path}: found {', '.join(known) or 'no arrays'}, allowed: x and y (or x_train and y_train), and beside "
+            "them x_val and y_val, x_test and y_test"
+        )
+    return found
+
+
+def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
+    try:
+        with open_regular(file) as opened:
+            if opened.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError("of another format")
+        mapped = np.lib.format.open_memmap(file, mode="r")
+    except _BROKEN as error:
+        raise _damaged(file, error) from error
+    if fits(mapped.nbytes, memory_limit):
+        return _native(np.array(mapped))
+    dtype = mapped.dtype
+    if dtype.name not in _IN_FILES or not dtype.isnative or not mapped.flags.c_contiguous or mapped.ndim < 2:
+        raise UserError(
+            f"{file}: found {dtype} [{', '.join(map(str, mapped.shape))}], more than data.memory_limit, allowed: "
+            f"{', '.join(_IN_FILES)} in C order, which can be read from where they lie. Save it so, or raise the limit"
+        )
+    shape = (1, *mapped.shape[1:]) if dtype.name == "uint8" and mapped.ndim == 3 else mapped.shape[1:]
+    return Rows(RowFile(file, mapped.offset, shape, getattr(torch, dtype.name)), torch.arange(len(mapped)))
+
+
+def _npz_names(path: Path, memory_limit: float | None) -> list[str]:
+    """Names of arrays in an .npz that fits into memory."""
+    check_regular(path)
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+    except _BROKEN as error:
+        raise _damaged(path, error) from error
+    size = sum(member.file_size for member in members)
+    if not fits(size, memory_limit):
+        raise UserError(
+            f"data.memory_limit: the arrays of {path} take {COPIES * size >> 20:,} MiB with the copy for training, "
+            "which is more. Raise it, or save them as .npy files in a folder: those are read from where they lie"
+        )
+    return [member.filename.removesuffix(".npy") for member in members]
+
+
+def _read_npz(path: Path, name: str) -> Array:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _native(archive[name])
+    except _BROKEN as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(file: Path, error: BaseException) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{file}: not an array of numbers or words that numpy can read ({reason})")
+
+
+def _native(array: Array) -> Array:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _labels(values: Array, where: str) -> Array:
+    """Integers or words, [N].
+
+    Raises:
+        UserError: of another shape or kind, fractions, or a label that is missing.
+    """
+    labels = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if labels.ndim != 1 or labels.dtype.kind not in "biufUS":
+        raise UserError(f"{where}: found {values.dtype} {list(values.shape)}, allowed: labels [N], integers or words")
+    if not len(labels):
+        raise UserError(f"{where}: found no labels, allowed: one for each sample")
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind == "U":
+        labels, missing = np.char.strip(labels), np.char.str_len(np.char.strip(labels)) == 0
+    elif labels.dtype.kind == "f":
+        missing = ~np.isfinite(labels) | (labels != np.round(labels)) | (np.abs(labels) >= _LARGEST_LABEL)
+        labels = np.where(missing, 0, labels).astype(np.int64)
+    else:
+        missing = labels > np.iinfo(np.int64).max if labels.dtype == np.uint64 else np.zeros(len(labels), bool)
+        labels = labels.astype(np.int64)
+    if missing.any():
+        raise UserError(
+            f"{where}: found {int(missing.sum())} of {len(labels)} labels that are missing, not integers or too large, "
+            f"number {int(missing.argmax())}, from 0, the first of them; allowed: integers or words, or numbers "
+            "to be predicted with data.values=true"
+        )
+    return labels
+
+
+def _numbers(labels: Array, names: Array, where: str) -> Tensor:
+    """Labels as places among the names."""
+    if labels.dtype.kind != names.dtype.kind:
+        raise UserError(f"{where}: found {labels.dtype}, allowed: labels as those of training, {names.dtype}")
+    strange = ~np.isin(labels, names)
+    if strange.any():
+        found = labels[strange.argmax()].item()
+        raise UserError(f"{where}: found the label {found!r}, allowed: those of training")
+    return torch.from_numpy(np.searchsorted(names, labels).astype(np.int64))
+
+
+def _samples(values: Array | Rows, where: str) -> Tensor:
+    """Samples [N, ...], images with channels first."""
+    x: Tensor
+    if isinstance(values, Rows):
+        x = values
+    elif values.dtype.kind in "biuf" and values.ndim:
+        x = to_tensor(values, where).clone()
+    else:
+        raise UserError(f"{where}: found {values.dtype} {list(values.shape)}, allowed: numbers [N, ...]")
+    refuse_not_finite(x, where)
+    if x.dim() == 1:
+        x = x.unsqueeze(1)
+    if x.dtype == torch.uint8 and x.dim() == 3:
+        x = x.unsqueeze(1)
+    if isinstance(x, Rows):
+        if has_channels_last(x):
+            raise UserError(f"{where}: found images {list(x.shape)}, allowed from a file: [N, C, H, W]. Save them so")
+        return x
+    return channels_first(x)

@@ -1,0 +1,76 @@
+"""EuroSAT and Caltech-256: archives with a folder of JPEG files for each class, and no official split.
+
+The test split is a fifth, chosen once for all by a fixed shuffle, so a test image is never trained on, whatever the
+seed.
+"""
+
+from pathlib import Path
+
+from bpfree.data.dataset import Dataset, Split
+from bpfree.data.files.class_folders import Images, read_published
+from bpfree.data.files.download import Source, find
+from bpfree.errors import UserError
+from bpfree.noise import Noise
+
+SMALLEST, LARGEST = 8, 512
+# Hash and first mirror are those of torchvision's source (torchvision/datasets/eurosat.py, BSD); the second mirror is
+# where the authors published it first.
+EUROSAT = Source(
+    folders=("eurosat", "EuroSAT", ""),
+    mirrors=(
+        "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/",
+        "http://madm.dfki.de/files/sentinel/",
+    ),
+    hashes={"EuroSAT.zip": "md5:c8fa014336c82ac7804f0398fcb19387"},
+)
+# Address and hash are those of the record at https://data.caltech.edu/records/nyy15-4j048.
+CALTECH256 = Source(
+    folders=("caltech256", "Caltech256", ""),
+    mirrors=("https://data.caltech.edu/records/nyy15-4j048/files/",),
+    hashes={"256_ObjectCategories.tar": "md5:67b4f42ca05d46448c6bb8ecd2220f6d"},
+)
+_CLUTTER = "257.clutter"
+
+
+def eurosat(data_dir: Path) -> Dataset:
+    """Land use seen from a satellite, 64x64 in colour (Helber et al. 2019). Found in DATA/eurosat, else downloaded."""
+    images = _read("eurosat", EUROSAT, data_dir, root="2750", size=64)
+    _check_classes("eurosat", images, 10)
+    return _divided("eurosat", images, 10)
+
+
+def caltech256(data_dir: Path, *, size: int = 64, clutter: bool = False) -> Dataset:
+    """Photographs of 256 kinds of objects (Griffin, Holub, Perona 2007). Likewise in DATA/caltech256.
+
+    Args:
+        size: height and width in pixels; a photograph is scaled until it fills them, and what is over is cut off.
+        clutter: with class 257, images of none of the objects. It is left out, since they have nothing in common.
+    """
+    if not SMALLEST <= size <= LARGEST:
+        raise UserError(f"data.size: found {size}, allowed: {SMALLEST} to {LARGEST} pixels")
+    images = _read("caltech256", CALTECH256, data_dir, root="256_ObjectCategories", size=size)
+    _check_classes("caltech256", images, 257)
+    if images.classes[-1] != _CLUTTER:
+        raise UserError(f"caltech256: found '{images.classes[-1]}' as its last class, allowed: {_CLUTTER}")
+    return _divided("caltech256", images, 257 if clutter else 256)
+
+
+def _read(name: str, source: Source, data_dir: Path, *, root: str, size: int) -> Images:
+    ((file, known_hash),) = source.hashes.items()
+    return read_published(find(name, source, file, data_dir), known_hash, root, size=(size, size))
+
+
+def _check_classes(name: str, images: Images, expected: int) -> None:
+    if len(images.classes) != expected:
+        raise UserError(f"{name}: found {len(images.classes)} folders of images, allowed: {expected}. Fetch it again")
+
+
+def _divided(name: str, images: Images, classes: int) -> Dataset:
+    """The first classes, cut in two."""
+    whole = Split(images.x, images.y)
+    index = (images.y < classes).nonzero().flatten()
+    order = Noise(0).fold(name).permutation(len(index))
+    fifth = len(index) // 5
+    test, train = index[order[:fifth].sort().values], index[order[fifth:].sort().values]
+    names = tuple(folder.lstrip("0123456789.") for folder in images.classes[:classes])  # Caltech-256 numbers its own
+    return Dataset(name, whole.take(train), whole.take(test), classes, class_names=names)

@@ -1,0 +1,297 @@
+"""Tables of one's own: CSV files with a title for each column, one of which is the label."""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from bpfree.data.classes import name_classes, number_labels, with_test
+from bpfree.data.columns import Column, encode, is_like_a_number, is_missing, number
+from bpfree.data.dataset import Dataset, Split
+from bpfree.disk.paths import open_regular, user_path
+from bpfree.errors import UserError, check_choice, unknown
+
+_SHOWN = 10  # cells in an error
+_FEW_WORDS = 10  # different ones, which nobody takes for a name of the row
+_UNTITLED = re.compile(r"(unnamed: ?\d+)?", re.IGNORECASE)  # as pandas writes and reads the titles of its row numbers
+_MOST_WORDS = 100  # different ones in a column, above which it is rather a name or a text
+
+
+def table(
+    data_dir: Path,
+    *,
+    path: Path,
+    label: str,
+    test_path: Path | None = None,
+    test: float | None = None,
+    words: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    missing: Literal["error", "drop"] = "error",
+    values: bool = False,
+    delimiter: str | None = None,
+    decimal: Literal[".", ","] = ".",
+) -> Dataset:
+    """A table of your own: a CSV file at data.path with a column data.label; samples [F], F features.
+
+    Columns of numbers are standardised by the training samples, columns of words become one feature for each word.
+
+    Args:
+        data_dir: not used.
+        path: the file, in UTF-8, its first line being titles. Relative ones count from the current folder, and configs
+            of runs keep it absolute.
+        label: title of the column that is to be predicted, as one of its values.
+        test_path: a file of test samples with the same columns.
+        test: share that is held out by a fixed key; default: 0.2, and none with `test_path`.
+        words: columns whose numbers are but names, such as postcodes.
+        ignore: columns that are left out.
+        missing: of rows that lack a value: "error", or "drop" to leave them out.
+        values: labels are numbers to be predicted (task regress), not classes.
+        delimiter: between cells; default: the one of , ; tab | that is most often in the first line.
+        decimal: what stands before the fraction of a number, "." or ",".
+
+    Raises:
+        UserError: no such file or column, cells that are missing or do not fit their column, a column without a title,
+            words that look like numbers or dates, too many different words.
+    """
+    check_choice("data.decimal", decimal, (".", ","))
+    sheets = {"train": _read(user_path(path, "data.path"), delimiter)}
+    if test_path is not None:
+        sheets["test"] = _read(user_path(test_path, "data.test_path"), delimiter)
+    titles = _titles(sheets, label, words, ignore)
+    sheets = {name: _complete(sheet, [*titles, label], missing) for name, sheet in sheets.items()}
+    train = sheets["train"]
+    columns = tuple(_column(title, train, title in words, decimal) for title in titles)
+    names = None if values else _classes(train, label, decimal)
+    splits = {
+        name: Split(encode(columns, sheet.cells, sheet.places(), decimal), _labels(sheet, label, names, decimal))
+        for name, sheet in sheets.items()
+    }
+    splits = with_test(splits, test)
+    classes = 0 if names is None else len(names)
+    return Dataset("table", splits["train"], splits.get("test"), classes, class_names=names, columns=columns)
+
+
+def _classes(train: "_Sheet", label: str, decimal: str) -> tuple[str, ...]:
+    """The different labels.
+
+    Raises:
+        UserError: one alone, numbers with fractions, one number in two spellings, or nearly as many labels as rows.
+    """
+    names = name_classes([cell.strip() for cell in train.cells[label]])
+    if len(names) < 2:
+        raise UserError(f"data.label: found one value in column '{label}', {names[0]!r}, allowed: two or more classes")
+    if fraction := _fraction(names, decimal):
+        raise UserError(
+            f"data.label: found {len(names)} different numbers in column '{label}', such as {fraction}, allowed: "
+            "classes. To predict numbers give data.values=true and task=regress"
+        )
+    if len(names) > _FEW_WORDS and 2 * len(names) > len(train.lines):
+        raise UserError(
+            f"data.label: found {len(names)} different labels in the {len(train.lines)} rows of column '{label}', such "
+            f"as {names[0]!r}, allowed: classes with several rows each. To predict numbers give data.values=true and "
+            "task=regress"
+        )
+    spellings: dict[float, str] = {}
+    for name in names:
+        value = number(name, decimal)
+        if value is not None and spellings.setdefault(value, name) != name:
+            raise UserError(
+                f"data.label: found {spellings[value]!r} and {name!r} in column '{label}', which are one number, "
+                "allowed: one spelling for each class"
+            )
+    return names
+
+
+def _fraction(names: Sequence[str], decimal: str) -> str | None:
+    """The first number that is not an integer, if all are numbers, or look like some."""
+    values = [number(name, decimal) for name in names]
+    if None not in values:
+        return next((name for name, value in zip(names, values, strict=True) if value and value % 1), None)
+    return names[0] if all(is_like_a_number(name) for name in names) else None
+
+
+def _labels(sheet: "_Sheet", label: str, names: Sequence[str] | None, decimal: str) -> Tensor:
+    """Places among the names, int64 [N], or numbers, float32 [N]."""
+    if names is None:
+        return encode([Column(label)], sheet.cells, sheet.places(), decimal)[:, 0].float()
+    return number_labels([cell.strip() for cell in sheet.cells[label]], names, str(sheet.path))
+
+
+def read_features(path: Path, columns: Sequence[Column], decimal: str = ".", delimiter: str | None = None) -> Tensor:
+    """Features [N, F] of the rows of a CSV file that has these columns; others are passed over.
+
+    Args:
+        path: of the file.
+        columns: of the features.
+        decimal: what stands before the fraction of a number, "." or ",".
+        delimiter: between cells; None to guess it.
+
+    Raises:
+        UserError: no such file or column, or cells that do not fit.
+    """
+    sheet = _read(path, delimiter)
+    for column in columns:
+        if column.name not in sheet.cells:
+            raise unknown("column", column.name, sheet.cells)
+    return encode(columns, sheet.cells, sheet.places(), decimal)
+
+
+class _Sheet(NamedTuple):
+    path: Path
+    cells: dict[str, list[str]]  # by title
+    lines: list[int]  # of each row in the file
+
+    def places(self) -> list[str]:
+        """Each row, for errors."""
+        return [f"{self.path}, line {line}" for line in self.lines]
+
+
+def _read(path: Path, delimiter: str | None) -> _Sheet:
+    """A CSV file, cells as text.
+
+    Raises:
+        UserError: it is not there, no text, has no rows, a title twice, or a row of another length.
+    """
+    try:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            lines = csv.reader(file, delimiter=_one_letter(delimiter) or _guess(first), strict=True)
+            titles = [title.strip() for title in next(lines, [])]
+            found = [(lines.line_num, cells) for cells in lines if cells]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: found nothing there, allowed: a CSV file in UTF-8") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: no table that can be read ({error}), allowed: a CSV file in UTF-8") from error
+    if repeated := [title for title, count in Counter(titles).items() if count > 1]:
+        raise UserError(
+            f"{path}: found the column '{repeated[0]}' twice, allowed: titles that differ, in the first line"
+        )
+    if not found:
+        raise UserError(f"{path}: found no rows below the titles, allowed: at least one")
+    for line, cells in found:
+        if len(cells) != len(titles):
+            raise UserError(
+                f"{path}, line {line}: found {len(cells)} cells, allowed: {len(titles)}, as there are titles"
+            )
+    by_column = zip(*(cells for _, cells in found), strict=True)
+    return _Sheet(path, {t: list(cells) for t, cells in zip(titles, by_column, strict=True)}, [n for n, _ in found])
+
+
+def _one_letter(delimiter: str | None) -> str | None:
+    if delimiter is not None and len(delimiter) != 1:
+        raise UserError(f"data.delimiter: found {delimiter!r}, allowed: one character, such as ';'")
+    return delimiter
+
+
+def _guess(line: str) -> str:
+    return max(",;\t|", key=line.count)
+
+
+def _titles(sheets: dict[str, _Sheet], label: str, words: Collection[str], ignore: Collection[str]) -> list[str]:
+    """Of the columns that become features.
+
+    Raises:
+        UserError: a column that was named is not there, the test file has others, or none is left.
+    """
+    train = sheets["train"]
+    for key, names in (("label", [label]), ("words", words), ("ignore", ignore)):
+        for name in names:
+            if name not in train.cells:
+                raise unknown(f"column in data.{key}", name, train.cells)
+    chosen = [title for title in train.cells if title != label and title not in ignore]
+    if untitled := [title for title in chosen if _UNTITLED.fullmatch(title)]:
+        raise UserError(
+            f"{train.path}: found the column {untitled[0]!r}, which has no title of its own, such as pandas writes for "
+            f"the numbers of rows, allowed: columns with titles. Leave it out with data.ignore=['{untitled[0]}'], or "
+            "give it a title"
+        )
+    if not chosen:
+        raise UserError(f"{train.path}: found no column beside '{label}', allowed: at least one to learn from")
+    for sheet in sheets.values():
+        if lacking := [title for title in [*chosen, label] if title not in sheet.cells]:
+            raise UserError(f"{sheet.path}: lacks the column '{lacking[0]}', allowed: all those of training")
+    return chosen
+
+
+def _complete(sheet: _Sheet, titles: Sequence[str], missing: str) -> _Sheet:
+    """Without rows that lack a value.
+
+    Raises:
+        UserError: there are some and they are not to be dropped, or nothing is left.
+    """
+    rows = range(len(sheet.lines))
+    holes = sorted((i, title) for title in titles for i in rows if is_missing(sheet.cells[title][i]))
+    if not holes:
+        return sheet
+    incomplete = {i for i, _ in holes}
+    if missing == "error":
+        shown = "; ".join(f"line {sheet.lines[i]}, column '{title}'" for i, title in holes[:_SHOWN])
+        raise UserError(
+            f"{sheet.path}: found {len(holes):,} cells without a value in {len(incomplete):,} of {len(rows):,} rows: "
+            f"{shown}{'; ...' if len(holes) > _SHOWN else ''}. Fill them in, leave out those rows (data.missing=drop), "
+            "or the columns (data.ignore=[...])"
+        )
+    kept = [i for i in rows if i not in incomplete]
+    if not kept:
+        raise UserError(f"{sheet.path}: every row lacks a value, allowed: some that are complete")
+    cells = {title: [sheet.cells[title][i] for i in kept] for title in titles}
+    return sheet._replace(cells=cells, lines=[sheet.lines[i] for i in kept])
+
+
+def _column(title: str, sheet: _Sheet, are_words: bool, decimal: str) -> Column:
+    """Numbers if all cells are some, words if none is, or if the user says so.
+
+    Raises:
+        UserError: a column of numbers has words in it, or words are too many or look like numbers.
+    """
+    cells = sheet.cells[title]
+    texts = [i for i, cell in enumerate(cells) if number(cell, decimal) is None]
+    if not texts and not are_words:
+        return Column(title)
+    if len(texts) < len(cells) and not are_words:
+        raise UserError(
+            f"{sheet.path}, line {sheet.lines[texts[0]]}, column '{title}': found {cells[texts[0]]!r}, and in all "
+            f"{len(texts):,} of {len(cells):,} cells that are no numbers, allowed: nothing but numbers, or no numbers. "
+            f"{_cure([cells[i] for i in texts], decimal)}, or take all for words with data.words=[{title}]"
+        )
+    values = sorted({cell.strip() for cell in cells})
+    if not are_words:
+        _refuse_no_words(title, sheet, values, decimal)
+    if len(values) > _MOST_WORDS:
+        raise UserError(
+            f"{sheet.path}, column '{title}': found {len(values):,} different words, such as {values[0]!r}, allowed: "
+            f"at most {_MOST_WORDS}. Leave it out with data.ignore=[{title}]"
+        )
+    return Column(title, tuple(values))
+
+
+def _refuse_no_words(title: str, sheet: _Sheet, values: Sequence[str], decimal: str) -> None:
+    """Raise UserError if the different words of a column look like numbers, or are names of the rows."""
+    place = f"{sheet.path}, column '{title}'"
+    alike = [value for value in values if is_like_a_number(value)]
+    if 2 * len(alike) > len(values):
+        raise UserError(
+            f"{place}: found {alike[0]!r}, which looks like a number or a date but is written as a word, allowed: "
+            f"numbers such as 1234{decimal}5, or words. {_cure(alike, decimal)}, leave the column out "
+            f"(data.ignore=[{title}]), or take all for words (data.words=[{title}])"
+        )
+    if len(values) > _FEW_WORDS and 2 * len(values) > len(sheet.lines):
+        raise UserError(
+            f"{place}: found {len(values):,} different words in {len(sheet.lines):,} rows, such as {values[0]!r}, so "
+            f"that hardly a row shares one, allowed: words that many rows share. Leave the column out "
+            f"(data.ignore=[{title}]), or take them all the same (data.words=[{title}])"
+        )
+
+
+def _cure(cells: Sequence[str], decimal: str) -> str:
+    """Return the advice for cells that look like numbers and cannot be read as numbers."""
+    other = "," if decimal == "." else "."
+    if all(number(cell, other) is not None for cell in cells):
+        return f"Say how fractions are written (data.decimal='{other}')"
+    return f"Write plain numbers such as 1234{decimal}5"

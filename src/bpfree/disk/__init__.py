@@ -1,0 +1,1 @@
+"""Files on disk: paths that a user gives, plain text read within limits, and atomic writes."""

@@ -1,0 +1,166 @@
+"""Read small text, YAML and JSON files that somebody else may have written: within bounds, and without executing them.
+
+Only regular files are read: a pipe would wait for ever. YAML is bounded in size, depth and in what its aliases grow to.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bpfree.disk.paths import open_regular
+from bpfree.errors import UserError
+
+LARGEST_YAML = 256 << 10  # bytes of text; the largest shipped file has a tenth of it
+LARGEST_JSON = 1 << 30
+_NODES = 50_000  # of a YAML document, with all aliases written out
+_DEPTH = 50  # lists and mappings within each other
+
+
+def read_text(path: Path, largest: int) -> str:
+    """The text of a regular file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no regular file, cannot be read, is larger than that, or is not text in UTF-8.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise UserError(f"{path}: larger than {largest:,} bytes, which is all that is read of such a file")
+        return content.decode("utf-8")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be read, is not YAML, or is beyond the bounds.
+    """
+    return parse_yaml(read_text(path, LARGEST_YAML), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The plain values of a YAML text: mappings with text as keys, lists, text, numbers, dates.
+
+    Args:
+        text: one document.
+        where: it is from, for errors.
+
+    Raises:
+        UserError: it is not YAML, repeats a key, or is beyond the bounds.
+
+    >>> parse_yaml("train: {epochs: 3, epochs: 4}", "my.yaml")
+    Traceback (most recent call last):
+    ...
+    bpfree.errors.UserError: my.yaml: line 1: key 'epochs' is there twice. Keep one of them
+    """
+    if len(text) > LARGEST_YAML:
+        raise UserError(f"{where}: larger than {LARGEST_YAML:,} characters, which is all that is read of a config")
+    try:
+        return _Loader(text).get_single_data()
+    except _RefusedError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: of a number or a date
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+
+
+class _RefusedError(Exception):
+    """The document is YAML, but not of the kind that is read here."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with bounds. It counts while it composes, before anything is built."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._open = 0  # lists and mappings around the node
+        self._known: dict[int, tuple[int, int]] = {}  # by node: how many nodes it comes to, and how deep
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node; an alias is the node that it stands for."""
+        is_alias = self.check_event(yaml.AliasEvent)
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        self._open += 1
+        if self._open > _DEPTH:
+            raise _RefusedError(f"line {line}: more than {_DEPTH} lists and mappings within each other")
+        node = super().compose_node(parent, index)
+        assert node is not None
+        self._open -= 1
+        if is_alias and id(node) not in self._known:
+            raise _RefusedError(f"line {line}: an alias within the value that it stands for")
+        if not is_alias:
+            self._known[id(node)] = self._measure(node, line)
+        return node
+
+    def _measure(self, node: yaml.Node, line: int) -> tuple[int, int]:
+        inner: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            inner = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        sizes = [self._known[id(child)] for child in inner]
+        count, depth = 1 + sum(n for n, _ in sizes), 1 + max((d for _, d in sizes), default=0)
+        if count > _NODES or depth > _DEPTH:
+            raise _RefusedError(f"line {line}: its aliases grow to more than {_NODES:,} values or {_DEPTH} levels")
+        return count, depth
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Every key is text, and is there once."""
+    seen = set()
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            found = key.value if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
+            raise _RefusedError(f'line {line}: found {found} as a key, allowed: text. Write it in quotes: "..."')
+        if key.value in seen:
+            raise _RefusedError(f"line {line}: key '{key.value}' is there twice. Keep one of them")
+        seen.add(key.value)
+
+
+def read_json(path: Path) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be read, is not JSON, or is nested too deeply.
+    """
+    return parse_json(read_text(path, LARGEST_JSON), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The values of a JSON text; `where` says for errors where it is from.
+
+    Raises:
+        UserError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: damaged: not JSON ({' '.join(str(error).split())})") from error
+    if is_deep(value):
+        raise UserError(f"{where}: damaged: more than {_DEPTH} lists and mappings within each other")
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and mappings lie within each other beyond the bound."""
+    level = [value]
+    for _ in range(_DEPTH):
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,1 @@
+"""Many trainings at once, each in a process of its own."""

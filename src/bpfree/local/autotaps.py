@@ -1,0 +1,282 @@
+"""Find by itself where a net can be cut, for nets of which nobody said it.
+
+One forward pass records what each module made of what. A cut behind a module is *sound* if no parameter from which its
+output was computed is also reached from the net's output by another way: by a connection around the module, or by a
+weight that is used on both sides. Of the sound cuts those at block level are taken: behind the blocks of the net, not
+behind every layer of a block.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from bpfree.errors import UserError
+from bpfree.inputs import Inputs, count, forward
+from bpfree.local.cut import Segment, begins_stage, owners, passes_on, rehearsal, stages
+from bpfree.nets.acceptance import eager, inner
+
+_OUTPUT = -1  # the run of the whole net
+
+
+class Found(NamedTuple):
+    """Segments, and whether they were looked for: those of a Sequential are its stages."""
+
+    segments: list[Segment]
+    searched: bool
+
+
+def find_segments(net: nn.Module, x: Inputs) -> Found:
+    """The segments of a net without given taps: the stages of a Sequential, or those behind sound cuts.
+
+    Args:
+        net: any module; buffers and random state come out as they went in.
+        x: [B, ...], a few samples, as `bpfree.inputs.forward` takes them.
+
+    Raises:
+        UserError: the net has several layers, and no sound cut.
+    """
+    prefix, held = inner(net)
+    failure: UserError | None = None
+    if isinstance(held, nn.Sequential) and (names := stages(held)):
+        try:
+            return Found(owners(net, [prefix + name for name in names], x), searched=False)
+        except UserError as error:
+            failure = error
+    blocks = Blocks(net, x)
+    taps = _checked(net, blocks.taps(), x)
+    if not taps:
+        owners(net, (), x)  # it knows why a graph may hide its parameters
+        if failure is not None:
+            raise failure
+        blocks.refuse_several_layers()
+    return Found(owners(net, taps, x), searched=bool(taps))
+
+
+def _checked(net: nn.Module, taps: Sequence[str], x: Inputs) -> Sequence[str]:
+    """The taps, without those that fail where the net is really cut."""
+    try:
+        owners(net, taps, x)
+    except UserError:
+        return [tap for tap in taps if _is_sound(net, tap, x)]
+    return taps
+
+
+def _is_sound(net: nn.Module, tap: str, x: Inputs) -> bool:
+    try:
+        owners(net, [tap], x)
+    except UserError:
+        return False
+    return True
+
+
+class _Run(NamedTuple):
+    """A module's output, and what it was made of.
+
+    Attributes:
+        h: as the module gave it.
+        leaf: a copy of h, at which the graph of what comes later ends.
+        passed: what went on in place of h.
+        version: of `passed`; an operation in place increases it.
+    """
+
+    name: str
+    h: Tensor
+    leaf: Tensor
+    passed: Tensor
+    version: int
+
+
+class Blocks:
+    """The runs of the modules in one forward pass, as a graph. Sets of parameters are the bits of an integer.
+
+    Args:
+        net: any module; it is run once.
+        x: [B, ...], a few samples.
+    """
+
+    def __init__(self, net: nn.Module, x: Inputs) -> None:
+        self.net = net
+        self.modules = dict(net.named_modules())
+        bits = {id(p): 1 << i for i, p in enumerate(net.parameters())}
+        self.trained = _union(bits[id(p)] for p in net.parameters() if p.requires_grad)
+        self.weights = _union(
+            bits[id(p)]
+            for module in net.modules()
+            if begins_stage(module, recurse=False)
+            for p in module.parameters(recurse=False)
+        )
+        runs, out, self.times = _record(net, x)
+        places = {id(run.leaf): i for i, run in enumerate(runs)}
+        self.names = {run.name: i for i, run in enumerate(runs)}
+        self.changed = {i for i, run in enumerate(runs) if run.passed._version != run.version}
+        self.by_sample = {i for i, run in enumerate(runs) if run.h.dim() > 1 and len(run.h) == count(x)}
+        made = {i: run.h for i, run in enumerate(runs)} | {_OUTPUT: out}
+        self.own: dict[int, int] = {}  # parameters that a run reads, with those of modules that it does not go through
+        self.before: dict[int, list[int]] = {}  # the runs whose output it reads
+        for i, h in made.items():
+            leaves = _leaves(h)
+            self.own[i] = _union(bits.get(leaf, 0) for leaf in leaves)
+            self.before[i] = [places[leaf] for leaf in leaves if leaf in places]
+        self.reached: dict[int, int] = {}  # parameters from which its output was computed
+        for i in (*range(len(runs)), _OUTPUT):
+            self.reached[i] = reduce(int.__or__, (self.reached[j] for j in self.before[i]), self.own[i])
+
+    def taps(self) -> list[str]:
+        """Sound taps at block level, in the order in which they run."""
+        opened: set[str] = set()
+        names = self._below("")
+        while len(wide := [n for n in names if is_block(self.modules[n]) and n not in opened]) < 2 and wide:
+            opened.update(wide)
+            names = [name for n in names for name in ([*self._below(f"{n}."), n] if n in wide else [n])]
+        return self._ends(sorted(set(names), key=self.names.__getitem__))
+
+    def refuse_several_layers(self) -> None:
+        """A net in one piece would be trained by backprop under another name.
+
+        Raises:
+            UserError: it has more than one layer.
+        """
+        layers = [name for name, m in self.modules.items() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
+        if len(layers) < 2:
+            return
+        tied = [name for i, (name, _) in enumerate(self.net.named_parameters()) if self._always_shared >> i & 1]
+        why = (
+            f"the parameter '{tied[0]}' is used before and behind each of them (freeze it, or do not share it)"
+            if tied
+            else "a connection goes around each of them, or nothing that learns comes behind it"
+        )
+        raise UserError(
+            f"taps: none were given, and {type(self.net).__name__} has no block behind which it can be cut: {why}. "
+            "print(bpfree.taps(net, x)) shows why for each module. Use a rule that needs no cut, such as backprop, fa "
+            "or es, or change the net"
+        )
+
+    @cached_property
+    def _always_shared(self) -> int:
+        """Trained parameters that every cut would leave on both sides of it."""
+        once = [i for name, i in self.names.items() if self.times[name] == 1 and self.reached[i] & self.weights]
+        shared = [self.reached[i] & self._around(i) for i in once if i not in self._at_the_end]
+        return reduce(int.__and__, shared, self.trained) if shared else 0
+
+    @cached_property
+    def _at_the_end(self) -> set[int]:
+        return {i for i in self.names.values() if not self._around(i) & self.weights}
+
+    def _ends(self, names: Sequence[str]) -> list[str]:
+        """The last name of each stage; see `bpfree.local.cut.stages`."""
+        taps: list[str] = []
+        covered = 0
+        for name in names:
+            reached = self.reached[self.names[name]]
+            if reached & self.weights & ~covered:
+                taps.append(name)
+            elif taps and not passes_on(self.modules[name]):
+                end = self.reached[self.names[taps[-1]]]
+                if reached & end == end:
+                    taps[-1] = name
+            covered |= reached
+        return taps
+
+    def _below(self, prefix: str) -> list[str]:
+        """The outermost sound modules within a module."""
+        module = self.modules[prefix[:-1]]
+        names: list[str] = []
+        for child, _ in module.named_children():
+            name = prefix + child
+            if name in self.modules and not _makes_weights(self.modules[name]):  # one name, even if it has more places
+                names += [name] if self._is_sound(name) else self._below(f"{name}.")
+        return names
+
+    def _is_sound(self, name: str) -> bool:
+        index = self.names.get(name)
+        if index is None or self.times[name] != 1 or index in self.changed or index not in self.by_sample:
+            return False
+        around, reached = self._around(index), self.reached[index]
+        return bool(reached & self.weights) and bool(around & self.weights) and not reached & around & self.trained
+
+    def _around(self, index: int) -> int:
+        """Parameters that the net's output reaches without going through a run; all, if it does not go through it."""
+        found, stack, seen = 0, [_OUTPUT], set[int]()
+        while stack:
+            at = stack.pop()
+            if at != index and at not in seen:
+                seen.add(at)
+                found |= self.own[at]
+                stack += self.before[at]
+        return found
+
+
+def _record(net: nn.Module, x: Inputs) -> tuple[list[_Run], Tensor, dict[str, int]]:
+    """The runs in order, the output, and how often each module ran."""
+    runs: list[_Run] = []
+    times: dict[str, int] = {}
+
+    def hook(name: str):  # type: ignore[no-untyped-def]
+        def look(module: nn.Module, args: object, h: object) -> Tensor | None:
+            times[name] = times.get(name, 0) + 1
+            if not isinstance(h, Tensor) or not h.requires_grad:
+                return None
+            with torch.enable_grad():
+                leaf = h.detach().requires_grad_()
+                passed = leaf.clone()  # later modules may change it in place, which a leaf does not allow
+            runs.append(_Run(name, h, leaf, passed, passed._version))
+            return passed
+
+        return look
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in net.named_modules() if name]
+    try:
+        with _all_trained(net), rehearsal(net, x), eager():
+            out = forward(net, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return runs, out, times
+
+
+@contextmanager
+def _all_trained(net: nn.Module) -> Iterator[None]:
+    """Frozen parameters are seen in the graph too, so that the same cuts are found with and without them."""
+    frozen = [p for p in net.parameters() if not p.requires_grad and p.is_floating_point()]
+    for p in frozen:
+        p.requires_grad_()
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def _leaves(h: Tensor) -> set[int]:
+    """Ids of the tensors at which the graph of h ends."""
+    if h.grad_fn is None:
+        return {id(h)}
+    found, seen, stack = set[int](), {h.grad_fn}, [h.grad_fn]
+    while stack:
+        node = stack.pop()
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return found
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module has several layers with weights."""
+    return sum(begins_stage(m, recurse=False) and not _makes_weights(m) for m in module.modules()) > 1
+
+
+def _makes_weights(module: nn.Module) -> bool:
+    """Whether the module computes a weight, as spectral_norm does, and no features."""
+    return isinstance(module, ParametrizationList)
+
+
+def _union(bits: Iterator[int]) -> int:
+    return reduce(int.__or__, bits, 0)

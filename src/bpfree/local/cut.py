@@ -1,0 +1,332 @@
+"""See any net as segments.
+
+A *tap* names a submodule; the graph is cut behind it. Taps t_1..t_k make k+1 segments: segment i ends at the output of
+t_i, and the last, called "output", at the output of the net. The cut is made by plain forward hooks that detach: the
+net is neither wrapped nor changed, and no module backward hook is used (they break with in-place activations). A
+compiled net runs as it was written while it is cut, since compiled code does not call hooks that were added later.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import LeakError, UserError, unknown
+from bpfree.inputs import Inputs, forward, main_input
+from bpfree.nets.acceptance import eager, inner
+from bpfree.nets.unchanged import unchanged_buffers
+from bpfree.noise import Noise
+
+OUTPUT = "output"
+Taps = Sequence[str] | Literal["auto"] | None
+"""Where a rule is asked to cut: names of submodules; "auto" and None for the stages of a Sequential."""
+Visit = Callable[[int, Tensor], object]
+"""What is done with a tapped output; a tensor that it returns goes on in place of that output."""
+
+_NORMS = {f"torch.nn.modules.{m}" for m in ("batchnorm", "normalization", "instancenorm")}
+_PASS_ON = {f"torch.nn.modules.{m}" for m in ("pooling", "dropout", "flatten", "padding", "upsampling")}
+
+
+class Segment(NamedTuple):
+    """One segment of a net.
+
+    Attributes:
+        name: its tap, or "output" for the last one.
+        shape: of its output for one sample.
+        parameters: names of the parameters that its loss reaches.
+    """
+
+    name: str
+    shape: torch.Size
+    parameters: tuple[str, ...]
+
+
+def channel_axis(net: nn.Module, segment: Segment) -> int:
+    """Where the channels of a segment's output [B, ...] are: 1 in a feature map, -1 in tokens [B, T, H].
+
+    Three dimensions are a feature map only if a one-dimensional convolution made it.
+    """
+    layers = [net.get_submodule(name.rpartition(".")[0]) for name in segment.parameters]
+    is_map = len(segment.shape) != 2 or any(isinstance(layer, nn.Conv1d) for layer in layers)
+    return 1 if is_map else -1
+
+
+def at_each_step(segments: Sequence[Segment], steps: int) -> list[Segment]:
+    """The segments with the shape of their output at one step."""
+    for segment in segments:
+        if len(segment.shape) < 2 or segment.shape[0] != steps:
+            raise UserError(
+                f"tap '{segment.name}': its output has the shape {list(segment.shape)}, but the task has a target for "
+                f"each of {steps} steps, allowed: [{steps}, ...]. Tap modules that keep the steps apart; bpfree's "
+                "recurrent nets do with net.each_step=true"
+            )
+    return [segment._replace(shape=segment.shape[1:]) for segment in segments]
+
+
+@contextmanager
+def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None = None) -> Iterator[None]:
+    """While active, a forward pass hands each tapped output to `visit(index, h)` and goes on with `h` detached.
+
+    What `visit` leaves of the segment's graph is freed as the pass goes on: memory is that of one segment. Activation
+    checkpointing may run a tapped module a second time, in a backward pass. `visit` is not called then. Modules that
+    `visit` itself runs do not belong to the pass, so they are not cut.
+
+    Args:
+        net: any module; untouched afterwards.
+        taps: names of submodules; `index` counts in this order.
+        visit: called with h [B, ...] still attached to its own segment; it may return what is to go on instead.
+        again: what is to go on instead when checkpointing runs the module again; needed only if `visit` returns
+            something else than h.
+
+    Raises:
+        UserError: a tap gives no tensor, did not run, or ran twice in the forward pass.
+    """
+    ran = [False] * len(taps)
+    visiting = False
+
+    def hook(index: int) -> Callable[[nn.Module, object, object], Tensor | None]:
+        def detach(module: nn.Module, args: object, h: object) -> Tensor | None:
+            nonlocal visiting
+            is_again = _in_backward()
+            if visiting and not is_again:
+                return None
+            if not isinstance(h, Tensor):
+                raise UserError(
+                    f"tap '{taps[index]}' gives {type(h).__name__}, allowed: a module whose output is one tensor. "
+                    "Tap a module inside or behind it."
+                )
+            if ran[index] and not is_again:
+                raise UserError(_REPEATED.format(tap=taps[index], times=2, cure="Give each place a module of its own."))
+            ran[index] |= not is_again
+            before, visiting = visiting, True
+            try:
+                with _apart_from_checkpointing():
+                    instead = again and again(index, h) if is_again else visit(index, h)
+            finally:
+                visiting = before
+            return (instead if isinstance(instead, Tensor) else h).detach()
+
+        return detach
+
+    handles = [net.get_submodule(name).register_forward_hook(hook(i)) for i, name in enumerate(taps)]
+    try:
+        with eager():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not all(ran):
+        cure = "Remove it, or tap a module that runs in every pass."
+        raise UserError(_REPEATED.format(tap=taps[ran.index(False)], times=0, cure=cure))
+
+
+_REPEATED = "tap '{tap}' ran {times} times in one forward pass, allowed: once. {cure}"
+
+
+def _in_backward() -> bool:
+    """Whether autograd runs now, as it does when activation checkpointing computes something again."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _apart_from_checkpointing() -> AbstractContextManager[Any]:
+    """Keep what autograd saves inside the context out of the running region of activation checkpointing.
+
+    Checkpointing counts what the region saves, and counts again when it runs the region again, without the visit.
+    """
+    if not _in_checkpoint():
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+
+
+def _in_checkpoint() -> bool:
+    """Whether a region of activation checkpointing runs now."""
+    if (top := getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)) is not None:
+        return (hooks := top(True)) is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+    frame = inspect.currentframe()  # torch 2.6 does not tell which hooks are at work
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def stages(net: nn.Module) -> tuple[str, ...]:
+    """Default taps: the ends of all stages of a Sequential but the last.
+
+    A stage begins at a child with weights and runs through the normalisations and activations behind it. Pooling,
+    dropout and reshaping belong to the next stage, so a signal meets the features before they are pooled.
+
+    Raises:
+        UserError: the net is no Sequential, so that nobody but its author knows where its stages end.
+    """
+    if not isinstance(net, nn.Sequential):
+        raise UserError(
+            f"taps: {type(net).__name__} is not an nn.Sequential, so its stages are unknown. bpfree.taps(net, x) shows "
+            "where a cut is sound. Name some of those, such as taps=['layer1', 'layer2']"
+        )
+    taps: list[str] = []
+    end = None
+    for name, child in net._modules.items():
+        if child is None:
+            continue
+        if begins_stage(child):
+            if end is not None:
+                taps.append(end)
+            end = name
+        elif end is not None and not passes_on(child):
+            end = name
+    return tuple(taps)
+
+
+def begins_stage(module: nn.Module, *, recurse: bool = True) -> bool:
+    """Whether a module has weights (by itself, without `recurse`) and is more than a normalisation or an activation."""
+    is_extra = type(module).__module__ in _NORMS or isinstance(module, nn.PReLU)
+    return not is_extra and any(True for _ in module.parameters(recurse))
+
+
+def passes_on(module: nn.Module) -> bool:
+    """Whether a module without weights belongs to the stage behind it."""
+    return type(module).__module__ in _PASS_ON
+
+
+def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
+    """Which parameters each segment's loss reaches, found by a walk over the graph of one forward pass.
+
+    Args:
+        net: the net, as it will be trained; buffers and random state come out as they went in.
+        taps: names of submodules, in any order.
+        x: [B, ...], a few samples, as `bpfree.inputs.forward` takes them.
+
+    Returns:
+        The segments in the order in which they run; no parameter is in two of them.
+
+    Raises:
+        UserError: a tap that is not there, does not run, or runs twice; a connection around a tap that carries one
+            segment's loss into another segment's parameters; an in-place operation on a tapped activation.
+    """
+    modules = dict(net.named_modules(remove_duplicate=False))
+    prefix, _ = inner(net)
+    taps = [prefix + tap if tap not in modules and prefix + tap in modules else tap for tap in taps]
+    for tap in taps:
+        if tap not in modules or not tap:
+            raise unknown("tap", tap, [name for name in modules if name])
+        if taps.count(tap) > 1:
+            raise UserError(f"taps: found '{tap}' {taps.count(tap)} times, allowed: once")
+    seen: list[tuple[str, Tensor, int]] = []
+    reached: list[tuple[str, ...]] = []
+
+    def visit(index: int, h: Tensor) -> None:
+        seen.append((taps[index], h.detach(), h._version))
+        reached.append(reached_parameters(net, h))
+
+    with rehearsal(net, x), cut(net, taps, visit):
+        out = forward(net, x)
+    _refuse_in_place(seen)
+    ends = [*((name, h.shape[1:]) for name, h, _ in seen), (OUTPUT, out.shape[1:])]
+    reached.append(reached_parameters(net, out))
+    segments = [Segment(name, shape, params) for (name, shape), params in zip(ends, reached, strict=True)]
+    _refuse_shared(segments)
+    _refuse_hidden(net, segments, x)
+    _refuse_idle_output(net, segments, out, seen)
+    return segments
+
+
+@contextmanager
+def rehearsal(net: nn.Module, x: Inputs) -> Iterator[None]:
+    """A forward pass within it leaves buffers and random state as they were, and is recorded by autograd."""
+    with (
+        unchanged_buffers(net),
+        Noise().global_rng(main_input(x).device),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")  # of reentrant checkpointing
+        yield
+
+
+def reached_parameters(net: nn.Module, h: Tensor) -> tuple[str, ...]:
+    """Names of the parameters from which h was computed, as far as the graph goes."""
+    seen, stack = set(), [h.grad_fn]
+    leaves = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        stack.extend(following for following, _ in node.next_functions)
+    return tuple(name for name, p in net.named_parameters() if id(p) in leaves)
+
+
+def _refuse_hidden(net: nn.Module, segments: Sequence[Segment], x: Inputs) -> None:
+    """No parameter may learn by backprop behind the back of the segments.
+
+    Reentrant checkpointing shows autograd one node for all that it runs, so that neither a cut within it nor the
+    parameters within it are seen.
+    """
+    known = {name for segment in segments for name in segment.parameters}
+    others = {name: p for name, p in net.named_parameters() if p.requires_grad and name not in known}
+    if not others:
+        return
+    before = [(p, p.grad) for p in net.parameters()]
+    for p, _ in before:
+        p.grad = None
+    try:
+        with rehearsal(net, x), eager():
+            out = forward(net, x)
+            if out.requires_grad:
+                out.sum().backward()  # type: ignore[no-untyped-call]
+        hidden = next((name for name, p in others.items() if p.grad is not None), None)
+    finally:
+        for p, gradient in before:
+            p.grad = gradient
+    if hidden is not None:
+        raise UserError(
+            f"net: the parameter '{hidden}' learns by backprop inside a function that hides its graph, such as "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=True), so a cut has no effect there. Use "
+            "use_reentrant=False"
+        )
+
+
+def _refuse_in_place(seen: Sequence[tuple[str, Tensor, int]]) -> None:
+    for tap, h, version in seen:
+        if h._version != version:
+            raise UserError(
+                f"tap '{tap}': its output is changed in place by a later module, which would spoil the segment's "
+                "loss. Use inplace=False there, or move the tap behind that module."
+            )
+
+
+def _refuse_shared(segments: Sequence[Segment]) -> None:
+    first: dict[str, str] = {}
+    for segment in segments:
+        for name in segment.parameters:
+            if name in first:
+                raise LeakError(
+                    f"parameter '{name}' of segment '{first[name]}' is reached by the loss of segment "
+                    f"'{segment.name}' too, by a connection around tap '{first[name]}' or by shared weights. "
+                    f"Drop that tap, or tap a module behind which the connection has joined."
+                )
+            first[name] = segment.name
+
+
+def _refuse_idle_output(
+    net: nn.Module, segments: Sequence[Segment], out: Tensor, seen: Sequence[tuple[str, Tensor, int]]
+) -> None:
+    """With a tap at the net's very end nothing would learn from the task's loss; a frozen output layer may be meant."""
+    if segments[-1].parameters or not seen:
+        return
+    tap, h, _ = seen[-1]
+    is_tapped = out.untyped_storage().data_ptr() == h.untyped_storage().data_ptr()
+    if is_tapped or all(p.requires_grad for p in net.parameters()):
+        raise UserError(
+            f"tap '{tap}' leaves no parameter to the output segment, which learns from the true error. Drop that tap: "
+            "the net's output ends the last segment by itself"
+        )

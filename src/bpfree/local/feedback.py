@@ -1,0 +1,122 @@
+"""Initialisations of feedback matrices: random, or aligned with the net."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import check_choice
+from bpfree.inputs import Inputs, forward
+from bpfree.local.cut import rehearsal
+from bpfree.nets.acceptance import eager
+from bpfree.noise import Noise
+
+Feedback = Literal["uniform", "kaiming", "xavier", "lecun", "orthogonal"]
+AlignedFeedback = Feedback | Literal["aligned"]
+
+_ODD = np.uint64(0x0101010101010101)
+
+ALIGNED = "aligned"
+"""Feedback is no random matrix but the one that backprop would use, as it is when the rule is bound."""
+
+
+def _fans(matrix: Tensor) -> tuple[int, int]:
+    return matrix.shape[1:].numel(), len(matrix) * matrix.shape[2:].numel()
+
+
+BOUNDS: dict[str, Callable[[Tensor], float]] = {
+    "uniform": lambda matrix: _fans(matrix)[0] ** -0.5,
+    "kaiming": lambda matrix: (6 / _fans(matrix)[0]) ** 0.5,
+    "xavier": lambda matrix: (6 / sum(_fans(matrix))) ** 0.5,
+}
+"""b of those that are drawn from U(-b, b)."""
+
+
+def _uniform(name: str, matrix: Tensor) -> Tensor:
+    bound = BOUNDS[name](matrix)
+    return nn.init.uniform_(matrix, -bound, bound)
+
+
+def _lecun_normal(matrix: Tensor) -> Tensor:
+    return nn.init.normal_(matrix, std=_fans(matrix)[0] ** -0.5)
+
+
+FEEDBACKS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: partial(_uniform, name) for name in BOUNDS},
+    "lecun": _lecun_normal,
+    "orthogonal": nn.init.orthogonal_,
+}
+"""For a matrix [rows, H] (a convolution's H counts its kernel). uniform: U(+-1/sqrt(H)) (Nokland 2016); kaiming:
+kaiming_uniform (DRTP's authors); xavier: xavier_uniform (BioTorch); lecun: N(0, 1/H); orthogonal: orthonormal rows."""
+
+
+def random_like(name: str, like: Tensor) -> Tensor:
+    """A random matrix of the shape, type, device and memory order of `like`, drawn by torch's global generator.
+
+    Raises:
+        UserError: `name` is not in FEEDBACKS.
+    """
+    check_choice("feedback", name, FEEDBACKS)
+    drawn = FEEDBACKS[name](torch.empty(like.shape))  # on the CPU in float32: the same numbers everywhere
+    return torch.empty_like(like).copy_(drawn)
+
+
+def random_magnitudes(name: str, like: Tensor, noise: Noise) -> tuple[Tensor, float]:
+    """What `random_like` draws, but by key, fast enough for every step, and with signs of no meaning.
+
+    On a CPU a magnitude is the middle of one of 128 equal parts of 0 to b: what 7 random bits tell apart.
+
+    Returns:
+        A tensor like `like`, and a factor by which it is yet to be multiplied.
+    """
+    if name not in BOUNDS:
+        with noise.global_rng():
+            return random_like(name, like), 1.0
+    bound = BOUNDS[name](like)
+    if like.device.type != "cpu":
+        return torch.empty_like(like).uniform_(-bound, bound, generator=noise.generator(like.device)), 1.0
+    words = noise.words(-(-like.numel() // 8))
+    words |= _ODD  # every byte is now 1, 3, .. 255
+    drawn = torch.from_numpy(words.view(np.uint8)[: like.numel()]).to(like.dtype)
+    return drawn.as_strided(like.shape, like.stride()) if _is_dense(like) else drawn.view(like.shape), bound / 256
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether it lies in one piece, in whatever order."""
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def check_feedback(name: str) -> None:
+    """Raise UserError unless `name` is in FEEDBACKS or is "aligned"."""
+    check_choice("feedback", name, (*FEEDBACKS, ALIGNED))
+
+
+def mean_jacobians(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Tensor]:
+    """The derivative of the output [D, ...] at each tap, a mean over samples: on a linear net the product of weights.
+
+    Args:
+        net: as it is trained (dropout, batch statistics); left as it was.
+        taps: names of submodules, in the order in which they run.
+        x: [B, ...], as `bpfree.inputs.forward` takes it; takes the memory of a step of backprop, and D backward passes.
+    """
+    tapped: list[Tensor] = []
+
+    def keep(module: nn.Module, args: object, h: Tensor) -> Tensor:
+        if len(tapped) == len(taps):  # activation checkpointing runs it again
+            return h
+        tapped.append(h if h.requires_grad else h.detach().requires_grad_())
+        return tapped[-1]
+
+    handles = [net.get_submodule(tap).register_forward_hook(keep) for tap in taps]
+    try:
+        with rehearsal(net, x), eager():
+            outputs = forward(net, x).flatten(1).sum(0)  # the D outputs, each summed over samples
+            # before the buffers change back, since batch norm's derivative looks at them
+            rows = [torch.autograd.grad(each, tapped, retain_graph=True) for each in outputs] if tapped else []
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.stack([grad.mean(0) for grad in grads]) for grads in zip(*rows, strict=True)]

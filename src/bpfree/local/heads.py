@@ -1,0 +1,107 @@
+"""Classifiers of a rule's own, which read what a part of a net has come to."""
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpfree.errors import UserError
+from bpfree.local.channels_last import project
+from bpfree.local.cut import Segment
+
+Pixels = tuple[int, int] | None
+"""(H, W) of a task with an answer for each pixel; None for a task with an answer for each sample."""
+
+
+def head_shape(segment: Segment, outputs: int, pixels: Pixels) -> tuple[int, int]:
+    """Rows and columns of the matrix by which a linear head reads a segment: [D, values], or [C, channels] by pixel.
+
+    Args:
+        segment: its output is a feature map [channels, h, w] if the task has an answer for each pixel.
+        outputs: D of the task, that is C*H*W if it has an answer for each pixel.
+        pixels: of the task.
+
+    Raises:
+        UserError: each pixel needs an answer, and the output is not a feature map.
+    """
+    if pixels is None:
+        return outputs, segment.shape.numel()
+    if len(segment.shape) != 3:
+        raise UserError(
+            f"tap '{segment.name}': its output has the shape {list(segment.shape)}, but the task has a label for each "
+            "pixel, allowed: a feature map [channels, height, width]. Tap modules that keep the places of pixels, or "
+            "use a rule that learns from the output's error, such as dfa"
+        )
+    return outputs // prod(pixels), segment.shape[0]
+
+
+def read_linear(h: Tensor, matrix: Tensor, pixels: Pixels) -> Tensor:
+    """Scores of a linear head without bias: [B, D], or [B, C, H, W] if each pixel has an answer.
+
+    Per pixel, the head is a 1x1 convolution at the resolution of h, and its scores are brought to (H, W) bilinearly.
+
+    Args:
+        h: [B, ...]; [B, channels, h, w] per pixel.
+        matrix: [D, values], or [C, channels]; see `head_shape`.
+        pixels: of the task.
+    """
+    if pixels is None:
+        return project(h, matrix)
+    return to_pixels(F.conv2d(h, matrix[:, :, None, None]), pixels)
+
+
+def to_pixels(scores: Tensor, pixels: tuple[int, int]) -> Tensor:
+    """Scores [B, C, h, w] at the resolution of the labels, [B, C, H, W], by bilinear interpolation."""
+    if tuple(scores.shape[2:]) == pixels:
+        return scores
+    return F.interpolate(scores, size=pixels, mode="bilinear", align_corners=False)
+
+
+class PixelLinear(nn.Module):
+    """A linear layer on the channels of each pixel, [B, channels, h, w] -> [B, C, H, W]. It starts at zero.
+
+    Args:
+        channels: of the feature map.
+        classes: C.
+        pixels: (H, W), to which the scores are brought bilinearly.
+    """
+
+    def __init__(self, channels: int, classes: int, pixels: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, classes, 1)
+        self.pixels = pixels
+        nn.init.zeros_(self.conv.weight)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Compute the scores of each pixel [B, C, H, W] from features [B, C, h, w]."""
+        return to_pixels(self.conv(h), self.pixels)
+
+
+class PooledLinear(nn.Module):
+    """A linear layer behind a feature map averaged to at most `pooled` features; other features it takes as they are.
+
+    It starts at zero, so that the first error it sends back is zero too.
+
+    Args:
+        shape: of the features of one sample.
+        outputs: D.
+        pooled: features at most; both sides of a map shrink alike until there are no more.
+    """
+
+    def __init__(self, shape: Sequence[int], outputs: int, pooled: int = 1024) -> None:
+        super().__init__()
+        is_map, side = len(shape) == 3, 1
+        sides = list(shape[1:])
+        while is_map and shape[0] * prod(-(-length // side) for length in sides) > pooled and side < max(sides):
+            side += 1
+        self.pool = nn.AvgPool2d(side, ceil_mode=True) if is_map else nn.Identity()
+        self.linear = nn.Linear(shape[0] * prod(-(-length // side) for length in sides), outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Features [B, ...] -> [B, D]."""
+        return self.linear(self.pool(h).flatten(1))  # type: ignore[no-any-return]

@@ -1,0 +1,125 @@
+"""An optimiser's state as tensors and plain values, and back: what does not fit the optimiser is refused.
+
+Fused optimisers walk parameter and state side by side in memory, so a state of another shape must never reach them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bpfree.errors import UserError, shown
+from bpfree.runs.saved import SavedOptimizer
+
+
+def split(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, as "<parameter>.<name>", and everything else of the state_dict."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[int, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        plain[index] = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                plain[index][name] = value
+    return tensors, {"state": plain, "param_groups": state["param_groups"]}
+
+
+def join(optimizer: Optimizer, tensors: dict[str, Tensor], plain: SavedOptimizer) -> None:
+    """Put a state that was split into an optimiser of the same parameters.
+
+    Raises:
+        UserError: the state is of another optimiser or of other parameters, or is damaged.
+    """
+    state: dict[int, dict[str, Any]] = {index: dict(values) for index, values in plain.state.items()}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isascii() or not index.isdigit() or len(index) > 9:
+            raise UserError(f"found a tensor '{key}', allowed: <number>.<name>")
+        state.setdefault(int(index), {})[name] = tensor
+    groups = _groups(optimizer, plain)
+    _check_state(optimizer, groups, state)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _restore_layouts(optimizer)
+
+
+def _groups(optimizer: Optimizer, plain: SavedOptimizer) -> list[dict[str, Any]]:
+    own = optimizer.state_dict()["param_groups"]
+    if len(own) != len(plain.param_groups):
+        raise UserError(f"found {len(plain.param_groups)} groups of parameters, allowed: {len(own)}")
+    groups = []
+    for now, saved in zip(own, plain.param_groups, strict=True):
+        if saved.keys() != now.keys() or saved["params"] != now["params"]:
+            raise UserError("a group of parameters is of another optimiser, or of other parameters")
+        for key, value in saved.items():
+            if not _is_alike(value, now[key]):
+                raise UserError(f"{key}: found {shown(value)}, allowed: a value like {shown(now[key])}")
+        groups.append(
+            {k: tuple(v) if isinstance(v, list) and isinstance(now[k], tuple) else v for k, v in saved.items()}
+        )
+    return groups
+
+
+def _is_alike(saved: Any, now: Any) -> bool:
+    """Whether a saved value is of the kind of the optimiser's own."""
+    if isinstance(now, bool) or now is None or isinstance(now, str):
+        return type(saved) is type(now)
+    if isinstance(now, list | tuple):
+        same = isinstance(saved, list) and len(saved) == len(now)
+        return same and all(_is_alike(a, b) for a, b in zip(saved, now, strict=True))
+    return isinstance(saved, int | float) and not isinstance(saved, bool) and saved == saved
+
+
+def _check_state(optimizer: Optimizer, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]]) -> None:
+    """Every parameter's state has the names and shapes that the optimiser gives it, or there is none yet."""
+    parameters: dict[int, Tensor] = {}
+    wanted: dict[int, dict[str, Any]] = {}
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        example = _example(optimizer, group)
+        parameters |= dict(zip(saved["params"], group["params"], strict=True))
+        wanted |= dict.fromkeys(saved["params"], example)
+    for index, values in state.items():
+        if index not in parameters:
+            raise UserError(f"found a state of parameter {index}, allowed: 0 to {len(parameters) - 1}")
+        if values and values.keys() != wanted[index].keys():
+            raise UserError(f"parameter {index} has {', '.join(values)}, allowed: {', '.join(wanted[index])}")
+        for name, value in values.items():
+            _check_value(value, wanted[index][name], parameters[index], f"{name} of parameter {index}")
+
+
+def _check_value(value: Any, example: Any, parameter: Tensor, what: str) -> None:
+    if not isinstance(example, Tensor):
+        if not _is_alike(value, example):
+            raise UserError(f"{what}: found {shown(value)}, allowed: a value like {shown(example)}")
+        return
+    shape = parameter.shape if example.dim() else example.shape
+    if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise UserError(f"{what}: found {found}, allowed: floating numbers {list(shape)}")
+    if not example.dim() and not value >= 0:
+        raise UserError(f"{what}: found {float(value)}, allowed: 0 or more")
+
+
+def _example(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    """The state of a parameter of that group after a step; 0-d tensors count steps."""
+    like = group["params"][0] if group["params"] else torch.zeros(())
+    parameter = torch.nn.Parameter(torch.zeros(2, dtype=like.dtype, device=like.device))
+    parameter.grad = torch.zeros_like(parameter)
+    kind: Any = type(optimizer)
+    other = kind([{**group, "params": [parameter]}])
+    other.step()
+    return dict(other.state[parameter])
+
+
+def _restore_layouts(optimizer: Optimizer) -> None:
+    """Give state the memory order of its parameter again, channels_last for convolutions.
+
+    Files do not know it, and fused optimisers walk parameter and state side by side as they lie in memory.
+    """
+    for p, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                values[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -1,0 +1,209 @@
+"""What a run folder says in JSON, as models: state.json of a checkpoint, and result.json.
+
+A folder may be damaged, or made by a stranger. Everything that is read of it goes through here, so a value that is used
+is of the right kind.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from bpfree.data.dataset import Preprocess
+from bpfree.disk.plain import read_json
+from bpfree.errors import UserError, shown
+from bpfree.training.precision import Precision
+from bpfree.training.progress import Progress
+
+FORMAT = 2
+Name = Literal["net", "rule", "data", "trackers", "loss"]
+Numbers = dict[str, float]
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Plain = int | float | bool | str | None | list[Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError("a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Open(BaseModel):
+    """Other keys are kept: of another version, or of a tracker of the user's own."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Epoch(_Open):
+    """A line of metrics.jsonl."""
+
+    kind: Literal["epoch"] = "epoch"
+    epoch: Count
+    step: Count
+    train: Numbers
+    validation: Numbers | None = None
+    lr: Number
+    samples_per_second: Number
+    seconds: Number
+    cpu_seconds: Number | None = None
+
+
+class Measurement(_Open):
+    """A record of a tracker."""
+
+    tracker: str
+    step: Count
+    values: Numbers
+
+
+class Cost(BaseModel):
+    """What a tracker took."""
+
+    seconds: Number
+    measurements: Count
+
+
+class SavedProgress(BaseModel):
+    """See `bpfree.training.progress.Progress`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: Count
+    sums: Numbers
+    counts: dict[str, Annotated[int, Field(ge=1, strict=True)]]
+    best_score: Number | None
+    best_epoch: Count
+    stale: Count
+    stopped: Annotated[bool, Field(strict=True)]
+    wall_seconds: Number
+    cpu_seconds: Number = 0.0
+    history: list[Epoch]
+    tracked: list[Measurement] = []
+    tracker_cost: dict[str, Cost] = {}
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "SavedProgress":
+        if self.sums.keys() != self.counts.keys():
+            raise ValueError("sums and counts of the same names")
+        if [record.epoch for record in self.history] != list(range(1, len(self.history) + 1)):
+            raise ValueError("a history of the epochs 1, 2, 3, ...")
+        if self.best_epoch > len(self.history):
+            raise ValueError("a best_epoch that is in the history")
+        return self
+
+    def load(self) -> Progress:
+        """As the trainer has it."""
+        return Progress(**self.model_dump(exclude_unset=True))
+
+
+class SavedOptimizer(BaseModel):
+    """The plain part of an optimiser's state_dict."""
+
+    state: dict[Annotated[int, Field(ge=0)], dict[str, Plain]]
+    param_groups: list[dict[str, Plain]]
+
+
+class SavedSchedule(BaseModel):
+    """What of a schedule changes while training."""
+
+    last_epoch: Count
+    step_count: Count = Field(alias="_step_count")
+    last_lr: list[Number] = Field(alias="_last_lr")
+
+
+def _preprocess(value: Any) -> Preprocess:
+    if not isinstance(value, dict):
+        raise ValueError("a mapping")
+    return Preprocess.load(value)
+
+
+class State(_Open):
+    """state.json of a checkpoint."""
+
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+
+    format: Literal[2]
+    progress: SavedProgress
+    total_steps: Annotated[int, Field(ge=1, strict=True)]
+    precision: Precision | None = None
+    channels_last: bool | None = None
+    optimizer: SavedOptimizer
+    schedule: SavedSchedule
+    preprocess: Annotated[Any, BeforeValidator(_preprocess)]
+    given: list[Name]
+    config: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _within(self) -> "State":
+        if self.progress.step > self.total_steps or self.schedule.last_epoch != self.progress.step:
+            raise ValueError("a progress.step that is that of the schedule, and no more than total_steps")
+        return self
+
+
+class Result(_Open):
+    """result.json. What is not named here is kept as it is."""
+
+    test: Numbers | None
+    validation: Numbers | None = None
+    train: Numbers | None = None
+    weights: Literal["last", "best"]
+    rule: str
+    net: str = "?"
+    dataset: str
+    seed: Count = 0
+    epochs: Count = 0
+    best_epoch: Count = 0
+    parameters: Count = 0
+    rule_parameters: Count = 0
+    wall_seconds: Number
+    cpu_seconds: Number = 0.0
+    trackers: dict[str, Cost] = {}
+    controls: dict[str, Numbers] = {}
+    step_memory_bytes: Count | None = None
+    peak_memory_bytes: Count | None = None
+    versions: dict[str, str] = {}
+
+
+def read_state(path: Path) -> State:
+    """state.json of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged, or of another format.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of format {FORMAT}, which is what this version reads")
+    return _validated(State, values, path)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """result.json of a run, checked, as it is in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: damaged: it holds no result. Delete it and go on with --resume")
+    _validated(Result, values, path, ". Delete the file and go on with --resume")
+    return values
+
+
+def _validated(model: type[Model], values: Any, path: Path, cure: str = "") -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:6])
+        if first["type"] == "missing":
+            raise UserError(f"{path}: damaged: {key} is missing{cure}") from error
+        allowed = first["msg"].removeprefix("Value error, ")
+        allowed = allowed.removeprefix("Input should be ")
+        found = f"found {shown(first['input'])}, " if not isinstance(first["input"], dict) else ""
+        raise UserError(f"{path}: damaged: {key}: {found}allowed: {allowed}{cure}".replace(": : ", ": ")) from error

@@ -1,0 +1,1 @@
+"""One training in memory: the trainer, its loop, optimisers, number types and evaluation."""

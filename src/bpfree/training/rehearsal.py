@@ -1,0 +1,139 @@
+"""Decide whether the feature maps of a net lie channels last in memory while it trains.
+
+Convolutions on a CPU are up to 1.7 times as fast then, and so are those in bfloat16 on a GPU. The samples are put in
+that order, and what convolutions make of them follows. Nothing is done to the net: its weights stay where they are.
+
+The order is used where it is known to gain, where no known fault of a library forbids it, and where a rehearsal on
+copies of net and rule passes: some nets cannot run with it (`x.view(len(x), -1)` behind a convolution raises), and so
+cannot some derivatives (forward-mode ones of GroupNorm). The decision is kept in checkpoints.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.inputs import Inputs, tensors_of
+from bpfree.local.channels_last import channels_last
+from bpfree.noise import Noise
+from bpfree.training.precision import Precision
+from bpfree.training.processor import has_avx512, is_x86
+from bpfree.types import Batch
+
+if TYPE_CHECKING:
+    from bpfree.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_KEY = Noise().fold("rehearsal")
+_FEW = 16  # samples of a rehearsal
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative; roundings differ by the order of sums
+
+
+class Fault(NamedTuple):
+    """A fault of a library that shows only with channels last.
+
+    Attributes:
+        link: where it is described.
+        hits: whether it can hit a training of these modules, net and rule, on the CPU.
+    """
+
+    link: str
+    hits: Callable[[nn.Module, nn.Module], bool]
+
+
+def _narrow_strided_1x1(*modules: nn.Module) -> bool:
+    """A strided 1x1 convolution with fewer than 8 input channels, on a processor without AVX-512.
+
+    The backward pass writes past the end of its workspace: the process dies, or gradients are wrong.
+    """
+    if not is_x86() or has_avx512():
+        return False
+    layers = [layer for module in modules for layer in module.modules()]
+    safe = {id(layer.weight) for layer in layers if isinstance(layer, nn.Conv2d) and set(layer.stride) == {1}}
+    return any(
+        p.dim() == 4 and p.shape[2:] == (1, 1) and p.shape[1] < 8 and id(p) not in safe
+        for module in modules
+        for p in module.parameters()
+    )
+
+
+FAULTS = (Fault("https://github.com/uxlfoundation/oneDNN/issues/6035", _narrow_strided_1x1),)
+
+
+def allows_channels_last(trainer: "Trainer", batch: Batch) -> bool:
+    """Whether the samples of this training are to lie channels last.
+
+    Args:
+        trainer: its rule is bound. Its `channels_last` is what was decided when the training began, if it goes on with
+            one or uses its weights; a known fault of a library on this machine still forbids the order.
+        batch: the first of the training.
+    """
+    if not gains(trainer.net, batch.x, trainer.precision):
+        return False
+    hitting = [fault.link for fault in FAULTS if fault.hits(trainer.net, trainer.rule)]
+    if hitting and batch.device.type == "cpu":
+        log.info("net: feature maps do not lie channels last, because of a fault of a library: %s", hitting[0])
+        return False
+    return _passes(trainer, batch) if trainer.channels_last is None else trainer.channels_last
+
+
+def _passes(trainer: "Trainer", batch: Batch) -> bool:
+    """Rehearse a step in both orders."""
+    with warnings.catch_warnings(), _KEY.global_rng(batch.device):
+        warnings.simplefilter("ignore")  # the training will give them
+        for some in (batch.first(_FEW), batch):  # few samples may be too few for the rule
+            try:
+                expected = _outcome(trainer, some, training=False)
+            except Exception as error:  # whatever a foreign net or rule raises; the training itself will tell
+                log.debug("rehearsal: %s", error)
+                continue
+            ordered = some._replace(x=channels_last(some.x))
+            try:
+                _outcome(trainer, ordered, training=True)
+                found = _outcome(trainer, ordered, training=False)
+            except Exception as error:
+                log.info("net: feature maps do not lie channels last, since then it fails: %s", error)
+                return False
+            return alike(found, expected, trainer.precision)
+    return False
+
+
+def _outcome(trainer: "Trainer", batch: Batch, *, training: bool) -> list[Tensor | None]:
+    """Prediction and gradients of copies of net and rule. Without `training` dropout is off, to compare them."""
+    net, rule = copy.deepcopy((trainer.net, trainer.rule))
+    net.train(training)
+    rule.train(training)
+    with trainer.arithmetic():
+        if rule.needs_derivatives:
+            rule.gradients(net, trainer.task, batch, _KEY)
+        net.eval()
+        rule.eval()
+        with torch.no_grad():
+            out = rule.predict(net, batch.x)
+    return [out, *(p.grad for p in (*net.parameters(), *rule.parameters()))]
+
+
+def gains(net: nn.Module, x: Inputs, precision: Precision) -> bool:
+    """Whether a net with such inputs is faster with channels last, as was measured."""
+    maps = [t for t in tensors_of(x) if t.dim() == 4 and t.dtype == torch.float32]
+    if not maps or not any(p.dim() == 4 and p.dtype == torch.float32 for p in net.parameters()):
+        return False
+    device = maps[0].device.type
+    if device == "cpu":
+        return is_x86() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return device == "cuda" and precision == "bfloat16"
+
+
+def alike(found: list[Tensor | None], expected: list[Tensor | None], precision: Precision) -> bool:
+    """Whether two outcomes differ by no more than rounding. An error counts beside the largest norm of all too."""
+    tolerance = _TOLERANCES[torch.bfloat16 if precision == "bfloat16" else torch.float32]
+    if [t is None for t in found] != [t is None for t in expected]:
+        return False
+    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
+    small = 1e-3 * max(float(b.norm()) for _, b in pairs)
+    return all(float((a - b).norm()) <= tolerance * (float(b.norm()) + small) for a, b in pairs)
