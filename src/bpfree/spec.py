@@ -9,6 +9,7 @@ import inspect
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -121,6 +122,36 @@ def check_options(
         if parameter.default is parameter.empty and parameter.name not in options:
             raise UserError(f"{section}.{parameter.name}: missing; {_name(constructor)} needs it")
     return {key: convert(hints.get(key, Any), value, f"{section}.{key}") for key, value in options.items()}
+
+
+def move_old_keys(values: Mapping[str, Any], moved: Mapping[str, str], section: str) -> dict[str, Any]:
+    """Return the values of a section with keys of earlier versions at their new places; each one warns.
+
+    Args:
+        values: a section of a config, as it was read. It stays as it is.
+        moved: new places by old keys, such as `{"flip": "augment.flip"}`. The part before the dot is a section within
+            this one: a mapping, or a name, which becomes `{"name": ...}`.
+        section: the name of the section, for the warning.
+
+    Raises:
+        UserError: a key is there at its old and at its new place.
+
+    Example:
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     move_old_keys({"flip": True, "batch_size": 5}, {"flip": "augment.flip"}, "data")
+        {'batch_size': 5, 'augment': {'flip': True}}
+    """
+    result = {key: value for key, value in values.items() if key not in moved}
+    for key in moved.keys() & values.keys():
+        inner, _, name = moved[key].partition(".")
+        before = result.get(inner) or {}
+        options = {"name": before} if isinstance(before, str) else dict(before)
+        if name in options:
+            raise UserError(f"{section}: found both {key} and {moved[key]}, which are the same. Keep {moved[key]}")
+        result[inner] = {**options, name: values[key]}
+        warnings.warn(f"{section}.{key} is now {section}.{moved[key]}", DeprecationWarning, stacklevel=2)
+    return result
 
 
 def _name(constructor: Callable[..., Any]) -> str:
