@@ -240,7 +240,7 @@ def test_hostile_text_in_names(old):
 
 def test_report_refuses(trained, tmp_path):
     assert "run: nowhere does not exist" in refused("report", "nowhere")
-    assert "is no run folder" in refused("report", tmp_path)
+    assert "is not a run folder" in refused("report", tmp_path)
     config = trained.folder / "config.yaml"
     assert "allowed: a file whose name ends in .html" in refused("report", trained.folder, "--out", config)
     assert "allowed: a file whose name ends in .html" in refused("report", trained.folder, "--out", tmp_path)

@@ -29,7 +29,7 @@ from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
 from bpfree.training.trainer import Update
 
-OF_A_MACHINE = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
+MACHINE_KEYS = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
 """What may change when a run goes on: where its data lie, and what computes."""
 
 

@@ -99,6 +99,8 @@ def _subject(given: Path | Run, data_dir: str | Path | None, trust: bool) -> Sub
     missing: list[str] = []
     run = given if isinstance(given, Run) else _loaded(recorded, missing, trust)
     split, which = (None, "") if run is None else _samples(run, data_dir, missing)
+    if run is not None and which == "test samples":
+        run = run.with_test(split)
     pictures = [] if run is None else _draw(run, recorded, split, missing)
     return Subject(recorded, run, split, which, pictures, missing)
 
@@ -111,15 +113,14 @@ def _loaded(recorded: Recorded, missing: list[str], trust: bool) -> Run | None:
     except (UserError, OSError) as error:  # a folder of another version, damaged, or one that names code
         missing.append(f"Nothing is shown of its answers, since the run cannot be loaded: {_line(error)}")
         return None
-    run.trainer.progress.history, run.trainer.progress.tracked = recorded.history, recorded.tracked
-    return run
+    return run.with_records(recorded.history, recorded.tracked)
 
 
 def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple[Split | None, str]:
     """Samples to look at: of the test split, else of validation, else of training."""
     if run.test is not None:
         return run.test, "test samples"
-    if "data" in run.given:
+    if "data" in run.from_python:
         missing.append(
             "Nothing is shown of its answers, since its data came from Python and are not at hand. In Python, "
             "bpfree.report(run) shows them for a run that was just trained with test data."
@@ -129,7 +130,6 @@ def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple
     try:
         dataset = config.data.load(data_dir)
         if dataset.test is not None:
-            run.test = dataset.test
             return dataset.test, "test samples"
         train, validation = dataset.carve(config.data.validation, config.train.seed)
     except (UserError, OSError, KeyError) as error:
