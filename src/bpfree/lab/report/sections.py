@@ -16,8 +16,8 @@ from bpfree.lab.report.charts import learning_curves, tracked_curves
 from bpfree.lab.report.format import megabytes, number, seconds
 from bpfree.lab.report.html import Cell, Column, Section
 from bpfree.lab.report.records import Recorded, is_number, mapping
-from bpfree.pictures.confusion import MOST_CLASSES, Answers, answers_of, confusion_figure
-from bpfree.pictures.numbers import carried, predicted
+from bpfree.pictures.confusion import MOST_CLASSES, ClassPredictions, confusion_figure, predict_classes
+from bpfree.pictures.numbers import predict_numbers, rollout
 from bpfree.runs.folder import CONFIG
 from bpfree.tasks import Classify, Regress, Sequence
 from bpfree.trackers import TRACKERS
@@ -142,9 +142,9 @@ def _answers(subject: Subject) -> list[Section]:
     run, split = subject.run, subject.split
     if run is None or split is None or not isinstance(run.task, Classify):
         return []
-    answers = answers_of(run, split)
+    answers = predict_classes(run, split)
     matrix = answers.confusion() if answers.classes <= MOST_CLASSES else None
-    wrong = int((answers.true != answers.said).sum())
+    wrong = int((answers.true != answers.predicted).sum())
     note = f"{wrong:,} of {len(answers.true):,} {subject.which} are wrong."
     confused = [] if matrix is None else [html.picture(confusion_figure(matrix, answers.names), alt="confusion matrix")]
     if matrix is not None and answers.classes <= _TALKED_OF:
@@ -161,12 +161,12 @@ def _numbers(subject: Subject) -> list[Section]:
     if run is None or split is None:
         return []
     if isinstance(run.task, Regress):
-        answers = predicted(run, split)
+        answers = predict_numbers(run, split)
         figures = [html.picture(answers.figure([d]), alt="predicted against true values") for d in answers.shown]
         note = f"Each dot is one of {len(answers.true):,} {subject.which}; on the line, a prediction is right."
         return [Section("Predicted and true", figures, note)]
     if isinstance(run.task, Sequence):
-        windows = carried(run, split)
+        windows = rollout(run, split)
         shown = range(len(windows.truth))
         figures = [html.picture(windows.figure([n]), alt=f"predictions beside the truth, window {n}") for n in shown]
         alone = "Once it has seen its part of a window, the net goes on by its own predictions."
@@ -175,7 +175,7 @@ def _numbers(subject: Subject) -> list[Section]:
     return []
 
 
-def _by_class(matrix: Tensor, answers: Answers) -> Markup:
+def _by_class(matrix: Tensor, answers: ClassPredictions) -> Markup:
     """How each class fares."""
     columns = [
         *(
@@ -199,10 +199,10 @@ def _share(part: int, whole: int) -> Cell:
     return Cell(f"{part / whole:.1%}", part / whole) if whole else Cell("\u2013")
 
 
-def _wrong(run: "Run", answers: Answers) -> list[Markup]:
+def _wrong(run: "Run", answers: ClassPredictions) -> list[Markup]:
     positions = answers.most_wrong()
     images = answers.images(run, positions)
-    labels = ((int(n), int(answers.true[n]), int(answers.said[n])) for n in positions)
+    labels = ((int(n), int(answers.true[n]), int(answers.predicted[n])) for n in positions)
     rows = [(n, answers.name(true), answers.name(said), float(answers.probability[n])) for n, true, said in labels]
     if images is None:
         numeric = answers.names is None
