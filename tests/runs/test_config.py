@@ -6,7 +6,8 @@ import yaml
 from bpfree import UserError
 from bpfree.data import DATASETS
 from bpfree.rules import RULES
-from bpfree.runs.config import Config, load_config, parse, shipped
+from bpfree.runs.config import Config, parse
+from bpfree.runs.config_file import load_config, shipped
 from bpfree.spec import check_options, describe
 
 
