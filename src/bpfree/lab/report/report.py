@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bpfree import api
+
 from bpfree.data import Split
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
@@ -18,6 +18,7 @@ from bpfree.lab.report.records import Recorded, epochs, is_number, measurements,
 from bpfree.lab.report.sections import Subject, lead_of, sections_of, state_of
 from bpfree.pictures.draw import draw
 from bpfree.runs.folder import CONFIG, PLOTS
+from bpfree.runs.load import load
 from bpfree.runs.run import Run
 
 NAME = "report.html"
@@ -107,7 +108,7 @@ def _loaded(recorded: Recorded, missing: list[str], trust: bool) -> Run | None:
     """The run with its weights and the records of its folder, which may be more than the checkpoint's."""
     assert recorded.folder is not None
     try:
-        run = api.load(recorded.folder, trust=trust)
+        run = load(recorded.folder, trust=trust)
     except (UserError, OSError) as error:  # a folder of another version, damaged, or one that names code
         missing.append(f"Nothing is shown of its answers, since the run cannot be loaded: {_line(error)}")
         return None
