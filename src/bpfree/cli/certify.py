@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from bpfree import api
-from bpfree.cli.shell import DataDir, Trust, path_of, errors_in_one_line
+from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.data import Preprocess, Split
 from bpfree.disk.atomic import make_folder, refuse_to_replace, write_text
 from bpfree.disk.paths import user_path

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpfree.cli.bar import RunsBar
-from bpfree.cli.shell import DataDir, path_of, errors_in_one_line
+from bpfree.cli.shell import DataDir, errors_in_one_line, path_of
 from bpfree.errors import UserError
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bpfree.cli.shell import DataDir, Trust, path_of, errors_in_one_line
+from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.lab import board as lab_board
 
 RUNS = Path("runs")

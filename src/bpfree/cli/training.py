@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpfree import api
-from bpfree.cli.shell import DataDir, Trust, path_of, errors_in_one_line
+from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.errors import DivergedError, UserError
 from bpfree.runs import checkpoint
 from bpfree.runs.config import load_config

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bpfree.cli.shell import DataDir, path_of, errors_in_one_line
+from bpfree.cli.shell import DataDir, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan, make_plan
 

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from bpfree import api
-from bpfree.cli.shell import DataDir, RunArgument, Trust, named_test_split, errors_in_one_line
+from bpfree.cli.shell import DataDir, RunArgument, Trust, errors_in_one_line, named_test_split
 from bpfree.data import DATASETS
 from bpfree.data.dataset import Preprocess
 from bpfree.data.files.images import bits_of, decode

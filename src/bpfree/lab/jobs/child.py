@@ -1,4 +1,4 @@
-"""One training of a job, in the process that `fork_server` starts: from a config file into a run folder."""
+"""The training of one job, in a process that `fork_server` starts: from a config file into a run folder."""
 
 import sys
 import warnings
@@ -38,9 +38,9 @@ def train_job(config_file: Path, run: Path) -> int:
         # it again. So data and device are those of this machine, also if the folder came from another one.
         train(load_config(str(config_file)), out=run, resume=(run / CONFIG).exists())
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        sys.stderr.write("interrupted\n")
         return INTERRUPTED
     return 0
