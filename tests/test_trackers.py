@@ -257,7 +257,7 @@ def test_a_watched_training_comes_to_the_same_bits(rule, digits_data):
 def test_bfloat16_is_watched_in_bfloat16(digits_data):
     names = ("bp_cosine", "gradients", "segment_accuracy")
     trainer = watched(
-        "backprop", [TRACKERS[n](every=5) for n in names], digits_data, dtype=torch.float32, precision="bfloat16"
+        "backprop", [TRACKERS[n](every=5) for n in names], digits_data, dtype=torch.float32, compute="bfloat16"
     )
     assert list(values(trainer, "bp_cosine")[0].values()) == pytest.approx([1] * 5, abs=1e-6)
 

@@ -1,7 +1,6 @@
 """How far a rule is from backprop: in what it writes, and in the path its errors take."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,10 +9,8 @@ from bpfree.population.rule import BlackBoxRule
 from bpfree.population.statistics import members_mode
 from bpfree.rules.backprop import Backprop
 from bpfree.trackers.base import Measure, read
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
 
 
 class BPCosine(Measure):
@@ -31,7 +28,7 @@ class BPCosine(Measure):
     name = "bp_cosine"
     unit = "cosine"
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Refuse a training whose loss is not that of the net's output.
 
         Raises:
@@ -44,7 +41,7 @@ class BPCosine(Measure):
                 "so there is no true gradient to compare with. Drop it, or use a rule that predicts by the net's output"
             )
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Cosine by layer.
 
         Raises:
@@ -85,7 +82,7 @@ class WeightAlignment(Measure):
     name = "weight_alignment"
     unit = "degrees"
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Refuse a rule without feedback.
 
         Raises:
@@ -97,7 +94,7 @@ class WeightAlignment(Measure):
                 "net. Allowed: fa, usf, brsf, frsf; dfa and drtp on nets with dense layers"
             )
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Degrees by layer."""
         paths = trainer.rule.feedback_paths(trainer.net, trainer.noise.at(trainer.progress.step))
         return read({layer: angle(forward, feedback) for layer, (forward, feedback) in paths.items()})

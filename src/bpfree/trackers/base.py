@@ -5,53 +5,30 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import DivergedError, UserError, check_positive
+from bpfree.errors import UserError, check_positive
 from bpfree.nets.unchanged import unchanged_buffers
+from bpfree.training.listener import Listener, Record
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
 
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
-
-Record = dict[str, Any]
-"""One line of metrics.jsonl: plain values."""
+__all__ = ["Measure", "Record", "Tracker", "read"]
 
 
-class Tracker:
-    """Listens to a training. Every method does nothing unless overridden."""
+class Tracker(Listener[Trainer]):
+    """A base for objects that follow a training. Every method does nothing unless a subclass overrides it.
 
-    def on_start(self, trainer: "Trainer") -> None:
-        """The rule is bound, and nothing is learned yet or the run is resumed.
-
-        Raises:
-            UserError: this training cannot be watched so.
-        """
-
-    def on_gradients(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> None:
-        """Within a step: the rule has written `.grad` and returned `scalars`; nothing is clipped and no weight moved.
-
-        `trainer.progress.step` steps are taken, and `trainer.noise.at` it is the key of this one. With `update: fused`
-        segments have moved already, and there is no `.grad`. Trackers that do not override this cost a step nothing.
-        """
-
-    def on_step(self, trainer: "Trainer", batch: Batch) -> None:
-        """A step was taken."""
-
-    def on_epoch(self, trainer: "Trainer", record: Record) -> None:
-        """An epoch is over and its figures are finite; `record` may be added to."""
-
-    def on_interrupt(self, trainer: "Trainer") -> None:
-        """Ctrl-C, between two steps: the last chance to save."""
-
-    def on_diverged(self, trainer: "Trainer", error: DivergedError) -> None:
-        """A loss or a weight is no longer finite, and nothing of this epoch will be kept."""
-
-    def on_end(self) -> None:
-        """Training is over, by whatever cause; give back what was taken."""
+    Example:
+        >>> class Count(Tracker):
+        ...     steps = 0
+        ...
+        ...     def on_step(self, trainer: Trainer, batch: Batch) -> None:
+        ...         self.steps += 1
+    """
 
 
 class Measure(Tracker, ABC):
@@ -73,7 +50,7 @@ class Measure(Tracker, ABC):
         self.every = every
 
     @abstractmethod
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Values by layer or unit, in the order of the net; those that are not finite are left out.
 
         Args:
@@ -82,7 +59,7 @@ class Measure(Tracker, ABC):
             scalars: what the rule returned for it.
         """
 
-    def on_gradients(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> None:
+    def on_gradients(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> None:
         """Measure, if it is time to."""
         step = trainer.progress.step
         if step % self.every:
@@ -94,7 +71,7 @@ class Measure(Tracker, ABC):
         record = {"kind": "tracker", "tracker": self.name, "step": step + 1, "values": finite}
         trainer.progress.tracked.append(record)
 
-    def needs_gradients(self, trainer: "Trainer") -> None:
+    def needs_gradients(self, trainer: Trainer) -> None:
         """Refuse a training whose `.grad` is used up before anybody can look.
 
         Raises:
@@ -109,7 +86,7 @@ class Measure(Tracker, ABC):
 
 
 @contextmanager
-def _timed(name: str, trainer: "Trainer") -> Iterator[None]:
+def _timed(name: str, trainer: Trainer) -> Iterator[None]:
     """Add the seconds within to the tracker's cost; a device first ends what the step has begun."""
     if trainer.device.type != "cpu":
         torch.get_device_module(trainer.device).synchronize(trainer.device)

@@ -1,14 +1,11 @@
 """What training costs as it goes."""
 
 import time
-from typing import TYPE_CHECKING
 
 from bpfree.memory import peak_so_far
 from bpfree.trackers.base import Measure
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
 
 
 class Cost(Measure):
@@ -23,12 +20,12 @@ class Cost(Measure):
 
     name = "cost"
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Start the clocks."""
         self._step, self._wall = trainer.progress.step, time.perf_counter()
         self._cpu = trainer.progress.cpu_seconds - time.process_time()
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """`samples_per_second`, `cpu_seconds`, `peak_memory_bytes`."""
         values: dict[str, float] = {}
         steps, wall = trainer.progress.step - self._step, time.perf_counter()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,8 @@ from bpfree.local.autotaps import find_segments
 from bpfree.local.cut import OUTPUT, cut
 from bpfree.local.rule import LocalRule
 from bpfree.trackers.base import Measure
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, kind_of
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
 
 _GRID = 4  # to which feature maps are averaged before a probe reads them
 _RIDGE = 1e-2  # in units of the mean eigenvalue
@@ -58,7 +56,7 @@ class SegmentAccuracy(Measure):
         self.taps = taps
         self._batches: list[Batch] = []
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Find the taps.
 
         Raises:
@@ -85,7 +83,7 @@ class SegmentAccuracy(Measure):
             self._taps = tuple(self.taps or _automatic(trainer.net, next(trainer.data.epoch())))
 
     @torch.no_grad()
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Accuracy by tap, and `output` where the net's own output is what the rule predicts by."""
         assert trainer.data is not None
         if not self._batches:
@@ -104,7 +102,7 @@ class SegmentAccuracy(Measure):
             accuracies[tap] = float((scores.argmax(1).to(labels.device) == labels[half:]).double().mean())
         return accuracies
 
-    def _read(self, trainer: "Trainer", x: Inputs) -> dict[str, tuple[bool, Tensor]]:
+    def _read(self, trainer: Trainer, x: Inputs) -> dict[str, tuple[bool, Tensor]]:
         """By tap, class scores [B, C] and True, or features [B, H] and False."""
         rule, found = trainer.rule, {}
 

@@ -1,14 +1,10 @@
 """How large weights, gradients and the losses of units are."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from bpfree.trackers.base import Measure, read
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
 
 
 class Gradients(Measure):
@@ -21,11 +17,11 @@ class Gradients(Measure):
     name = "gradients"
     unit = "norm"
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Refuse a training whose gradients are freed before one can look."""
         self.needs_gradients(trainer)
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Norm by parameter; one without a gradient is left out."""
         parameters = _parameters(trainer)
         return read({name: p.grad.norm() for name, p in parameters.items() if p.grad is not None})
@@ -41,7 +37,7 @@ class Weights(Measure):
     name = "weights"
     unit = "norm"
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Norm by parameter."""
         return read({name: p.detach().norm() for name, p in _parameters(trainer).items()})
 
@@ -56,7 +52,7 @@ class LocalLoss(Measure):
     name = "local_loss"
     unit = "loss"
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Refuse a rule that trains the net as one.
 
         Raises:
@@ -68,7 +64,7 @@ class LocalLoss(Measure):
                 "is recorded anyway. Drop it, or use a local rule such as mono_forward"
             )
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Loss by unit.
 
         Raises:
@@ -82,6 +78,6 @@ class LocalLoss(Measure):
         return read(losses)
 
 
-def _parameters(trainer: "Trainer") -> dict[str, torch.nn.Parameter]:
+def _parameters(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
     own = {f"rule.{name}": p for name, p in trainer.rule.named_parameters()}
     return dict(trainer.net.named_parameters()) | own

@@ -33,7 +33,7 @@ def find_non_finite(net: nn.Module, rule: nn.Module) -> Iterator[str]:
                 yield f"'{name}' of the {part}"
 
 
-def values_of(scalars: Sequence[Scalars], first: int) -> Iterator[tuple[int, str, float]]:
+def read_scalars(scalars: Sequence[Scalars], first: int) -> Iterator[tuple[int, str, float]]:
     """The scalars of some steps as numbers, read from the device at once.
 
     Args:
@@ -49,7 +49,7 @@ def values_of(scalars: Sequence[Scalars], first: int) -> Iterator[tuple[int, str
         yield step, name, value
 
 
-def diverged(optimizer: torch.optim.Optimizer, clip: float | None, what: str) -> DivergedError:
+def divergence_error(optimizer: torch.optim.Optimizer, clip: float | None, what: str) -> DivergedError:
     """The error that says what is not finite, and what to try."""
     lr = optimizer.param_groups[0]["lr"]
     milder = "a smaller train.clip" if clip else "train.clip=1"
@@ -60,7 +60,7 @@ def diverged(optimizer: torch.optim.Optimizer, clip: float | None, what: str) ->
 
 
 @contextmanager
-def explained(batch: Batch) -> Iterator[None]:
+def explain_first_step(batch: Batch) -> Iterator[None]:
     """What torch raises on the first batch is most often a net that does not fit the data."""
     try:
         yield

@@ -15,7 +15,7 @@ from bpfree.types import Batch, Task, weight_of
 _TINY = 1e-12
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """What comes of a split.
 
     Attributes:
@@ -28,9 +28,9 @@ class Judgement(NamedTuple):
     classes: ClassCounts | None
 
 
-def judge(
+def evaluate_split(
     task: Task, batches: Iterable[Batch], predict: Callable[[Inputs], Tensor], net: nn.Module | None = None
-) -> Judgement:
+) -> Evaluation:
     """The metrics of predictions.
 
     Args:
@@ -43,10 +43,10 @@ def judge(
     tally = classes or (task.tally(net) if isinstance(task, DataTask) else None)
     seen = (lambda out, batch: None) if tally is None else tally.add
     metrics = mean_metrics(task, batches, lambda x: {"": predict(x)}, seen)[""]
-    return Judgement(metrics if tally is None else metrics | tally.metrics(), classes)
+    return Evaluation(metrics if tally is None else metrics | tally.metrics(), classes)
 
 
-def told_by_class(task: Task, labels: Tensor, test: Judgement | None) -> dict[str, Any]:
+def class_summary(task: Task, labels: Tensor, test: Evaluation | None) -> dict[str, Any]:
     """For result.json: how many training samples there were, also `by_class`, and how each class fared in the test.
 
     Args:

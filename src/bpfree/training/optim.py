@@ -132,7 +132,7 @@ class _Untouched(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups]
 
 
-def constant(optimizer: optim.Optimizer, total_steps: int) -> LRScheduler:
+def constant(optimizer: optim.Optimizer, total_steps: int | None = None) -> LRScheduler:
     """The learning rate stays as it is, or as the owner of the optimiser sets it."""
     return _Untouched(optimizer)
 
@@ -184,13 +184,36 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
 
 
 def make_schedule(spec: Spec, optimizer: optim.Optimizer, total_steps: int | None) -> LRScheduler:
-    """A schedule of SCHEDULES, stepped once per training step.
+    """Return a schedule of SCHEDULES, which is stepped once per training step.
+
+    Args:
+        spec: a name, or a name and options. Its `total_steps` may be larger than those of the training, which then
+            ends within the schedule.
+        optimizer: the optimiser whose learning rate it sets.
+        total_steps: steps of the training, for a spec without `total_steps`; None if unknown.
 
     Raises:
         UserError: an unknown name or option, or a schedule that must know the number of steps and does not.
     """
     name, options = split_spec(spec, "schedule")
-    if total_steps is None and name != "constant":
-        raise UserError(f"total_steps: found None, but schedule '{name}' must know how long training is. Give a number")
-    schedule: LRScheduler = build(SCHEDULES, {"name": name, **options}, optimizer, total_steps or 1, section="schedule")
+    if total_steps is not None:
+        options.setdefault("total_steps", total_steps)
+    if name in SCHEDULES and name != "constant":
+        _check_length(name, options.get("total_steps"), total_steps)
+    schedule: LRScheduler = build(SCHEDULES, {"name": name, **options}, optimizer, section="schedule")
     return schedule
+
+
+def _check_length(name: str, steps: Any, training: int | None) -> None:
+    """Raise UserError if the schedule does not know its length, or is shorter than the training."""
+    if steps is None:
+        raise UserError(
+            f"schedule.total_steps: missing; '{name}' must know how many steps the training takes. Use "
+            f"{{'name': '{name}', 'total_steps': 1000}}"
+        )
+    # Past its end onecycle raises, and cosine would go up again.
+    if training is not None and isinstance(steps, int) and steps < training:
+        raise UserError(
+            f"schedule.total_steps: found {steps}, allowed: at least {training}, the steps of the training. Leave it "
+            "out, so that it is filled in"
+        )

@@ -1,9 +1,12 @@
 """How far a training is, and when it has gone far enough."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bpfree.errors import UserError
-from bpfree.trackers import Record
+from bpfree.training.listener import Record
 
 FALLING = ("loss", "rmse", "rollout")  # metrics of which less is better
 
@@ -59,7 +62,15 @@ class Progress:
         """Of the running epoch, so far."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
-    def judge(self, record: Record, early_stopping: EarlyStopping | None) -> None:
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the wall and CPU seconds of the block, unless it raises."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall_seconds += time.perf_counter() - wall
+        self.cpu_seconds += time.process_time() - cpu
+
+    def compare_with_best(self, record: Record, early_stopping: EarlyStopping | None) -> None:
         """Note whether this epoch is the best so far, and whether to stop.
 
         Args:

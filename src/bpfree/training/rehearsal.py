@@ -12,7 +12,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from bpfree.inputs import Inputs, tensors_of
 from bpfree.local.channels_last import channels_last
 from bpfree.noise import Noise
+from bpfree.rule import Rule
+from bpfree.training.compute import arithmetic_of
 from bpfree.training.precision import Precision
 from bpfree.training.processor import has_avx512, is_x86
-from bpfree.types import Batch
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
+from bpfree.types import Batch, Task
 
 log = logging.getLogger(__name__)
 
@@ -65,57 +64,76 @@ def _narrow_strided_1x1(*modules: nn.Module) -> bool:
 FAULTS = (Fault("https://github.com/uxlfoundation/oneDNN/issues/6035", _narrow_strided_1x1),)
 
 
-def allows_channels_last(trainer: "Trainer", batch: Batch) -> bool:
-    """Whether the samples of this training are to lie channels last.
+def allows_channels_last(
+    net: nn.Module, rule: Rule, task: Task, batch: Batch, precision: Precision, decided: bool | None
+) -> bool:
+    """Return True if the samples of a training are to lie channels last.
 
     Args:
-        trainer: its rule is bound. Its `channels_last` is what was decided when the training began, if it goes on with
-            one or uses its weights; a known fault of a library on this machine still forbids the order.
-        batch: the first of the training.
+        net: the net.
+        rule: bound to the net.
+        task: the task.
+        batch: the first batch of the training.
+        precision: the number type of forward passes.
+        decided: the decision in the checkpoint of a training that goes on, or whose weights are used; None if there is
+            not one. A known fault of a library on this machine still forbids the order.
     """
-    if not gains(trainer.net, batch.x, trainer.precision):
+    if not gains(net, batch.x, precision):
         return False
-    hitting = [fault.link for fault in FAULTS if fault.hits(trainer.net, trainer.rule)]
+    hitting = [fault.link for fault in FAULTS if fault.hits(net, rule)]
     if hitting and batch.device.type == "cpu":
         log.info("net: feature maps do not lie channels last, because of a fault of a library: %s", hitting[0])
         return False
-    return _passes(trainer, batch) if trainer.channels_last is None else trainer.channels_last
+    return _Rehearsal(net, rule, task, precision).passes(batch) if decided is None else decided
 
 
-def _passes(trainer: "Trainer", batch: Batch) -> bool:
-    """Rehearse a step in both orders."""
-    with warnings.catch_warnings(), _KEY.global_rng(batch.device):
-        warnings.simplefilter("ignore")  # the training will give them
-        for some in (batch.first(_FEW), batch):  # few samples may be too few for the rule
-            try:
-                expected = _outcome(trainer, some, training=False)
-            except Exception as error:  # whatever a foreign net or rule raises; the training itself will tell
-                log.debug("rehearsal: %s", error)
-                continue
-            ordered = some._replace(x=channels_last(some.x))
-            try:
-                _outcome(trainer, ordered, training=True)
-                found = _outcome(trainer, ordered, training=False)
-            except Exception as error:
-                log.info("net: feature maps do not lie channels last, since then it fails: %s", error)
-                return False
-            return alike(found, expected, trainer.precision)
-    return False
+class _Rehearsal(NamedTuple):
+    """A step that is tried on copies of net and rule, in both orders."""
 
+    net: nn.Module
+    rule: Rule
+    task: Task
+    precision: Precision
 
-def _outcome(trainer: "Trainer", batch: Batch, *, training: bool) -> list[Tensor | None]:
-    """Prediction and gradients of copies of net and rule. Without `training` dropout is off, to compare them."""
-    net, rule = copy.deepcopy((trainer.net, trainer.rule))
-    net.train(training)
-    rule.train(training)
-    with trainer.arithmetic():
-        if rule.needs_derivatives:
-            rule.gradients(net, trainer.task, batch, _KEY)
-        net.eval()
-        rule.eval()
-        with torch.no_grad():
-            out = rule.predict(net, batch.x)
-    return [out, *(p.grad for p in (*net.parameters(), *rule.parameters()))]
+    def passes(self, batch: Batch) -> bool:
+        """Return True if the step works with channels last and its outcome is that of the other order."""
+        with warnings.catch_warnings(), _KEY.global_rng(batch.device):
+            warnings.simplefilter("ignore")  # the training will give them
+            for part in (batch.first(_FEW), batch):  # few samples may be too few for the rule
+                try:
+                    expected = self.outcome(part, training=False)
+                except Exception as error:  # whatever a foreign net or rule raises; the training itself will raise it
+                    log.debug("rehearsal: %s", error)
+                    continue
+                ordered = part._replace(x=channels_last(part.x))
+                try:
+                    self.outcome(ordered, training=True)
+                    outcome = self.outcome(ordered, training=False)
+                except Exception as error:
+                    log.info("net: feature maps do not lie channels last, since then it fails: %s", error)
+                    return False
+                return alike(outcome, expected, self.precision)
+        return False
+
+    def outcome(self, batch: Batch, *, training: bool) -> list[Tensor | None]:
+        """Return the prediction, and the gradients of net and rule.
+
+        Args:
+            batch: the samples, in either order.
+            training: False to switch dropout off. Its masks are drawn in the order in which values lie in memory, so
+                two orders would not be alike.
+        """
+        net, rule = copy.deepcopy((self.net, self.rule))  # together: a rule may hold modules of the net
+        net.train(training)
+        rule.train(training)
+        with arithmetic_of(rule, self.precision, batch.device):
+            if rule.needs_derivatives:
+                rule.gradients(net, self.task, batch, _KEY)
+            net.eval()
+            rule.eval()
+            with torch.no_grad():
+                out = rule.predict(net, batch.x)
+        return [out, *(p.grad for p in (*net.parameters(), *rule.parameters()))]
 
 
 def gains(net: nn.Module, x: Inputs, precision: Precision) -> bool:

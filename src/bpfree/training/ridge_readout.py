@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from bpfree.data import Batches
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs
-from bpfree.trackers import Tracker
+from bpfree.training.listener import Listener
 from bpfree.training.trainer import Trainer
 from bpfree.types import kind_of
 
 Readout = Literal["none", "ridge"]
 
 
-class Ridge(Tracker):
+class Ridge(Listener[Trainer]):
     """Ridge regression in place of the net's last Linear layer. As a tracker it refuses before training what cannot be.
 
     Args:
