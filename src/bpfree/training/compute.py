@@ -1,4 +1,4 @@
-"""How a training computes: the options that change speed and memory, but not what is learned."""
+"""The options of a training that change speed and memory, but not the task or the rule."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +16,7 @@ from bpfree.training.precision import Precision, arithmetic
 Update = Literal["together", "fused"]
 
 
+# One object, so that a new option needs neither another argument of Trainer nor of the functions that call it.
 @dataclass(frozen=True)
 class Compute:
     """Options of how a training computes.

@@ -39,7 +39,7 @@ class Listener(Generic[TrainerT]):
     def on_gradients(self, trainer: TrainerT, batch: Batch, scalars: Scalars) -> None:
         """Look at the gradients within a step: `.grad` is written, but not clipped, and no weight has moved.
 
-        With `update: fused` there is no `.grad`, because each segment has moved already. A listener that does not
+        With `update: fused` each segment has moved already, and its `.grad` is freed. A listener that does not
         override this method costs a step nothing.
 
         Args:

@@ -1,11 +1,12 @@
-"""Decide whether the feature maps of a net lie channels last in memory while it trains.
+"""The decision if the feature maps of a net lie channels last in memory while it trains.
 
-Convolutions on a CPU are up to 1.7 times as fast then, and so are those in bfloat16 on a GPU. The samples are put in
-that order, and what convolutions make of them follows. Nothing is done to the net: its weights stay where they are.
+With channels last, convolutions are up to 1.7 times as fast on a CPU, and in bfloat16 on a GPU. We put only the samples
+in this order; the outputs of convolutions then follow. The net does not change: its weights stay as they are.
 
-The order is used where it is known to gain, where no known fault of a library forbids it, and where a rehearsal on
-copies of net and rule passes: some nets cannot run with it (`x.view(len(x), -1)` behind a convolution raises), and so
-cannot some derivatives (forward-mode ones of GroupNorm). The decision is kept in checkpoints.
+The order is used if three conditions hold. It is known to be faster for such a net. No known fault of a library forbids
+it. And a rehearsal on copies of net and rule passes, because some nets cannot run in this order
+(`x.view(len(x), -1)` after a convolution raises), and some derivatives do not exist (forward mode of GroupNorm).
+Checkpoints contain the decision.
 """
 
 import copy
@@ -29,16 +30,16 @@ from bpfree.types import Batch, Task
 log = logging.getLogger(__name__)
 
 _KEY = Noise().fold("rehearsal")
-_FEW = 16  # samples of a rehearsal
-_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative; roundings differ by the order of sums
+_FEW = 16  # samples of a rehearsal; a whole batch would take the time of a step
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative; two orders add numbers in another sequence
 
 
 class Fault(NamedTuple):
     """A fault of a library that shows only with channels last.
 
     Attributes:
-        link: where it is described.
-        hits: whether it can hit a training of these modules, net and rule, on the CPU.
+        link: address of its description.
+        hits: a function of net and rule that returns True if the fault can occur in their training on the CPU.
     """
 
     link: str
@@ -46,13 +47,15 @@ class Fault(NamedTuple):
 
 
 def _narrow_strided_1x1(*modules: nn.Module) -> bool:
-    """A strided 1x1 convolution with fewer than 8 input channels, on a processor without AVX-512.
+    """Return True for a strided 1x1 convolution with fewer than 8 input channels, on a processor without AVX-512.
 
-    The backward pass writes past the end of its workspace: the process dies, or gradients are wrong.
+    oneDNN's backward pass then writes past the end of its workspace: the process dies, or gradients are wrong.
     """
     if not is_x86() or has_avx512():
         return False
     layers = [layer for module in modules for layer in module.modules()]
+    # Weights may also belong to modules other than Conv2d. So every weight of that shape counts, unless a Conv2d of
+    # stride 1 has it.
     safe = {id(layer.weight) for layer in layers if isinstance(layer, nn.Conv2d) and set(layer.stride) == {1}}
     return any(
         p.dim() == 4 and p.shape[2:] == (1, 1) and p.shape[1] < 8 and id(p) not in safe
@@ -137,7 +140,13 @@ class _Rehearsal(NamedTuple):
 
 
 def gains(net: nn.Module, x: Inputs, precision: Precision) -> bool:
-    """Whether a net with such inputs is faster with channels last, as was measured."""
+    """Return True if a net with such inputs was faster with channels last in our measurements.
+
+    Args:
+        net: the net.
+        x: samples, for their shapes, types and device.
+        precision: the number type of forward passes.
+    """
     maps = [t for t in tensors_of(x) if t.dim() == 4 and t.dtype == torch.float32]
     if not maps or not any(p.dim() == 4 and p.dtype == torch.float32 for p in net.parameters()):
         return False
@@ -148,10 +157,18 @@ def gains(net: nn.Module, x: Inputs, precision: Precision) -> bool:
 
 
 def alike(found: list[Tensor | None], expected: list[Tensor | None], precision: Precision) -> bool:
-    """Whether two outcomes differ by no more than rounding. An error counts beside the largest norm of all too."""
+    """Return True if two outcomes of a rehearsal differ by no more than rounding.
+
+    Args:
+        found: the tensors with channels last; None for a parameter without a gradient.
+        expected: the tensors of the ordinary order.
+        precision: the number type of forward passes.
+    """
     tolerance = _TOLERANCES[torch.bfloat16 if precision == "bfloat16" else torch.float32]
     if [t is None for t in found] != [t is None for t in expected]:
         return False
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
+    # A gradient that is zero but for rounding, such as that of a bias before batch norm, has no meaningful relative
+    # error. So a share of the largest norm is added to each norm.
     small = 1e-3 * max(float(b.norm()) for _, b in pairs)
     return all(float((a - b).norm()) <= tolerance * (float(b.norm()) + small) for a, b in pairs)

@@ -1,6 +1,6 @@
-"""One step of training, the only one there is, and what can be asked of a net between two steps.
+"""The only training step, and the methods that use a net between two steps.
 
-One step: zero_grad -> rule.gradients -> listeners -> clip per unit -> optimizer.step -> schedule.step. Neither the
+A step: zero_grad -> rule.gradients -> listeners -> clip per unit -> optimizer.step -> schedule.step. Neither the
 optimiser nor the clipping nor a checkpoint knows which rule wrote the gradients.
 """
 
@@ -69,7 +69,7 @@ class Stepper:
         if clip is not None:
             check_positive("clip", clip)
         refuse_meta(net)
-        self._like = first_trainable(net)
+        self._like = first_trainable(net)  # its device and dtype stand for the net's
         self.task = task
         self.rule: Rule = rule if isinstance(rule, Rule) else build(RULES, rule, section="rule", outside=Rule)
         self.net = unwrapped(net, one_backward=self.rule.one_backward)
@@ -125,6 +125,7 @@ class Stepper:
         if self._updater is not None:
             return
         refuse_no_derivatives(self.net, self.rule)
+        # Lazy layers get their shapes first, because a rule reads them when it is bound. Two samples are enough.
         with explain_first_step(batch):
             materialize(self.net, batch.first(2).x, self.noise)
         # Some rules run the net when they are bound. Dropout then draws from a key, and not from the user's stream.
@@ -136,7 +137,7 @@ class Stepper:
         ):
             self.net.train()
             self.rule.bind(self.net, self.task, batch)
-        self.rule.to(self.device)
+        self.rule.to(self.device)  # bind may have made tensors on the CPU
         self._never_finite = set(find_non_finite(self.net, self.rule))
         updater = Updater(
             self.net,
@@ -178,6 +179,7 @@ class Stepper:
             UserError: the batch is not such a pair, or the first step fails.
         """
         batch = Batch.of(batch, self._like)
+        # Only at first: later a user wants torch's error as it is, and a step pays nothing for the explanation.
         if self.progress.step == 0:
             with explain_first_step(batch):
                 return self._step(batch)
@@ -232,7 +234,8 @@ class Stepper:
             with self.arithmetic(), updater.during_gradients(learn=False):
                 self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
 
-        # A rule that perturbs weights in place subtracts its noise again, which leaves a rounding error.
+        # Weights are restored from copies: a rule that perturbs them in place subtracts its noise again, which leaves a
+        # rounding error.
         weights = [p.detach().clone() for p in self.net.parameters()]
         with same_modes(self.net), unchanged_buffers(self.net):
             self.net.train()

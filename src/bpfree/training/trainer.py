@@ -20,7 +20,7 @@ _CHECK_EVERY = 20  # steps between two looks at the losses; each look waits for 
 
 
 class _Fit(NamedTuple):
-    """What one call of `fit` was given, and a function that tells if Ctrl-C was pressed."""
+    """The arguments of one call of `fit`, and a function that returns True after Ctrl-C."""
 
     train: Batches
     validation: Batches | None
@@ -90,11 +90,13 @@ class Trainer(Stepper):
                 `on_interrupt` was called.
         """
         self.total_steps = epochs * len(train)
+        # Before anything is written: a training that cannot begin leaves no trace.
         self.bind(next(train.epoch()))
         if early_stopping is not None:
             self._try_early_stopping(early_stopping, validation)
         self.rule.begin(train, steps=self.total_steps, resumed=self.progress.step > 0)
         self.data = train
+        # Chosen once: a loop over all listeners in each step would slow down small nets.
         self._gradient_listeners = [each for each in trackers if each.listens_to_gradients]
         try:
             for tracker in trackers:
@@ -108,7 +110,7 @@ class Trainer(Stepper):
             for tracker in trackers:
                 tracker.on_diverged(self, error)
             raise
-        finally:
+        finally:  # listeners hold locks and files
             self.data, self._gradient_listeners = None, ()
             for tracker in trackers:
                 tracker.on_end()
@@ -129,6 +131,7 @@ class Trainer(Stepper):
         if record is not None:
             record["seconds"] = self.progress.wall_seconds
             record["cpu_seconds"] = self.progress.cpu_seconds
+            # Before on_epoch, where the run folder saves a checkpoint: a resumed run then has the record too.
             self.progress.history.append(record)
             for listener in fit.listeners:
                 listener.on_epoch(self, record)
@@ -145,6 +148,7 @@ class Trainer(Stepper):
             pending.append(self.step(batch))
             if len(pending) == _CHECK_EVERY:
                 self._check_losses(pending)
+            # Listeners see a step whose loss may be checked only some steps later; an epoch is checked as a whole.
             for listener in fit.listeners:
                 listener.on_step(self, batch)
             # After the last step the epoch is whole, and its record is made before the training stops.
@@ -171,7 +175,7 @@ class Trainer(Stepper):
             record["validation"] = self.evaluate(fit.validation)
         self._refuse_non_finite_weights()  # before any listener can save them
         self.progress.compare_with_best(record, fit.early_stopping)
-        self.progress.sums, self.progress.counts = {}, {}
+        self.progress.sums, self.progress.counts = {}, {}  # before a checkpoint, which begins the next epoch
         return record
 
     def _try_early_stopping(self, early_stopping: EarlyStopping, validation: Batches | None) -> None:

@@ -50,10 +50,10 @@ class Updater:
             add_groups(self.optimizer, groups, trainable(rule))
         else:
             self.optimizer = make_optimizer(optimizer, groups)
-        keep_gradients_in_order(self.optimizer)
+        keep_gradients_in_order(self.optimizer)  # fused optimisers read gradients in the memory order of weights
         self.schedule = make_schedule(schedule, self.optimizer, total_steps)
         self.clip = clip
-        self._units = rule.units(net)
+        self._units = rule.units(net)  # asked once: for local rules it walks over all segments
         self._fused = FusedUpdate(net, rule, self.optimizer, clip) if update == "fused" else None
         optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         self._not_optimized = [p for p in (*net.parameters(), *rule.parameters()) if id(p) not in optimized]
