@@ -13,7 +13,7 @@ from torch import Tensor
 from bpfree.diffusion import SCHEDULES, Schedule
 from bpfree.pictures.plots import BLUE, GREY, ORANGE, class_color, label, write_figure
 from bpfree.pictures.trail import StepMetrics
-from bpfree.trackers import Record
+from bpfree.training.listener import Record
 
 _PERPLEXITY = 30.0  # of t-SNE, the usual value; with few samples it must be less
 _STYLES = {"block": ("-", "viridis", 0.0, 0.9), "trunk": (":", "Oranges", 0.95, 0.5)}  # colours of first and last

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from bpfree.disk.atomic import make_folder, write_atomically
-from bpfree.trackers import TRACKERS, Record
+from bpfree.trackers import TRACKERS
+from bpfree.training.listener import Record
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#717581"  # colour-blind readers can tell them apart (Okabe & Ito)
 _CLASSES = (  # ten colours for which this holds too, by Petroff, https://arxiv.org/abs/2107.02270

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bpfree.data import Batches, Preprocess, Split
 from bpfree.tasks import DataTask
-from bpfree.trackers import Record
+from bpfree.training.listener import Record
 from bpfree.training.trainer import Trainer
 
 

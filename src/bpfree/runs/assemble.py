@@ -18,6 +18,7 @@ from bpfree.runs.config import Config
 from bpfree.runs.device import resolve_device
 from bpfree.spec import build
 from bpfree.tasks import TASKS, DataTask, Loss
+from bpfree.training.compute import Compute
 from bpfree.training.freeze import freeze
 from bpfree.training.trainer import Trainer
 
@@ -139,8 +140,7 @@ def assemble(
         config.optimizer,
         schedule=config.schedule,
         clip=config.train.clip,
-        precision=config.train.precision,
-        update=config.train.update,
+        compute=Compute(config.train.precision, config.train.update),
         seed=seed,
     )
     return Setup(config, trainer, preprocess, tuple(from_python))

@@ -15,12 +15,12 @@ from bpfree.runs.config import MACHINE_KEYS, Config
 from bpfree.runs.events import Events, wait_for_a_new_second
 from bpfree.runs.folder import BEST, CONFIG, LAST, METRICS, PLOTS, RESULT, take, write_metrics
 from bpfree.runs.lock import FolderLock
-from bpfree.trackers import Record, Tracker
+from bpfree.training.listener import Listener, Record
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
 
-class RunWriter(Tracker):
+class RunWriter(Listener[Trainer]):
     """Writes a training to a folder as it goes. A killed process leaves whole files and a checkpoint to resume from.
 
     One process at a time writes a run: the writer holds the folder's lock until `release`.
@@ -131,7 +131,7 @@ class RunWriter(Tracker):
         self._events.flush()
 
 
-class BestInMemory(Tracker):
+class BestInMemory(Listener[Trainer]):
     """Holds the best weights in memory, for a training without a folder."""
 
     def __init__(self) -> None:
@@ -182,7 +182,6 @@ def keeping(setup: Setup, batches: Batches, out: Path | None, resume: bool) -> I
         yield BestInMemory()
         return
     trainer = setup.trainer
-    trainer.total_steps = setup.config.train.epochs * len(batches)
     # A resume locks before it reads: another process could still write the checkpoint.
     lock = take(out, new=False) if resume else None
     writer = RunWriter(out, None if resume else setup.config.dump(), setup.checkpoint_extra(), lock)
@@ -192,7 +191,7 @@ def keeping(setup: Setup, batches: Batches, out: Path | None, resume: bool) -> I
             _refuse_another_config(setup.config, state.config, out)
             # "auto" must choose as it did on the machine where the run began, or the bits would differ.
             trainer.compute_as(state.precision, state.channels_last)
-        trainer.bind(next(batches.epoch()))
+        trainer.bind(next(batches.epoch()), total_steps=setup.config.train.epochs * len(batches))
         if resume:
             checkpoint.load(trainer, out / LAST)
         yield writer

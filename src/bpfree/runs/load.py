@@ -79,11 +79,10 @@ def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
 def _bound(config: Config, state: State, net: nn.Module | None, rule: Rule | None, loss: Loss | None) -> Setup:
     """Build the parts of a run and bind its rule, so that all weights that a checkpoint holds exist."""
     setup = assemble(config, state.preprocess, net, rule, loss, state.from_python)
-    setup.trainer.total_steps = 1
     setup.trainer.compute_as(state.precision, state.channels_last)
     # The data are not read: samples of zeros have the right shape, which is all that binding needs.
     blank = state.preprocess.unlabelled(state.preprocess.blank(2))
-    setup.trainer.bind(next(setup.batches(blank).epoch()))
+    setup.trainer.bind(next(setup.batches(blank).epoch()), total_steps=1)
     return setup
 
 

@@ -11,10 +11,10 @@ from bpfree._version import __version__
 from bpfree.grad import trainable
 from bpfree.runs.run import Run
 from bpfree.spec import split_spec
-from bpfree.training.evaluation import Judgement, told_by_class
+from bpfree.training.evaluation import Evaluation, class_summary
 
 
-def summarize(run: Run, dataset: str, labels: Tensor, test: Judgement | None) -> dict[str, Any]:
+def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -> dict[str, Any]:
     """Return what a training came to, in plain values.
 
     Args:
@@ -32,7 +32,7 @@ def summarize(run: Run, dataset: str, labels: Tensor, test: Judgement | None) ->
         "test": test and test.metrics,
         "validation": last.get("validation"),
         "train": last.get("train"),
-        **told_by_class(run.task, labels, test),
+        **class_summary(run.task, labels, test),
         "weights": run.weights,
         "rule": _name(run, "rule"),
         **trainer.rule.metadata(),

@@ -18,8 +18,8 @@ from bpfree.runs.assemble import Setup
 from bpfree.runs.config import Config
 from bpfree.runs.keeper import RunWriter
 from bpfree.tasks import DataTask, reading
-from bpfree.trackers import Record
 from bpfree.training.evaluation import mean_metrics
+from bpfree.training.listener import Record
 from bpfree.training.progress import Progress
 from bpfree.training.trainer import Trainer
 

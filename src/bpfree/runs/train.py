@@ -18,7 +18,7 @@ from bpfree.runs.result import summarize
 from bpfree.runs.run import Run
 from bpfree.tasks import Loss
 from bpfree.trackers import Tracker, make_trackers
-from bpfree.training.evaluation import judge
+from bpfree.training.evaluation import evaluate_split
 from bpfree.training.ridge_readout import Ridge
 
 
@@ -119,7 +119,7 @@ def _fit(
 def _measure(run: Run, data: _Data, batches: Batches, peak_memory: Callable[[], int | None]) -> dict[str, Any]:
     """Evaluate on the test split, measure memory, and return all as result.json holds it."""
     trainer = run.trainer
-    test = run.test and judge(run.task, run.batches(run.test).epoch(), trainer.predict, trainer.net)
+    test = run.test and evaluate_split(run.task, run.batches(run.test).epoch(), trainer.predict, trainer.net)
     controls = run.extra_metrics()
     # The peak is read first: to measure the memory of one step copies the weights, which training never did.
     memory = {"peak_memory_bytes": peak_memory(), "step_memory_bytes": trainer.step_memory(next(batches.epoch()))}
