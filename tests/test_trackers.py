@@ -19,7 +19,7 @@ from bpfree.cli import app
 from bpfree.data import Batches, Preprocess
 from bpfree.nets import NETS
 from bpfree.rules import RULES
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.trackers import TRACKERS, Measure, Tracker
 from bpfree.trackers.alignment import angle
 from bpfree.trackers.depth import probe

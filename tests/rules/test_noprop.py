@@ -204,7 +204,7 @@ class BayesCT(nn.Module):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "learned"])
 def test_the_ode_of_ct_has_the_marginals_of_q(schedule):
     """Two classes with equal shares: from z_0 ~ q the probability flow arrives at q(z_1), not only at its mean."""
-    rule = NoPropCT(schedule=schedule, abar_min=0.02, abar_max=0.9, steps=200, solver="heun")
+    rule = NoPropCT(schedule={"name": schedule, "abar_min": 0.02, "abar_max": 0.9}, steps=200, solver="heun")
     rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1).double()
     rule.schedule = rule.schedule.double()
     net = Known(BayesCT(rule.schedule))
@@ -230,7 +230,7 @@ def test_the_ode_of_ct_has_the_marginals_of_q(schedule):
 
 def test_the_field_of_ct_is_bounded_at_the_end():
     """(u^ - z)/(1 - abar) of public code is stiff there; this one does with a few steps."""
-    rule = NoPropCT(schedule="cosine", abar_min=0.001, abar_max=0.999)
+    rule = NoPropCT(schedule={"name": "cosine", "abar_min": 0.001, "abar_max": 0.999})
     rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1)
     net = Known(BayesCT(rule.schedule))
     for time in torch.linspace(0.01, 0.99, 20):
@@ -315,8 +315,8 @@ def test_block_t_of_hybrid_sees_level_t_minus_1_as_inference_gives_it(batch):
 
 
 def test_hybrid_refuses_a_level_of_noise_alone():
-    with pytest.raises(UserError, match="abar_min: found 0, allowed: above 0"):
-        NoPropHybrid(abar_min=0)
+    with pytest.raises(UserError, match="schedule.abar_min: found 0, allowed: above 0"):
+        NoPropHybrid(schedule={"abar_min": 0})
 
 
 # Rebuilding
@@ -351,16 +351,16 @@ def test_backbones_for_images_train(backbone, trunk, batch):
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"), [("noprop_ct", "one block that is told the time"), ("noprop_fm", "one block")]
+    ("rule", "message"), [("noprop_ct", "one block that takes the time as an input"), ("noprop_fm", "one block")]
 )
 def test_a_net_without_time_is_refused(rule, message, batch):
     net = Denoiser(IN_SHAPE, 10, blocks=2, width=8).to(batch.x)
-    with pytest.raises(UserError, match=f"{message}.*Use net.blocks=1 net.timed=true"):
+    with pytest.raises(UserError, match=f"{message}.*Use net.blocks=1 net.head.timed=true"):
         RULES[rule]().bind(net, TASK, batch)
 
 
 def test_backprop_trains_the_same_nets(batch):
-    for options in ({"blocks": 3}, {"blocks": 1, "timed": True}, {"blocks": 1, "trunk": "local"}):
+    for options in ({"blocks": 3}, {"blocks": 1, "head": {"timed": True}}, {"blocks": 1, "trunk": "local"}):
         net = Denoiser(IN_SHAPE, 10, width=16, **options).double().to(batch.x.device)
         trainer = Trainer(net, "backprop", TASK, {"name": "adam", "lr": 1e-2})
         losses = [float(trainer.step(batch)["loss"]) for _ in range(5)]

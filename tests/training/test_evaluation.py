@@ -13,7 +13,7 @@ from sklearn import metrics as reference
 import bpfree
 from bpfree import Batch, Trainer, UserError
 from bpfree.lab.report.records import read_run
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.tasks import TASKS, Classify
 from bpfree.tasks.class_metrics import BY_CLASS, ClassCounts
 from bpfree.training.evaluation import judge

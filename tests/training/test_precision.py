@@ -9,7 +9,8 @@ import torch
 import bpfree
 from bpfree import Trainer
 from bpfree.api import resume
-from bpfree.runs.config import TrainConfig, load_config, shipped
+from bpfree.runs.config import TrainConfig
+from bpfree.runs.config_file import load_config, shipped
 from bpfree.training import precision, processor
 from tests.helpers import TASK, net_for
 

@@ -254,7 +254,7 @@ def test_the_tables_are_public():
 def test_a_rule_and_a_net_from_outside():
     trainer = Trainer(net32(), "tests.outside:HalfBackprop", TASK)
     assert type(trainer.rule).__name__ == "HalfBackprop"
-    with pytest.raises(UserError, match="'os:system' is no Rule"):
+    with pytest.raises(UserError, match="'os:system' is not a Rule"):
         Trainer(net32(), "os:system", TASK)
     with pytest.raises(UserError, match="cannot be imported"):
         Trainer(net32(), "no_such_module:Rule", TASK)

@@ -9,7 +9,8 @@ from bpfree.errors import UserError
 from bpfree.nets.denoiser import Backbone
 from bpfree.rule import Rule
 from bpfree.rules import RULES
-from bpfree.runs.config import Config, load_config, parse, shipped
+from bpfree.runs.config import Config, parse
+from bpfree.runs.config_file import load_config, shipped
 from bpfree.spec import lookup
 
 BASELINE = "backprop"
