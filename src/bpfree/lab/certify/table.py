@@ -63,7 +63,7 @@ def _waits(rule: type[Rule], certificate: Certificate) -> str:
 
 def _memory(rule: type[Rule], certificate: Certificate) -> str:
     assert certificate.measurements is not None
-    return {True: "of all parts", False: "of 3 parts at most", None: "too few parts to tell"}[
+    return {True: "of more than 3 parts", False: "of at most 3 parts", None: "too few parts to tell"}[
         certificate.measurements.grows
     ]
 
@@ -87,7 +87,7 @@ def cells(name: str) -> Mapping[str, str]:
         >>> cells("drtp")["waits for the output"]
         'no'
         >>> cells("dfa")["activations kept"]
-        'of all parts (of 3 parts at most with `memory: flat`)'
+        'of more than 3 parts (of at most 3 parts with `memory: flat`)'
     """
     rule, default = RULES[name], _certificate(name, {}, {})
     measured = {heading: cell(rule, default) for heading, cell in COLUMNS.items()}
