@@ -1,6 +1,7 @@
 """The YAML door: sections, overrides, shipped configs."""
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor, nn
 
 from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
+from bpfree.data.augment import PixelValues
 from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
 from bpfree.disk.paths import user_path
 from bpfree.disk.plain import LARGEST_YAML, parse_yaml, read_text
@@ -21,7 +23,7 @@ from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.runs.markers import refuse_markers
-from bpfree.spec import absolute_paths, build, check_options, lookup, split_spec
+from bpfree.spec import absolute_paths, build, check_options, lookup, move_old_keys, split_spec
 from bpfree.tasks import TASKS, custom_options
 from bpfree.tasks.abilities import check_loss, check_task
 from bpfree.trackers import TRACKERS, Tracker
@@ -46,6 +48,38 @@ class SkewConfig(_Section):
     factor: float = Field(ge=1, allow_inf_nan=False)
 
 
+class AugmentConfig(_Section):
+    """Random changes to training samples; see `bpfree.data.augment.Augment`."""
+
+    shift: int = Field(default=0, ge=0)
+    flip: bool = False
+    crop: float = Field(default=1.0, gt=0, le=1)
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    cutout: int = Field(default=0, ge=0)
+    mixup: float = Field(default=0.0, ge=0, le=1000)
+
+    def build(self, preprocess: Preprocess) -> Augment:
+        """Return the changes that training batches of such samples go through."""
+        return Augment(**self.model_dump(), values=PixelValues.of(preprocess))
+
+
+OLD_DATA_KEYS = {key: f"augment.{key}" for key in AugmentConfig.model_fields}
+"""Keys of the section `data` in earlier versions, and their places now; see `bpfree.spec.move_old_keys`."""
+
+
+def new_place(path: list[str]) -> list[str]:
+    """Return the path of an override, with a key of an earlier version at its new place; such a key warns.
+
+    Without this, an old override such as `data.shift=0` would stand beside the `data.augment.shift` of a config instead
+    of replacing it.
+    """
+    if len(path) != 2 or path[0] != "data" or path[1] not in OLD_DATA_KEYS:
+        return path
+    warnings.warn(f"data.{path[1]} is now data.{OLD_DATA_KEYS[path[1]]}", DeprecationWarning, stacklevel=3)
+    return ["data", *OLD_DATA_KEYS[path[1]].split(".")]
+
+
 class DataConfig(BaseModel):
     """Which data, how much of it, and how batches are made. Other keys are options of the data set's reader."""
 
@@ -59,13 +93,14 @@ class DataConfig(BaseModel):
     fraction: float = Field(default=1.0, gt=0, le=1)
     skew: SkewConfig | None = None
     label_noise: float = Field(default=0.0, ge=0, lt=1)
-    shift: int = Field(default=0, ge=0)
-    flip: bool = False
-    crop: float = Field(default=1.0, gt=0, le=1)
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    cutout: int = Field(default=0, ge=0)
-    mixup: float = Field(default=0.0, ge=0, le=1000)
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, values: Any) -> Any:
+        """Move the keys of earlier versions, `data.flip` and the like, into `data.augment`."""
+        is_section = isinstance(values, Mapping) and isinstance(values.get("augment", {}), Mapping | AugmentConfig)
+        return move_old_keys(values, OLD_DATA_KEYS, "data") if is_section else values
 
     @model_validator(mode="after")
     def _anywhere(self) -> "DataConfig":
@@ -112,12 +147,6 @@ class DataConfig(BaseModel):
         skew = None if self.skew is None else Skew(self.skew.kind, self.skew.factor)
         train = thin(train, dataset.classes, Noise(seed).fold("subset"), fraction=self.fraction, skew=skew)
         return mislabel(train, dataset.classes, self.label_noise, Noise(seed).fold("label_noise")), validation
-
-    def augment(self, preprocess: Preprocess) -> Augment:
-        """What training batches go through, of samples of that kind."""
-        options = {key: getattr(self, key) for key in ("shift", "flip", "crop", "brightness", "contrast", "cutout")}
-        limits = (0.0, preprocess.white) if preprocess.dtype == "uint8" else preprocess.limits
-        return Augment(**options, mixup=self.mixup, limits=limits, mean=preprocess.mean)
 
 
 class EarlyStoppingConfig(_Section):
@@ -185,7 +214,7 @@ class Config(_Section):
         check_task(self.rule["name"], rule.tasks, self.task["name"])
         check_loss(self.rule["name"], rule.uses_loss, custom_options(self.task))
         self._check_moves()
-        if self.data.mixup and self.task["name"] == "classify" and not rule.takes_soft_labels:
+        if self.data.augment.mixup and self.task["name"] == "classify" and not rule.takes_soft_labels:
             raise no_soft_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
@@ -194,8 +223,9 @@ class Config(_Section):
 
     def _check_moves(self) -> None:
         """Raise UserError if samples would be moved and the labels of their pixels would stay."""
-        default = DataConfig()
-        moved = [f"data.{key}" for key in ("shift", "flip", "crop") if getattr(self.data, key) != getattr(default, key)]
+        changes, default = self.data.augment, AugmentConfig()
+        moving = [key for key in ("shift", "flip", "crop") if getattr(changes, key) != getattr(default, key)]
+        moved = [f"data.augment.{key}" for key in moving]
         if moved and TASKS[self.task["name"]].answers == "pixels":
             raise UserError(
                 f"{', '.join(moved)}: moves samples, but not the labels of their pixels, which task=segment has. "
@@ -290,6 +320,7 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
     nested: dict[str, type[BaseModel]] = {
         "data": DataConfig,
         "skew": SkewConfig,
+        "augment": AugmentConfig,
         "train": TrainConfig,
         "early_stopping": EarlyStoppingConfig,
     }
@@ -351,6 +382,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     path = key.split(".")
     if not found or not all(path):
         raise UserError(f"override: found {shown(override)}, allowed: section.key=value, such as train.epochs=3")
+    path = new_place(path)
     value = parse_yaml(text, f"override {shown(override)}")
     for part in path[:-1]:
         inner = values.get(part)
