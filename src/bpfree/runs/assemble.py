@@ -76,7 +76,7 @@ class Setup:
             data.batch_size,
             device=self.trainer.device,
             dtype=self.trainer.dtype,
-            augment=data.augment(self.preprocess),
+            augment=data.augment.build(self.preprocess),
             seed=self.config.train.seed,
             rebuild=self.task.rebuilds,
         )

@@ -1,10 +1,13 @@
 """Keepers listen to a training and keep what it comes to: in a run folder on disk, or in memory."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from bpfree.data import Batches
 from bpfree.disk.atomic import write_text
@@ -201,6 +204,7 @@ def keeping(setup: Setup, batches: Batches, out: Path | None, resume: bool) -> I
 
 def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> None:
     """Raise UserError unless the config is the one that the run began with; keys in MACHINE_KEYS may differ."""
+    begun = _in_current_form(begun)
     for section, values in config.plain().items():
         before = begun.get(section)
         if not isinstance(values, dict) or not isinstance(before, dict):
@@ -211,3 +215,13 @@ def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> 
                     f"resume: {out} was begun with {section}.{key}={before.get(key)}, found {values.get(key)}. Resume "
                     "it with what it was begun with, or train in another folder"
                 )
+
+
+def _in_current_form(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a checkpoint, which an earlier version may have written, with the keys of this version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the user cannot change what is in a checkpoint
+        try:
+            return Config.model_validate(values).plain()
+        except ValidationError:  # keys that no version has: the comparison names them
+            return values
