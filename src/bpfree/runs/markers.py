@@ -1,9 +1,8 @@
-"""What a config leaves open: a marker such as `lr: {search: log, low: 1e-4, high: 1e-1}` where a value would be.
+"""Search markers in a config: `lr: {search: log, low: 1e-4, high: 1e-1}` leaves the value open for `bpfree tune`.
 
-A marker may stand anywhere, also within a value of a choice: the space is what one comes across on the way from the
-top of the config to its values, so it may depend on what was chosen before. A parameter is named by its dotted path;
-within a chosen value that path says what was chosen (`rule=fa.signal_scale`), since two choices may have an option of
-one name.
+A marker may stand anywhere, also within a value of a choice, so a parameter may exist only for some choices. The name
+of a parameter is its dotted path. Within a chosen value the path says what was chosen (`rule=fa.signal_scale`), since two
+values of a choice may have options of the same name.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bpfree.errors import UserError, unknown
 
 Label = bool | int | float | str | None
-"""What stands for a value of a choice: the value itself if it is plain, else a text."""
+"""The label of a value of a choice: the value itself if it is plain, else a text."""
 
 _LARGEST_GRID = 10_000
 Model = TypeVar("Model", bound=BaseModel)
@@ -29,6 +28,7 @@ class _Marker(BaseModel):
 class _Range(_Marker):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
+        # The fields belong to the subclasses, since their types differ.
         low, high = self.low, self.high  # type: ignore[attr-defined]
         if low > high:
             raise ValueError(f"found low {low:g} above high {high:g}, allowed: low up to high")
@@ -36,7 +36,7 @@ class _Range(_Marker):
 
 
 class Log(_Range):
-    """A number between low and high, each order of magnitude as likely as the next."""
+    """A marker for a number between low and high, with each order of magnitude as likely as the next."""
 
     search: Literal["log"]
     low: float = Field(gt=0)
@@ -44,7 +44,7 @@ class Log(_Range):
 
 
 class Linear(_Range):
-    """A number between low and high, in steps if there is one."""
+    """A marker for a number between low and high: any number, or low, low + step, low + 2 step, ..."""
 
     search: Literal["linear"]
     low: float
@@ -52,15 +52,16 @@ class Linear(_Range):
     step: float | None = Field(default=None, gt=0)
 
     def all(self) -> list[float]:
-        """The values, from low on in steps; none without a step. In decimals: three steps of 0.1 are 0.3."""
+        """Return the values from low on in steps; an empty list without a step."""
         if self.step is None:
             return []
+        # In decimals, so that three steps of 0.1 give 0.3 and not 0.30000000000000004.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return [float(low + k * step) for k in range(int((high - low) / step) + 1)]
 
 
 class Integer(_Range):
-    """A whole number from low to high."""
+    """A marker for a whole number from low to high, in steps."""
 
     search: Literal["int"]
     low: int
@@ -68,12 +69,12 @@ class Integer(_Range):
     step: int = Field(default=1, ge=1)
 
     def all(self) -> list[int]:
-        """The values, from low on in steps."""
+        """Return the values from low on in steps."""
         return list(range(self.low, self.high + 1, self.step))
 
 
 class Choice(_Marker):
-    """One of the values, which may be numbers, names or whole specs with markers of their own."""
+    """A marker for one of several values: numbers, names, or whole specs with markers inside them."""
 
     search: Literal["choice"]
     values: list[Any]
@@ -83,6 +84,7 @@ class Choice(_Marker):
         labels = self.labels
         if not labels:
             raise ValueError("values: found none, allowed: one or more")
+        # A label names the choice in paths and in the study, so two values must not share one.
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"values: found {label!r} twice, allowed: values that differ")
@@ -90,7 +92,7 @@ class Choice(_Marker):
 
     @property
     def labels(self) -> list[Label]:
-        """A short one for each value: a spec goes by its name, unless another value does too."""
+        """A short label for each value: the name of a spec, with its options if another value has the same name."""
         short = [_label(value, at_length=False) for value in self.values]
         pairs = zip(self.values, short, strict=True)
         return [name if short.count(name) == 1 else _label(value, at_length=True) for value, name in pairs]
@@ -99,7 +101,7 @@ class Choice(_Marker):
 Marker = Log | Linear | Integer | Choice
 MARKERS: dict[str, type[Marker]] = {"log": Log, "linear": Linear, "int": Integer, "choice": Choice}
 Choose = Callable[[str, Marker], Any]
-"""Takes the name of a parameter and its marker; returns a number, or for a choice the label of a value."""
+"""A function from the name of a parameter and its marker to a number, or for a choice to the label of a value."""
 
 
 def _label(value: Any, *, at_length: bool) -> Label:
@@ -117,15 +119,23 @@ def _label(value: Any, *, at_length: bool) -> Label:
 
 
 def is_marker(value: Any) -> bool:
-    """Whether it stands for a value that is to be searched."""
+    """Return True if the value of a config is a search marker.
+
+    Args:
+        value: any value of a config.
+    """
     return isinstance(value, Mapping) and "search" in value
 
 
 def read_marker(value: Mapping[str, Any], path: str) -> Marker:
-    """The marker, checked.
+    """Check a search marker and return it as an object.
+
+    Args:
+        value: the mapping in the config.
+        path: its dotted path, with which errors begin.
 
     Raises:
-        UserError: an unknown kind or key, or bounds that do not fit; its text begins with the path.
+        UserError: an unknown kind or key, or bounds that do not fit.
     """
     kind = value["search"]
     if not isinstance(kind, str) or kind not in MARKERS:
@@ -134,15 +144,20 @@ def read_marker(value: Mapping[str, Any], path: str) -> Marker:
 
 
 def validated(model: type[Model], values: Mapping[str, Any], path: str) -> Model:
-    """The values as that model.
+    """Return values as a pydantic model.
+
+    Args:
+        model: the class of the model.
+        values: its fields.
+        path: dotted path of the values, with which errors begin.
 
     Raises:
-        UserError: pydantic's first objection, in our words.
+        UserError: the first thing that pydantic objects to, in our words.
     """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo explains the rest
+        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     where = ".".join([path, *map(str, first["loc"])])
     if first["type"] == "extra_forbidden":
         raise unknown("key", str(first["loc"][-1]), model.model_fields, prefix=f"{path}.")
@@ -155,16 +170,29 @@ def validated(model: type[Model], values: Mapping[str, Any], path: str) -> Model
 
 
 def resolve(values: Any, choose: Choose, path: str = "") -> Any:
-    """The values with a value in place of each marker.
+    """Replace each marker in a config by a value.
+
+    Args:
+        values: a config with markers.
+        choose: chooses the value of each parameter.
+        path: dotted path of the values; empty for a whole config.
+
+    Returns:
+        A copy without markers.
 
     Raises:
         UserError: a marker is malformed.
+
+    Example:
+        >>> resolve({"lr": {"search": "linear", "low": 0, "high": 1}}, lambda name, marker: marker.high)
+        {'lr': 1.0}
     """
     if is_marker(values):
         marker = read_marker(values, path)
         chosen = choose(path, marker)
         if not isinstance(marker, Choice):
             return chosen
+        # The value may have markers of its own, which get names only now.
         return resolve(marker.values[marker.labels.index(chosen)], choose, f"{path}={chosen}")
     if isinstance(values, Mapping):
         return {key: resolve(value, choose, _join(path, key)) for key, value in values.items()}
@@ -174,7 +202,11 @@ def resolve(values: Any, choose: Choose, path: str = "") -> Any:
 
 
 def find_markers(values: Any, path: str = "") -> Iterator[tuple[str, Marker]]:
-    """Names of all parameters that may come up, whatever is chosen, and their markers.
+    """Give the names and markers of all parameters, including those that exist only for some choices.
+
+    Args:
+        values: a config with markers.
+        path: dotted path of the values; empty for a whole config.
 
     Raises:
         UserError: a marker is malformed.
@@ -194,7 +226,12 @@ def find_markers(values: Any, path: str = "") -> Iterator[tuple[str, Marker]]:
 
 
 def refuse_markers(values: Any, where: str) -> None:
-    """Raise UserError if a config that is to be trained leaves a value open."""
+    """Raise UserError if a config that is to be trained has a search marker.
+
+    Args:
+        values: the config.
+        where: the config is from, for errors.
+    """
     path = _first_marker(values, "")
     if path is not None:
         raise UserError(
@@ -210,7 +247,8 @@ def _first_marker(values: Any, path: str) -> str | None:
         inner = values.items()
     elif isinstance(values, list | tuple):
         inner = enumerate(values)
-    return next((found for key, value in inner if (found := _first_marker(value, _join(path, key))) is not None), None)
+    paths = (_first_marker(value, _join(path, key)) for key, value in inner)
+    return next((path for path in paths if path is not None), None)
 
 
 def _join(path: str, key: object) -> str:
@@ -218,7 +256,11 @@ def _join(path: str, key: object) -> str:
 
 
 def at_random(seed: int) -> Choose:
-    """Chooses as a random search would."""
+    """Return a function that chooses values at random, as a random search does.
+
+    Args:
+        seed: the same seed chooses the same values, if it is asked in the same order.
+    """
     rng = np.random.default_rng(seed)
 
     def choose(_name: str, marker: Marker) -> Any:
@@ -226,29 +268,45 @@ def at_random(seed: int) -> Choose:
             return marker.labels[rng.integers(len(marker.labels))]
         if isinstance(marker, Log):
             return float(np.exp(rng.uniform(np.log(marker.low), np.log(marker.high))))
-        known = marker.all()
-        return known[rng.integers(len(known))] if known else float(rng.uniform(marker.low, marker.high))
+        steps = marker.all()
+        return steps[rng.integers(len(steps))] if steps else float(rng.uniform(marker.low, marker.high))
 
     return choose
 
 
 class _LeftOpenError(Exception):
+    """A parameter has no value yet; `options` are all that it can have."""
+
     def __init__(self, name: str, options: list[Any]) -> None:
         super().__init__(name)
         self.name, self.options = name, options
 
 
 def grid(values: Any) -> list[dict[str, Any]]:
-    """Parameters of every combination, in order.
+    """Return the parameters of every combination, in order.
+
+    Args:
+        values: a config with markers.
+
+    Returns:
+        For each combination, the value of each parameter by its name.
 
     Raises:
         UserError: a range has infinitely many values, or there are too many combinations.
+
+    Example:
+        >>> grid({"seed": {"search": "int", "low": 0, "high": 1}})
+        [{'seed': 0}, {'seed': 1}]
     """
+    # A parameter may exist only for some choices, so the combinations are not a product of lists. The config is
+    # resolved again and again, and each time the first parameter without a value gets all its values.
+    # A stack, with the options in reverse: the first option is completed first.
     begun: list[dict[str, Any]] = [{}]
     done: list[dict[str, Any]] = []
     while begun:
         fixed = begun.pop()
 
+        # `fixed` is an argument, since a closure would see the value of a later turn of the loop.
         def choose(name: str, marker: Marker, fixed: dict[str, Any] = fixed) -> Any:
             if name not in fixed:
                 raise _LeftOpenError(name, _all_of(name, marker))
@@ -266,10 +324,10 @@ def grid(values: Any) -> list[dict[str, Any]]:
 
 
 def _all_of(name: str, marker: Marker) -> list[Any]:
-    known: list[Any] = marker.labels if isinstance(marker, Choice) else [] if isinstance(marker, Log) else marker.all()
-    if not known:
+    values: list[Any] = marker.labels if isinstance(marker, Choice) else [] if isinstance(marker, Log) else marker.all()
+    if not values:
         raise UserError(
             f"{name}: found search: {marker.search}, which has infinitely many values; allowed in a grid: choice, int, "
             "linear with step"
         )
-    return known
+    return values
