@@ -48,7 +48,7 @@ def options(rule: type[Rule]) -> list[tuple[str, str, str]]:
     found = []
     for parameter in inspect.signature(rule).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD and issubclass(rule, BlackBoxRule):
-            defaults = RUNNING | {"evaluator": rule().asked}  # spsa has another than the rest
+            defaults = RUNNING | {"evaluator": rule().evaluator}  # spsa has another than the rest
             found += [(f"`{name}`", f"`{default}`", _meaning(rule, name)) for name, default in defaults.items()]
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
