@@ -23,11 +23,11 @@ from bpfree.spec import absolute_paths, build, check_options, lookup, move_old_k
 from bpfree.tasks import TASKS, custom_options
 from bpfree.tasks.abilities import check_loss, check_task
 from bpfree.trackers import TRACKERS, Tracker
+from bpfree.training.compute import Update
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.precision import Precision
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
-from bpfree.training.trainer import Update
 
 OF_A_MACHINE = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
 """What may change when a run goes on: where its data lie, and what computes."""
