@@ -66,7 +66,7 @@ class BlockRule(DiffusionRule):
 
         `accuracy` is that of block 1 alone, which sees least of the label; later blocks are told much of it by z.
         """
-        self._refuse_unbound()
+        self.refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
         turns = self._turns(noise)
         factor = 1 if self.order == "all" else len(blocks.heads)  # Eq. 61: one block stands for the sum over T

@@ -44,7 +44,7 @@ class TimeRule(DiffusionRule):
 
         `accuracy` is that of a single step from noise, which holds nothing of the label.
         """
-        self._refuse_unbound()
+        self.refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
         with noise.fold("block").global_rng(batch.device):
             learns = blocks.local

@@ -17,7 +17,7 @@ alpha/P sum f_i E_i; that is ours with the learning rate alpha sigma. MeZO updat
 here gradients are written for the optimiser, once the size of the parameters.
 """
 
-from typing import Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 from bpfree.errors import check_choice
 from bpfree.population import PERTURBATIONS, SHAPINGS, LowRank
@@ -113,6 +113,8 @@ class SPSA(BlackBoxRule):
             back but for rounding; others as of `BlackBoxRule`.
         running: see `BlackBoxRule`.
     """
+
+    mean_over_samples: ClassVar[bool] = True  # scores are not ranked
 
     def __init__(
         self,
