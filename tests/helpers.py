@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.tasks import Classify
 from bpfree.types import Batch
 
