@@ -131,7 +131,7 @@ class Config(Section):
         Raises:
             UserError: a name or option is unknown, has the wrong type, or does not fit the others.
         """
-        # Names and options of a section come before what depends on other sections, so that a misspelt name is the error.
+        # Each section before what depends on several, so that the error names the misspelt key and not its consequence.
         self.data.check()
         _check_section("net", NETS, self.net, given=2, outside=nn.Module)
         rule = build(RULES, self.rule, section="rule", outside=Rule)

@@ -1,8 +1,8 @@
-"""Search markers in a config: `lr: {search: log, low: 1e-4, high: 1e-1}` leaves the value open for `bpfree tune`.
+"""Search markers: `lr: {search: log, low: 1e-4, high: 1e-1}` in a config leaves a value open for `bpfree tune`.
 
-A marker may stand anywhere, also within a value of a choice, so a parameter may exist only for some choices. The name
-of a parameter is its dotted path. Within a chosen value the path says what was chosen (`rule=fa.signal_scale`), since two
-values of a choice may have options of the same name.
+A marker may stand anywhere, also within a value of a choice. So the space may depend on earlier choices: a parameter
+exists only if the value that contains it was chosen. The name of a parameter is its dotted path in the config. Within a
+chosen value the path names the choice too (`rule=fa.feedback`), since two choices may have options of the same name.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bpfree.errors import UserError, unknown
 
 Label = bool | int | float | str | None
-"""The label of a value of a choice: the value itself if it is plain, else a text."""
+"""The label of a value of a choice: the value itself if it is plain, otherwise a short text."""
 
 _LARGEST_GRID = 10_000
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,7 +28,6 @@ class _Marker(BaseModel):
 class _Range(_Marker):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        # The fields belong to the subclasses, since their types differ.
         low, high = self.low, self.high  # type: ignore[attr-defined]
         if low > high:
             raise ValueError(f"found low {low:g} above high {high:g}, allowed: low up to high")
@@ -36,7 +35,13 @@ class _Range(_Marker):
 
 
 class Log(_Range):
-    """A marker for a number between low and high, with each order of magnitude as likely as the next."""
+    """A number between low and high, uniform on a logarithmic scale: each order of magnitude is equally likely.
+
+    Attributes:
+        search: the kind of marker.
+        low: the smallest value, above 0.
+        high: the largest value.
+    """
 
     search: Literal["log"]
     low: float = Field(gt=0)
@@ -44,7 +49,14 @@ class Log(_Range):
 
 
 class Linear(_Range):
-    """A marker for a number between low and high: any number, or low, low + step, low + 2 step, ..."""
+    """A number between low and high, uniform.
+
+    Attributes:
+        search: the kind of marker.
+        low: the smallest value.
+        high: the largest value, if low plus whole steps reaches it.
+        step: distance between two values; None allows every number.
+    """
 
     search: Literal["linear"]
     low: float
@@ -52,16 +64,28 @@ class Linear(_Range):
     step: float | None = Field(default=None, gt=0)
 
     def all(self) -> list[float]:
-        """Return the values from low on in steps; an empty list without a step."""
+        """Return the values from low upwards in steps; empty without a step.
+
+        Decimals are exact: in floats three steps of 0.1 are 0.30000000000000004, and a study would list that value.
+
+        >>> Linear(search="linear", low=0, high=0.35, step=0.1).all()
+        [0.0, 0.1, 0.2, 0.3]
+        """
         if self.step is None:
             return []
-        # In decimals, so that three steps of 0.1 give 0.3 and not 0.30000000000000004.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return [float(low + k * step) for k in range(int((high - low) / step) + 1)]
 
 
 class Integer(_Range):
-    """A marker for a whole number from low to high, in steps."""
+    """A whole number from low to high.
+
+    Attributes:
+        search: the kind of marker.
+        low: the smallest value.
+        high: the largest value, if low plus whole steps reaches it.
+        step: distance between two values.
+    """
 
     search: Literal["int"]
     low: int
@@ -69,12 +93,17 @@ class Integer(_Range):
     step: int = Field(default=1, ge=1)
 
     def all(self) -> list[int]:
-        """Return the values from low on in steps."""
+        """Return the values from low upwards in steps."""
         return list(range(self.low, self.high + 1, self.step))
 
 
 class Choice(_Marker):
-    """A marker for one of several values: numbers, names, or whole specs with markers inside them."""
+    """A choice between values.
+
+    Attributes:
+        search: the kind of marker.
+        values: the values: numbers, names, or whole specs, which may contain markers.
+    """
 
     search: Literal["choice"]
     values: list[Any]
@@ -92,7 +121,11 @@ class Choice(_Marker):
 
     @property
     def labels(self) -> list[Label]:
-        """A short label for each value: the name of a spec, with its options if another value has the same name."""
+        """A label for each value: the name of a spec, or its options too if two values have the same name.
+
+        >>> Choice(search="choice", values=["dfa", {"name": "fa", "feedback": "uniform"}]).labels
+        ['dfa', 'fa']
+        """
         short = [_label(value, at_length=False) for value in self.values]
         pairs = zip(self.values, short, strict=True)
         return [name if short.count(name) == 1 else _label(value, at_length=True) for value, name in pairs]
@@ -101,7 +134,7 @@ class Choice(_Marker):
 Marker = Log | Linear | Integer | Choice
 MARKERS: dict[str, type[Marker]] = {"log": Log, "linear": Linear, "int": Integer, "choice": Choice}
 Choose = Callable[[str, Marker], Any]
-"""A function from the name of a parameter and its marker to a number, or for a choice to the label of a value."""
+"""A function that takes a parameter's name and marker. It returns a number, or for a choice the label of a value."""
 
 
 def _label(value: Any, *, at_length: bool) -> Label:
@@ -119,23 +152,19 @@ def _label(value: Any, *, at_length: bool) -> Label:
 
 
 def is_marker(value: Any) -> bool:
-    """Return True if the value of a config is a search marker.
-
-    Args:
-        value: any value of a config.
-    """
+    """Return True if a value of a config is a search marker."""
     return isinstance(value, Mapping) and "search" in value
 
 
 def read_marker(value: Mapping[str, Any], path: str) -> Marker:
-    """Check a search marker and return it as an object.
+    """Return a marker from the plain values of a config, checked.
 
     Args:
-        value: the mapping in the config.
-        path: its dotted path, with which errors begin.
+        value: the plain values, with the key `search`.
+        path: the dotted path of the marker in the config, for error messages.
 
     Raises:
-        UserError: an unknown kind or key, or bounds that do not fit.
+        UserError: the kind or a key is unknown, or the bounds are invalid.
     """
     kind = value["search"]
     if not isinstance(kind, str) or kind not in MARKERS:
@@ -144,20 +173,20 @@ def read_marker(value: Mapping[str, Any], path: str) -> Marker:
 
 
 def validated(model: type[Model], values: Mapping[str, Any], path: str) -> Model:
-    """Return values as a pydantic model.
+    """Return plain values as a pydantic model.
 
     Args:
         model: the class of the model.
-        values: its fields.
-        path: dotted path of the values, with which errors begin.
+        values: the plain values.
+        path: the dotted path of the values in the config, for error messages.
 
     Raises:
-        UserError: the first thing that pydantic objects to, in our words.
+        UserError: the values are invalid; the message names the first error that pydantic finds.
     """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a typo explains the rest
     where = ".".join([path, *map(str, first["loc"])])
     if first["type"] == "extra_forbidden":
         raise unknown("key", str(first["loc"][-1]), model.model_fields, prefix=f"{path}.")
@@ -170,22 +199,20 @@ def validated(model: type[Model], values: Mapping[str, Any], path: str) -> Model
 
 
 def resolve(values: Any, choose: Choose, path: str = "") -> Any:
-    """Replace each marker in a config by a value.
+    """Return the values with a chosen value in place of each marker.
 
     Args:
-        values: a config with markers.
-        choose: chooses the value of each parameter.
-        path: dotted path of the values; empty for a whole config.
-
-    Returns:
-        A copy without markers.
+        values: plain values with markers.
+        choose: the function that chooses a value for each marker. It is called only for markers that the choices made
+            before lead to.
+        path: the dotted path of the values.
 
     Raises:
-        UserError: a marker is malformed.
+        UserError: a marker is invalid.
 
     Example:
-        >>> resolve({"lr": {"search": "linear", "low": 0, "high": 1}}, lambda name, marker: marker.high)
-        {'lr': 1.0}
+        >>> resolve({"lr": {"search": "log", "low": 0.01, "high": 0.1}}, lambda name, marker: marker.high)
+        {'lr': 0.1}
     """
     if is_marker(values):
         marker = read_marker(values, path)
@@ -202,14 +229,14 @@ def resolve(values: Any, choose: Choose, path: str = "") -> Any:
 
 
 def find_markers(values: Any, path: str = "") -> Iterator[tuple[str, Marker]]:
-    """Give the names and markers of all parameters, including those that exist only for some choices.
+    """Yield the name and marker of every parameter that any choice can lead to.
 
     Args:
-        values: a config with markers.
-        path: dotted path of the values; empty for a whole config.
+        values: plain values with markers.
+        path: the dotted path of the values.
 
     Raises:
-        UserError: a marker is malformed.
+        UserError: a marker is invalid.
     """
     if is_marker(values):
         marker = read_marker(values, path)
@@ -226,16 +253,16 @@ def find_markers(values: Any, path: str = "") -> Iterator[tuple[str, Marker]]:
 
 
 def refuse_markers(values: Any, where: str) -> None:
-    """Raise UserError if a config that is to be trained has a search marker.
+    """Raise UserError if a config that will be trained contains a search marker.
 
     Args:
-        values: the config.
-        where: the config is from, for errors.
+        values: the plain values of the config.
+        where: the name of the config, for the error message.
     """
     path = _first_marker(values, "")
     if path is not None:
         raise UserError(
-            f"{where}: {path} is left open by a search marker, allowed: a value. `bpfree tune` searches for the best"
+            f"{where}: {path} is left open by a search marker, allowed: a value. Use `bpfree tune` to find one"
         )
 
 
@@ -248,7 +275,7 @@ def _first_marker(values: Any, path: str) -> str | None:
     elif isinstance(values, list | tuple):
         inner = enumerate(values)
     paths = (_first_marker(value, _join(path, key)) for key, value in inner)
-    return next((path for path in paths if path is not None), None)
+    return next((each for each in paths if each is not None), None)
 
 
 def _join(path: str, key: object) -> str:
@@ -256,11 +283,7 @@ def _join(path: str, key: object) -> str:
 
 
 def at_random(seed: int) -> Choose:
-    """Return a function that chooses values at random, as a random search does.
-
-    Args:
-        seed: the same seed chooses the same values, if it is asked in the same order.
-    """
+    """Return a function that chooses values at random, from a seed."""
     rng = np.random.default_rng(seed)
 
     def choose(_name: str, marker: Marker) -> Any:
@@ -275,8 +298,6 @@ def at_random(seed: int) -> Choose:
 
 
 class _LeftOpenError(Exception):
-    """A parameter has no value yet; `options` are all that it can have."""
-
     def __init__(self, name: str, options: list[Any]) -> None:
         super().__init__(name)
         self.name, self.options = name, options
@@ -285,26 +306,19 @@ class _LeftOpenError(Exception):
 def grid(values: Any) -> list[dict[str, Any]]:
     """Return the parameters of every combination, in order.
 
-    Args:
-        values: a config with markers.
+    The parameters depend on earlier choices, so they are not a product of lists. Each incomplete combination is
+    resolved until a marker has no value yet; then it is replaced by one combination for each value of this marker.
 
-    Returns:
-        For each combination, the value of each parameter by its name.
+    Args:
+        values: plain values with markers.
 
     Raises:
-        UserError: a range has infinitely many values, or there are too many combinations.
-
-    Example:
-        >>> grid({"seed": {"search": "int", "low": 0, "high": 1}})
-        [{'seed': 0}, {'seed': 1}]
+        UserError: a range has infinitely many values, or there are more than 10,000 combinations.
     """
-    # A parameter may exist only for some choices, so the combinations are not a product of lists. The config is
-    # resolved again and again, and each time the first parameter without a value gets all its values.
-    # A stack, with the options in reverse: the first option is completed first.
-    begun: list[dict[str, Any]] = [{}]
+    incomplete: list[dict[str, Any]] = [{}]
     done: list[dict[str, Any]] = []
-    while begun:
-        fixed = begun.pop()
+    while incomplete:
+        fixed = incomplete.pop()
 
         # `fixed` is an argument, since a closure would see the value of a later turn of the loop.
         def choose(name: str, marker: Marker, fixed: dict[str, Any] = fixed) -> Any:
@@ -315,10 +329,11 @@ def grid(values: Any) -> list[dict[str, Any]]:
         try:
             resolve(values, choose)
         except _LeftOpenError as left:
-            begun += [{**fixed, left.name: option} for option in reversed(left.options)]
+            # `pop` takes the last one, so reversed order keeps the order of the options.
+            incomplete += [{**fixed, left.name: option} for option in reversed(left.options)]
         else:
             done.append(fixed)
-        if len(done) + len(begun) > _LARGEST_GRID:
+        if len(done) + len(incomplete) > _LARGEST_GRID:
             raise UserError(f"tune.sampler: found grid for over {_LARGEST_GRID} combinations, allowed: tpe, random")
     return done
 
