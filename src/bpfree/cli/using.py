@@ -21,7 +21,7 @@ from bpfree.data.sets.table import read_features
 from bpfree.data.tensors import in_shape, to_tensor
 from bpfree.disk.paths import check_regular, open_regular
 from bpfree.errors import UserError
-from bpfree.runs.config import DataConfig
+from bpfree.runs.data_config import DataConfig
 from bpfree.runs.run import Run
 from bpfree.tasks import Classify, Multilabel, Segment
 
