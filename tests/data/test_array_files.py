@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bpfree
-from bpfree.data import DATASETS, from_python
+from bpfree.data import DATASETS, make_dataset
 from bpfree.data.files.rows import Rows
 from bpfree.errors import UserError
 
@@ -216,8 +216,8 @@ def test_labels_that_are_numbers(tmp_path):
 )
 def test_gaps_between_labels_from_python_are_told(labels, message):
     with pytest.raises(UserError, match=message):
-        from_python((X, labels))
-    assert from_python((X, np.arange(N) % 3 + 1), classes=4).classes == 4
+        make_dataset((X, labels))
+    assert make_dataset((X, np.arange(N) % 3 + 1), classes=4).classes == 4
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import bpfree
 from bpfree import Batch, Noise, UserError
 from bpfree.api import resume
-from bpfree.data import DATASETS, Dataset, Preprocess, Split
+from bpfree.data import DATASETS, Dataset, Labels, Preprocess, Split
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.tasks import Regress
@@ -30,7 +30,9 @@ def patients(tmp_path_factory):
 
 def task_of(y):
     return Regress.of(
-        Preprocess.of(Dataset("mine", Split(torch.zeros(len(y), 2), y), None, 0), Split(torch.zeros(len(y), 2), y))
+        Preprocess.of(
+            Dataset("mine", Split(torch.zeros(len(y), 2), y), None, Labels(0)), Split(torch.zeros(len(y), 2), y)
+        )
     )
 
 

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bpfree._version import __version__
-from bpfree.data import Batches, Dataset, Preprocess, Split, from_python
+from bpfree.data import Batches, Dataset, Preprocess, Split, make_dataset
 from bpfree.data.tensors import in_shape, to_inputs, to_tensor
-from bpfree.data.tokens import tells_numbers
+from bpfree.data.tokens import preprocess_for_net
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, tensors_of
 from bpfree.memory import peak_process_memory
@@ -27,7 +27,7 @@ from bpfree.runs.config import OF_A_MACHINE, Config
 from bpfree.runs.progress_bar import ProgressBar
 from bpfree.runs.result import summarize
 from bpfree.spec import build
-from bpfree.tasks import TASKS, DataTask, Loss, reading
+from bpfree.tasks import TASKS, DataTask, Loss, label_options
 from bpfree.trackers import Record, Tracker, make_trackers
 from bpfree.training.evaluation import judge, mean_metrics
 from bpfree.training.freeze import freeze
@@ -136,7 +136,7 @@ class Run:
         return mean_metrics(self.task, self.batches(self.test).epoch(), self.trainer.extra_outputs)
 
     def _split(self, data: Any) -> Split:
-        split = from_python(data, classes=self.preprocess.classes, **reading(self.config.task)).train
+        split = make_dataset(data, classes=self.preprocess.classes, **label_options(self.config.task)).train
         return split._replace(x=self._as_trained(split.x))
 
     def _as_trained(self, x: Inputs) -> Inputs:
@@ -274,14 +274,14 @@ def assemble(
     seed = config.train.seed
     if net is None and config.net["name"] in NETS:
         preprocess = preprocess.as_numbers()  # none of them takes tokens
-    preprocess = tells_numbers(preprocess, net)
+    preprocess = preprocess_for_net(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     task.use_loss(loss)
     if net is None:
         _refuse_several(preprocess, config)
         with Noise(seed).fold("net").global_rng():
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
-        preprocess = tells_numbers(preprocess, net)
+        preprocess = preprocess_for_net(preprocess, net)
     assert net is not None
     refuse_meta(net)
     freeze(inner(net)[1], config.train.freeze)
