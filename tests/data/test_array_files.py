@@ -172,7 +172,7 @@ def test_what_cannot_be_read_from_where_it_lies(tmp_path, x, message):
 def test_paths_and_limits_that_cannot_work(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     for path, options, message in (
-        ("none", {}, "none, which is not there, allowed: an .npz, a folder"),
+        ("none", {}, "none, which does not exist, allowed: an .npz, a folder"),
         ("none.npz", {}, "No such file"),
         ("a.npz", {"memory_limit": 0}, "take 0 MiB with the copy for training, which is more. Raise it, or save"),
         ("a.npz", {"labels": tmp_path / "y.npy"}, "data.labels: found .* with one .npy of samples"),

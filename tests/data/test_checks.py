@@ -96,7 +96,7 @@ def test_damage_is_told_and_the_exit_code_is_1(how, mnist, tmp_path):
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert (
-        lines[0] == f"mnist: damaged: {path}: by its md5 not the file that was published. Delete it and fetch it again"
+        lines[0] == f"mnist: damaged: {path}: its md5 is not that of the published file. Delete it and fetch it again"
     )
     assert len(lines) == (1 if how == "a byte" else 2)
     assert shell("data", "check", "--data-dir", tmp_path).exit_code == 1, "without a name, all that are here"

@@ -147,7 +147,7 @@ class Endless(torch.utils.data.IterableDataset):
     [
         (Items(), "found no samples"),
         (Items((torch.zeros(2), 0, 1)), "pairs"),
-        (Items({"x": torch.zeros(2)}, {"x": torch.zeros(2)}), "no pairs, but dict with x, allowed.*'labels'"),
+        (Items({"x": torch.zeros(2)}, {"x": torch.zeros(2)}), "not pairs, but dict with x, allowed.*'labels'"),
         (Items((torch.zeros(2), 0), (torch.zeros(3), 1)), "all samples of one shape"),
         (Items((torch.zeros(2), "cat"), (torch.zeros(2), "dog")), "class number"),
         (Endless(), "with a length"),

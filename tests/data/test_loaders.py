@@ -66,8 +66,8 @@ def test_fit_takes_loaders():
     ("loader", "message"),
     [
         (DataLoader(Endless(), 4), r"a DataLoader without a length, which may never end.*torch.cat"),
-        (DataLoader(TensorDataset(X), 4), "found batches that are no pairs of tensors, but list"),
-        (DataLoader(DATA, 4, collate_fn=lambda items: {"x": 1}), "no pairs of tensors, but dict"),
+        (DataLoader(TensorDataset(X), 4), "found batches that are not pairs of tensors, but list"),
+        (DataLoader(DATA, 4, collate_fn=lambda items: {"x": 1}), "not pairs of tensors, but dict"),
         (
             DataLoader(DATA, 1, collate_fn=lambda items: (torch.zeros(1, 1 + int(items[0][1])), torch.zeros(1))),
             "one shape",

@@ -135,11 +135,11 @@ def list_of(data):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((IMAGES, TOKENS, Y), r"3 parts, allowed.*cannot be told which part is the label.*\(\(a, b\), labels\)"),
-        (TensorDataset(*map(torch.from_numpy, (IMAGES, TOKENS, Y))), r"items that are no pairs, but 3 parts"),
+        ((IMAGES, TOKENS, Y), r"3 parts, allowed.*cannot tell which part is the label.*\(\(a, b\), labels\)"),
+        (TensorDataset(*map(torch.from_numpy, (IMAGES, TOKENS, Y))), r"items that are not pairs, but 3 parts"),
         (DataLoader(TensorDataset(*map(torch.from_numpy, (IMAGES, TOKENS, Y))), 4), r"3 parts.*\(\(a, b\), labels\)"),
         (NAMED, "dict with pixel_values, input_ids, allowed"),
-        ({**NAMED, "labels": Y, "y": Y}, "Exactly one of those names"),
+        ({**NAMED, "labels": Y, "y": Y}, "Give exactly one of these names"),
         ({"labels": Y}, "samples beside it"),
         (({"a b": IMAGES}, Y), "found the name 'a b', allowed: names of arguments"),
         (({"a": IMAGES, "b": TOKENS[:5]}, Y), "found 5 samples and 40 labels"),

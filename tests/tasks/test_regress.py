@@ -193,9 +193,9 @@ def test_early_stopping_knows_that_errors_fall():
         ),
         ((torch.randn(9, 4, 3), torch.randn(9, 4, 3)), "regress", "For numbers at each step use task=sequence"),
         ((torch.randn(9, 3), torch.randn(8)), "regress", "found 9 samples and 8 labels"),
-        ("diabetes", "classify", "labels that are no classes, allowed: regress"),
+        ("diabetes", "classify", "labels that are not classes, allowed: regress"),
         ("diabetes", "sequence", "found 'sequence' on samples"),
-        ("lorenz", "classify", "labels that are no classes, allowed: regress"),
+        ("lorenz", "classify", "labels that are not classes, allowed: regress"),
         ("lorenz", "regress", "found 'regress' on labels of shape"),
     ],
 )

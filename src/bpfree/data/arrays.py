@@ -162,7 +162,7 @@ def _pair(data: Any, what: str, without_labels: bool) -> tuple[Inputs, Tensor]:
     if isinstance(data, Collected):
         x, y = data.x, data.y
     else:
-        raw = record_of(data, f"{what}: found something that is not a pair (samples, labels)")
+        raw = record_of(data, f"{what}: found no pair (samples, labels)")
         y = _check_dimension(to_tensor(raw.y, f"{what} (labels)"), f"{what} (labels)")
         x = to_inputs(raw.x, f"{what} (samples)", len(y))
     x = apply(x, channels_first)
