@@ -127,9 +127,7 @@ def test_svhn(folder, tmp_path, monkeypatch):
 def test_a_matlab_file_of_other_variables(changes, message, tmp_path, monkeypatch):
     write_svhn(tmp_path / "svhn", **changes)
     publish(tmp_path / "svhn", monkeypatch)
-    with pytest.raises(
-        UserError, match=rf"train_32x32.mat: truncated, corrupt or not a MATLAB file of version 5 \({message}"
-    ):
+    with pytest.raises(UserError, match=rf"train_32x32.mat: truncated, corrupt or not a MATLAB file.* \({message}"):
         DATASETS["svhn"](tmp_path)
 
 

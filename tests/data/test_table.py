@@ -208,9 +208,7 @@ def test_a_run_with_decimal_commas_predicts_such_rows(tmp_path):
 @pytest.mark.parametrize("title", ["", "Unnamed: 0"])
 def test_a_column_of_row_numbers_is_not_a_feature(tmp_path, title):
     text = f"{title},a,answer\n" + "".join(f"{i},{i % 5},{'yn'[i % 2]}\n" for i in range(20))
-    with pytest.raises(
-        UserError, match=rf"found the column '{title}', which has no real title.*data.ignore=\['{title}'\]"
-    ):
+    with pytest.raises(UserError, match=rf"found the column '{title}', which has no real .*data.ignore=\['{title}'\]"):
         table(tmp_path, text)
     assert [column.name for column in table(tmp_path, text, ignore=[title]).columns] == ["a"]
 
