@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bpfree.cli.shell import DataDir, errors_in_one_line
 from bpfree.data import FACTS, data_directory
-from bpfree.data.checks import check, here
+from bpfree.data.sets.checks import check, is_readable
 from bpfree.errors import unknown
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import apply_override
@@ -32,9 +32,15 @@ def list_data(data_dir: DataDir = None) -> None:
         table.add_column(heading, no_wrap=True)
     for name, facts in FACTS.items():
         shape = "x".join(map(str, facts.shape))
-        known = (f"{facts.train:,}", f"{facts.test:,}", str(facts.classes or "numbers"), shape, f"{facts.megabytes:,}")
-        host = urlsplit(facts.origin).netloc.removeprefix("www.")
-        table.add_row(name, *known, facts.licence, host, "yes" if here(name, folder) else "no")
+        known = (
+            f"{facts.train:,}",
+            f"{facts.test:,}",
+            str(facts.classes or "numbers"),
+            shape,
+            f"{facts.published.megabytes:,}",
+        )
+        host = urlsplit(facts.published.page).netloc.removeprefix("www.")
+        table.add_row(name, *known, facts.published.licence, host, "yes" if is_readable(name, folder) else "no")
     console = Console()
     console.width = max(console.width, _WIDEST)  # for a file or a narrow window, rather than with names cut off
     console.print(table)
@@ -73,14 +79,14 @@ def check_data(
         folder = data_directory(data_dir)
         if name is not None:
             _check_name(name)
-        names = [name] if name is not None else [known for known in FACTS if here(known, folder)]
+        names = [name] if name is not None else [known for known in FACTS if is_readable(known, folder)]
         failed = [name for name in names if not _is_whole(name, folder)]
     if failed:
         raise typer.Exit(1)
 
 
 def _is_whole(name: str, folder: Path) -> bool:
-    if not here(name, folder):
+    if not is_readable(name, folder):
         typer.echo(f"{name}: not in {folder}, or not all of it. `bpfree data get {name}` downloads it", err=True)
         return False
     findings = check(name, folder)
