@@ -74,7 +74,7 @@ def mlp_and_batch(batch_size: int = 128) -> tuple[Callable[[], nn.Module], Batch
 
 
 def conv_and_batch(batch_size: int = 128) -> tuple[Callable[[], nn.Module], Batch]:
-    """Return a maker of a net (convolutions of 32, 64, 128 channels, hidden layer of 256, relu), and a batch of 3x32x32."""
+    """Return a maker of a net (convolutions of 32, 64, 128 channels, a hidden layer of 256), and a batch of 3x32x32."""
     batch = Batch(torch.randn(batch_size, 3, 32, 32), torch.randint(0, CLASSES, (batch_size,)))
 
     def make() -> nn.Module:
