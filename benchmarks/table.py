@@ -13,7 +13,7 @@ COLUMNS = ["data", "config", "test accuracy %", "seeds", "epochs", "CPU s", "ste
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, for several values, the standard deviation."""
+    """Return the mean, and for several values the standard deviation."""
     mean = statistics.fmean(values)
     return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 
