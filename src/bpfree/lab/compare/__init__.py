@@ -1,4 +1,4 @@
-"""The same net, data and epochs for each rule, with backprop beside them: `bpfree compare`."""
+"""Comparisons of learning rules on the same net, data and epochs, always with backprop: `bpfree compare`."""
 
 from bpfree.lab.compare.compare import Comparison, compare
 
