@@ -163,7 +163,7 @@ def noprop(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
         "noprop_dt, trunk shared": ("noprop_dt", {"blocks": blocks, "trunk": "shared"}),
         "noprop_dt, trunk local": ("noprop_dt", {"blocks": blocks, "trunk": "local"}),
         "noprop_dt, trunk own": ("noprop_dt", {"blocks": blocks, "trunk": "own"}),
-        "noprop_fm": ("noprop_fm", {"blocks": 1, "timed": True}),
+        "noprop_fm": ("noprop_fm", {"blocks": 1, "head": {"timed": True}}),
     }
     tables = {}
     for precision in ("float32", "bfloat16"):
@@ -271,13 +271,13 @@ def torch_step(net: nn.Module, batch: Batch, precision: str) -> Call:
 
 def rule_step(scene: Scene, net: nn.Module, rule: str, batch: Batch, precision: str, **options: Any) -> Call:
     """A step of our trainer."""
-    trainer = Trainer(net, rule, Classify(CLASSES), precision=precision, **{**options, **scene.options})
+    trainer = Trainer(net, rule, Classify(CLASSES), compute=precision, **{**options, **scene.options})
     return lambda: trainer.step(batch)
 
 
 def denoiser_step(scene: Scene, batch: Batch, rule: str, options: dict[str, Any], precision: str) -> Call:
     """A step on the paper's convolutional block, with batch norm after each convolution."""
-    wide = {"width": 16 if scene.quick else 256, "backbone": "conv", "conv_norm": True}
+    wide = {"width": 16 if scene.quick else 256, "backbone": {"name": "conv", "norm": True}}
     net = placed(Denoiser(batch.tensor.shape[1:], CLASSES, **wide, **options), scene.device)
     return rule_step(scene, net, rule, batch, precision, optimizer={"name": "adamw", "lr": 1e-3}, clip=1.0)
 

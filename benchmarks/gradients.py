@@ -80,11 +80,11 @@ def nets_for(name: str) -> dict[str, Callable[[], nn.Module]]:
     """Small nets that the rule can train, without dropout, whose masks differ by device and dtype."""
     kind = RULES[name]
     if issubclass(kind, DiffusionRule):
-        timed = {"blocks": 1, "timed": True} if kind.timed else {"blocks": 3, "predicts": kind.predicts}
-        wide: dict[str, Any] = {"width": 16, "dropout": 0.0, **timed}
+        head = {"timed": kind.timed, "predicts": kind.predicts}
+        wide: dict[str, Any] = {"width": 16, "blocks": 1 if kind.timed else 3, "head": head}
         return {
             "mlp": lambda: NETS["denoiser"](IN_SHAPE, 10, **wide),
-            "conv": lambda: NETS["denoiser"](IN_SHAPE, 10, backbone="conv", **wide),
+            "conv": lambda: NETS["denoiser"](IN_SHAPE, 10, backbone={"name": "conv", "dropout": 0.0}, **wide),
         }
     return {
         "mlp": lambda: NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16], activation="tanh", batch_norm=True),

@@ -31,9 +31,9 @@ SUBJECTS = {
     "dt, trunk shared, random t": ({"name": "noprop_dt", "order": "random"}, {"trunk": "shared"}),
     "dt, trunk local, all": ("noprop_dt", {"trunk": "local"}),
     "dt, trunk local, random t": ({"name": "noprop_dt", "order": "random"}, {"trunk": "local"}),
-    "ct, 1 draw": ("noprop_ct", {"blocks": 1, "timed": True}),
-    "ct, 8 draws": ({"name": "noprop_ct", "draws": 8}, {"blocks": 1, "timed": True}),
-    "fm, 8 draws": ({"name": "noprop_fm", "draws": 8}, {"blocks": 1, "timed": True}),
+    "ct, 1 draw": ("noprop_ct", {"blocks": 1, "head": {"timed": True}}),
+    "ct, 8 draws": ({"name": "noprop_ct", "draws": 8}, {"blocks": 1, "head": {"timed": True}}),
+    "fm, 8 draws": ({"name": "noprop_fm", "draws": 8}, {"blocks": 1, "head": {"timed": True}}),
 }
 PRECISIONS = ("float32", "bfloat16")
 
@@ -41,9 +41,9 @@ PRECISIONS = ("float32", "bfloat16")
 def trainer(subject: str, precision: str, blocks: int) -> Trainer:
     """A trainer of the subject's rule on its net."""
     rule, options = SUBJECTS[subject]
-    net = Denoiser((1, 28, 28), 10, **{"blocks": blocks, "backbone": "conv", "conv_norm": True, **options})
+    net = Denoiser((1, 28, 28), 10, **{"blocks": blocks, "backbone": {"name": "conv", "norm": True}, **options})
     net = net.to(memory_format=torch.channels_last)
-    return Trainer(net, rule, Classify(10), {"name": "adamw", "lr": 1e-3}, clip=1.0, precision=precision)
+    return Trainer(net, rule, Classify(10), {"name": "adamw", "lr": 1e-3}, clip=1.0, compute=precision)
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ def net_for(rule: str, device: torch.device | str = "cpu", dtype: torch.dtype = 
 def denoiser_for(rule: str) -> dict[str, object]:
     """What a denoising net must be for the rule."""
     kind = RULES[rule]
-    return {"blocks": 1, "timed": True, "width": 32} if kind.timed else {"blocks": 3, "predicts": kind.predicts}
+    head = {"timed": kind.timed, "predicts": kind.predicts}
+    return {"blocks": 1, "head": head, "width": 32} if kind.timed else {"blocks": 3, "head": head}
 
 
 def gradients(*modules: nn.Module) -> dict[str, Tensor]:

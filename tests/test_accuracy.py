@@ -3,7 +3,7 @@
 import pytest
 
 from bpfree.data import data_directory
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.runs.run import train
 
 DIGITS = {

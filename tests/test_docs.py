@@ -1,16 +1,20 @@
-"""What the README shows, runs."""
+"""The code in the documentation runs, its links and paths exist, and its tables are up to date."""
 
 import importlib.util
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import bpfree
 from bpfree.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *(ROOT / "docs").rglob("*.md")]
+FILES_OF_USERS = {"sklearn.py"}  # a page warns of a file with this name in the user's folder
 
 
 def test_the_python_of_the_readme_runs_in_one_go(capsys, tmp_path, monkeypatch):
@@ -30,10 +34,46 @@ def test_every_rule_is_in_the_readme_and_cites_its_source(name):
 
 
 def test_links_of_the_docs_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in PAGES:
         prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def code_spans(page):
+    """The text of each inline code span of a page."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    """A name is that of a file from the root, or the end of one: `rules/dfa.py`, `trainer.py`."""
+    files = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if ".venv" not in path.parts[len(ROOT.parts)]]
+    for span in code_spans(page):
+        for name in re.findall(r"(?<![\w<>*./-])[\w./-]+\.py\b", span):
+            assert name in FILES_OF_USERS or any(f"/{file}".endswith(f"/{name}") for file in files), f"{name} is gone"
+        if re.match(r"(src|docs|tests|benchmarks|examples|\.ci)/[\w./-]+$", span):
+            assert (ROOT / span).exists(), f"{span} is gone"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_of_bpfree_that_a_page_uses_exist(page):
+    for name in re.findall(r"(?<![\w./-])bpfree((?:\.[A-Za-z_]\w*)+)", page.read_text()):
+        thing, path = bpfree, "bpfree"
+        for part in name.split(".")[1:]:
+            path = f"{path}.{part}"
+            thing = getattr(thing, part) if hasattr(thing, part) else import_module(path)
+
+
+def test_citation_is_valid_and_has_the_version():
+    """The fields that the Citation File Format 1.2 requires, and those that we promise."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"]
+    assert citation["title"] == "bpfree"
+    assert citation["version"] == bpfree.__version__
+    assert citation["authors"] == [{"name": "The bpfree authors"}]
+    assert citation["type"] == "software"
 
 
 def fill_script():

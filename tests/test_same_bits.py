@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.runs.run import train
 
 CONFIGS = (

@@ -17,7 +17,8 @@ from bpfree.api import resume
 from bpfree.disk import atomic
 from bpfree.lab.jobs import fork_server
 from bpfree.lab.jobs.jobs import Job, run_jobs
-from bpfree.runs.config import load_config, parse
+from bpfree.runs.config import parse
+from bpfree.runs.config_file import load_config
 from bpfree.runs.lock import LOCK, FolderLock
 from bpfree.runs.run import train
 from tests.helpers import same

@@ -12,7 +12,8 @@ from bpfree.api import resume
 from bpfree.data import Augment, Batches, Preprocess, Split
 from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
-from bpfree.runs.config import load_config, parse
+from bpfree.runs.config import parse
+from bpfree.runs.config_file import load_config
 from bpfree.runs.run import train
 from bpfree.tasks import Classify
 from tests.helpers import TASK, denoiser_for, net_for, same

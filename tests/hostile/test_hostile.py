@@ -15,7 +15,8 @@ import pytest
 
 import bpfree
 from bpfree.api import resume
-from bpfree.runs.config import load_config, parse
+from bpfree.runs.config import parse
+from bpfree.runs.config_file import load_config
 from bpfree.runs.run import train
 from tests.hostile import readers, tamper, texts
 from tests.hostile.guard import Guarded, HangError, limited, lost, names, refused_or_done, shell

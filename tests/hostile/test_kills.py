@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.runs.run import train
 from tests.helpers import same
 from tests.runs.test_run import command, finished_epochs, weights

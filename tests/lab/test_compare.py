@@ -34,7 +34,7 @@ def test_rules_share_net_data_and_epochs_and_bring_their_recipe():
         assert entry.config.train.epochs == 7
         assert entry.config.data == group.config.data
     assert entries["eggroll"].config.net == group.config.net
-    assert entries["eggroll"].config.optimizer == bpfree.runs.config.load_config("digits/eggroll").optimizer
+    assert entries["eggroll"].config.optimizer == bpfree.runs.config_file.load_config("digits/eggroll").optimizer
     assert entries["noprop_dt"].config.net["name"] == "denoiser"
     assert entries["noprop_dt"].notes == ["on another net (denoiser, mlp)"]
     assert entries["backprop, checkpointed"].config.rule == {"name": "backprop", "checkpoint": True}
@@ -44,9 +44,8 @@ def test_a_net_of_its_own_is_of_the_kind_of_the_others():
     """mnist/noprop_dt has convolutions."""
     (group,) = plan(["mnist/mlp"], ["noprop_dt"])
     for entry in group.entries[-2:]:
-        assert entry.config.net["backbone"] == "mlp"
         assert entry.config.net["name"] == "denoiser"
-        assert "conv_norm" not in entry.config.net
+        assert entry.config.net["backbone"] == "mlp"
 
 
 def test_all_rules_can_be_compared_on_digits():
@@ -198,7 +197,7 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
     assert not (tmp_path / "stopped" / "compare.json").exists()
     subprocess.run(command, check=True, capture_output=True)
     for run in ("backprop-0", "dfa-0"):
-        config = bpfree.runs.config.load_config(str(tmp_path / "stopped" / "runs" / f"{run}.yaml"))
+        config = bpfree.runs.config_file.load_config(str(tmp_path / "stopped" / "runs" / f"{run}.yaml"))
         stopped, whole = bpfree.load(tmp_path / "stopped" / "runs" / run).net, train(config).net
         for a, b in zip(stopped.parameters(), whole.parameters(), strict=True):
             assert torch.equal(a, b)

@@ -10,7 +10,7 @@ import yaml
 
 import bpfree
 from bpfree.lab.tune.plan import TuneConfig, make_plan
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.runs.markers import find_markers, grid, resolve
 from tests.lab.tuning import RULES, config_file, retrained, states, study_file, tiny
 from tests.test_cli import refused, shell

@@ -9,7 +9,7 @@ from bpfree import Noise, UserError, owners, taps
 from bpfree.local.cut import cut, stages
 from bpfree.nets import NETS
 from bpfree.rules import DFA, RULES, MonoForward
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from tests.helpers import IN_SHAPE, TASK, bound, zero_grad
 
 

@@ -17,14 +17,15 @@ from bpfree.pictures.noprop import affordable, draw_diffusion, follow, judge_ste
 from tests.helpers import same
 
 OWN = {"name": "denoiser", "blocks": 3, "width": 16}
-TIMED = {"name": "denoiser", "blocks": 1, "timed": True, "width": 24}
+ONE = {"blocks": 1, "head": {"timed": True}}
+TIMED = {"name": "denoiser", **ONE, "width": 24}
 RUNS = {
     "own": ("noprop_dt", OWN, {}),
     "local": ("noprop_dt", {**OWN, "trunk": "local"}, {}),
     "stochastic": ({"name": "noprop_dt", "inference": "stochastic"}, OWN, {}),
     "ct": ({"name": "noprop_ct", "steps": 4}, TIMED, {"precision": "bfloat16"}),
     "fm": ({"name": "noprop_fm", "steps": 40}, TIMED, {}),
-    "hybrid": ("noprop_hybrid", {**OWN, "predicts": "embedding", "embedding_dim": 12}, {}),
+    "hybrid": ("noprop_hybrid", {**OWN, "head": {"predicts": "embedding"}, "embedding_dim": 12}, {}),
     "rebuilt": ({"name": "noprop_fm", "steps": 4}, TIMED, {"task": "reconstruct"}),
 }
 ALWAYS = {"training.png", "loss_by_block.png", "denoising.png", "denoising.gif"}
@@ -139,8 +140,8 @@ def test_without_samples_there_are_the_pictures_that_need_none(runs, tmp_path):
         ("noprop_dt", {"blocks": 1}, 2, 1),
         ("noprop_dt", {"blocks": 2}, 13, 3),
         ({"name": "noprop_dt", "order": "sequential"}, {"blocks": 2, "trunk": "shared"}, 2, 5),
-        ({"name": "noprop_fm", "embedding": "learned"}, {"timed": True, "blocks": 1, "embedding_dim": 1}, 3, 2),
-        ({"name": "noprop_ct", "embedding": "prototype"}, {"timed": True, "blocks": 1, "embedding_dim": 64}, 4, 30),
+        ({"name": "noprop_fm", "embedding": "learned"}, {**ONE, "embedding_dim": 1}, 3, 2),
+        ({"name": "noprop_ct", "embedding": "prototype"}, {**ONE, "embedding_dim": 64}, 4, 30),
     ],
 )
 def test_few_flat_samples_of_one_class_in_double_precision(rule, net, classes, samples, tmp_path, digits_data):

@@ -13,6 +13,8 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.diffusion.times import stratified
 from bpfree.nets import Denoiser
 from bpfree.rules import RULES, NoPropCT, NoPropDT, NoPropFM, NoPropHybrid
+from bpfree.runs.config import parse
+from bpfree.runs.config_file import apply_override, load_config
 from bpfree.tasks import Classify
 from tests.helpers import IN_SHAPE, TASK, bound, denoiser_for, gradients, jolt, same, zero_grad
 
@@ -204,7 +206,7 @@ class BayesCT(nn.Module):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "learned"])
 def test_the_ode_of_ct_has_the_marginals_of_q(schedule):
     """Two classes with equal shares: from z_0 ~ q the probability flow arrives at q(z_1), not only at its mean."""
-    rule = NoPropCT(schedule=schedule, abar_min=0.02, abar_max=0.9, steps=200, solver="heun")
+    rule = NoPropCT(schedule={"name": schedule, "abar_min": 0.02, "abar_max": 0.9}, steps=200, solver="heun")
     rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1).double()
     rule.schedule = rule.schedule.double()
     net = Known(BayesCT(rule.schedule))
@@ -230,7 +232,7 @@ def test_the_ode_of_ct_has_the_marginals_of_q(schedule):
 
 def test_the_field_of_ct_is_bounded_at_the_end():
     """(u^ - z)/(1 - abar) of public code is stiff there; this one does with a few steps."""
-    rule = NoPropCT(schedule="cosine", abar_min=0.001, abar_max=0.999)
+    rule = NoPropCT(schedule={"name": "cosine", "abar_min": 0.001, "abar_max": 0.999})
     rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1)
     net = Known(BayesCT(rule.schedule))
     for time in torch.linspace(0.01, 0.99, 20):
@@ -315,8 +317,8 @@ def test_block_t_of_hybrid_sees_level_t_minus_1_as_inference_gives_it(batch):
 
 
 def test_hybrid_refuses_a_level_of_noise_alone():
-    with pytest.raises(UserError, match="abar_min: found 0, allowed: above 0"):
-        NoPropHybrid(abar_min=0)
+    with pytest.raises(UserError, match="schedule.abar_min: found 0, allowed: above 0"):
+        NoPropHybrid(schedule={"abar_min": 0})
 
 
 # Rebuilding
@@ -351,16 +353,16 @@ def test_backbones_for_images_train(backbone, trunk, batch):
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"), [("noprop_ct", "one block that is told the time"), ("noprop_fm", "one block")]
+    ("rule", "message"), [("noprop_ct", "one block that takes the time as an input"), ("noprop_fm", "one block")]
 )
 def test_a_net_without_time_is_refused(rule, message, batch):
     net = Denoiser(IN_SHAPE, 10, blocks=2, width=8).to(batch.x)
-    with pytest.raises(UserError, match=f"{message}.*Use net.blocks=1 net.timed=true"):
+    with pytest.raises(UserError, match=f"{message}.*Use net.blocks=1 net.head.timed=true"):
         RULES[rule]().bind(net, TASK, batch)
 
 
 def test_backprop_trains_the_same_nets(batch):
-    for options in ({"blocks": 3}, {"blocks": 1, "timed": True}, {"blocks": 1, "trunk": "local"}):
+    for options in ({"blocks": 3}, {"blocks": 1, "head": {"timed": True}}, {"blocks": 1, "trunk": "local"}):
         net = Denoiser(IN_SHAPE, 10, width=16, **options).double().to(batch.x.device)
         trainer = Trainer(net, "backprop", TASK, {"name": "adam", "lr": 1e-2})
         losses = [float(trainer.step(batch)["loss"]) for _ in range(5)]
@@ -376,3 +378,48 @@ def test_dt_is_unchanged_by_a_random_state_outside(batch):
         states.append(gradients(net, rule))
     assert same(*states)
     assert NoPropDT().eta == 0.1
+
+
+def test_old_keys_still_work_in_python():
+    with pytest.warns(DeprecationWarning, match=r"NoPropCT.abar_max is now NoPropCT.schedule.abar_max"):
+        old = NoPropCT(schedule="cosine", abar_max=0.9)
+    new = NoPropCT(schedule={"name": "cosine", "abar_max": 0.9})
+    assert old.schedule.last == new.schedule.last
+    assert old.schedule.first == NoPropCT(schedule="cosine").schedule.first  # what is left out is the rule's default
+    with (
+        pytest.warns(DeprecationWarning, match="is now Denoiser.head.timed"),
+        pytest.warns(DeprecationWarning, match="is now Denoiser.backbone.norm"),
+    ):
+        before = Denoiser(IN_SHAPE, 10, blocks=1, timed=True, conv_norm=True, backbone="conv", width=8)
+    now = Denoiser(IN_SHAPE, 10, blocks=1, head={"timed": True}, backbone={"name": "conv", "norm": True}, width=8)
+    assert before.timed
+    assert before.state_dict().keys() == now.state_dict().keys()
+
+
+def test_old_keys_still_work_in_a_config():
+    """They end at their new places, and an override of an old key replaces the value at the new place."""
+    with pytest.warns(DeprecationWarning, match="net.conv_norm is now net.backbone.norm"):
+        config = load_config("mnist/noprop_ct", ["net.conv_norm=false"])
+    assert config.net["backbone"] == {"name": "conv", "norm": False}
+    values = {"rule": {"name": "noprop_ct", "abar_max": 0.9}}
+    with pytest.warns(DeprecationWarning, match="rule.abar_max is now rule.schedule.abar_max"):
+        assert parse(values).plain()["rule"] == {"name": "noprop_ct", "schedule": {"abar_max": 0.9}}
+    with pytest.warns(DeprecationWarning, match="rule.abar_max is now rule.schedule.abar_max"):
+        apply_override(values, "rule.schedule.abar_max=0.8")
+    assert values["rule"]["schedule"] == {"abar_max": 0.8}
+    with pytest.raises(UserError, match="found both abar_max and schedule.abar_max"):
+        parse({"rule": {"name": "noprop_ct", "abar_max": 0.9, "schedule": {"abar_max": 0.8}}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "cosin"}, "schedule.name: found 'cosin', allowed: cosine or linear or learned"),
+        ({"schedule": {"abr_max": 1}}, "schedule.abr_max"),
+        ({"schedule": 3}, r"schedule: found 3, allowed: a name, or a section of keys \(name, abar_min, abar_max\)"),
+        ({"schedule": {"abar_max": "x"}}, "schedule.abar_max: found 'x', allowed: number"),
+    ],
+)
+def test_a_wrong_schedule_is_refused_by_its_key(options, message):
+    with pytest.raises(UserError, match=message):
+        NoPropCT(**options)

@@ -134,9 +134,12 @@ def test_what_cannot_work_is_refused(batch):
     with pytest.raises(UserError, match=r"net: found Sequential, but NoProp needs denoising blocks"):
         NoPropDT().bind(nn.Sequential(nn.Linear(2, 2)), TASK, batch)
     for net, message in (
-        (Denoiser(IN_SHAPE, 10, blocks=1, width=8, timed=True), "takes a block for each step. Use net.timed=false"),
         (
-            Denoiser(IN_SHAPE, 10, blocks=2, width=8, predicts="embedding"),
+            Denoiser(IN_SHAPE, 10, blocks=1, width=8, head={"timed": True}),
+            "takes a block for each step. Use net.head.timed=false",
+        ),
+        (
+            Denoiser(IN_SHAPE, 10, blocks=2, width=8, head={"predicts": "embedding"}),
             "its blocks predict embedding, allowed with",
         ),
         (Denoiser(IN_SHAPE, 7, blocks=2, width=8, embedding_dim=10), r"its blocks give \[2, 7\] for 2 samples"),

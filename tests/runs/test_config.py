@@ -6,7 +6,8 @@ import yaml
 from bpfree import UserError
 from bpfree.data import DATASETS
 from bpfree.rules import RULES
-from bpfree.runs.config import Config, load_config, parse, shipped
+from bpfree.runs.config import Config, parse
+from bpfree.runs.config_file import load_config, shipped
 from bpfree.spec import check_options, describe
 
 
@@ -91,7 +92,7 @@ def test_a_config_executes_no_code(tmp_path):
     (tmp_path / "evil.yaml").write_text(f"net: !!python/object/apply:os.system ['touch {tmp_path}/hacked']")
     with pytest.raises(UserError):
         load_config(str(tmp_path / "evil.yaml"))
-    with pytest.raises(UserError, match="'os:system' is no Module"):
+    with pytest.raises(UserError, match="'os:system' is not a Module"):
         parse({"net": {"name": "os:system", "command": f"touch {tmp_path}/hacked"}})
     assert not (tmp_path / "hacked").exists()
 

@@ -23,7 +23,8 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.disk import atomic
 from bpfree.rules import RULES
 from bpfree.runs import checkpoint, folder
-from bpfree.runs.config import load_config, parse
+from bpfree.runs.config import parse
+from bpfree.runs.config_file import load_config
 from bpfree.runs.run import train
 from bpfree.training.optim import SCHEDULES
 from tests.helpers import denoiser_for, same

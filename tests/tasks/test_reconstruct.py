@@ -11,7 +11,7 @@ from bpfree import Batch, Noise, UserError
 from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.tasks import Reconstruct
 from tests.helpers import autograd_of, bound, denoiser_for, gradients, same, zero_grad
 from tests.runs.test_run import BLACK_BOX

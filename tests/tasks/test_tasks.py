@@ -15,7 +15,7 @@ from bpfree.data.sets.lorenz import lorenz
 from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
 from bpfree.rules.fa import FA
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.tasks import TASKS, Regress, Sequence
 from bpfree.types import ALL_TASKS, Batch
 from tests.helpers import denoiser_for

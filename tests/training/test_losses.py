@@ -10,7 +10,7 @@ from bpfree import Batch, Noise, Trainer, UserError
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.rules.predsim import similarity, similarity_loss
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.tasks import Classify, Multilabel, Segment
 from bpfree.training.evaluation import mean_metrics
 from tests.helpers import TASK, bound

@@ -20,7 +20,7 @@ from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
 from bpfree.runs import folder
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.runs.run import Run, assemble
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"

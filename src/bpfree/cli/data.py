@@ -12,7 +12,8 @@ from bpfree.cli.shell import DataDir, errors_in_one_line
 from bpfree.data import FACTS, data_directory
 from bpfree.data.checks import check, here
 from bpfree.errors import unknown
-from bpfree.runs.config import apply_override, parse
+from bpfree.runs.config import parse
+from bpfree.runs.config_file import apply_override
 
 data = typer.Typer(help="List, download and check data sets.", no_args_is_help=True)
 

@@ -12,7 +12,7 @@ from bpfree.errors import check_choice
 from bpfree.nets import NETS
 from bpfree.rule import Rule
 from bpfree.rules import RULES
-from bpfree.runs.config import shipped
+from bpfree.runs.config_file import shipped
 from bpfree.tasks import TASKS
 from bpfree.trackers import TRACKERS
 from bpfree.types import ALL_TASKS

@@ -11,7 +11,7 @@ from bpfree import api
 from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.errors import DivergedError, UserError
 from bpfree.runs import checkpoint
-from bpfree.runs.config import load_config
+from bpfree.runs.config_file import load_config
 from bpfree.runs.folder import LAST, RESULT
 from bpfree.runs.run import Run
 from bpfree.runs.run import train as train_run

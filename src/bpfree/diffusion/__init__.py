@@ -1,9 +1,17 @@
-"""What the NoProp rules share: noise schedules, embeddings, solvers, the net they expect, and their common part."""
+"""The shared parts of the NoProp rules: noise schedules, embeddings, solvers, the kind of net, and the base class."""
 
 from bpfree.diffusion.embeddings import EMBEDDINGS, Embedding, Images, LabelEmbedding, Learned, OneHot, Prototype
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.diffusion.rule import DiffusionRule, State
-from bpfree.diffusion.schedules import SCHEDULES, CosineSchedule, LearnedSchedule, Levels, LinearSchedule, Schedule
+from bpfree.diffusion.schedules import (
+    SCHEDULES,
+    CosineSchedule,
+    LearnedSchedule,
+    Levels,
+    LinearSchedule,
+    Schedule,
+    ScheduleSpec,
+)
 from bpfree.diffusion.solvers import SOLVERS, solve
 
 __all__ = [
@@ -23,6 +31,7 @@ __all__ = [
     "OneHot",
     "Prototype",
     "Schedule",
+    "ScheduleSpec",
     "State",
     "solve",
 ]

@@ -1,57 +1,65 @@
-"""Rules with a block for each of T steps: who learns when, and the way through all blocks."""
+"""Rules with one block for each of T steps: which blocks learn from a batch, and inference through all blocks."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Literal, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.diffusion.rule import DiffusionRule, Options, State, eps_like
-from bpfree.diffusion.schedules import SCHEDULES
+from bpfree.diffusion.schedules import MOVED_TO_SCHEDULE, ScheduleSpec
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward
 from bpfree.noise import Noise
+from bpfree.spec import Spec
 from bpfree.types import Batch, Epochs, Scalars, Task, classes_of
 
 Order = Literal["all", "random", "sequential"]
-DiscreteSchedule = Literal["cosine", "linear"]
 
 
 class BlockRule(DiffusionRule):
-    """T blocks that each learn by themselves: block t sees z_{t-1} ~ q(z_{t-1}|y), and inference goes through all.
+    """A rule whose T blocks learn independently: block t sees z_{t-1} ~ q(z_{t-1}|y). Inference runs all blocks.
 
     Args:
-        schedule: "cosine" or "linear".
-        abar_min: abar_0, the share of the label in what block 1 sees.
-        abar_max: abar_T; it sets the weight of the last block.
-        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch, its loss times T;
-            "sequential": likewise times T, block 1 from the first T-th part of each epoch's batches, block 2 from the
-            next, and so on (the paper's Algorithm 1, which gives each block a whole pass).
+        schedule: how the share of the label rises from block to block: "cosine" or "linear", with the ends `abar_min`
+            (abar_0, the share of the label in what block 1 sees) and `abar_max` (abar_T, which sets the weight of the
+            last block).
+        order: which blocks learn from a batch. "all": every block. "random": one block, drawn anew for each batch,
+            with T times its loss. "sequential": one block, also with T times its loss; block 1 takes the first T-th
+            part of each epoch's batches, block 2 the next part, and so on. (In the paper's Algorithm 1 each block
+            takes a whole pass.)
         options: see `DiffusionRule`.
     """
 
-    def __init__(
-        self, *, schedule: DiscreteSchedule, abar_min: float, abar_max: float, order: Order, **options: Unpack[Options]
-    ) -> None:
+    moved_options: ClassVar[Mapping[str, str]] = MOVED_TO_SCHEDULE
+
+    def __init__(self, *, schedule: ScheduleSpec | Spec, order: Order, **options: Unpack[Options]) -> None:
         super().__init__(**options)
-        check_choice("schedule", schedule, ("cosine", "linear"))
+        schedule = ScheduleSpec.of(schedule, "schedule")
+        check_choice("schedule.name", schedule.name, ("cosine", "linear"))
         check_choice("order", order, ("all", "random", "sequential"))
-        self.schedule = SCHEDULES[schedule](abar_min, abar_max)
+        self.schedule = schedule.build()
         self.order = order
-        self._round: int | None = None  # steps in which all blocks have their turn: an epoch, or more if it is short
+        # The number of steps in which every block has its turn: an epoch, or T if an epoch has fewer batches.
+        self._round: int | None = None
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """See `DiffusionRule`; the levels are those of the net's T blocks."""
+        """Bind as `DiffusionRule` does, and compute the T + 1 noise levels for the net's T blocks."""
         super().bind(net, task, batch)
         self.levels = self.schedule.levels(len(self._blocks(net).heads))
 
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
-        """See `DiffusionRule`; blocks in turn share the batches of an epoch.
+        """Prepare the embedding, and learn how many batches the blocks share with `order: sequential`.
+
+        Args:
+            data: the training batches.
+            steps: the number of training steps in all epochs.
+            resumed: True if the training goes on from a checkpoint.
 
         Raises:
-            UserError: there are fewer steps than blocks.
+            UserError: there are fewer steps than blocks, so that some block would never learn.
         """
         if self.order == "sequential" and steps < self.levels.steps:
             raise UserError(
@@ -62,14 +70,16 @@ class BlockRule(DiffusionRule):
         self._round = max(len(data), self.levels.steps)
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """Each block in turn: forward, loss, gradients, and its activations are freed.
+        """Add the gradients of the blocks that learn from this batch, and return their losses.
 
-        `accuracy` is that of block 1 alone, which sees least of the label; later blocks are told much of it by z.
+        Each block runs forward and backward before the next one starts, so only one block's activations are in memory.
+        The scalar `accuracy` is the accuracy of block 1 alone, which sees least of the label; the input z of later
+        blocks tells them much of it.
         """
         self._refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
         turns = self._turns(noise)
-        factor = 1 if self.order == "all" else len(blocks.heads)  # Eq. 61: one block stands for the sum over T
+        factor = 1 if self.order == "all" else len(blocks.heads)  # Eq. 61: one block's loss stands for the sum over T
         total = batch.tensor.new_zeros((), dtype=torch.float32)
         features: Tensor | None = None
         for t in turns:
@@ -90,22 +100,43 @@ class BlockRule(DiffusionRule):
 
     @abstractmethod
     def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
-        """What block t minimises, 0-d, from what it gives, out, for z = z_{t-1}, noised with eps [B, E]."""
+        """Return the loss of block t, 0-d.
+
+        Args:
+            t: the block, from 1 to T.
+            out: the block's output, [B, D] or [B, E].
+            z: the block's input z_{t-1}, [B, E].
+            eps: the noise in z, [B, E].
+            task: the task.
+            batch: the batch with its labels.
+        """
 
     def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
-        """What read-out and embeddings minimise beside the blocks' losses, 0-d; it reaches no block."""
+        """Return the loss of the read-out and of learned embeddings, 0-d; its gradient does not reach any block."""
         return batch.tensor.new_zeros(())
 
     def estimate(self, t: int, out: Tensor, z: Tensor) -> Tensor:
-        """u^ [B, E] of block t, from what it gives for z = z_{t-1}."""
+        """Return block t's estimate u^ [B, E] of the embedding.
+
+        Args:
+            t: the block, from 1 to T.
+            out: the block's output, [B, D] or [B, E].
+            z: the block's input z_{t-1}, [B, E].
+        """
         return self.embedding.expected(out)
 
     def _block_scores(self, t: int, out: Tensor, z: Tensor) -> Tensor:
-        """Scores [B, D] of block t by itself."""
+        """The scores [B, D] of block t by itself."""
         return out
 
     def walk(self, net: nn.Module, x: Tensor, *, stochastic: bool) -> Iterator[State]:
-        """Through all blocks by Eq. 3, from z_0 = 0 or, if stochastic, from noise and with more at each step."""
+        """Yield the states of inference through all blocks by Eq. 3.
+
+        Args:
+            net: the net.
+            x: samples [B, ...].
+            stochastic: True to start from noise and add more at each step; False to start from z_0 = 0 without noise.
+        """
         blocks = self._blocks(net)
         z = x.new_zeros(len(x), self.embedding.dim)
         z = eps_like(z, Noise().fold("walk", 0)) if stochastic else z
@@ -122,31 +153,36 @@ class BlockRule(DiffusionRule):
             yield State(t / self.levels.steps, z, scores)
 
     def _turns(self, noise: Noise) -> Sequence[int]:
-        """The blocks that learn in this step."""
+        """The numbers of the blocks that learn in this step."""
         steps = self.levels.steps
         if self.order == "all":
             return range(1, steps + 1)
         if self.order == "random":
             return [1 + int(torch.randint(steps, (), generator=noise.fold("turn").generator()))]
         if self._round is None:
-            raise UserError("order: found 'sequential' outside Trainer.fit, which tells epochs. Allowed: all, random")
+            raise UserError(
+                "order: found 'sequential' outside Trainer.fit, and only fit knows the epochs. Allowed: all, random"
+            )
         return [1 + noise.step % self._round * steps // self._round]
 
     def _features(
         self, blocks: DenoisingNet, t: int, task: Task, batch: Batch, before: Tensor | None, scalars: Scalars
     ) -> Tensor:
-        """What head t reads: of its own trunk attached, of another's detached."""
+        """The features [B, H] that head t reads: from its own trunk attached, from another block's trunk detached.
+
+        `before` are the features of the block before, if it learned in this step too.
+        """
         if blocks.local and t == 1:
             return self._learn_trunk(blocks, task, batch, scalars)
         if t <= len(blocks.trunks):
             return blocks.trunks[t - 1](batch.tensor)  # type: ignore[no-any-return]
-        if before is not None:
+        if before is not None:  # the shared trunk ran for block 1 in this step already
             return before.detach()
         with torch.no_grad():
             return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
 
     def _noised(self, t: int, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
-        """z_t ~ q(z_t|y) and its noise, both [B, E]."""
+        """A sample z_t ~ q(z_t|y) and the noise in it, both [B, E]."""
         u = self.embedding(batch)
         eps = eps_like(u, noise.fold("z", t))
         return self.levels.posterior(t, u, eps), eps

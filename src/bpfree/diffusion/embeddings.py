@@ -1,6 +1,6 @@
-"""What the noise is removed from: the embedding u of a target, W_embed[y] for a label, the image itself to rebuild.
+"""Embeddings u of targets, from which the blocks remove noise: W_embed[y] for a label, the image itself to rebuild.
 
-`EMBEDDINGS` is the table of label embeddings. In shapes, ... stands for any leading dimensions.
+`EMBEDDINGS` is the table of label embeddings. In shapes, ... means any leading dimensions.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,9 @@ from bpfree.errors import UserError, check_positive
 from bpfree.noise import Noise
 from bpfree.types import Batch, Task
 
-_COMPARED = 20_000  # samples of all classes, each compared with those of its own to find a prototype
+# The number of samples, of all classes together, among which prototypes are chosen. Each sample is compared with all
+# others of its class, so the cost is quadratic in the samples of a class.
+_COMPARED = 20_000
 _BINDING = Noise().fold("embedding")
 
 
@@ -23,78 +25,94 @@ class Rebuilding(Protocol):
 
     @property
     def dim(self) -> int:
-        """Values of a sample."""
+        """The number of values of a sample."""
         ...
 
     def activate(self, out: Tensor) -> Tensor:
-        """g(out)."""
+        """Return g(out), the rebuilt values."""
         ...
 
     def deactivate(self, value: Tensor) -> Tensor:
-        """The inverse of g."""
+        """Return the inverse of g at some values."""
         ...
 
 
 class Embedding(nn.Module, ABC):
-    """Targets as points in a space of dimension E."""
+    """A map from targets to points in a space of dimension E.
 
-    dim: int  # E
+    Attributes:
+        dim: E.
+        learned: True if the embedding has parameters that learn.
+        weight_decay: the embedding's own weight decay; None for the optimiser's.
+    """
+
+    dim: int
     learned: bool = False
-    weight_decay: float | None = None  # of its own; None: the optimiser's
+    weight_decay: float | None = None
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
-        """U [B, E]."""
+        """Return the embeddings u [B, E] of a batch's targets."""
 
     @abstractmethod
     def expected(self, scores: Tensor) -> Tensor:
-        """u^ [..., E] of a block's scores [..., D]: softmax(scores) W_embed."""
+        """Return the expected embedding u^ [..., E] under a block's scores [..., D]: softmax(scores) W_embed."""
 
     @abstractmethod
     def combined(self, scores: Tensor) -> Tensor:
-        """[..., E]: scores W_embed, without a softmax."""
+        """Return scores W_embed [..., E], without a softmax, for scores [..., D]."""
 
     @abstractmethod
     def nearest(self, z: Tensor) -> Tensor:
-        """Scores [..., D] of points [..., E]; for labels the highest is that of the nearest embedding."""
+        """Return the scores [..., D] of points z [..., E]; for labels, the nearest embedding has the highest score."""
 
     def begin(self, data: Iterable[Batch]) -> None:
-        """Start from the training samples, if that is what the embedding does."""
+        """Initialise the embedding from the training samples, if its kind does so; by default do nothing.
+
+        Args:
+            data: the training batches of one epoch.
+        """
 
 
 class LabelEmbedding(Embedding):
-    """W_embed [C, E], a row for each class."""
+    """An embedding of labels: a matrix W_embed [C, E] with a row for each class."""
 
     @property
     @abstractmethod
     def weight(self) -> Tensor:
-        """W_embed."""
+        """The matrix W_embed, [C, E]."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """W_embed[y]."""
+        """Return the rows W_embed[y], [B, E]."""
         return self.weight[batch.y]
 
     def expected(self, scores: Tensor) -> Tensor:
-        """See the base class."""
+        """Return softmax(scores) W_embed, [..., E]."""
         return scores.softmax(-1).to(self.weight.dtype) @ self.weight
 
     def combined(self, scores: Tensor) -> Tensor:
-        """See the base class."""
+        """Return scores W_embed, [..., E]."""
         return scores.to(self.weight.dtype) @ self.weight
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Minus half the squared Euclidean distance, but for |z|^2, which all classes share."""
+        """Return z . w - |w|^2 / 2 for each row w, [..., C].
+
+        This is minus half the squared distance from z to w, without |z|^2, which is the same for all classes.
+        """
         return z.to(self.weight.dtype) @ self.weight.T - self.weight.square().sum(1) / 2
 
 
 class OneHot(LabelEmbedding):
-    """Fixed: W_embed is the identity times a scale, E = C.
+    """A fixed embedding: W_embed is the identity times a scale, with E = C.
 
     Args:
-        task: of C classes.
+        task: a task with C classes.
         dim: E.
-        inputs: values of a sample.
+        inputs: the number of values of a sample; not used.
         scale: the length of each row.
+
+    Raises:
+        UserError: E is not C, or scale is not above 0.
     """
 
     def __init__(self, task: Task, dim: int, inputs: int, *, scale: float = 1.0) -> None:
@@ -108,20 +126,23 @@ class OneHot(LabelEmbedding):
 
     @property
     def weight(self) -> Tensor:
-        """The scaled identity."""
+        """The identity times the scale, [C, C]."""
         return self.table
 
 
 class Learned(LabelEmbedding):
-    """Learned, with orthogonal rows at first if C <= E.
+    """A learned embedding. Its rows are orthogonal at the start if C <= E.
 
     Args:
-        task: of C classes.
+        task: a task with C classes.
         dim: E.
-        inputs: values of a sample.
-        scale: of the rows at the start: their length or, for prototypes, what samples are multiplied by.
-        norm_clip: a longer row counts as shortened to this; default: any length.
-        weight_decay: of the embedding; default: that of the optimiser.
+        inputs: the number of values of a sample; only prototypes use it.
+        scale: the length of the rows at the start; for prototypes, the factor of the samples.
+        norm_clip: the largest length of a row; longer rows are used as if shortened to it. Default: any length.
+        weight_decay: the embedding's own weight decay. Default: the optimiser's.
+
+    Raises:
+        UserError: a number is not above 0, or E does not fit.
     """
 
     learned = True
@@ -151,20 +172,23 @@ class Learned(LabelEmbedding):
             self.table.mul_(scale)
 
     def _check(self, dim: int, inputs: int) -> None:
-        """Refuse a width that does not fit; any does."""
+        """Raise UserError if the width E does not fit; any width fits here."""
 
     @property
     def weight(self) -> Tensor:
-        """The rows, shortened where they must be."""
+        """The rows W_embed [C, E], shortened to `norm_clip` where they are longer."""
         if self.norm_clip is None:
             return self.table
+        # tiny instead of 0: the gradient of a zero row would be nan
         norm = self.table.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.table.dtype).tiny)
         shortened: Tensor = self.table * (self.norm_clip / norm).clamp_max(1)
         return shortened
 
 
 class Prototype(Learned):
-    """Learned, as wide as a sample: a class starts at its sample with the smallest median distance to the others.
+    """A learned embedding as wide as a sample, whose rows start at typical samples of the classes.
+
+    A class starts at its sample with the smallest median distance to the other samples of the class.
 
     Args:
         task, dim, inputs, scale, norm_clip, weight_decay: see `Learned`.
@@ -176,54 +200,61 @@ class Prototype(Learned):
 
     @torch.no_grad()
     def begin(self, data: Iterable[Batch]) -> None:
-        """Choose the prototypes, among 20,000 samples of all classes; a class without samples stays as it is."""
-        samples: list[list[Tensor]] = [[] for _ in self.table]
+        """Choose the prototypes among at most 20,000 samples; the row of a class without samples stays as it is.
+
+        Args:
+            data: the training batches of one epoch.
+        """
+        chunks: list[list[Tensor]] = [[] for _ in self.table]  # by class, the flat samples of each batch
         most = _COMPARED // len(self.table)
         for batch in data:
-            for label, own in enumerate(samples):
-                if sum(map(len, own)) < most:
-                    own.append(batch.tensor[batch.y == label].flatten(1))
-        for row, own in zip(self.table, samples, strict=True):
-            found = torch.cat(own)[:most].to(row.dtype)
-            if len(found):
-                # the (lower) median by sorting, since torch's own has no deterministic version on CUDA
-                medians = torch.cdist(found, found).sort(dim=1).values[:, (len(found) - 1) // 2]
-                row.copy_(self.scale * found[medians.argmin()])
+            for label, of_class in enumerate(chunks):
+                if sum(map(len, of_class)) < most:
+                    of_class.append(batch.tensor[batch.y == label].flatten(1))
+        for row, of_class in zip(self.table, chunks, strict=True):
+            samples = torch.cat(of_class)[:most].to(row.dtype)  # [N, E]
+            if len(samples):
+                # The (lower) median by sorting, because torch.median has no deterministic version on CUDA.
+                medians = torch.cdist(samples, samples).sort(dim=1).values[:, (len(samples) - 1) // 2]
+                row.copy_(self.scale * samples[medians.argmin()])
 
 
 class Images(Embedding):
-    """The target to rebuild is its own embedding, times a scale; the read-out is the task's output activation g.
+    """An embedding for samples to rebuild: the target itself times a scale. The read-out is the task's activation g.
 
     Args:
-        task: with the output activation g.
-        dim: values of a target.
-        inputs: values of a sample.
-        scale: what targets are multiplied by.
+        task: the task, with its output activation g.
+        dim: E, the number of values of a target.
+        inputs: the number of values of a sample; not used.
+        scale: the factor of the targets.
+
+    Raises:
+        UserError: E is not the width of the task, or scale is not above 0.
     """
 
     def __init__(self, task: Rebuilding, dim: int, inputs: int, *, scale: float = 1.0) -> None:
         super().__init__()
         check_positive("embedding.scale", scale)
         if dim != task.dim:
-            raise _width(dim, f"what is to be rebuilt has {task.dim} values", task.dim)
+            raise _width(dim, f"the samples to rebuild have {task.dim} values", task.dim)
         self.dim = dim
         self.task = task
         self.scale = scale
 
     def forward(self, batch: Batch) -> Tensor:
-        """The flat target, scaled."""
+        """Return the flat targets times the scale, [B, E]."""
         return self.scale * batch.y.flatten(1)
 
     def expected(self, scores: Tensor) -> Tensor:
-        """g(scores), scaled."""
+        """Return g(scores) times the scale, [..., E]."""
         return self.scale * self.task.activate(scores.float() if scores.itemsize < 4 else scores)
 
     def combined(self, scores: Tensor) -> Tensor:
-        """The scores themselves, scaled."""
+        """Return the scores themselves times the scale, [..., E]."""
         return self.scale * scores
 
     def nearest(self, z: Tensor) -> Tensor:
-        """What g makes z / scale of; values that g cannot give are moved to the nearest that it can."""
+        """Return the scores that g maps to z / scale; values outside g's range are moved to its nearest end."""
         return self.task.deactivate(z / self.scale)
 
 
@@ -231,5 +262,5 @@ EMBEDDINGS: dict[str, type[LabelEmbedding]] = {"one_hot": OneHot, "learned": Lea
 REBUILDING: dict[str, type[Embedding]] = {"image": Images}
 
 
-def _width(found: int, why: str, cure: int) -> UserError:
-    return UserError(f"net: its blocks read embeddings of width {found}, but {why}. Use net.embedding_dim={cure}")
+def _width(dim: int, why: str, cure: int) -> UserError:
+    return UserError(f"net: its blocks read embeddings of width {dim}, but {why}. Use net.embedding_dim={cure}")

@@ -1,4 +1,4 @@
-"""The net that the NoProp rules train."""
+"""The kind of net that the NoProp rules train."""
 
 from typing import Protocol, TypeGuard
 
@@ -6,17 +6,18 @@ from torch import nn
 
 
 class DenoisingNet(Protocol):
-    """T denoising blocks. Block t is head t on the features of a trunk.
+    """A net of T denoising blocks. Block t is head t on the features of a trunk.
 
     Attributes:
-        trunks: x [B, ...] -> features [B, H]. As many as heads, one for each block; or a single one, which belongs to
-            block 1, the others reading its features detached.
-        heads: (features [B, H], z [B, E]) -> scores [B, D], or estimates [B, E] if `predicts` says so. If `timed`, they
+        trunks: x [B, ...] -> features [B, H]. Either one trunk for each block, or a single trunk. The single trunk
+            belongs to block 1, and the other blocks read its features detached.
+        heads: (features [B, H], z [B, E]) -> scores [B, D], or an embedding [B, E] if `predicts` says so. Timed heads
             take the times [B] as a third argument.
         embedding_dim: E.
         predicts: "scores" or "embedding".
-        timed: whether the heads are told the time, as a continuous rule needs it; a discrete one has a head for each.
-        local: whether each stage of the single trunk, a Sequential, is to learn by a loss of its own.
+        timed: True if the heads take the time as an input, as a continuous rule needs it. A discrete rule has one head
+            for each time.
+        local: True if each stage of the single trunk, a Sequential, shall learn by its own loss.
     """
 
     trunks: nn.ModuleList
@@ -31,8 +32,11 @@ _NEEDED = tuple(DenoisingNet.__annotations__)
 
 
 def is_denoising(net: nn.Module) -> TypeGuard[DenoisingNet]:
-    """Whether a net has all that a `DenoisingNet` needs.
+    """Return True if a net has all attributes of a `DenoisingNet`.
 
-    `isinstance` with a protocol cannot tell: since Python 3.12 it does not see the submodules of a module.
+    `isinstance` with a protocol cannot be used: since Python 3.12 it does not see the submodules of a module.
+
+    Args:
+        net: any net.
     """
     return all(hasattr(net, name) for name in _NEEDED)

@@ -1,4 +1,4 @@
-"""What the NoProp rules have in common: an embedding to denoise, a trunk, a read-out, and a path to look at."""
+"""The common part of the NoProp rules: the embedding to denoise, the trunk, the read-out, and the path of inference."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ Inference = Literal["deterministic", "stochastic"]
 
 
 class Options(TypedDict):
-    """What every DiffusionRule takes."""
+    """The options that every DiffusionRule takes."""
 
     embedding: Spec | None
     decode: Decode
@@ -35,12 +35,12 @@ class Options(TypedDict):
 
 
 class State(NamedTuple):
-    """Where inference is after a step.
+    """The state of inference after a step.
 
     Attributes:
-        time: from 0 to 1.
-        z: [B, E].
-        scores: [B, D], what the block that made z takes the sample for; None before the first step.
+        time: the time, from 0 to 1.
+        z: the points [B, E].
+        scores: the class scores [B, D] of the block that made z; None before the first step.
     """
 
     time: float
@@ -52,19 +52,27 @@ class DiffusionRule(Rule):
     """A rule whose blocks learn to remove noise from the embedding of the target.
 
     Args:
-        embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
-            starting at one of each class); "image" of samples to rebuild. With options as
-            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
+        embedding: the embedding of labels: "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide
+            as a sample; each class starts at one of its samples). "image" for samples to rebuild. Options, as in
+            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`: see `bpfree.diffusion.embeddings`.
         decode: how z at the end becomes class scores: by a linear "readout", or by the "nearest" embedding.
-        inference: "deterministic", or "stochastic": from noise, keyed so that it repeats.
+        inference: "deterministic", or "stochastic" from noise that is the same in each call.
+
+    Attributes:
+        embedding: the embedding of targets, `Embedding`; made by `bind`.
+        readout: a Linear layer from z [B, E] to scores [B, D]; None if the nearest embedding decides. Made by `bind`.
+        stage_heads: with `trunk: local` a classifier for each stage of the trunk.
+        predicts: the output that the rule needs from the heads of the net, "scores" or "embedding".
+        timed: True if the rule gives the heads the time as an input.
+        first: the name of the first step of inference in results, such as "block1".
     """
 
     needs_net = "denoiser"
     tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct")
     uses_loss: ClassVar[bool] = False  # blocks learn to denoise
-    predicts: Literal["scores", "embedding"] = "scores"  # what the rule takes the net's heads to give
-    timed = False  # whether it tells them the time
-    first = "block1"  # what to call the first step of a path
+    predicts: Literal["scores", "embedding"] = "scores"
+    timed = False
+    first = "block1"
 
     def __init__(
         self,
@@ -74,7 +82,7 @@ class DiffusionRule(Rule):
         inference: Inference,
     ) -> None:
         super().__init__()
-        if embedding is not None:
+        if embedding is not None:  # check it now and not in `bind`, before any data are loaded
             name, options = split_spec(embedding, "embedding")
             check_options(lookup({**EMBEDDINGS, **REBUILDING}, name, "embedding"), options, "embedding", given=3)
         check_choice("decode", decode, ("readout", "nearest"))
@@ -88,8 +96,13 @@ class DiffusionRule(Rule):
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make the embedding [C, E], the read-out, and a classifier for each stage of a local trunk.
 
+        Args:
+            net: the net, with denoising blocks.
+            task: the task.
+            batch: a first batch, for the shapes.
+
         Raises:
-            UserError: the net has no denoising blocks, or ones of other widths.
+            UserError: the net does not have denoising blocks, or their widths do not fit.
         """
         super().bind(net, task, batch)
         blocks = self._blocks(net)
@@ -98,7 +111,7 @@ class DiffusionRule(Rule):
         self.readout = None
         if isinstance(self.embedding, LabelEmbedding) and self.decode == "readout":
             self.readout = nn.Linear(self.embedding.dim, task.dim).to(like)
-            with torch.no_grad():
+            with torch.no_grad():  # start as the classifier by the nearest embedding, not at random
                 self.readout.weight.copy_(self.embedding.weight)
                 self.readout.bias.zero_()
         self._stages = owners(blocks.trunks[0], stages(blocks.trunks[0]), batch.tensor[:2]) if blocks.local else []
@@ -114,43 +127,70 @@ class DiffusionRule(Rule):
 
     @torch.no_grad()
     def _try(self, blocks: DenoisingNet, x: Tensor, outputs: int) -> None:
-        """Run the first block once, to refuse a net that does not fit before it trains."""
+        """Run the first block once, so that a net that does not fit is refused before training."""
         expected = outputs if self.predicts == "scores" else blocks.embedding_dim
         assert isinstance(blocks, nn.Module)
+        # Batch norm would update its statistics, and dropout would draw numbers; neither may change the training.
         with unchanged_buffers(blocks), Noise().global_rng(x.device):
             features = blocks.trunks[0](x)
             z = features.new_zeros(len(x), blocks.embedding_dim)
-            found = blocks.heads[0](features, z, *([z.new_zeros(len(x))] if self.timed else []))
-        if found.shape != (len(x), expected):
+            out = blocks.heads[0](features, z, *([z.new_zeros(len(x))] if self.timed else []))
+        if out.shape != (len(x), expected):
             raise UserError(
-                f"net: its blocks give {list(found.shape)} for {len(x)} samples, but {type(self).__name__} needs "
+                f"net: its blocks give {list(out.shape)} for {len(x)} samples, but {type(self).__name__} needs "
                 f"[{len(x)}, {expected}] for {outputs} outputs"
             )
 
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
-        """Prototypes are chosen among all training samples."""
+        """Let the embedding choose its prototypes among all training samples.
+
+        Args:
+            data: the training batches.
+            steps: the number of training steps in all epochs.
+            resumed: True if the training goes on from a checkpoint, which has the embedding already.
+        """
         if not resumed:
             self.embedding.begin(data.epoch())
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
-        """Scores [B, D] at the end of the path; of a trunk that blocks share, features are computed once."""
+        """Return the scores [B, D] at the end of inference; the features of a shared trunk are computed once.
+
+        Args:
+            net: the net.
+            x: samples [B, ...].
+        """
         return self.conclude(self.walk(net, one_tensor(x), stochastic=self.inference == "stochastic"))
 
     def conclude(self, walk: Iterator[State]) -> Tensor:
-        """Scores [B, D] from where a path ends."""
+        """Return the scores [B, D] at the last state of a walk.
+
+        Args:
+            walk: the states of inference, see `walk`.
+        """
         *_, last = walk
         return self.read(last.z)
 
     @abstractmethod
     def walk(self, net: nn.Module, x: Tensor, *, stochastic: bool) -> Iterator[State]:
-        """The path of z for samples x [B, ...], step by step, from time 0 to 1; the label is never seen."""
+        """Yield the states of inference from time 0 to 1, the first before any step. Labels are not used.
+
+        Args:
+            net: the net.
+            x: samples [B, ...].
+            stochastic: True to start from noise; False to start from z_0 = 0.
+        """
 
     def read(self, z: Tensor) -> Tensor:
-        """Scores [B, D] of points z [B, E]."""
+        """Return the class scores [B, D] of points z [B, E], from the read-out or the nearest embedding."""
         return self.embedding.nearest(z) if self.readout is None else self.readout(z)
 
     def extra_outputs(self, net: nn.Module, x: Inputs) -> dict[str, Tensor]:
-        """The first block (or step) alone, and the other kind of inference."""
+        """Return the scores [B, D] of the first block (or step) alone and of the other kind of inference, by name.
+
+        Args:
+            net: the net.
+            x: samples [B, ...].
+        """
         stochastic = self.inference == "stochastic"
         _, first = islice(self.walk(net, one_tensor(x), stochastic=False), 2)
         assert first.scores is not None
@@ -158,7 +198,11 @@ class DiffusionRule(Rule):
         return {self.first: first.scores, "deterministic" if stochastic else "stochastic": other}
 
     def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """Learned embeddings have a weight decay of their own."""
+        """Return the optimiser's groups of parameters; a learned embedding is a group with its own weight decay.
+
+        Args:
+            net: the net.
+        """
         groups = super().optimizer_groups(net)
         own = {id(p) for p in self.embedding.parameters()}
         if not own or self.embedding.weight_decay is None:
@@ -167,11 +211,17 @@ class DiffusionRule(Rule):
         return [{"params": rest}, {"params": trainable(self.embedding), "weight_decay": self.embedding.weight_decay}]
 
     def locality(self) -> Locality:
-        """A block at a time, or a stage of a local trunk; none waits for another."""
+        """Return `LOCAL`: each block, or each stage of a local trunk, learns without waiting for another one."""
         return LOCAL
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """The stages of a local trunk, the blocks (the first with the trunk that it owns), and what they share."""
+        """Return the parts that learn independently: stages of a local trunk, blocks, and what the blocks share.
+
+        The first block comes with the trunk that it owns. The shared part has the embedding and the read-out.
+
+        Args:
+            net: the net.
+        """
         blocks = self._blocks(net)
         trunks = [] if blocks.local else list(blocks.trunks)
         own = [trainable(*trunks[t : t + 1], head) for t, head in enumerate(blocks.heads)]
@@ -185,7 +235,10 @@ class DiffusionRule(Rule):
         return [unit for unit in (*local, *own, shared) if unit]
 
     def _learn_trunk(self, blocks: DenoisingNet, task: Task, batch: Batch, scalars: Scalars) -> Tensor:
-        """Features [B, H] of a local trunk, each stage of which learns on the way by the loss of its classifier."""
+        """The features [B, H] of a local trunk. Each stage learns on the way by the loss of its own classifier.
+
+        The losses go into `scalars`.
+        """
         trunk = blocks.trunks[0]
 
         def learn(index: int, h: Tensor) -> Tensor:
@@ -214,18 +267,23 @@ class DiffusionRule(Rule):
             raise UserError(
                 f"net: it has {len(net.heads)} blocks and timed={net.timed}, but {name} takes "
                 + (
-                    "one block that is told the time. Use net.blocks=1 net.timed=true"
+                    "one block that takes the time as an input. Use net.blocks=1 net.head.timed=true"
                     if self.timed
-                    else "a block for each step. Use net.timed=false"
+                    else "a block for each step. Use net.head.timed=false"
                 )
             )
         if net.predicts != self.predicts:
             raise UserError(
-                f"net: its blocks predict {net.predicts}, allowed with {name}: net.predicts={self.predicts}"
+                f"net: its blocks predict {net.predicts}, allowed with {name}: net.head.predicts={self.predicts}"
             )
         return net
 
 
 def eps_like(z: Tensor, noise: Noise) -> Tensor:
-    """Standard normal numbers of the shape and type of z."""
+    """Draw standard normal numbers of the shape, type and device of z.
+
+    Args:
+        z: a tensor of any shape.
+        noise: the source of the numbers; the same source gives the same numbers.
+    """
     return noise.randn(*z.shape, device=z.device, dtype=z.dtype)

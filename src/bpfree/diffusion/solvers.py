@@ -1,6 +1,7 @@
-"""Solvers of dz/dt = v(z, t) from t = 0 to 1: our own Euler and Heun, and those of torchdiffeq.
+"""Solvers of dz/dt = v(z, t) from t = 0 to 1: Euler and Heun of this package, and the solvers of torchdiffeq.
 
-Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq. All are called with a grid of times and give z at each.
+Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq. Each solver takes a grid of times and returns z at each
+of them.
 """
 
 from collections.abc import Callable
@@ -14,17 +15,21 @@ Field = Callable[[Tensor, Tensor], Tensor]
 """v(z [B, E], t 0-d) -> [B, E]."""
 Solver = Literal["euler", "heun", "midpoint", "rk4", "dopri5", "bosh3", "dopri8", "adaptive_heun"]
 SOLVERS: tuple[str, ...] = get_args(Solver)
-_TOLERANCE = 1e-4  # of those that choose their own steps between the times of the grid
+# Relative and absolute error that adaptive solvers allow; they choose their own steps between the times of the grid.
+_TOLERANCE = 1e-4
 
 
 def solve(field: Field, z: Tensor, steps: int, solver: Solver = "euler") -> Tensor:
-    """Z at the times 0, 1/steps, ..., 1, as [steps + 1, B, E].
+    """Solve dz/dt = field(z, t) from t = 0 to 1.
 
     Args:
         field: v(z, t).
-        z: [B, E], at t = 0.
-        steps: of equal length.
-        solver: a name in SOLVERS.
+        z: [B, E], the start at t = 0.
+        steps: the number of steps of equal length.
+        solver: a name in SOLVERS. All but "euler" and "heun" need the package torchdiffeq.
+
+    Returns:
+        z at the times 0, 1/steps, ..., 1, as [steps + 1, B, E].
     """
     times = torch.linspace(0, 1, steps + 1, device=z.device, dtype=z.dtype)
     if solver not in ("euler", "heun"):

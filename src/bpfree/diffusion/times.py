@@ -1,4 +1,4 @@
-"""Rules with one block that is told the time, and an ordinary differential equation to be solved in inference."""
+"""Rules with one block that takes the time as an input; inference solves an ordinary differential equation."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from bpfree.types import Batch, Scalars, Task, classes_of
 
 
 class TimeRule(DiffusionRule):
-    """One block learns at random times; inference follows dz/dt from 0 to 1.
+    """A rule whose single block learns at random times; inference follows dz/dt from time 0 to 1.
 
     Args:
-        draws: times and noises for each sample of a batch; the trunk runs once for all of them.
-        steps: of the solver.
+        draws: the number of times and noises for each sample of a batch; the trunk runs once for all of them.
+        steps: the number of steps of the solver.
         solver: a name in `bpfree.diffusion.SOLVERS`.
         options: see `DiffusionRule`.
     """
@@ -40,9 +40,9 @@ class TimeRule(DiffusionRule):
         self.solver: Solver = solver
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """One pass of the trunk and one of the head on all draws.
+        """Add the gradients of one pass of the trunk and one pass of the head on all draws; return the losses.
 
-        `accuracy` is that of a single step from noise, which holds nothing of the label.
+        The scalar `accuracy` is the accuracy of a single step from pure noise, which does not depend on the label.
         """
         self._refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
@@ -50,6 +50,7 @@ class TimeRule(DiffusionRule):
             learns = blocks.local
             features = self._learn_trunk(blocks, task, batch, scalars) if learns else blocks.trunks[0](batch.tensor)
             times = stratified(self.draws * len(batch.y), batch.tensor, noise.fold("times"))
+            # Draw k of sample i is row k B + i in y, times and features alike.
             many = Batch(batch.x, batch.y.repeat(self.draws, *[1] * (batch.y.dim() - 1)))
             repeated = features.repeat(self.draws, 1)
             loss, shared = self.losses(blocks, task, many, repeated, times, noise)
@@ -69,24 +70,45 @@ class TimeRule(DiffusionRule):
     def losses(
         self, blocks: DenoisingNet, task: Task, many: Batch, features: Tensor, times: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor]:
-        """The block's loss and that of what stands around it, each 0-d; y, features and times are of all draws."""
+        """Return the block's loss and the loss of schedule, embedding and read-out, each 0-d.
+
+        Args:
+            blocks: the net.
+            task: the task.
+            many: the labels of all draws, N = draws B.
+            features: [N, H].
+            times: [N] in [0, 1).
+            noise: the source of all random numbers.
+        """
 
     @abstractmethod
     def field(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
-        """dz/dt [B, E] at a time, 0-d."""
+        """Return dz/dt [B, E].
+
+        Args:
+            blocks: the net.
+            features: [B, H].
+            z: the points [B, E].
+            time: one time for all points, 0-d.
+        """
 
     @abstractmethod
     def scores_at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
-        """What the block takes the samples for, [B, D], from z at a time, 0-d."""
+        """Return the block's class scores [B, D] at the points z [B, E] and a time, 0-d; see `field`."""
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
-        """Scores [B, D] at the end of the path; the trunk runs once."""
+        """Return the scores [B, D] at the end of the path; the trunk runs once.
+
+        Args:
+            net: the net.
+            x: samples [B, ...].
+        """
         blocks = self._blocks(net)
         features = blocks.trunks[0](one_tensor(x))
         return self.read(self._path(blocks, features, self.inference == "stochastic")[-1])
 
     def walk(self, net: nn.Module, x: Tensor, *, stochastic: bool) -> Iterator[State]:
-        """The solver's path from z_0 = 0 or, if stochastic, from noise."""
+        """Yield the states on the solver's path from z_0 = 0 or, if stochastic, from noise; see `DiffusionRule`."""
         blocks = self._blocks(net)
         features = blocks.trunks[0](one_tensor(x))
         path = self._path(blocks, features, stochastic)
@@ -97,21 +119,30 @@ class TimeRule(DiffusionRule):
 
     def _path(self, blocks: DenoisingNet, features: Tensor, stochastic: bool) -> Tensor:
         """The path of z, [steps + 1, B, E]."""
+        # At least float32: in half precision many small steps would be lost in rounding.
         dtype = torch.promote_types(features.dtype, torch.float32)
         z = features.new_zeros(len(features), self.embedding.dim, dtype=dtype)
         z = eps_like(z, Noise().fold("walk", 0)) if stochastic else z
         return solve(lambda z, time: self.field(blocks, features, z, time), z, self.steps, self.solver)
 
     def _at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
-        """What the head gives at times [B], or one for all."""
+        """The head's output for times [B], or for one time for all points."""
         return blocks.heads[0](features, z, time.expand(len(z)))  # type: ignore[no-any-return]
 
 
 def stratified(n: int, like: Tensor, noise: Noise) -> Tensor:
-    """N times, each uniform in [0, 1), that fill the interval evenly, in random order; of the type of `like`.
+    """Draw n times that fill [0, 1) evenly, in random order; each one alone is uniform in [0, 1).
 
-    Even filling takes most of the chance out of a mean over times (Kingma et al. 2021, App. I.1).
+    The variance of a mean over such times is much smaller than over independent times.
+
+    Reference: Kingma et al. 2021, https://arxiv.org/abs/2107.00630, Appendix I.1.
+
+    Args:
+        n: the number of times.
+        like: a tensor whose type and device the times get.
+        noise: the source of the random numbers.
     """
+    # Drawn in float64 on the CPU, so that a GPU and a CPU get the same times.
     generator = noise.generator()
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     times = ((torch.arange(n, dtype=torch.float64) + offset) / n)[torch.randperm(n, generator=generator)]

@@ -1,49 +1,92 @@
-"""The NoProp net: denoising blocks after the paper's Figure 6 (https://arxiv.org/abs/2503.24322).
+"""The NoProp net: denoising blocks after Figure 6 of the paper (https://arxiv.org/abs/2503.24322).
 
-Where we differ: the trunk of a timed block ends in batch norm like that of any other, since it sees no noise; the paper
-sends an embedding that is as large as the image through convolutions, here every z goes through fully connected layers.
+Where we differ: the trunk of a timed block ends in batch norm as every trunk does, because a trunk does not see noise.
+The paper sends an embedding that is as large as the image through convolutions; here every z goes through fully
+connected layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.nets.resnet import resnet18, resnet34, resnet50
+from bpfree.spec import Checked, OptionGroup, Spec
 
-Backbone = Literal["mlp", "conv", "resnet18", "resnet34", "resnet50"]
+BackboneName = Literal["mlp", "conv", "resnet18", "resnet34", "resnet50"]
 _RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
 _TIME_FEATURES = 64
 
 
-class Denoiser(nn.Module):
-    """T blocks; block t tells the label from the image and a noisy embedding of the label.
+@dataclass(frozen=True)
+class Backbone(OptionGroup):
+    """The layers of a trunk, which turn a sample into features.
+
+    Attributes:
+        name: "mlp" for any samples; for images also "conv", the paper's net, or a ResNet.
+        norm: True for a batch norm after each convolution of "conv". The paper does not have it.
+        dropout: the share of zeroed values after the convolutions of "conv".
+    """
+
+    name: BackboneName = "mlp"
+    norm: bool = False
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class BlockHead(OptionGroup):
+    """The form of the heads, which read the features and the noisy embedding z.
+
+    Attributes:
+        name: "mlp" as in the paper, or "linear": a linear function of the features plus one of z, so that a head is
+            one layer. Default: "linear" with `trunk: local`, where no gradient may pass through several layers.
+        norm: batch norm in the heads. Default: True as in the paper, but False with `timed`, because the statistics of
+            a single head would mix all levels of noise.
+        timed: True if the heads take the time as an input, in the form of sinusoids. Continuous rules need it.
+        predicts: "scores" [B, D], or an "embedding" [B, E].
+    """
+
+    name: Literal["mlp", "linear"] | None = None
+    norm: bool | None = None
+    timed: bool = False
+    predicts: Literal["scores", "embedding"] = "scores"
+
+
+class Denoiser(Checked, nn.Module):
+    """A net of T blocks; block t predicts the label from the image and a noisy embedding of the label.
 
     Args:
         in_shape: shape of one sample.
         out_features: D, the number of classes.
         blocks: T; 1 for a continuous rule.
-        backbone: "mlp", or for images "conv" (the paper's) or a ResNet.
-        trunk: "own" gives each block a backbone of its own, as in the paper: blocks share nothing. "shared" has one,
-            which block 1 owns and trains; the others read its features detached. Several times faster. "local" has one
-            of which each layer learns by a loss of its own, no block at all reaching into it.
-        head: "mlp", the paper's; "linear" adds a linear function of the features to one of z, so that a head is one
-            layer. Default: linear with `trunk: local`, where nothing is to be differentiated through several layers.
-        embedding_dim: E; default: D, for one-hot embeddings.
-        predicts: "scores" [B, D], or an "embedding" [B, E].
-        timed: the heads read the time, as sinusoids; for continuous rules.
-        width: H, of features and hidden layers.
-        norm: batch norm in the heads; default: unless timed, as in the paper, since statistics of a single head would
-            mix levels of noise.
-        conv_norm: batch norm after each convolution, which the paper has not.
-        dropout: after the convolutions.
+        trunk: "own" gives each block its own trunk, as in the paper: blocks share nothing. "shared": there is one
+            trunk, which block 1 owns and trains; the other blocks read its features detached. This is several times
+            faster. "local": there is one trunk, each layer of which learns by its own loss; no gradient of any block
+            reaches it.
+        backbone: the layers of a trunk, see `Backbone`: a name, or `{name: conv, norm: true, dropout: 0.2}`.
+        head: the form of the heads, see `BlockHead`: a name, or `{timed: true, predicts: scores}`.
+        width: H, the number of features and of units in hidden layers.
+        embedding_dim: E. Default: D, for one-hot embeddings.
+
+    Attributes:
+        trunks: the trunks, x [B, ...] -> features [B, H]: T of them, or a single one.
+        heads: the T heads, (features [B, H], z [B, E]) -> [B, D] or [B, E].
 
     Raises:
-        UserError: a choice that is none, or a backbone that cannot take the samples.
+        UserError: an unknown choice, or a backbone that cannot take the samples.
     """
+
+    moved_options: ClassVar[Mapping[str, str]] = {
+        "conv_norm": "backbone.norm",
+        "dropout": "backbone.dropout",
+        "norm": "head.norm",
+        "timed": "head.timed",
+        "predicts": "head.predicts",
+    }
 
     def __init__(
         self,
@@ -51,55 +94,42 @@ class Denoiser(nn.Module):
         out_features: int,
         *,
         blocks: int = 10,
-        backbone: Backbone = "mlp",
         trunk: Literal["own", "shared", "local"] = "own",
-        head: Literal["mlp", "linear"] | None = None,
-        embedding_dim: int | None = None,
-        predicts: Literal["scores", "embedding"] = "scores",
-        timed: bool = False,
+        backbone: Backbone | Spec = Backbone(),
+        head: BlockHead | Spec | None = None,
         width: int = 256,
-        norm: bool | None = None,
-        conv_norm: bool = False,
-        dropout: float = 0.2,
+        embedding_dim: int | None = None,
     ) -> None:
         super().__init__()
-        check_choice("backbone", backbone, ("mlp", "conv", *_RESNETS))
+        backbone, head = Backbone.of(backbone, "net.backbone"), BlockHead.of(head, "net.head")
         check_choice("trunk", trunk, ("own", "shared", "local"))
-        check_choice("predicts", predicts, ("scores", "embedding"))
-        check_choice("head", head or "mlp", ("mlp", "linear"))
         check_positive("net.width", width)
         if blocks < 1:
             raise UserError(f"blocks: found {blocks}, allowed: at least 1")
         self.embedding_dim = embedding_dim or out_features
-        self.predicts = predicts
-        self.timed = timed
+        self.predicts = head.predicts
+        self.timed = head.timed
         self.local = trunk == "local"
-        head = head or ("linear" if self.local else "mlp")
-        norm = not timed if norm is None else norm
-        outputs = out_features if predicts == "scores" else self.embedding_dim
-
-        def new_trunk() -> nn.Sequential:
-            if backbone == "conv":
-                layers = conv_trunk(in_shape, width, conv_norm=conv_norm, dropout=dropout)
-            elif backbone == "mlp":
-                layers = mlp_trunk(in_shape, width)
-            else:
-                layers = _RESNETS[backbone](in_shape, width)
-            if head == "linear" and not isinstance(layers[-1], nn.ReLU):  # else it would be linear in the layer before
-                layers.append(nn.ReLU())
-            return layers
-
-        make = LinearHead if head == "linear" else Head
-        self.trunks = nn.ModuleList(new_trunk() for _ in range(blocks if trunk == "own" else 1))
+        linear = (head.name or ("linear" if self.local else "mlp")) == "linear"
+        norm = not head.timed if head.norm is None else head.norm
+        outputs = out_features if head.predicts == "scores" else self.embedding_dim
+        kind = LinearHead if linear else Head
+        # The order of these two lines is the order in which weights are drawn; another order would change all results.
+        self.trunks = nn.ModuleList(
+            _trunk(backbone, in_shape, width, ends_in_relu=linear) for _ in range(blocks if trunk == "own" else 1)
+        )
         self.heads = nn.ModuleList(
-            make(width, self.embedding_dim, outputs, timed=timed, norm=norm) for _ in range(blocks)
+            kind(width, self.embedding_dim, outputs, timed=head.timed, norm=norm) for _ in range(blocks)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores [B, D] of the last block, each block reading the class scores of the one before.
+        """Return the scores [B, D] of the last block, where each block reads the softmax of the scores before it.
 
-        It makes the net an ordinary deep one, so that backprop can train the same architecture. NoProp rules do not
-        call it. With several blocks it needs E = D.
+        With this pass the net is an ordinary deep net, so that backprop can train the same architecture. NoProp rules
+        do not call it. With several blocks it needs E = D.
+
+        Args:
+            x: samples [B, ...].
         """
         z = x.new_zeros(len(x), self.embedding_dim)
         time = [x.new_zeros(len(x))] if self.timed else []
@@ -112,7 +142,15 @@ class Denoiser(nn.Module):
 
 
 class Head(nn.Module):
-    """The part of a block behind the backbone: features [B, H], z [B, E] and perhaps time [B] -> [B, outputs]."""
+    """The part of a block behind the trunk: features [B, H], z [B, E] and perhaps time [B] -> [B, outputs].
+
+    Args:
+        width: H.
+        embedding_dim: E.
+        outputs: the number of scores, or E if the head predicts an embedding.
+        timed: True if the head takes the time as an input.
+        norm: True for batch norm behind the hidden layers.
+    """
 
     def __init__(self, width: int, embedding_dim: int, outputs: int, *, timed: bool = False, norm: bool = True) -> None:
         super().__init__()
@@ -126,7 +164,13 @@ class Head(nn.Module):
         )
 
     def forward(self, features: Tensor, z: Tensor, time: Tensor | None = None) -> Tensor:
-        """Scores or estimates."""
+        """Return scores or an embedding, [B, outputs].
+
+        Args:
+            features: [B, H].
+            z: noisy embeddings [B, E].
+            time: [B] in [0, 1]; needed if the head is timed.
+        """
         h = self.embed(z)
         h = h + self.residual(h)
         parts = [features.to(h.dtype), h]
@@ -139,9 +183,13 @@ class Head(nn.Module):
 class LinearHead(nn.Module):
     """A head of one layer: A features + B z + c.
 
-    It is enough for Gaussian noise: log p(y|z, x) = log p(y|x) + sqrt(abar)/(1 - abar) u_y . z + terms in y alone,
-    which is linear in z, and linear in the features as far as those are what a linear classifier reads. With time, the
-    weight of z and the bias are functions of it.
+    One layer is enough for Gaussian noise: log p(y|z, x) = log p(y|x) + sqrt(abar)/(1 - abar) u_y . z + terms in y
+    alone. This is linear in z, and linear in the features if a linear classifier can read the class from them. A timed
+    head scales B z by a function of the time and adds another one to the bias.
+
+    Args:
+        width, embedding_dim, outputs, timed: see `Head`.
+        norm: ignored; a linear head has no hidden layer.
     """
 
     def __init__(self, width: int, embedding_dim: int, outputs: int, *, timed: bool = False, norm: bool = True) -> None:
@@ -151,16 +199,17 @@ class LinearHead(nn.Module):
         self.clock = nn.Sequential(Sinusoids(), nn.Linear(_TIME_FEATURES, 1 + outputs)) if timed else None
 
     def forward(self, features: Tensor, z: Tensor, time: Tensor | None = None) -> Tensor:
-        """Scores or estimates."""
+        """Return scores or an embedding, [B, outputs]; see `Head.forward`."""
         if self.clock is None:
             return self.read(features) + self.embed(z)  # type: ignore[no-any-return]
         assert time is not None
+        # exp keeps the gain positive: the time scales the weight of z, and never flips its sign.
         gain, bias = self.clock(time).split([1, self.read.out_features], dim=1)
         return self.read(features) + torch.exp(gain) * self.embed(z) + bias  # type: ignore[no-any-return]
 
 
 class Sinusoids(nn.Module):
-    """Times [B] in [0, 1] as sines and cosines [B, 64] of frequencies from 1 to 1,000 in radians."""
+    """A layer that turns times [B] in [0, 1] into sines and cosines [B, 64] of frequencies from 1 to 1,000 radians."""
 
     frequencies: Tensor
 
@@ -169,7 +218,7 @@ class Sinusoids(nn.Module):
         self.register_buffer("frequencies", torch.logspace(0, 3, _TIME_FEATURES // 2), persistent=False)
 
     def forward(self, time: Tensor) -> Tensor:
-        """See the class."""
+        """Return the sines and cosines [B, 64] of times [B]."""
         angles = time.unsqueeze(1) * self.frequencies.to(time.dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -178,16 +227,40 @@ def _layer(inputs: int, outputs: int, norm: bool) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
 
 
+def _trunk(backbone: Backbone, in_shape: Sequence[int], width: int, *, ends_in_relu: bool) -> nn.Sequential:
+    if backbone.name == "conv":
+        layers = conv_trunk(in_shape, width, norm=backbone.norm, dropout=backbone.dropout)
+    elif backbone.name == "mlp":
+        layers = mlp_trunk(in_shape, width)
+    else:
+        layers = _RESNETS[backbone.name](in_shape, width)
+    # A linear head on a linear last layer would be linear in the layer before, so that layer would add nothing.
+    if ends_in_relu and not isinstance(layers[-1], nn.ReLU):
+        layers.append(nn.ReLU())
+    return layers
+
+
 def mlp_trunk(in_shape: Sequence[int], width: int) -> nn.Sequential:
-    """Two fully connected layers on the flat sample."""
+    """Return a trunk of two fully connected layers on the flat sample.
+
+    Args:
+        in_shape: shape of one sample.
+        width: H.
+    """
     return nn.Sequential(nn.Flatten(), *_layer(prod(in_shape), width, True), *_layer(width, width, True))
 
 
-def conv_trunk(in_shape: Sequence[int], width: int, *, conv_norm: bool = False, dropout: float = 0.2) -> nn.Sequential:
-    """The paper's: conv 32, pool, conv 64, conv 128, pool (3x3), dropout, fully connected, batch norm.
+def conv_trunk(in_shape: Sequence[int], width: int, *, norm: bool = False, dropout: float = 0.2) -> nn.Sequential:
+    """Return the paper's trunk: conv 32, pool, conv 64, conv 128, pool, dropout, fully connected, batch norm.
+
+    Args:
+        in_shape: [channels, height, width] of one image.
+        width: H.
+        norm: True for batch norm after each convolution.
+        dropout: the share of zeroed values after the convolutions.
 
     Raises:
-        UserError: the input is no image of at least 4x4.
+        UserError: the samples are not images of at least 4x4 pixels.
     """
     if len(in_shape) != 3 or min(in_shape[1:]) < 4:
         raise UserError(
@@ -197,7 +270,7 @@ def conv_trunk(in_shape: Sequence[int], width: int, *, conv_norm: bool = False, 
     channels, height, breadth = in_shape
 
     def convolution(inputs: int, outputs: int) -> list[nn.Module]:
-        norms = [nn.BatchNorm2d(outputs)] if conv_norm else []
+        norms = [nn.BatchNorm2d(outputs)] if norm else []
         return [nn.Conv2d(inputs, outputs, 3, padding=1), *norms, nn.ReLU()]
 
     return nn.Sequential(

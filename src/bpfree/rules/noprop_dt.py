@@ -1,4 +1,4 @@
-"""NoProp, discrete time, and a public variation of it.
+"""NoProp in discrete time, and a public variation of it.
 
 Li, Teh, Pascanu 2025, "NoProp: Training Neural Networks without Back-propagation or Forward-propagation",
 https://arxiv.org/abs/2503.24322
@@ -7,26 +7,28 @@ https://arxiv.org/abs/2503.24322
            with z_t ~ q(z_t|y) = N(sqrt(abar_t) u_y, 1 - abar_t)                                        (Eq. 6, 8)
     z_t  = a_t u^_t(z_{t-1}, x) + b_t z_{t-1} + sqrt(c_t) eps                                           (Eq. 3)
 
-Each block learns by itself to tell the label's embedding u_y from the image and a noisy copy of u_y; no block waits
-for another, forwards or backwards. u^_t = softmax(block's logits) W_embed. The CE term reaches the read-out and learned
-embeddings only. To rebuild samples, u_y is the image, u^_t = g(block's output), and there are no CE and KL terms.
+Each block learns to predict the label's embedding u_y from the image and a noisy copy of u_y. No block waits for
+another one, neither forwards nor backwards. u^_t = softmax(block's logits) W_embed. The CE term trains only the
+read-out and learned embeddings. To rebuild samples, u_y is the image and u^_t = g(block's output), without the CE and
+KL terms.
 
-Where we differ: with `order: all`, the default, the expectation over t is summed exactly, every block learning from
-every batch; inference is deterministic by default (z_0 = 0, eps = 0), since Eq. 3's noise only costs accuracy; the
-read-out starts as z W_embed^T instead of at random.
+Where we differ: with `order: all`, the default, every block learns from every batch, so the expectation over t is an
+exact sum. Inference is deterministic by default (z_0 = 0, eps = 0), because the noise of Eq. 3 only costs accuracy. The
+read-out starts as z W_embed^T and not at random.
 
-`noprop_linear` is the variation with evenly falling noise, 0.9 at the first block and 0.01 at the end, denoising losses
-of equal weight, and a read-out that learns from where inference ends instead of from z_T ~ q.
+`noprop_linear` is a variation: the noise falls evenly from 0.9 at the first block to 0.01 at the end, the denoising
+losses have equal weights, and the read-out learns from the end of inference instead of from z_T ~ q.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.diffusion.blocks import BlockRule, DiscreteSchedule, Order
+from bpfree.diffusion.blocks import BlockRule, Order
 from bpfree.diffusion.rule import Decode, Inference
-from bpfree.diffusion.schedules import kl
+from bpfree.diffusion.schedules import ScheduleSpec, kl
 from bpfree.errors import check_choice, check_positive
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
@@ -40,28 +42,28 @@ class NoPropDT(BlockRule):
 
     Args:
         eta: weight of the denoising term.
-        schedule: "cosine" or "linear", see `bpfree.diffusion.schedules`.
-        abar_min: abar_0, the share of the label in what block 1 sees while it learns; 0 for none, as in inference.
-        abar_max: abar_T; it sets the weight of the last block.
-        weighting: of the blocks' losses: "snr" as in Eq. 8, or "equal".
-        order: "all" blocks learn from every batch; "random": one of them, drawn anew for each batch, its loss times T;
-            "sequential": likewise times T, block 1 from the first T-th part of each epoch's batches, block 2 from the
-            next, and so on (the paper's Algorithm 1, which gives each block a whole pass).
-        embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
-            starting at one of each class); "image" of samples to rebuild. With options as
-            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
+        schedule: how the share of the label rises from block to block: "cosine" or "linear", see
+            `bpfree.diffusion.schedules`. `abar_min` is abar_0, the share of the label in what block 1 sees while it
+            learns; 0 for none, as in inference. `abar_max` is abar_T, which sets the weight of the last block.
+        weighting: the weights of the blocks' losses: "snr" as in Eq. 8, or "equal".
+        order: which blocks learn from a batch. "all": every block. "random": one block, drawn anew for each batch,
+            with T times its loss. "sequential": one block, also with T times its loss; block 1 takes the first T-th
+            part of each epoch's batches, block 2 the next part, and so on. (In the paper's Algorithm 1 each block
+            takes a whole pass.)
+        embedding: the embedding of labels: "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide
+            as a sample; each class starts at one of its samples). "image" for samples to rebuild. Options, as in
+            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`: see `bpfree.diffusion.embeddings`.
         decode: how z_T becomes class scores: by a linear "readout", or by the "nearest" embedding.
-        readout_from: the read-out learns from z_T ~ q(z_T|y), the "posterior", or from z_T at the end of the "chain".
-        inference: "deterministic", or "stochastic" as in Eq. 3, keyed so that it repeats.
+        readout_from: what the read-out learns from: "posterior", z_T drawn around the label's embedding, or "chain",
+            z_T at the end of inference.
+        inference: "deterministic", or "stochastic" as in Eq. 3 with noise that is the same in each call.
     """
 
     def __init__(
         self,
         *,
         eta: float = 0.1,
-        schedule: DiscreteSchedule = "cosine",
-        abar_min: float = 0.0,
-        abar_max: float = 0.999,
+        schedule: ScheduleSpec | Spec = ScheduleSpec("cosine", 0.0, 0.999),
         weighting: Literal["snr", "equal"] = "snr",
         order: Order = "all",
         embedding: Spec | None = None,
@@ -71,8 +73,6 @@ class NoPropDT(BlockRule):
     ) -> None:
         super().__init__(
             schedule=schedule,
-            abar_min=abar_min,
-            abar_max=abar_max,
             order=order,
             embedding=embedding,
             decode=decode,
@@ -86,13 +86,13 @@ class NoPropDT(BlockRule):
         self.readout_from = readout_from
 
     def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
-        """eta/2 (SNR_t - SNR_{t-1}) |u^_t - u_y|^2."""
+        """Return eta/2 (SNR_t - SNR_{t-1}) |u^_t - u_y|^2, 0-d, the mean over the batch; see `BlockRule`."""
         weight = 0.5 * self.eta * (float(self.levels.dsnr[t - 1]) if self.weighting == "snr" else 1.0)
         loss: Tensor = weight * (self.estimate(t, out, z) - self.embedding(batch)).square().sum(1).mean()
         return loss
 
     def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
-        """CE(p_out(y|z_T), y) + KL(q(z_0|y) || N(0, I)); what is to be rebuilt has neither."""
+        """Return CE(p_out(y|z_T), y) + KL(q(z_0|y) || N(0, I)), 0-d; 0 for samples to rebuild."""
         if classes_of(task) is None:
             return batch.tensor.new_zeros(())
         if self.readout_from == "chain":
@@ -103,7 +103,10 @@ class NoPropDT(BlockRule):
 
     @torch.no_grad()
     def _chain_end(self, net: nn.Module, x: Tensor, noise: Noise) -> Tensor:
-        """z_T as inference would find it now; batch norm by the batch, since its running statistics lag behind."""
+        """z_T [B, E] at the end of inference with the present weights.
+
+        Batch norm uses the batch as in training, because its running statistics lag behind the weights.
+        """
         with unchanged_buffers(net), noise.fold("chain").global_rng(x.device):
             *_, last = self.walk(net, x, stochastic=self.inference == "stochastic")
         return last.z
@@ -119,6 +122,7 @@ class NoPropLinear(NoPropDT):
     """
 
     tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    moved_options: ClassVar[Mapping[str, str]] = {}  # the schedule is fixed
 
     def __init__(
         self,
@@ -128,9 +132,7 @@ class NoPropLinear(NoPropDT):
         inference: Inference = "deterministic",
     ) -> None:
         super().__init__(
-            schedule="linear",
-            abar_min=0.1,
-            abar_max=0.99,
+            schedule=ScheduleSpec("linear", 0.1, 0.99),
             weighting="equal",
             order=order,
             embedding=embedding,

@@ -7,10 +7,11 @@ https://arxiv.org/abs/2503.24322, Eq. 10 to 13
     loss = E |v(z_t, x, t) - (z_1 - z_0)|^2,  and with learned embeddings + CE(p(y | z_t + (1 - t) v), y)
     dz/dt = v(z, x, t),    v = logits W_embed, without a softmax
 
-The label is that of the embedding nearest to z_1. To rebuild samples, z_1 is the image and v the block's output.
+The predicted label is the one whose embedding is nearest to z_1. To rebuild samples, z_1 is the image and v is the
+block's output.
 
-Where we differ: the times of a batch fill [0, 1] evenly, each still uniform; with `draws` each image is seen at
-several; inference starts from z_0 = 0 by default.
+Where we differ: the times of a batch fill [0, 1] evenly, while each is still uniform. With `draws` each image is used
+at several times. Inference starts from z_0 = 0 by default.
 """
 
 from torch import Tensor
@@ -26,18 +27,20 @@ from bpfree.types import Batch, Task
 
 
 class NoPropFM(TimeRule):
-    """NoProp by flow matching, on a net of one block that is told the time (`net.blocks: 1`, `net.timed: true`).
+    """NoProp by flow matching, on a net of one block that takes the time as an input.
+
+    The net needs `net.blocks: 1` and `net.head.timed: true`.
 
     Args:
-        sigma: noise around the straight line from z_0 to z_1, 0 or more.
-        draws: times and noises for each sample of a batch; the trunk runs once for all of them.
-        steps: of the solver.
+        sigma: standard deviation of the noise around the straight line from z_0 to z_1, 0 or more.
+        draws: the number of times and noises for each sample of a batch; the trunk runs once for all of them.
+        steps: the number of steps of the solver.
         solver: "euler", "heun", or one of torchdiffeq's.
-        embedding: of labels "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide as a sample,
-            starting at one of each class); "image" of samples to rebuild. With options as
-            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`, see `bpfree.diffusion.embeddings`.
+        embedding: the embedding of labels: "one_hot" (fixed, the default), "learned", or "prototype" (learned, as wide
+            as a sample; each class starts at one of its samples). "image" for samples to rebuild. Options, as in
+            `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`: see `bpfree.diffusion.embeddings`.
         decode: how z_1 becomes class scores: by the "nearest" embedding, or by a linear "readout".
-        inference: "deterministic" from z_0 = 0, or "stochastic" from noise, keyed so that it repeats.
+        inference: "deterministic" from z_0 = 0, or "stochastic" from noise that is the same in each call.
     """
 
     def __init__(
@@ -66,7 +69,10 @@ class NoPropFM(TimeRule):
     def losses(
         self, blocks: DenoisingNet, task: Task, many: Batch, features: Tensor, times: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor]:
-        """|v - (z_1 - z_0)|^2, and the CE of where v points to, if there is something for it to teach."""
+        """Return |v - (z_1 - z_0)|^2 and the cross-entropy of the point that v aims at, each 0-d; see `TimeRule`.
+
+        The cross-entropy is 0 if neither the embedding nor the read-out can learn from it.
+        """
         end = self.embedding(many)
         start = eps_like(end, noise.fold("z"))
         t = times.unsqueeze(1)
@@ -75,17 +81,17 @@ class NoPropFM(TimeRule):
             z = z + self.sigma * eps_like(z, noise.fold("z", "sigma"))
         v = self.embedding.combined(self._at(blocks, features, z, times))
         loss = (v - (end - start)).square().sum(1).mean()
-        pointed = z + (1 - t) * v
+        pointed = z + (1 - t) * v  # [B, E], where the path ends if v stays as it is
         if self.embedding.learned:
             return loss, task.loss(self.read(pointed), many)
         if self.readout is not None:
-            return loss, task.loss(self.read(pointed.detach()), many)
+            return loss, task.loss(self.read(pointed.detach()), many)  # detached: the block learns from v alone
         return loss, loss.new_zeros(())
 
     def field(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
-        """V."""
+        """Return dz/dt = v [B, E]."""
         return self.embedding.combined(self._at(blocks, features, z, time))
 
     def scores_at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
-        """Read from where v points to."""
+        """Return the scores [B, D] of the point that v aims at."""
         return self.read(z + (1 - time) * self.field(blocks, features, z, time))

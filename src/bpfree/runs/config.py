@@ -2,34 +2,32 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
 from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
 from bpfree.disk.paths import user_path
-from bpfree.disk.plain import LARGEST_YAML, parse_yaml, read_text
 from bpfree.errors import UserError, no_soft_labels, shown, unknown
 from bpfree.nets import NETS
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.runs.markers import refuse_markers
-from bpfree.spec import absolute_paths, build, check_options, lookup, split_spec
+from bpfree.spec import absolute_paths, build, check_options, lookup, move_old_keys, moved_keys, split_spec
 from bpfree.tasks import TASKS, custom_options
 from bpfree.tasks.abilities import check_loss, check_task
 from bpfree.trackers import TRACKERS, Tracker
+from bpfree.training.compute import Update
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.precision import Precision
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
-from bpfree.training.trainer import Update
 
 OF_A_MACHINE = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
 """What may change when a run goes on: where its data lie, and what computes."""
@@ -147,6 +145,8 @@ class TrainConfig(_Section):
 
 
 NamedSpec = dict[str, Any]
+MOVABLE: dict[str, Mapping[str, Any]] = {"net": NETS, "rule": RULES}
+"""The sections in which a constructor may have moved options, with the constructors by name."""
 
 
 class Config(_Section):
@@ -165,6 +165,13 @@ class Config(_Section):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("net", "rule", mode="after")
+    @classmethod
+    def _old_keys(cls, value: NamedSpec, info: ValidationInfo) -> NamedSpec:
+        """Move keys of earlier versions, so that the config of a new run has the present keys only."""
+        section = str(info.field_name)
+        return move_old_keys(value, moved_keys(MOVABLE[section], value), section)
 
     @field_validator("trackers", mode="before")
     @classmethod
@@ -296,66 +303,3 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
     for part in path:
         model = nested.get(part, model)
     return model
-
-
-def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """A config from a file, or a shipped one by name (`digits/dfa`), with `section.key=value` overrides.
-
-    Raises:
-        UserError: there is no such config, it is not YAML, or it does not hold.
-    """
-    return parse(*load_values(name, overrides))
-
-
-def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
-    """The plain values of a config, not checked yet, and where they are from; see `load_config`.
-
-    Raises:
-        UserError: there is no such config, or it is not YAML.
-    """
-    text, where = _find_text(name)
-    values = parse_yaml(text, where) or {}
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: found {type(values).__name__}, allowed: sections (data, net, rule, ...)")
-    for override in overrides:
-        apply_override(values, override)
-    return values, where
-
-
-def shipped() -> list[str]:
-    """Names of the configs that come with the package, as `<dataset>/<rule>`."""
-    root = resources.files("bpfree") / "configs"
-    folders = [folder for folder in root.iterdir() if folder.is_dir()]
-    files = [(d.name, f.name) for d in folders for f in d.iterdir() if f.name.endswith(".yaml")]
-    return sorted(f"{folder}/{file.removesuffix('.yaml')}" for folder, file in files)
-
-
-def _find_text(name: str) -> tuple[str, str]:
-    path = user_path(name, "CONFIG")
-    if path.is_file():
-        return read_text(path, LARGEST_YAML), str(path)
-    if name in shipped():
-        return (resources.files("bpfree") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name
-    if path.suffix in (".yaml", ".yml"):
-        raise UserError(f"config file '{name}' does not exist. `bpfree list configs` shows the shipped ones")
-    raise unknown("config", name, shipped())
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key, as in `rule.steps=5`; a section given as a bare name becomes a mapping first.
-
-    Raises:
-        UserError: it has another form, or its value is not YAML.
-    """
-    key, found, text = override.partition("=")
-    path = key.split(".")
-    if not found or not all(path):
-        raise UserError(f"override: found {shown(override)}, allowed: section.key=value, such as train.epochs=3")
-    value = parse_yaml(text, f"override {shown(override)}")
-    for part in path[:-1]:
-        inner = values.get(part)
-        if not isinstance(inner, str | dict | None):
-            raise UserError(f"override {shown(override)}: {part} is {shown(inner)}, allowed: a section")
-        values[part] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
-        values = values[part]
-    values[path[-1]] = value

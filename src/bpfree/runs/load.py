@@ -10,7 +10,8 @@ from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, check_choice
 from bpfree.rule import Rule
 from bpfree.runs import checkpoint, folder
-from bpfree.runs.config import Config, apply_override, parse, parse_section
+from bpfree.runs.config import Config, parse, parse_section
+from bpfree.runs.config_file import apply_override
 from bpfree.runs.run import Run, assemble
 from bpfree.spec import without_foreign_code
 from bpfree.tasks import Loss

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from bpfree.errors import UserError
-from bpfree.nets.denoiser import Backbone
+from bpfree.nets.denoiser import BackboneName
 from bpfree.rule import Rule
 from bpfree.rules import RULES
-from bpfree.runs.config import Config, load_config, parse, shipped
+from bpfree.runs.config import Config, parse
+from bpfree.runs.config_file import load_config, shipped
 from bpfree.spec import lookup
 
 BASELINE = "backprop"
 _RECIPE = ("rule", "optimizer", "schedule")  # sections that a rule brings from its shipped config
-_OF_CONVOLUTIONS = ("conv_norm", "dropout")  # options of a denoiser that only its convolutional backbone has
 
 
 @dataclass
@@ -172,14 +172,20 @@ def _add_baseline_of_special_nets(group: Group) -> None:
 
 def _like(special: dict[str, Any], net: dict[str, Any]) -> dict[str, Any]:
     """Return a special net whose backbone is of the kind of the group's net, so that both are MLPs, for example."""
-    if "backbone" not in special or net["name"] not in get_args(Backbone) or special["backbone"] == net["name"]:
+    if "backbone" not in special or net["name"] not in get_args(BackboneName) or _backbone(special) == net["name"]:
         return special
-    return {k: v for k, v in special.items() if k not in _OF_CONVOLUTIONS} | {"backbone": net["name"]}
+    return special | {"backbone": net["name"]}  # the bare name: options of another backbone would not fit
+
+
+def _backbone(net: dict[str, Any]) -> str | None:
+    """Return the name of a net's backbone, which is a name or a section."""
+    backbone = net.get("backbone")
+    return backbone.get("name") if isinstance(backbone, Mapping) else backbone
 
 
 def _note_on_net(net: dict[str, Any]) -> str:
     """Return the remark of a row that has another net than its group."""
-    kind = f"{net['name']}, {net['backbone']}" if "backbone" in net else net["name"]
+    kind = f"{net['name']}, {_backbone(net)}" if "backbone" in net else net["name"]
     return f"on another net ({kind})"
 
 

@@ -11,7 +11,8 @@ from bpfree.disk.paths import user_path
 from bpfree.disk.plain import read_yaml
 from bpfree.errors import UserError, unknown
 from bpfree.rules import RULES
-from bpfree.runs.config import Config, load_config, shipped
+from bpfree.runs.config import Config
+from bpfree.runs.config_file import load_config, shipped
 
 LEDGER = Path("benchmarks") / "ledger.yaml"
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bpfree.disk.paths import user_path
 from bpfree.errors import DivergedError, UserError
-from bpfree.runs.config import Config, apply_override, load_values, parse, plain_values
+from bpfree.runs.config import Config, parse, plain_values
+from bpfree.runs.config_file import apply_override, load_values
 from bpfree.runs.folder import place as folder_of
 from bpfree.runs.markers import Choose, Marker, at_random, find_markers, grid, is_marker, resolve, validated
 from bpfree.tasks.class_metrics import BY_CLASS

@@ -1,0 +1,94 @@
+"""Read a config from a file, or a shipped one by name, with overrides from the command line."""
+
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from bpfree.disk.paths import user_path
+from bpfree.disk.plain import LARGEST_YAML, parse_yaml, read_text
+from bpfree.errors import UserError, shown, unknown
+from bpfree.runs.config import MOVABLE, Config, parse
+from bpfree.spec import move_old_keys, moved_keys
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """A config from a file, or a shipped one by name (`digits/dfa`), with `section.key=value` overrides.
+
+    Raises:
+        UserError: there is no such config, it is not YAML, or it does not hold.
+    """
+    return parse(*load_values(name, overrides))
+
+
+def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """The plain values of a config, not checked yet, and where they are from; see `load_config`.
+
+    Raises:
+        UserError: there is no such config, or it is not YAML.
+    """
+    text, where = _find_text(name)
+    values = parse_yaml(text, where) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: found {type(values).__name__}, allowed: sections (data, net, rule, ...)")
+    for override in overrides:
+        apply_override(values, override)
+    return values, where
+
+
+def shipped() -> list[str]:
+    """Names of the configs that come with the package, as `<dataset>/<rule>`."""
+    root = resources.files("bpfree") / "configs"
+    folders = [folder for folder in root.iterdir() if folder.is_dir()]
+    files = [(d.name, f.name) for d in folders for f in d.iterdir() if f.name.endswith(".yaml")]
+    return sorted(f"{folder}/{file.removesuffix('.yaml')}" for folder, file in files)
+
+
+def _find_text(name: str) -> tuple[str, str]:
+    path = user_path(name, "CONFIG")
+    if path.is_file():
+        return read_text(path, LARGEST_YAML), str(path)
+    if name in shipped():
+        return (resources.files("bpfree") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"config file '{name}' does not exist. `bpfree list configs` shows the shipped ones")
+    raise unknown("config", name, shipped())
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key, as in `rule.steps=5`; a section given as a bare name becomes a mapping first.
+
+    Raises:
+        UserError: it has another form, or its value is not YAML.
+    """
+    key, found, text = override.partition("=")
+    path = key.split(".")
+    if not found or not all(path):
+        raise UserError(f"override: found {shown(override)}, allowed: section.key=value, such as train.epochs=3")
+    value = parse_yaml(text, f"override {shown(override)}")
+    path = _present_path(values, path)
+    for part in path[:-1]:
+        inner = values.get(part)
+        if not isinstance(inner, str | dict | None):
+            raise UserError(f"override {shown(override)}: {part} is {shown(inner)}, allowed: a section")
+        values[part] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+        values = values[part]
+    values[path[-1]] = value
+
+
+def _present_path(values: dict[str, Any], path: list[str]) -> list[str]:
+    """The place where an override belongs today, if it names an option by a key of an earlier version.
+
+    Old keys in the section itself move first. Otherwise the section could have the same option at both places, and the
+    override would not replace the value in the file.
+    """
+    section = path[0]
+    if section not in MOVABLE or len(path) == 1:
+        return path
+    moved = moved_keys(MOVABLE[section], values.get(section))
+    if isinstance(values.get(section), dict):
+        values[section] = move_old_keys(values[section], moved, section)
+    if len(path) == 2 and path[1] in moved:
+        warnings.warn(f"{'.'.join(path)} is now {section}.{moved[path[1]]}", DeprecationWarning, stacklevel=3)
+        return [section, *moved[path[1]].split(".")]
+    return path

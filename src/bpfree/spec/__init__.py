@@ -1,0 +1,26 @@
+"""A section of a config is a constructor call: `{name: dfa, feedback: orthogonal}` is `RULES["dfa"](feedback=...)`.
+
+The constructor's own signature is the schema. There is not a second description of the options that could disagree.
+"""
+
+from bpfree.spec.moved import move_old_keys, moved_keys
+from bpfree.spec.names import build, lookup, split_spec, without_foreign_code
+from bpfree.spec.options import Checked, OptionGroup, absolute_paths, check_options, shared_options
+from bpfree.spec.values import Spec, convert, describe
+
+__all__ = [
+    "Checked",
+    "OptionGroup",
+    "Spec",
+    "absolute_paths",
+    "build",
+    "check_options",
+    "convert",
+    "describe",
+    "lookup",
+    "move_old_keys",
+    "moved_keys",
+    "shared_options",
+    "split_spec",
+    "without_foreign_code",
+]
