@@ -47,7 +47,13 @@ def certify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Measure how local a rule is on a net. The exit code is 1 if the rule is less local than it declares."""
+    """Measure how local a rule is on a net. The exit code is 1 if the rule is less local than it declares.
+
+    \b
+    Examples:
+      bpfree certify digits/dfa
+      bpfree certify runs/mine --json
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line():
         run = user_path(config, "CONFIG|RUN")
         is_run = (run / folder.CONFIG).is_file()
@@ -68,7 +74,17 @@ def certify(
 
 
 def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None, trust: bool) -> Certificate:
-    """Return the certificate of a finished run, measured on samples of its training data."""
+    """Return the certificate of a run, measured on samples of its training data.
+
+    Args:
+        path: the run folder.
+        overrides: options of the rule, `rule.key=value`.
+        data_dir: the folder of the data sets; None for the default.
+        trust: import the code that the config of the run names.
+
+    Raises:
+        UserError: the run cannot be loaded, or its data came from Python.
+    """
     loaded = api.load(path, overrides=overrides or [], trust=trust)
     if "data" in loaded.given:
         raise UserError(
@@ -80,7 +96,16 @@ def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None, trus
 
 
 def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
-    """Return the certificate of a config, measured on a net with initial weights."""
+    """Return the certificate of a config, measured on a net with initial weights.
+
+    Args:
+        name: a YAML file or the name of a shipped config.
+        overrides: changes `section.key=value`.
+        data_dir: the folder of the data sets; None for the default.
+
+    Raises:
+        UserError: the config is wrong, or its data cannot be read.
+    """
     config = load_config(name, overrides or [])
     dataset = config.data.load(data_dir)
     train, _ = dataset.carve(config.data.validation, config.train.seed)

@@ -41,7 +41,14 @@ def compare_rules(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Compare rules with backprop on the same net, data and epochs; write an HTML report."""
+    """Compare rules with backprop on the same net, data and epochs; write an HTML report.
+
+    \b
+    Examples:
+      bpfree compare digits/mlp --rules dfa,mono_forward
+      bpfree compare mnist/mlp train.epochs=5 --rules all --jobs 8
+      bpfree compare mine.yaml other.yaml
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     # These two import matplotlib and jinja2, which would slow down the start of every other command.
     from bpfree.cli.compared import print_comparison
     from bpfree.lab.compare import compare

@@ -56,7 +56,13 @@ def get(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Download a data set, unless it is here already, and read it once to check it."""
+    """Download a data set, unless it is here already, and read it once to check it.
+
+    \b
+    Examples:
+      bpfree data get mnist
+      bpfree data get svhn extra=true
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line(lambda error: _GO_ON if isinstance(error, KeyboardInterrupt) else ""):
         _check_name(name)
         values: dict[str, Any] = {"data": {"name": name}}

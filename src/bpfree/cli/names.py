@@ -24,7 +24,10 @@ def list_names(
         typer.Argument(metavar="[rules|nets|tasks|datasets|trackers|configs]", help="The names to show. Default: all."),
     ] = None,
 ) -> None:
-    """Show the names of rules, nets, tasks, data sets, trackers and configs, each with a short description."""
+    """Show the names of rules, nets, tasks, data sets, trackers and configs, each with a short description.
+
+    For rules, the last column shows the tasks that they can do.
+    """
     tables: dict[str, dict[str, Any]] = {
         "rules": RULES,
         "nets": NETS,

@@ -27,7 +27,13 @@ def report(
     data_dir: DataDir = None,
     trust: Trust = False,
 ) -> None:
-    """Write a report of runs as one HTML file, draw their pictures, and print the path of the file."""
+    """Write a report of runs as one HTML file, draw their pictures, and print the path of the file.
+
+    \b
+    Examples:
+      bpfree report runs/mnist-dfa
+      bpfree report runs
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     from bpfree.lab.report.report import report as write_report  # it imports matplotlib, which takes a while
 
     with errors_in_one_line():

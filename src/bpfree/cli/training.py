@@ -44,7 +44,13 @@ def train(
 
     A config file of yours may name your own code (module:Class). With --resume, code that the run's config names is
     imported only with --trust.
-    """
+
+    \b
+    Examples:
+      bpfree train digits/dfa
+      bpfree train mnist/mlp rule=mono_forward train.epochs=5 --out runs/mine
+      bpfree train --resume runs/mine
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line():
         if resume is not None:
             if config or overrides or out:
@@ -64,7 +70,19 @@ def train(
 def _new_run(
     config: str | None, overrides: list[str], out: Path | None, data_dir: Path | None
 ) -> tuple[Path, Callable[[], Run]]:
-    """Return the folder of a new run, and a function that trains it."""
+    """Return the folder of a new run, and a function that trains it.
+
+    The config is read and checked here, so that its errors come without a hint to resume.
+
+    Args:
+        config: a YAML file or the name of a shipped config; None if the user gave none.
+        overrides: changes `section.key=value`.
+        out: the run folder; None for a free name in runs/.
+        data_dir: the folder of the data sets; None for that of the config.
+
+    Raises:
+        UserError: there is no config, or it is wrong.
+    """
     if config is None:
         raise UserError("CONFIG: found none. Try `bpfree train digits/dfa`; `bpfree list configs` shows all configs")
     loaded = load_config(config, overrides)
@@ -82,7 +100,12 @@ def _free_folder(name: str) -> Path:
 
 
 def _how_to_go_on(folder: Path, error: BaseException) -> str:
-    """Return how to resume a run that ended early; "" if it has no checkpoint or is finished."""
+    """Return how to resume a run that ended early; "" if it has no checkpoint or is finished.
+
+    Args:
+        folder: the run folder.
+        error: why the run ended.
+    """
     if not checkpoint.exists(folder / LAST) or (folder / RESULT).exists():
         return ""
     if isinstance(error, DivergedError):  # a resume would diverge again

@@ -48,7 +48,13 @@ def tune(
     workers: Annotated[int, typer.Option(help="Processes that run trials, each with one thread.")] = 1,
     data_dir: DataDir = None,
 ) -> None:
-    """Search for the best values of options. The same command goes on with a search, or joins a running one."""
+    """Search for the best values of options. The same command goes on with a search, or joins a running one.
+
+    \b
+    Examples:
+      bpfree tune examples/tune.yaml
+      bpfree tune digits/dfa 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}' --workers 4
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     from bpfree.lab.tune.study import search  # it imports Optuna and its databases, which takes a while
 
     with errors_in_one_line(hint=_how_to_go_on):

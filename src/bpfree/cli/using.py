@@ -35,7 +35,13 @@ def evaluate(
     data_dir: DataDir = None,
     trust: Trust = False,
 ) -> None:
-    """Evaluate a run on its test split, and print the metrics as JSON."""
+    """Evaluate a run on its test split, and print the metrics as JSON.
+
+    \b
+    Examples:
+      bpfree eval runs/digits-dfa
+      bpfree eval runs/mnist-noprop_dt rule.steps=50
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line():
         loaded = api.load(run, overrides=overrides or [], trust=trust)
         if "data" in loaded.given:
@@ -73,7 +79,12 @@ def predict(
 
     A classifier prints the class and its probability, a run that reconstructs its mean squared error, and a regression
     the predicted numbers.
-    """
+
+    \b
+    Examples:
+      bpfree predict runs/mnist-dfa seven.png three.png
+      bpfree predict runs/digits-dfa samples.npy
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line():
         loaded = api.load(run, trust=trust)
         scaled = _scales(loaded.config.data)
@@ -87,7 +98,12 @@ def predict(
 
 
 def _predictions(run: Run, samples: Tensor) -> Iterator[str]:
-    """Yield the prediction for each sample as text: its class and probability, its error, or its numbers."""
+    """Yield the prediction for each sample as text: its class and probability, its error, or its numbers.
+
+    Args:
+        run: a trained run.
+        samples: raw samples [N, ...].
+    """
     if isinstance(run.task, Classify):
         names = run.preprocess.class_names or range(run.preprocess.classes)
         for row in run.predict_proba(samples):
@@ -105,7 +121,12 @@ def _predictions(run: Run, samples: Tensor) -> Iterator[str]:
 
 
 def _labels(run: Run, samples: Tensor) -> Iterator[str]:
-    """Yield for each sample its labels with their probabilities, or its classes with their share of the pixels."""
+    """Yield for each sample its labels with their probabilities, or its classes with their share of the pixels.
+
+    Args:
+        run: a run with the task multilabel or segment.
+        samples: raw samples [N, ...].
+    """
     names = [str(name) for name in run.preprocess.class_names or range(run.preprocess.classes)]
     if isinstance(run.task, Multilabel):
         shares = run.predict_proba(samples)
@@ -172,7 +193,16 @@ def _read_npy(file: Path) -> Any:
 
 
 def _read_image(file: Path, preprocess: Preprocess, bits: int | None) -> Tensor:
-    """Return an image of the run's size as a raw sample [1, C, H, W]."""
+    """Return an image of the run's size as a raw sample [1, C, H, W].
+
+    Args:
+        file: the image.
+        preprocess: the preprocessing of the run.
+        bits: the number of bits of the run's images, if its data name one; None: the largest value tells.
+
+    Raises:
+        UserError: the run was not trained on images of 8 or 16 bits, or the file is not an image of the run's size.
+    """
     from PIL import Image
 
     if len(preprocess.shape) != 3 or preprocess.shape[0] not in (1, 3):
@@ -208,7 +238,17 @@ def _read_image(file: Path, preprocess: Preprocess, bits: int | None) -> Tensor:
 
 
 def _pixels(image: Any, mode: str, file: Path, bits: int | None) -> Any:
-    """Return the pixels of an image as float32 from 0 to 255, [H, W] or [H, W, C]."""
+    """Return the pixels of an image as float32 from 0 to 255, [H, W] or [H, W, C].
+
+    Args:
+        image: an image of Pillow.
+        mode: "L" for grey or "RGB".
+        file: its file, for errors.
+        bits: the number of bits of a 16-bit image whose values are smaller, such as 12; None: the largest value tells.
+
+    Raises:
+        UserError: the pixels are floats or 32-bit numbers, whose scale is unknown.
+    """
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
         white = 2 ** bits_of(int(values.max()), str(file), bits) - 1

@@ -186,7 +186,7 @@ def time_to_target(rows: Sequence[Row], target: float, metric: str) -> None:
 
     Args:
         rows: rows of one group, which are changed.
-        target: a value of the metric on the validation split, or on the training split if there is no validation.
+        target: a value of the metric on the validation split, or on the training split of runs without validation.
         metric: "accuracy" or "loss"; a loss reaches the target from above.
     """
     for row in rows:

@@ -108,7 +108,7 @@ def _baselines(base: Config) -> list[Entry]:
 
     Whether backprop can train the net is not checked here: a run that cannot begin fails, and its row says why.
     """
-    if base.net["name"] == "denoiser":  # each of its blocks has its own loss; there is no loss of the whole net
+    if base.net["name"] == "denoiser":  # its blocks have separate losses, and the whole net has none
         return []
     plain = base if base.rule == {"name": BASELINE} else _with_rule(base, BASELINE).config
     options: Mapping[str, Mapping[str, Any]] = {

@@ -29,7 +29,7 @@ class Entry(BaseModel):
         overrides: changes of the config, `section.key=value` as in the shell.
         seeds: the seeds; each is one run.
         metric: the metric of the test split that is compared; accuracy is in %.
-        published: the published value; None if there is no value to compare with.
+        published: the published value; None if nobody published one.
         source: the paper and table of the value; without a value, a remark in its place.
         url: the address of the source.
         setting: how the source's net, data or augmentation differ from the config; empty if they are the same.

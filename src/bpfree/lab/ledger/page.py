@@ -33,7 +33,7 @@ The columns:
 - published, ours: test accuracy in %, unless the entry names another metric. Ours is the mean ± standard deviation over
   n seeds. The difference is ours minus published.
 - verdict: 🟢 our mean is the published value or better, or it is at most the tolerance worse (0.1 points, unless the
-  entry says otherwise). 🔴 our mean is worse than that. ⚪ there is no published value, or there is no result yet.
+  entry says otherwise). 🔴 our mean is worse than that. ⚪ nobody published a value, or our result is missing.
   "Other setting" means that net, data or augmentation differ from the source. Then the published value is only a rough
   guide, and the verdict is not that of a reproduction. The entry says what differs, also if it is only the recipe
   (optimizer, epochs, precision).

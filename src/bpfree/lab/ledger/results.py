@@ -98,7 +98,7 @@ def this_machine() -> Machine:
 
 
 def read_results(entry: Entry, folder_: Path) -> Results | None:
-    """Return the content of an entry's results file, or None if there is no file.
+    """Return the content of an entry's results file, or None if the file does not exist.
 
     Args:
         entry: the entry.
