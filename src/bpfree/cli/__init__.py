@@ -44,7 +44,7 @@ app = typer.Typer(
         "code that its config names is not imported without --trust. See docs/runs.md."
     ),
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a traceback with the values of all variables would print whole tensors
     add_completion=False,
 )
 for _name, _command in COMMANDS.items():
@@ -71,5 +71,6 @@ def _main(
 
 def main() -> None:
     """Run the command line `bpfree`."""
+    # One line without the path and source line of bpfree, which say nothing to its user.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     app()

@@ -30,7 +30,7 @@ class RunsBar:
             console=self.console,
         )
         self.task = self.bar.add_task("", total=None)
-        if self.console.is_terminal:
+        if self.console.is_terminal:  # in a log file, each update of the bar would be a line
             self.bar.start()
         return self
 

@@ -1,4 +1,4 @@
-"""The command `bpfree certify`."""
+"""The command `bpfree certify`: it writes certificate.json, and a picture of the dependencies between layers."""
 
 import json
 import sys
@@ -61,6 +61,7 @@ def certify(
         if out is not None:
             _write(certificate, out / _FILE, out / _PICTURE)
         elif is_run:
+            # The run may be anybody's: a link in place of plots/ would let it write to another folder.
             refuse_to_replace(run / folder.PLOTS, folder=True)
             _write(certificate, run / _FILE, run / folder.PLOTS / _PICTURE)
     if as_json:
@@ -114,7 +115,12 @@ def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) ->
 
 
 def _of(run: Run, split: Split) -> Certificate:
-    """Return the certificate of a rule and net, measured on the first samples of a split."""
+    """Return the certificate of a rule and net, measured on the first samples of a split.
+
+    Args:
+        run: the net with its rule and task.
+        split: samples; 32 of them are enough, since the measurement is about dependencies and not about accuracy.
+    """
     few = split.take(torch.arange(min(_SAMPLES, len(split.y))))
     batch = next(run.batches(few).epoch())
     console = Console(stderr=True)
@@ -124,7 +130,13 @@ def _of(run: Run, split: Split) -> Certificate:
 
 
 def _write(certificate: Certificate, file: Path, picture: Path) -> None:
-    """Write a certificate as JSON, and its dependencies as a picture if they were measured."""
+    """Write a certificate as JSON, and its dependencies as a picture if they were measured.
+
+    Args:
+        certificate: the certificate.
+        file: the path of the JSON file, whose folder is made.
+        picture: the path of the picture.
+    """
     make_folder(file.parent)
     write_text(file, json.dumps(certificate.to_json(), indent=1) + "\n")
     if certificate.measured is not None:

@@ -80,7 +80,15 @@ def compare_rules(
 
 
 def _command(configs: Sequence[str], rules: str | None, seeds: int, out: Path | None, target: float | None) -> str:
-    """Return the command line for the report, without options that fit one machine only (--jobs, --data-dir)."""
+    """Return the command line for the report, without options that fit one machine only (--jobs, --data-dir).
+
+    Args:
+        configs: configs and overrides, as the user gave them.
+        rules: the option --rules, or None.
+        seeds: the option --seeds.
+        out: the option --out, or None.
+        target: the option --target, or None.
+    """
     from bpfree.lab.compare.page import command_line
 
     options = [("--rules", rules), ("--seeds", seeds), ("--out", out), ("--target", target)]

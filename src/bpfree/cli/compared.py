@@ -27,7 +27,11 @@ def print_comparison(done: Comparison) -> None:
 
 
 def _table(group: dict[str, Any]) -> Table:
-    """Return the table of a group: the most important columns of the HTML report."""
+    """Return the table of a group: the most important columns of the HTML report.
+
+    Args:
+        group: a group of the record.
+    """
     score_title = columns(group)[1].title
     table = Table(title=group["name"], title_justify="left")
     table.add_column("rule")
@@ -41,7 +45,12 @@ def _table(group: dict[str, Any]) -> Table:
 
 
 def _cells(row: dict[str, Any], *, skewed: bool) -> list[str]:
-    """Return the cells of a row after its name; p is that over seeds, or over samples if there is one seed."""
+    """Return the cells of a row after its name; p is that over seeds, or over samples if there is one seed.
+
+    Args:
+        row: a row of the record that has runs.
+        skewed: True if the table has a column for balanced accuracy.
+    """
     points = 100 if row["metric"] == "accuracy" else 1
     p = row.get("p_seeds", row.get("p_samples"))
     seconds = row.get("seconds_to_target")

@@ -67,7 +67,7 @@ def get(
         _check_name(name)
         values: dict[str, Any] = {"data": {"name": name}}
         for option in options or []:
-            apply_override(values, f"data.{option}")
+            apply_override(values, f"data.{option}")  # checked as in a config, so a wrong option has the same error
         folder = data_directory(data_dir)
         dataset = parse(values).data.load(folder)
     counts = (
@@ -93,7 +93,12 @@ def check_data(
 
 
 def _is_whole(name: str, folder: Path) -> bool:
-    """Check a data set, print what was found, and return True if it is complete and undamaged."""
+    """Check a data set, print what was found, and return True if it is complete and undamaged.
+
+    Args:
+        name: the name of a data set.
+        folder: the folder of the data sets.
+    """
     if not here(name, folder):
         typer.echo(f"{name}: missing or incomplete in {folder}. `bpfree data get {name}` downloads it", err=True)
         return False

@@ -29,7 +29,12 @@ def ledger(
 
 
 def _print(done: Update, names: list[str]) -> None:
-    """Print the status of the named entries, the errors, and the number of entries of each verdict."""
+    """Print the status of the named entries, the errors, and the number of entries of each verdict.
+
+    Args:
+        done: the outcome of the update.
+        names: names of the entries that the user asked for.
+    """
     for status in done.statuses:
         if status.entry.name in names and status.runs:
             typer.echo(f"{status.entry.name}: {status.mean:.{status.entry.places}f}, {status.verdict.value}")

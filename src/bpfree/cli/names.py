@@ -36,7 +36,7 @@ def list_names(
         "trackers": TRACKERS,
         "configs": dict.fromkeys(shipped()),
     }
-    with errors_in_one_line():
+    with errors_in_one_line():  # and not an enum of typer, whose error has another form than ours
         if what is not None:
             check_choice("list", what, tables)
     console = Console()

@@ -68,7 +68,7 @@ def errors_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> I
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted{hint(error)}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(130) from None  # 128 + SIGINT, as shells report it
 
 
 def named_test_split(run: Run, data_dir: Path | None) -> Split | None:

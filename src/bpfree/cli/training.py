@@ -62,6 +62,7 @@ def train(
             start: Callable[[], Run] = partial(api.resume, resume, data_dir, trust=trust)
         else:
             folder, start = _new_run(config, overrides or [], out, data_dir)
+    # Two blocks: only a training that has begun can be resumed.
     with errors_in_one_line(hint=partial(_how_to_go_on, folder)):
         finished = start()
     _print_result(finished)
@@ -81,7 +82,7 @@ def _new_run(
         data_dir: the folder of the data sets; None for that of the config.
 
     Raises:
-        UserError: there is no config, or it is wrong.
+        UserError: the config is missing or wrong.
     """
     if config is None:
         raise UserError("CONFIG: found none. Try `bpfree train digits/dfa`; `bpfree list configs` shows all configs")
@@ -95,6 +96,7 @@ def _new_run(
 def _free_folder(name: str) -> Path:
     """Return a folder in runs/ that does not exist yet: runs/NAME, or else runs/NAME-2, runs/NAME-3, ..."""
     runs = Path("runs")
+    # Two commands may find the same free name at once: then the lock of the folder refuses the second one.
     candidates = (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 100_000))
     return next(path for path in candidates if not path.exists())
 
@@ -114,10 +116,17 @@ def _how_to_go_on(folder: Path, error: BaseException) -> str:
 
 
 def _print_result(run: Run) -> None:
-    """Print the test metrics, the controls, the time of the trackers, and the run folder."""
+    """Print the test metrics, the controls, the time of the trackers, and the run folder.
+
+    A control is a metric of another output of the rule, such as that of a faster inference.
+
+    Args:
+        run: the finished run.
+    """
     result = run.result
     test = "no test split"
     if result["test"]:
+        # For classes of equal size, balanced accuracy and macro F1 only repeat the accuracy.
         left_out = () if run.config.data.skew else BY_CLASS
         test = f"test {_as_text({k: v for k, v in result['test'].items() if k not in left_out})}"
     for name, metrics in result.get("controls", {}).items():

@@ -93,7 +93,12 @@ def _bar(plan: Plan) -> Iterator[Callable[[int, float | None], None]]:
 
 
 def _print(tuned: "Tuned", plan: Plan) -> None:
-    """Print the best trials, the best values for each setting, and the command that trains the best config."""
+    """Print the best trials, the best values for each setting, and the command that trains the best config.
+
+    Args:
+        tuned: the result of the search.
+        plan: the search; its objective says whether large or small values are good.
+    """
     console = Console()
     ranked = sorted(
         (trial for trial in tuned.trials if trial["value"] is not None),
@@ -118,7 +123,12 @@ def _print(tuned: "Tuned", plan: Plan) -> None:
 
 
 def _settings_table(tuned: "Tuned", names: Sequence[str]) -> Table:
-    """Return the table of the best numbers, such as the learning rate, for each combination of choices."""
+    """Return the table of the best numbers, such as the learning rate, for each combination of choices.
+
+    Args:
+        tuned: the result of the search.
+        names: names of the options that were searched.
+    """
     settings = [n for n in names if any(n in best["setting"] for best in tuned.settings)]
     values = [n for n in names if n not in settings]
     rows = [

@@ -62,7 +62,7 @@ def plots(run: RunArgument, data_dir: DataDir = None, trust: Trust = False) -> N
     """
     with errors_in_one_line():
         loaded = api.load(run, trust=trust)
-        if "data" not in loaded.given:
+        if "data" not in loaded.given:  # data from Python are not stored in the folder
             loaded.test = named_test_split(loaded, data_dir)
         for path in loaded.plots():
             typer.echo(path)
@@ -172,6 +172,7 @@ def _read_samples(file: Path, preprocess: Preprocess, scaled: bool, reader: Mapp
             )
         return values
     if preprocess.columns is not None:
+        # A table is read with the columns and categories of training, whatever else the file holds.
         return read_features(file, preprocess.columns, reader.get("decimal", "."), reader.get("delimiter"))
     if scaled:
         channels, height, width = shape
@@ -234,7 +235,7 @@ def _read_image(file: Path, preprocess: Preprocess, bits: int | None) -> Tensor:
             raise
         raise UserError(f"{file}: found a file that Pillow cannot read as an image ({error})") from error
     samples = torch.from_numpy(pixels).reshape(1, height, width, channels).permute(0, 3, 1, 2)
-    return samples * (preprocess.white / 255.0)
+    return samples * (preprocess.white / 255.0)  # to the scale of training, where white is not 255 for every data set
 
 
 def _pixels(image: Any, mode: str, file: Path, bits: int | None) -> Any:

@@ -135,13 +135,18 @@ def _names(configs: Sequence[str]) -> list[str]:
 def _jobs(group: Group, entry: Entry, seeds: int, root: Path, *, alone: bool) -> list[Job]:
     """Return a job for each seed of an entry, or no job if the entry is refused.
 
-    `alone` is True if the comparison has one group: then names and folders do without the name of the group.
+    Args:
+        group: the group of the entry.
+        entry: the entry.
+        seeds: the number of seeds.
+        root: the folder of the comparison.
+        alone: True if the comparison has only this group; then names and folders do not contain its name.
     """
     jobs: list[Job] = []
     if entry.refused:
         return jobs
     for n in range(seeds):
-        config = deepcopy(entry.config)
+        config = deepcopy(entry.config)  # the entry keeps the config of the first seed
         config.train.seed += n
         name = f"{entry.name} seed {config.train.seed}"
         place = root / RUNS if alone else root / RUNS / _file_name(group.name)
@@ -157,13 +162,22 @@ def _file_name(name: str) -> str:
 def _measure_group(
     group: Group, jobs: Mapping[str, Sequence[Job]], failed: Mapping[str, str], root: Path, target: float | None
 ) -> dict[str, Any]:
-    """Return the record of a group: its rows, differences from backprop, tests of significance and times."""
+    """Return the record of a group: its rows, differences from backprop, tests of significance and times.
+
+    Args:
+        group: the planned group.
+        jobs: the jobs of each entry, by its name.
+        failed: the error of each job that failed, by the job's name.
+        root: the folder of the comparison.
+        target: the target that the user gave; None for 95 % of backprop's best.
+    """
     rows = [measure_entry(entry, jobs[entry.name], failed, root) for entry in group.entries]
     baseline = compare_with_baseline(rows)
     measured: dict[str, Any] = {"name": group.name, "config": portable(group.config), "rows": rows}
     trained: list[Row] = [row for row in rows if row["runs"]]
     if not trained:
         return measured
+    # Without backprop (a net of denoising blocks alone), the best rule gives the target.
     aim = default_target(baseline or max(trained, key=lambda row: _goodness(row))) if target is None else target
     time_to_target(trained, aim, trained[0]["metric"])
     if baseline is not None:

@@ -86,7 +86,9 @@ def _measure_run(job: Job, root: Path) -> Row:
         "score": result[split][metric],
         "test": result["test"],
         "watched": watched,
+        # Epochs of older runs have wall seconds only.
         "curve": [[r["epoch"], r.get("cpu_seconds", r["seconds"]), r[watched][metric]] for r in epochs],
+        # The median: the first epoch is slower, since memory is allocated and libraries are loaded in it.
         "samples_per_second": statistics.median(r["samples_per_second"] for r in epochs),
         "versions": result["versions"],
         **{cost: result[cost] for cost in _COSTS},
@@ -120,6 +122,7 @@ def compare_with_baseline(rows: Sequence[Row]) -> Row | None:
             continue
         differences = [score - other for score, other in pairs]
         row["difference"] = statistics.fmean(differences)
+        # Equal differences have no spread, and the t-test would divide by 0.
         if len(pairs) > 1 and len(set(differences)) > 1:
             row["p_seeds"] = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
     return baseline

@@ -136,7 +136,10 @@ def columns(group: dict[str, Any]) -> list[Column]:
 
 
 def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
-    """Return the cells of a row, in the order of `columns`."""
+    """Return the cells of a row, in the order of `columns`.
+
+    A row without runs has its reason as a note below its name, and dashes.
+    """
     notes = "; ".join([*row["notes"], *(f"not trained: {error}" for error in row.get("errors", []))])
     name = Cell(row["name"], note=notes, kind="" if row["runs"] else "muted")
     if not row["runs"]:
@@ -153,6 +156,7 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
         _p(row.get("p_samples")),
         _number(row["cpu_seconds"], ".1f"),
         _number(row["wall_seconds"], ".1f"),
+        # A mean over the runs that reached the target would favour a rule that reaches it with one lucky seed.
         Cell(MISSING, note=f"{reached} of {runs}" if reached else "")
         if to_target is None
         else _number(to_target, ".1f"),
@@ -261,7 +265,11 @@ def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _curves(rows: Sequence[Row], by: str) -> Markup:
     """Draw the validation metric of each row, the mean over its seeds.
 
-    `by` is "epoch" or "CPU seconds". If there are few rows, a band shows the lowest and the highest seed.
+    If there are few rows, a band shows the lowest and the highest seed.
+
+    Args:
+        rows: rows that have runs.
+        by: the horizontal axis, "epoch" or "CPU seconds".
     """
     column = 0 if by == "epoch" else 1
     figure, axes = _sheet(rows)
@@ -280,14 +288,25 @@ def _curves(rows: Sequence[Row], by: str) -> Markup:
 
 
 def _over_seeds(row: Row, column: int, of: Callable[[Sequence[float]], float]) -> list[float]:
-    """Return a statistic of one column of the curves over the seeds, for each epoch that all of them have."""
+    """Return a statistic of one column of the curves over the seeds, for each epoch that all of them have.
+
+    Args:
+        row: a row that has runs.
+        column: 0 for the epoch, 1 for CPU seconds, 2 for the metric.
+        of: the statistic, such as `min`.
+    """
     # Not strict: early stopping ends the runs of different seeds after different epochs.
     epochs = zip(*(run["curve"] for run in row["runs"]), strict=False)
     return [of([point[column] for point in points]) for points in epochs]
 
 
 def _costs(rows: Sequence[Row], cost: str) -> Markup:
-    """Draw the final score of each row, with its standard deviation, against a cost of `_PRICES`."""
+    """Draw the final score of each row, with its standard deviation, against its cost.
+
+    Args:
+        rows: rows that have runs.
+        cost: a key of `_PRICES`.
+    """
     name, scale = _PRICES[cost]
     figure, axes = _sheet(rows)
     for row, style in zip(rows, _styles(rows), strict=True):
@@ -295,6 +314,7 @@ def _costs(rows: Sequence[Row], cost: str) -> Markup:
     first = rows[0]["runs"][0]
     label(axes, f"{first['split']} {first['metric']}", x=name)
     _ticks(axes, logarithmic=True)
+    # The legend of an error bar would show a bar; its first part is the dot alone.
     handles = [container[0] for container in axes.containers]
     names = [row["name"] for row in rows]
     axes.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=11)
@@ -315,7 +335,7 @@ def _ticks(axes: Axes, *, logarithmic: bool) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
+    low, high = axes.get_xlim()  # over more than two decades, labels at 1, 2 and 5 would touch
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

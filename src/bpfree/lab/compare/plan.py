@@ -87,6 +87,7 @@ def plan(configs: Sequence[str], rules: Sequence[str], overrides: Sequence[str] 
     for group in groups:
         _give_distinct_names(group)
     of_rules = [entry for group in groups for entry in group.entries if entry.name in names]
+    # One rule that is refused gets a row with its reason; if all are refused, there is nothing to compare.
     if of_rules and all(entry.refused for entry in of_rules):
         raise UserError(of_rules[0].refused)
     return groups
@@ -191,7 +192,7 @@ def _note_on_net(net: dict[str, Any]) -> str:
 
 def _changed(config: Config, **sections: Any) -> Config:
     """Return a checked copy of a config with some sections replaced."""
-    values = config.plain() | deepcopy(sections)
+    values = config.plain() | deepcopy(sections)  # copied: rows must not share a section that a run changes
     return parse(values)
 
 

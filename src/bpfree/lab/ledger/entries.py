@@ -37,8 +37,9 @@ class Entry(BaseModel):
         about: further remarks for the reader.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)  # a misspelt key is refused, and not passed over
 
+    # The name is part of file names, so it must not hold "/" or begin with a dot.
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     rule: str
     data: str
@@ -153,7 +154,7 @@ def explain(error: ValidationError) -> str:
     Args:
         error: the error of an Entry, or of a results file.
     """
-    first = error.errors()[0]
+    first = error.errors()[0]  # one error on one line; the next one shows up when this one is corrected
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return str(unknown("key", key, Entry.model_fields))

@@ -99,6 +99,7 @@ def _row(status: Status) -> list[str]:
 
 def _verdict(status: Status) -> str:
     """Return the verdict, with a remark if the source used another setting."""
+    # An entry without a published value or without runs has nothing that another setting could excuse.
     compared = status.verdict in (Verdict.REACHED, Verdict.NOT_REACHED)
     return status.verdict.value + (", other setting" if compared and status.entry.setting else "")
 
@@ -158,6 +159,7 @@ def _measured(status: Status) -> list[str]:
     if not runs:
         return []
     scores = ", ".join(f"{_number(status, run.score)} (seed {run.seed})" for run in runs)
+    # Runs of one entry may differ in machine, precision or version; each kind is named once.
     kinds = [
         f"{run.epochs} epochs, {run.precision}, {run.threads} thread{'s' * (run.threads > 1)}, "
         f"bpfree {run.versions['bpfree']}, torch {run.versions['torch']}"

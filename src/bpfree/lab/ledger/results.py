@@ -155,6 +155,7 @@ def measure(entry: Entry, seed: int, run: Path) -> Measured:
         raise UserError(f"{run}: metric: found no {entry.metric} of a test split, allowed: data with a test split")
     # result.json has no date; the file was written when the training ended.
     written = datetime.fromtimestamp((run / folder.RESULT).stat().st_mtime).date()
+    # The fields of a result that have the same name here; seed and versions are given below.
     kept = Measured.model_fields.keys() & result.keys() - {"seed", "versions"}
     return Measured(
         seed=seed,

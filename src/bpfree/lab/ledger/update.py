@@ -104,6 +104,7 @@ def _jobs(status: Status, root: Path, data_dir: Path | None) -> list[Job]:
 def _keep(status: Status, jobs: Sequence[Job], root: Path) -> None:
     """Add the results of finished runs to the results file of an entry."""
     entry = status.entry
+    # Runs of an outdated results file are not in `status.runs`, so they are dropped here.
     done = [measure(entry, job.config.train.seed, job.folder) for job in jobs if job.is_over()]
     if done:
         write_results(entry, [*status.runs, *done], root / RESULTS)
