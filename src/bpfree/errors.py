@@ -68,8 +68,8 @@ def no_soft_labels(rule: str) -> UserError:
         rule: the name of the rule.
     """
     return UserError(
-        f"rule '{rule}' reads one class for each sample, but data.mixup gives shares of the classes. Use data.mixup=0, "
-        "or a rule that takes soft labels, such as backprop, dfa, mono_forward, eggroll"
+        f"rule '{rule}' reads one class for each sample, but data.augment.mixup gives shares of the classes. Use "
+        "data.augment.mixup=0, or a rule that takes soft labels, such as backprop, dfa, mono_forward, eggroll"
     )
 
 

@@ -25,7 +25,7 @@ from bpfree.rules import RULES
 from bpfree.runs import checkpoint, folder
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.training.optim import SCHEDULES
 from tests.helpers import denoiser_for, same
 
@@ -79,7 +79,7 @@ def test_a_run_folder_is_complete(tmp_path, undrawn):
 
 
 def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
-    bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "a", shift=1, precision="bfloat16")
+    bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "a", augment={"shift": 1}, precision="bfloat16")
     config = parse(yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()))
     train(config, out=tmp_path / "b")
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -91,7 +91,7 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
 
     With weights of the rule's own beside the net's; of every rule, below, the power fails within this process.
     """
-    args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.shift=1", "optimizer.lr=0.003"]
+    args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.augment.shift=1", "optimizer.lr=0.003"]
     train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     (torn / ".last.ckpt.abc").mkdir(parents=True)  # as if killed within a save
@@ -124,7 +124,7 @@ def finished_epochs(folder):
 
 
 def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
-    args = ["digits/dfa", "train.epochs=10", "data.batch_size=8", "data.shift=1"]
+    args = ["digits/dfa", "train.epochs=10", "data.batch_size=8", "data.augment.shift=1"]
     train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     process = subprocess.Popen(command("train", *args, "--out", torn), stderr=subprocess.PIPE, text=True)
@@ -229,9 +229,9 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(tmp_path, monkeypatch, digi
 
 def test_a_process_killed_before_its_first_checkpoint_leaves_no_dead_end(tmp_path, monkeypatch):
     """Whatever was written, the same command works again."""
-    for moment in ("checkpoint.save", "folder.write_text"):
+    for moment in ("checkpoint.save", "keeper.write_text"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"bpfree.{moment}", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+            patch.setattr(f"bpfree.runs.{moment}", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
             with pytest.raises(RuntimeError):
                 bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
         done = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
@@ -401,7 +401,7 @@ def forget(path, *keys):
         (lambda f: forget(f / "last.ckpt" / "state.json", "preprocess", "shape"), "preprocessing is damaged"),
         (lambda f: (f / "config.yaml").write_text("net: {name: mlp, hidden: [3]}"), "do not fit"),
         (lambda f: (f / "config.yaml").write_text("!!python/object/apply:os.system [echo]"), "no readable config.yaml"),
-        (lambda f: (f / "config.yaml").unlink(), "no run folder"),
+        (lambda f: (f / "config.yaml").unlink(), "not a run folder"),
     ],
     ids=range(11),
 )

@@ -20,8 +20,8 @@ from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
 from bpfree.runs import folder
+from bpfree.runs.assemble import Setup, assemble
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import Run, assemble
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"
 _SAMPLES = 32  # of the batch that is measured
@@ -68,8 +68,8 @@ def certify(
         typer.echo(json.dumps(certificate.to_json(), indent=1))
     else:
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(certificate)
-    for line in certificate.breaches:
-        typer.echo(f"breach: {' '.join(line.split())}", err=True)
+    for line in certificate.violations:
+        typer.echo(f"violation: {' '.join(line.split())}", err=True)
     if not certificate.ok:
         raise typer.Exit(1)
 
@@ -87,13 +87,13 @@ def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None, trus
         UserError: the run cannot be loaded, or its data came from Python.
     """
     loaded = api.load(path, overrides=overrides or [], trust=trust)
-    if "data" in loaded.given:
+    if "data" in loaded.from_python:
         raise UserError(
             f"{path}: the data of the run came from Python. Certify the run in Python: "
             "bpfree.certify(run.net, run.trainer.rule, run.task, batch)"
         )
     dataset = loaded.config.data.load(data_dir)
-    return _of(loaded, dataset.train)
+    return _of(loaded.setup, dataset.train)
 
 
 def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
@@ -110,23 +110,22 @@ def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) ->
     config = load_config(name, overrides or [])
     dataset = config.data.load(data_dir)
     train, _ = dataset.carve(config.data.validation, config.train.seed)
-    run = assemble(config, Preprocess.of(dataset, train), None, None)
-    return _of(run, train)
+    return _of(assemble(config, Preprocess.of(dataset, train)), train)
 
 
-def _of(run: Run, split: Split) -> Certificate:
+def _of(setup: Setup, split: Split) -> Certificate:
     """Return the certificate of a rule and net, measured on the first samples of a split.
 
     Args:
-        run: the net with its rule and task.
+        setup: the net with its rule and task.
         split: samples; 32 of them are enough, since the measurement is about dependencies and not about accuracy.
     """
     few = split.take(torch.arange(min(_SAMPLES, len(split.y))))
-    batch = next(run.batches(few).epoch())
+    batch = next(setup.batches(few).epoch())
     console = Console(stderr=True)
     with warnings.catch_warnings(), console.status("measuring") if console.is_terminal else nullcontext():
         warnings.simplefilter("ignore")  # warnings about training, which does not take place here
-        return certify_rule(run.net, run.trainer.rule, run.task, batch)
+        return certify_rule(setup.net, setup.trainer.rule, setup.task, batch)
 
 
 def _write(certificate: Certificate, file: Path, picture: Path) -> None:

@@ -85,11 +85,11 @@ def _bar(plan: Plan) -> Iterator[Callable[[int, float | None], None]]:
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=plan.trials)
 
-        def update(finished: int, best: float | None) -> None:
+        def on_progress(finished: int, best: float | None) -> None:
             text = "" if best is None else f"best {plan.objective} {best:.4f}"
             progress.update(task, completed=finished, description=text)
 
-        yield update
+        yield on_progress
 
 
 def _print(tuned: "Tuned", plan: Plan) -> None:

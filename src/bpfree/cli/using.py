@@ -44,12 +44,12 @@ def evaluate(
     """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line():
         loaded = api.load(run, overrides=overrides or [], trust=trust)
-        if "data" in loaded.given:
+        if "data" in loaded.from_python:
             raise UserError(
                 f"{run}: the data of the run came from Python. Evaluate it in Python: "
                 "bpfree.load(folder).evaluate(data)"
             )
-        loaded.test = named_test_split(loaded, data_dir)
+        loaded = loaded.with_test(named_test_split(loaded, data_dir))
         if loaded.test is None:
             raise UserError(f"data set '{loaded.config.data.name}' has no test split")
         typer.echo(json.dumps(loaded.evaluate()))
@@ -62,8 +62,8 @@ def plots(run: RunArgument, data_dir: DataDir = None, trust: Trust = False) -> N
     """
     with errors_in_one_line():
         loaded = api.load(run, trust=trust)
-        if "data" not in loaded.given:  # data from Python are not stored in the folder
-            loaded.test = named_test_split(loaded, data_dir)
+        if "data" not in loaded.from_python:  # data from Python are not stored in the folder
+            loaded = loaded.with_test(named_test_split(loaded, data_dir))
         for path in loaded.plots():
             typer.echo(path)
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -191,7 +192,9 @@ def is_of_today(entry: Entry, results: Results) -> bool:
         results: the content of its results file.
     """
     try:
-        then = essence(parse(results.config))  # options that are newer than the file get their defaults
+        with warnings.catch_warnings():  # results may be older than the new place of a key, and nobody can change them
+            warnings.simplefilter("ignore", DeprecationWarning)
+            then = essence(parse(results.config))  # options that are newer than the file get their defaults
     except UserError:  # a name or an option that no longer exists
         return False
     now = essence(entry.training(entry.seeds[0]))
