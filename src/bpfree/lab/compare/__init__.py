@@ -4,6 +4,7 @@ plan       groups and rows: which rules are trained, and with which config
 compare    train the runs, and write compare.json and report.html
 measure    numbers from the run folders: means, differences, tests of significance
 page       the HTML report
+charts     the figures of the report
 """
 
 from bpfree.lab.compare.compare import Comparison, compare

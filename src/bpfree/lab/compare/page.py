@@ -2,17 +2,14 @@
 
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from markupsafe import Markup
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from bpfree.lab.compare.charts import COSTS, draw_costs, draw_curves
 from bpfree.lab.compare.measure import Row
 from bpfree.lab.report.html import (
     Cell,
@@ -23,16 +20,12 @@ from bpfree.lab.report.html import (
     facts,
     page,
     paragraph,
-    picture,
     table,
     write_page,
 )
-from bpfree.pictures.plots import label
 
 MISSING = "\u2013"  # a dash
 _SURE = 0.05  # differences with a smaller p value are coloured
-_FEW = 10  # rows; with more, bands around the curves would hide each other
-_PRICES = {"cpu_seconds": ("CPU seconds", 1.0), "step_memory_bytes": ("peak memory of a step, MB", 1e-6)}
 _CAUTION = (
     "All rules train the same net for the same epochs, with the same samples in the same order. The options, optimizer "
     "and schedule of a rule come from its shipped config for this data set, if there is one. They were tuned by hand: "
@@ -78,7 +71,7 @@ def _lead(group: dict[str, Any]) -> str:
     seeds = max(len(row["runs"]) for row in trained)
     times = "seed" if seeds == 1 else "seeds"
     net = group["config"]["net"]
-    described = _spec_in_words(net)
+    described = _spec_as_text(net)
     epochs = group["config"]["train"]["epochs"]
     return f"{len(trained)} ways to train the net {described}: {epochs} epochs, {seeds} {times}."
 
@@ -92,8 +85,8 @@ def _of_group(group: dict[str, Any], *, alone: bool) -> list[Section]:
         Section(f"{title}Results", [table(columns(group), [_cells(row, group) for row in rows])], _legend(group))
     ]
     if trained:
-        curves = [_curves(trained, by) for by in ("epoch", "CPU seconds")]
-        costs = [_costs(trained, cost) for cost in _PRICES]
+        curves = [draw_curves(trained, by) for by in ("epoch", "CPU seconds")]
+        costs = [draw_costs(trained, cost) for cost in COSTS]
         sections += [Section(f"{title}Learning curves", curves), Section(f"{title}Score and cost", costs)]
     configs = [details(row["name"], [code(yaml.safe_dump(row["config"], sort_keys=False))]) for row in rows]
     return [*sections, Section(f"{title}Configs", configs)]
@@ -252,95 +245,6 @@ def _number(value: float | None, form: str) -> Cell:
     return Cell(MISSING) if value is None else Cell(f"{value:{form}}", sort=value)
 
 
-def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the style of each row; after 20 rows the colours are used again, dashed and with another marker."""
-    colors = colormaps["tab10" if len(rows) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    again = len(colors) if len(rows) > 10 else len(rows)
-    return [
-        {"color": colors[n % len(colors)], "ls": "-" if n < again else "--", "marker": "o" if n < again else "s"}
-        for n in range(len(rows))
-    ]
-
-
-def _curves(rows: Sequence[Row], by: str) -> Markup:
-    """Draw the validation metric of each row, the mean over its seeds.
-
-    If there are few rows, a band shows the lowest and the highest seed.
-
-    Args:
-        rows: rows that have runs.
-        by: the horizontal axis, "epoch" or "CPU seconds".
-    """
-    column = 0 if by == "epoch" else 1
-    figure, axes = _sheet(rows)
-    for row, style in zip(rows, _styles(rows), strict=True):
-        x = _over_seeds(row, column, statistics.fmean)
-        mean, low, high = (_over_seeds(row, 2, of) for of in (statistics.fmean, min, max))
-        axes.plot(x, mean, lw=1.8, label=row["name"], **(style | {"marker": style["marker"] if len(x) == 1 else ""}))
-        if len(rows) <= _FEW:
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
-    first = rows[0]["runs"][0]
-    label(axes, f"{first['watched']} {first['metric']}", x=by)
-    _ticks(axes, logarithmic=by != "epoch")
-    alt = f"{first['watched'].capitalize()} {first['metric']} of {len(rows)} rules over {by}, a line for each."
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=11)
-    return picture(figure, alt=alt)
-
-
-def _over_seeds(row: Row, column: int, of: Callable[[Sequence[float]], float]) -> list[float]:
-    """Return a statistic of one column of the curves over the seeds, for each epoch that all of them have.
-
-    Args:
-        row: a row that has runs.
-        column: 0 for the epoch, 1 for CPU seconds, 2 for the metric.
-        of: the statistic, such as `min`.
-    """
-    # Not strict: early stopping ends the runs of different seeds after different epochs.
-    epochs = zip(*(run["curve"] for run in row["runs"]), strict=False)
-    return [of([point[column] for point in points]) for points in epochs]
-
-
-def _costs(rows: Sequence[Row], cost: str) -> Markup:
-    """Draw the final score of each row, with its standard deviation, against its cost.
-
-    Args:
-        rows: rows that have runs.
-        cost: a key of `_PRICES`.
-    """
-    name, scale = _PRICES[cost]
-    figure, axes = _sheet(rows)
-    for row, style in zip(rows, _styles(rows), strict=True):
-        axes.errorbar(row[cost] * scale, row["mean"], yerr=row["std"] or 0, ms=9, label=row["name"], **style)
-    first = rows[0]["runs"][0]
-    label(axes, f"{first['split']} {first['metric']}", x=name)
-    _ticks(axes, logarithmic=True)
-    # The legend of an error bar would show a bar; its first part is the dot alone.
-    handles = [container[0] for container in axes.containers]
-    names = [row["name"] for row in rows]
-    axes.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=11)
-    return picture(figure, alt=f"Final {first['metric']} of {len(rows)} rules against {name}.")
-
-
-def _sheet(rows: Sequence[Row]) -> tuple[Figure, Axes]:
-    """Return an empty figure that is high enough for a legend with all rows."""
-    figure = Figure(figsize=(10, max(4.6, 0.27 * len(rows) + 1)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _ticks(axes: Axes, *, logarithmic: bool) -> None:
-    """Label the horizontal axis with plain numbers such as 20 and 50, so few that they do not touch."""
-    if not logarithmic:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()  # over more than two decades, labels at 1, 2 and 5 would touch
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
 def command_line(arguments: Sequence[str]) -> str:
     """Return a command line of bpfree with its arguments quoted for the shell.
 
@@ -353,9 +257,9 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["bpfree", *arguments])
 
 
-def _spec_in_words(spec: object) -> object:
-    """A section as text, such as "denoiser (backbone conv (norm True), blocks 10)"; other values stay as they are."""
+def _spec_as_text(spec: object) -> object:
+    """Return a section as text, such as "denoiser (backbone conv (norm True), blocks 10)"; other values stay as they are."""
     if not isinstance(spec, Mapping):
         return spec
-    options = ", ".join(f"{key} {_spec_in_words(value)}" for key, value in spec.items() if key != "name")
+    options = ", ".join(f"{key} {_spec_as_text(value)}" for key, value in spec.items() if key != "name")
     return " ".join(str(part) for part in (spec.get("name"), f"({options})" if options else None) if part)
