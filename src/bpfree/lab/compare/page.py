@@ -258,7 +258,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def _spec_as_text(spec: object) -> object:
-    """Return a section as text, such as "denoiser (backbone conv (norm True), blocks 10)"; other values stay as they are."""
+    """Return a section as text, such as "denoiser (backbone conv (norm True), blocks 10)"; another value as it is."""
     if not isinstance(spec, Mapping):
         return spec
     options = ", ".join(f"{key} {_spec_as_text(value)}" for key, value in spec.items() if key != "name")
