@@ -271,7 +271,7 @@ def torch_step(net: nn.Module, batch: Batch, precision: str) -> Call:
 
 def rule_step(scene: Scene, net: nn.Module, rule: str, batch: Batch, precision: str, **options: Any) -> Call:
     """A step of our trainer."""
-    trainer = Trainer(net, rule, Classify(CLASSES), precision=precision, **{**options, **scene.options})
+    trainer = Trainer(net, rule, Classify(CLASSES), compute=precision, **{**options, **scene.options})
     return lambda: trainer.step(batch)
 
 

@@ -43,7 +43,7 @@ def trainer(subject: str, precision: str, blocks: int) -> Trainer:
     rule, options = SUBJECTS[subject]
     net = Denoiser((1, 28, 28), 10, **{"blocks": blocks, "backbone": {"name": "conv", "norm": True}, **options})
     net = net.to(memory_format=torch.channels_last)
-    return Trainer(net, rule, Classify(10), {"name": "adamw", "lr": 1e-3}, clip=1.0, precision=precision)
+    return Trainer(net, rule, Classify(10), {"name": "adamw", "lr": 1e-3}, clip=1.0, compute=precision)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +40,7 @@ class BioTorch(Rule):
         return {"loss": loss.detach()}
 
 
-def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], **options: Any) -> dict[str, Trainer]:
+def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], precision: str = "float32") -> dict[str, Trainer]:
     """A trainer for each name: a rule, `rule option=value`, `checkpointed`, or `biotorch <mode>`."""
     made = {}
     for name in names:
@@ -61,9 +60,10 @@ def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], **options:
         else:
             pairs = dict(part.split("=") for part in rest.split())
             rule = RULES[word](**{k: int(v) if v.isdigit() else v for k, v in pairs.items() if k != "update"})
-            made[name] = Trainer(net, rule, Classify(CLASSES), update=pairs.get("update", "together"), **options)
+            compute = {"precision": precision, "update": pairs.get("update", "together")}
+            made[name] = Trainer(net, rule, Classify(CLASSES), compute=compute)
             continue
-        made[name] = Trainer(net, rule, Classify(CLASSES), **options)
+        made[name] = Trainer(net, rule, Classify(CLASSES), compute=precision)
     return made
 
 

@@ -54,7 +54,7 @@ def test_the_command_line_starts_without_what_only_some_commands_need(imported):
 
 def test_a_training_in_a_fork_finds_everything_imported(imported):
     _, further = imported
-    assert not further & (HEAVY | {"bpfree"}), "import it in lab/forks.py, once for all"
+    assert not further & (HEAVY | {"bpfree"}), "import it in lab/jobs/fork_server.py, once for all"
 
 
 def test_every_name_is_there_when_asked_for():

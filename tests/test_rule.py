@@ -30,7 +30,7 @@ def test_flat_equals_fast_to_the_bit(kind, precision, batch):
     for memory in ("fast", "flat"):
         torch.manual_seed(0)
         net = nets()[kind].float()
-        trainer = Trainer(net, DFA(memory=memory), TASK, "adam", precision=precision)
+        trainer = Trainer(net, DFA(memory=memory), TASK, "adam", compute=precision)
         for _ in range(3):
             trainer.step(Batch(batch.x.float().cpu(), batch.y.cpu()))
         states.append(copy.deepcopy(net.state_dict()))

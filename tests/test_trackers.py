@@ -257,7 +257,7 @@ def test_a_watched_training_comes_to_the_same_bits(rule, digits_data):
 def test_bfloat16_is_watched_in_bfloat16(digits_data):
     names = ("bp_cosine", "gradients", "segment_accuracy")
     trainer = watched(
-        "backprop", [TRACKERS[n](every=5) for n in names], digits_data, dtype=torch.float32, precision="bfloat16"
+        "backprop", [TRACKERS[n](every=5) for n in names], digits_data, dtype=torch.float32, compute="bfloat16"
     )
     assert list(values(trainer, "bp_cosine")[0].values()) == pytest.approx([1] * 5, abs=1e-6)
 
@@ -362,8 +362,8 @@ def test_what_a_run_leaves(tmp_path, undrawn):
     ("tracker", "rule", "message"),
     [
         ("bp_cosine", "noprop_dt", "bp_cosine compares with backprop through net\\(x\\), but NoPropDT predicts by"),
-        ("bp_cosine", "forward_forward", "but ForwardForward predicts by something else"),
-        ("bp_cosine", {"name": "mono_forward", "read": "sum"}, "but MonoForward predicts by something else"),
+        ("bp_cosine", "forward_forward", "but the prediction of ForwardForward is not"),
+        ("bp_cosine", {"name": "mono_forward", "read": "sum"}, "but the prediction of MonoForward is not"),
         ("weight_alignment", "backprop", "but Backprop has no feedback matrices for this net. Allowed: fa"),
         ("weight_alignment", "mono_forward", "but MonoForward has no feedback matrices"),
         ("local_loss", "fa", "but FA trains this net as one unit"),
@@ -379,7 +379,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(tracker, rule
 
 def test_more_that_is_refused(digits_data):
     for name in ("bp_cosine", "gradients"):
-        with pytest.raises(UserError, match=f"{name} looks at gradients, which update: fused frees"):
+        with pytest.raises(UserError, match=f"{name} reads gradients, but update: fused frees"):
             bpfree.fit("mlp", "digits", "drtp", update="fused", trackers=[name])
     with pytest.raises(UserError, match="but the task is reconstruct"):
         bpfree.fit("mlp", "digits", "dfa", task="reconstruct", trackers=["segment_accuracy"])
@@ -388,7 +388,7 @@ def test_more_that_is_refused(digits_data):
     with pytest.raises(UserError, match="every: found 0, allowed: a number above 0"):
         bpfree.fit("mlp", "digits", "dfa", trackers=[{"name": "cost", "every": 0}])
 
-    with pytest.raises(UserError, match="local_loss shows the losses of units, but those of Pepita have none"):
+    with pytest.raises(UserError, match="local_loss shows the losses of units, but Pepita does not return any"):
         bpfree.fit("mlp", "digits", "pepita", trackers=["local_loss"])
 
     class Step(nn.Module):

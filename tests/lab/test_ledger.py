@@ -20,7 +20,7 @@ from bpfree.cli import app
 from bpfree.lab.ledger.entries import LEDGER, Entry, read_entries
 from bpfree.lab.ledger.page import FAMILIES, MISSING, render
 from bpfree.lab.ledger.results import RESULTS, Measured, this_machine
-from bpfree.lab.ledger.status import Standing, Verdict, stand
+from bpfree.lab.ledger.status import Status, Verdict, compare_with_published
 from bpfree.lab.ledger.update import PAGE, RUNS
 from bpfree.rules import RULES
 from bpfree.runs.run import train
@@ -58,7 +58,7 @@ def write(root, entries):
     (root / LEDGER).write_text(yaml.safe_dump(entries))
 
 
-def standing(score=None, **changes):
+def status(score=None, **changes):
     entry = Entry.model_validate({**ENTRY, **changes})
     run = Measured(
         seed=0,
@@ -75,13 +75,13 @@ def standing(score=None, **changes):
         machine=this_machine(),
         versions={"bpfree": "0", "torch": "2"},
     )
-    return Standing(entry, [] if score is None else [run])
+    return Status(entry, [] if score is None else [run])
 
 
 def test_the_page_is_what_the_sources_give():
     """`bpfree ledger` writes it."""
     entries = read_entries(ROOT / LEDGER)
-    assert (ROOT / PAGE).read_text() == render([stand(entry, ROOT / RESULTS) for entry in entries])
+    assert (ROOT / PAGE).read_text() == render([compare_with_published(entry, ROOT / RESULTS) for entry in entries])
 
 
 def test_every_rule_has_an_entry_and_every_results_file_belongs_to_one():
@@ -89,7 +89,9 @@ def test_every_rule_has_an_entry_and_every_results_file_belongs_to_one():
     assert {entry.rule for entry in entries} == set(RULES)
     assert {path.stem for path in (ROOT / RESULTS).iterdir()} <= {entry.name for entry in entries}
     assert sorted(rule for rules in FAMILIES.values() for rule in rules) == sorted(RULES)
-    assert not [e.name for e in entries if stand(e, ROOT / RESULTS).outdated], "their configs have changed since"
+    assert not [e.name for e in entries if compare_with_published(e, ROOT / RESULTS).outdated], (
+        "their configs have changed since"
+    )
 
 
 def test_no_path_of_a_machine_is_in_the_results():
@@ -113,13 +115,13 @@ def test_no_path_of_a_machine_is_in_the_results():
     ],
 )
 def test_verdicts(score, changes, verdict, difference):
-    found = standing(score, **changes)
+    found = status(score, **changes)
     assert found.verdict is verdict
     assert found.difference == difference
 
 
 def test_a_row_says_all_there_is():
-    page = render([standing(99.5, setting="", about="Not\nfar."), standing(None, name="digits-other", net="a|b")])
+    page = render([status(99.5, setting="", about="Not\nfar."), status(None, name="digits-other", net="a|b")])
     assert "2 entries: 0 🟢 reached, 1 🔴 not reached, 0 ⚪ no published value, 1 ⚪ not measured yet." in page
     first, second = (line.split(" | ") for line in page.splitlines() if line.startswith("| [`mono"))
     assert first[:3] == ["| [`mono_forward`](#digits-mono)", "digits, MLP of 16", "[99.90](https://example.org/paper)"]
@@ -189,7 +191,7 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(root):
     assert not (root / RESULTS).exists()
     subprocess.run(command, check=True, capture_output=True)
     (entry,) = read_entries(root / LEDGER)
-    assert stand(entry, root / RESULTS).verdict is Verdict.UNCOMPARED
+    assert compare_with_published(entry, root / RESULTS).verdict is Verdict.UNCOMPARED
     stopped, whole = bpfree.load(run).net, train(entry.training(0)).net
     for a, b in zip(stopped.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)

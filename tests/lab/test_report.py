@@ -1,4 +1,4 @@
-"""bpfree report: of runs that went well, and of all the others."""
+"""bpfree report: reports of finished runs, and of runs that failed, were interrupted or are damaged."""
 
 import json
 import re
@@ -24,7 +24,7 @@ HOSTILE = '<img src=x onerror="alert(1)">'
 
 
 def titles(path, tag="h2"):
-    """Of the sections of a report."""
+    """Return the titles of the sections of a report."""
     html = path.read_text(encoding="utf-8")
     Reader(html)
     return re.findall(rf"<{tag}>(.*?)</{tag}>", html)
@@ -50,7 +50,7 @@ def test_a_report_of_one_run(trained):
     assert written == f"{trained.folder / 'report.html'}\n"
     path = Path(written.strip())
     assert titles(path) == [
-        *("Result", "Learning curves", "Measured while training", "Confusion", "Surest mistakes", "Cost"),
+        *("Result", "Learning curves", "Measured while training", "Confusion", "Most confident mistakes", "Cost"),
         "Run it again",
     ]
     shown = text(path)
@@ -58,7 +58,7 @@ def test_a_report_of_one_run(trained):
     assert f"{trained.result['parameters']:,}" in shown
     assert "bp_cosine. Cosine of the rule's gradients with the true ones, for each layer." in shown
     wrong = round((1 - trained.result["test"]["accuracy"]) * 360)
-    assert f"{wrong} of 360 test samples are wrong." in shown
+    assert f"{wrong} of 360 test samples are classified wrongly." in shown
     assert f"bpfree train {trained.folder}/config.yaml --out {trained.folder}-again" in shown
     assert "sample" in Reader(path.read_text()).of("img")[0]["alt"]
     assert {"training.png", "bp_cosine.png", "confusion.png", "wrong.png"} <= {
@@ -76,7 +76,7 @@ def test_a_report_of_several_runs(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = Path(shell("report", folder).stdout.strip())
     assert path == folder / "report.html"
-    assert titles(path) == ["Side by side", "Learning curves", "Each run"]
+    assert titles(path) == ["Comparison", "Learning curves", "Each run"]
     html = path.read_text()
     assert html.count("<details>") == 4, "of each run, and of its config"
     assert "Inside NoProp" in titles(path, "h3")
@@ -111,7 +111,7 @@ def test_a_run_that_diverged(tmp_path):
     refused("train", "digits/backprop", "optimizer=sgd", "optimizer.lr=1e30", "--out", tmp_path / "run")
     shown = text(Path(shell("report", tmp_path / "run").stdout.strip()))
     assert "not finished: 0 of 40 epochs" in shown
-    assert "Why the run stopped: training diverged: the loss became" in shown
+    assert "It stopped because: training diverged: the loss became" in shown
     assert "No epoch was completed" in shown
 
 
@@ -128,22 +128,22 @@ def test_a_run_that_was_interrupted(tmp_path, monkeypatch):
 def test_a_run_whose_data_came_from_python(tmp_path, digits_data):
     run = bpfree.fit("mlp", digits_data.train, "dfa", epochs=1, test=digits_data.test, out=tmp_path / "run")
     path = bpfree.report(tmp_path / "run")
-    assert "its data came from Python and are not at hand" in text(path)
+    assert "the data of the run came from Python and are not stored" in text(path)
     assert "Confusion" not in titles(path)
     assert "Confusion" in titles(bpfree.report(run))
 
 
 def test_a_run_without_a_test_split_or_a_folder(tmp_path, monkeypatch, digits_data):
     run = bpfree.fit("mlp", digits_data.train, "dfa", epochs=1)
-    assert "its data came from Python" in text(bpfree.report(run, tmp_path / "x.html"))
-    with pytest.raises(bpfree.UserError, match="out: none was given, and the run has no folder"):
+    assert "the data of the run came from Python" in text(bpfree.report(run, tmp_path / "x.html"))
+    with pytest.raises(bpfree.UserError, match="out: found none, and the run has no folder"):
         bpfree.report(run)
     named = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / "run")
     untested = bpfree.data.Dataset("digits", digits_data.train, None, 10, 16.0)
     monkeypatch.setitem(bpfree.data.DATASETS, "digits", lambda _: untested)
     shown = text(bpfree.report(named.folder))
-    assert "The data set has no test split, so answers are those to samples of validation" in shown
-    assert "of 144 samples are wrong" in shown
+    assert "The data set has no test split, so the report shows predictions for validation samples." in shown
+    assert "of 144 validation samples are classified wrongly" in shown
 
 
 def test_data_and_code_that_are_gone(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_data_and_code_that_are_gone(tmp_path, monkeypatch):
         raise bpfree.UserError("digits: could not be downloaded")
 
     monkeypatch.setitem(bpfree.data.DATASETS, "digits", gone)
-    assert "its data are not at hand: digits: could not be downloaded" in text(bpfree.report(named.folder))
+    assert "the data cannot be read: digits: could not be downloaded" in text(bpfree.report(named.folder))
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     monkeypatch.undo()
     bpfree.fit(own, "digits", "backprop", epochs=1, out=tmp_path / "own")
@@ -167,7 +167,7 @@ def test_samples_that_are_no_images_and_classes_that_are_many(tmp_path):
     x, y = random.random((300, 5), dtype=np.float32), np.arange(300) % 30
     run = bpfree.fit("mlp", (x, y), "dfa", epochs=1, test=(x, y), out=tmp_path / "run")
     path = bpfree.report(run)
-    assert "The number of a sample counts from 0" in text(path)
+    assert "Samples are numbered from 0" in text(path)
     assert not Reader(path.read_text()).of("img")
     assert {"confusion.png", "training.png"} == {child.name for child in (tmp_path / "run" / "plots").iterdir()}
 
@@ -180,7 +180,7 @@ def test_reconstructions(tmp_path):
 
 @pytest.fixture
 def old(trained, tmp_path):
-    """A copy of a run, for one to spoil."""
+    """A copy of a run that a test may damage."""
     return shutil.copytree(trained.folder, tmp_path / "old")
 
 
@@ -253,4 +253,4 @@ def test_report_refuses(trained, tmp_path):
 def test_pictures_that_cannot_be_written(old):
     shutil.rmtree(old / "plots")
     (old / "plots").write_text("no folder")
-    assert "Its pictures could not be written" in text(bpfree.report(old))
+    assert "The pictures of the run could not be written" in text(bpfree.report(old))

@@ -22,7 +22,7 @@ from bpfree.population.rule import BlackBoxRule
 from bpfree.rules import DFA, RULES, Backprop, MonoForward
 from bpfree.tasks import Classify
 from bpfree.trackers import make_trackers
-from bpfree.training.evaluation import judge
+from bpfree.training.evaluation import evaluate_split
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, bound, gradients, net_for, same
@@ -394,7 +394,7 @@ def test_trackers_and_the_certificate_see_them(kind):
     values = {record["tracker"]: record["values"] for record in trainer.progress.tracked}
     assert max(values["bp_cosine"].values()) > 0.99, "of the output layer"
     assert list(values["local_loss"]) == [tap for tap in KINDS[kind].taps if kind != "frozen parts" or tap != "layer1"]
-    assert judge(task, split, trainer.predict, net).metrics["loss"] > 0
+    assert evaluate_split(task, split, trainer.predict, net).metrics["loss"] > 0
     if kind == "resnet":
         found = certify(net, trainer.rule, task, batch)
         assert found.ok, found.breaches

@@ -16,7 +16,7 @@ LOCAL = [name for name, rule in RULES.items() if issubclass(rule, LocalRule)]
 
 def trained(name, batch, update, **options):
     net = net_for(name, batch.x.device)
-    trainer = Trainer(net, RULES[name](**options), TASK, "adam", update=update, clip=0.5)
+    trainer = Trainer(net, RULES[name](**options), TASK, "adam", compute={"update": update}, clip=0.5)
     for _ in range(4):
         trainer.step(batch)
     return copy.deepcopy(
@@ -43,7 +43,7 @@ def test_with_gradients_counted_memory_does_not_grow_with_depth(name):
     for depth in (4, 12):
         net = NETS["mlp"](IN_SHAPE, 10, hidden=[256] * depth, activation="tanh")
         rule = RULES[name](memory="flat") if name == "dfa" else RULES[name]()
-        trainer = Trainer(net, rule, TASK, update="fused")
+        trainer = Trainer(net, rule, TASK, compute={"update": "fused"})
         batch = Batch(torch.randn(256, *IN_SHAPE), torch.arange(256) % 10)
         trainer.step(batch)
         before = copy.deepcopy(net.state_dict())
@@ -55,6 +55,6 @@ def test_with_gradients_counted_memory_does_not_grow_with_depth(name):
 def test_it_is_refused_where_units_do_not_learn_in_turn(batch):
     for name in ("backprop", "fa", "noprop_dt", "recombine"):
         with pytest.raises(UserError, match="update: found 'fused', but the units of"):
-            Trainer(net_for(name, batch.x.device), name, TASK, update="fused").step(batch)
-    with pytest.raises(UserError, match="update: found 'later', allowed: together, fused"):
-        Trainer(net_for("dfa"), "dfa", TASK, update="later")
+            Trainer(net_for(name, batch.x.device), name, TASK, compute={"update": "fused"}).step(batch)
+    with pytest.raises(UserError, match="compute.update: found 'later', allowed: together or fused"):
+        Trainer(net_for("dfa"), "dfa", TASK, compute={"update": "later"})

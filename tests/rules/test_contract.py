@@ -205,7 +205,7 @@ def test_bfloat16_trains_in_the_direction_of_float32(name, batch, dropout):
         for module in net.modules():
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0
-        trainer = Trainer(net, make(name), TASK, "adam", precision=precision)
+        trainer = Trainer(net, make(name), TASK, "adam", compute=precision)
         before = copy.deepcopy(net.state_dict())
         scalars = trainer.step(Batch(batch.x.float(), batch.y))
         assert bool(scalars["loss"].isfinite())

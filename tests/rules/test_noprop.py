@@ -13,6 +13,8 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.diffusion.times import stratified
 from bpfree.nets import Denoiser
 from bpfree.rules import RULES, NoPropCT, NoPropDT, NoPropFM, NoPropHybrid
+from bpfree.runs.config import parse
+from bpfree.runs.config_file import apply_override, load_config
 from bpfree.tasks import Classify
 from tests.helpers import IN_SHAPE, TASK, bound, denoiser_for, gradients, jolt, same, zero_grad
 
@@ -376,3 +378,48 @@ def test_dt_is_unchanged_by_a_random_state_outside(batch):
         states.append(gradients(net, rule))
     assert same(*states)
     assert NoPropDT().eta == 0.1
+
+
+def test_old_keys_still_work_in_python():
+    with pytest.warns(DeprecationWarning, match=r"NoPropCT.abar_max is now NoPropCT.schedule.abar_max"):
+        old = NoPropCT(schedule="cosine", abar_max=0.9)
+    new = NoPropCT(schedule={"name": "cosine", "abar_max": 0.9})
+    assert old.schedule.last == new.schedule.last
+    assert old.schedule.first == NoPropCT(schedule="cosine").schedule.first  # what is left out is the rule's default
+    with (
+        pytest.warns(DeprecationWarning, match="is now Denoiser.head.timed"),
+        pytest.warns(DeprecationWarning, match="is now Denoiser.backbone.norm"),
+    ):
+        before = Denoiser(IN_SHAPE, 10, blocks=1, timed=True, conv_norm=True, backbone="conv", width=8)
+    now = Denoiser(IN_SHAPE, 10, blocks=1, head={"timed": True}, backbone={"name": "conv", "norm": True}, width=8)
+    assert before.timed
+    assert before.state_dict().keys() == now.state_dict().keys()
+
+
+def test_old_keys_still_work_in_a_config():
+    """They end at their new places, and an override of an old key replaces the value at the new place."""
+    with pytest.warns(DeprecationWarning, match="net.conv_norm is now net.backbone.norm"):
+        config = load_config("mnist/noprop_ct", ["net.conv_norm=false"])
+    assert config.net["backbone"] == {"name": "conv", "norm": False}
+    values = {"rule": {"name": "noprop_ct", "abar_max": 0.9}}
+    with pytest.warns(DeprecationWarning, match="rule.abar_max is now rule.schedule.abar_max"):
+        assert parse(values).plain()["rule"] == {"name": "noprop_ct", "schedule": {"abar_max": 0.9}}
+    with pytest.warns(DeprecationWarning, match="rule.abar_max is now rule.schedule.abar_max"):
+        apply_override(values, "rule.schedule.abar_max=0.8")
+    assert values["rule"]["schedule"] == {"abar_max": 0.8}
+    with pytest.raises(UserError, match="found both abar_max and schedule.abar_max"):
+        parse({"rule": {"name": "noprop_ct", "abar_max": 0.9, "schedule": {"abar_max": 0.8}}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "cosin"}, "schedule.name: found 'cosin', allowed: cosine or linear or learned"),
+        ({"schedule": {"abr_max": 1}}, "schedule.abr_max"),
+        ({"schedule": 3}, r"schedule: found 3, allowed: a name, or a section of keys \(name, abar_min, abar_max\)"),
+        ({"schedule": {"abar_max": "x"}}, "schedule.abar_max: found 'x', allowed: number"),
+    ],
+)
+def test_a_wrong_schedule_is_refused_by_its_key(options, message):
+    with pytest.raises(UserError, match=message):
+        NoPropCT(**options)

@@ -15,7 +15,7 @@ from bpfree.cli import app
 from bpfree.local.heads import PixelLinear, read_linear
 from bpfree.rules import RULES
 from bpfree.tasks import Multilabel, Segment
-from bpfree.training.evaluation import judge
+from bpfree.training.evaluation import evaluate_split
 from tests.helpers import bound, without_pictures
 from tests.rules.test_contract import OPTIMIZERS
 
@@ -55,10 +55,10 @@ def test_a_rule_that_can_do_the_task_learns_it(name, task):
     rule = {"name": name, "evaluator": "loop"} if hasattr(RULES[name](), "asked") else name
     trainer = Trainer(net_for(task), rule, made, OPTIMIZERS.get(name, {"name": "adam", "lr": 1e-2}))
     batch = Batch(x, y)
-    before = judge(made, [batch], trainer.predict).metrics["loss"] if name != "cwcomp" else None
+    before = evaluate_split(made, [batch], trainer.predict).metrics["loss"] if name != "cwcomp" else None
     for _ in range(12):
         trainer.step(batch)
-    after = judge(made, [batch], trainer.predict).metrics
+    after = evaluate_split(made, [batch], trainer.predict).metrics
     assert before is None or after["loss"] < before
     assert np.isfinite(list(after.values())).all()
 
@@ -75,7 +75,7 @@ def test_binary_cross_entropy_and_f1_scores():
     task, out = Multilabel(4), torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     y = (out + torch.randn(30, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     batches = [Batch(out[a:b], y[a:b]) for a, b in ((0, 7), (7, 30))]
-    found = judge(task, batches, lambda x: x).metrics
+    found = evaluate_split(task, batches, lambda x: x).metrics
     said = (out > 0).numpy()
     assert found["loss"] == pytest.approx(float(F.binary_cross_entropy_with_logits(out, y)))
     assert found["accuracy"] == pytest.approx(float((said == y.numpy()).mean()))
@@ -94,7 +94,7 @@ def test_pixels_that_do_not_count_do_not_count():
     y[:4, 1:] = 7
     y[5] = 7
     batches = [Batch(out[a:b], y[a:b]) for a, b in ((0, 1), (1, 5), (5, 6))]
-    found, counts = judge(task, batches, lambda x: x).metrics, y != 7
+    found, counts = evaluate_split(task, batches, lambda x: x).metrics, y != 7
     said = task.decode(out)
     assert found["loss"] == pytest.approx(float(F.cross_entropy(out, y, ignore_index=7)), rel=1e-6)
     assert found["accuracy"] == pytest.approx(float((said == y)[counts].float().mean()))

@@ -16,7 +16,7 @@ from bpfree.lab.report.records import read_run
 from bpfree.runs.config_file import load_config
 from bpfree.tasks import TASKS, Classify
 from bpfree.tasks.class_metrics import BY_CLASS, ClassCounts
-from bpfree.training.evaluation import judge
+from bpfree.training.evaluation import evaluate_split
 from tests.test_cli import shell
 
 C = 6
@@ -36,7 +36,7 @@ def batches(scores, labels, size):
 
 
 def judged(scores, labels, size=500, classes=C):
-    return judge(Classify(classes), batches(scores, labels, size), lambda x: x)
+    return evaluate_split(Classify(classes), batches(scores, labels, size), lambda x: x)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -82,7 +82,7 @@ def test_outputs_that_are_no_numbers_count_as_some_class():
 
 
 def test_the_formula_of_the_objective_is_the_same():
-    from bpfree.population.objective import OBJECTIVES
+    from bpfree.population.score import OBJECTIVES
 
     scores, labels = draw(missing=(1,))
     expected = judged(scores, labels).metrics["macro_f1"]
@@ -144,7 +144,7 @@ def test_a_trainer_with_a_task_of_its_own_still_evaluates(digits_data):
     trainer = Trainer(net, "backprop", Own())
     x, y = digits_data.train.x[:64].float() / 16, digits_data.train.y[:64]
     trainer.step(Batch(x, y))
-    found = judge(trainer.task, [Batch(x, y)], trainer.predict)
+    found = evaluate_split(trainer.task, [Batch(x, y)], trainer.predict)
     assert (set(found.metrics), found.classes) == ({"loss"}, None)
 
 

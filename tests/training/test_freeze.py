@@ -22,5 +22,5 @@ def test_patterns_that_fit_nothing_or_leave_nothing_are_refused():
     net = NETS["mlp"]((1, 8, 8), 10)
     with pytest.raises(UserError, match="unknown parameter in freeze 'fc9.*'"):
         freeze(net, ["fc9.*"])
-    with pytest.raises(UserError, match=r"freeze: found \['\*'\], which leaves nothing to train"):
+    with pytest.raises(UserError, match=r"freeze: found \['\*'\], which leaves no parameter to train"):
         freeze(net, ["*"])

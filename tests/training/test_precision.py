@@ -27,7 +27,7 @@ def hardware(monkeypatch):
 def test_auto_takes_what_the_machine_multiplies(there, chosen, hardware, caplog):
     hardware(there)
     with caplog.at_level(logging.INFO, "bpfree"):
-        trainer = Trainer(net_for("dfa"), "dfa", TASK, precision="auto")
+        trainer = Trainer(net_for("dfa"), "dfa", TASK, compute="auto")
     assert trainer.precision == chosen
     (line,) = caplog.messages
     assert line.startswith(f"precision: {chosen}, since this processor")

@@ -9,7 +9,9 @@ from bpfree import DivergedError, EarlyStopping, Noise, Trainer, UserError
 from bpfree.data import Batches, Preprocess, Split
 from bpfree.nets import NETS
 from bpfree.rules import RULES, Backprop, MonoForward
+from bpfree.spec import split_spec
 from bpfree.trackers import Tracker
+from bpfree.training.compute import Compute
 from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, same
 
@@ -79,7 +81,9 @@ def test_clip_is_for_each_unit_by_itself(batch32):
     ],
 )
 def test_schedules(schedule, expected, batch32):
-    trainer = Trainer(net32(), "backprop", TASK, {"name": "sgd", "lr": 1.0}, schedule=schedule, total_steps=4)
+    name, options = split_spec(schedule, "schedule")
+    schedule = {"name": name, "total_steps": 4, **options}
+    trainer = Trainer(net32(), "backprop", TASK, {"name": "sgd", "lr": 1.0}, schedule=schedule)
     used = []
     trainer.bind(batch32)
     for _ in range(4):
@@ -105,8 +109,39 @@ def test_a_learning_rate_of_the_users_own_is_left_alone(batch32):
 
 
 def test_a_schedule_must_know_its_length(batch32):
-    with pytest.raises(UserError, match="total_steps: found None, but schedule 'cosine'"):
+    with pytest.raises(UserError, match="schedule.total_steps: missing; 'cosine' must know"):
         Trainer(net32(), "dfa", TASK, schedule="cosine").step(batch32)
+
+
+def test_fit_fills_in_the_length_of_the_schedule(digits_data):
+    for schedule, lr in (("cosine", 0.0), ({"name": "cosine", "total_steps": 20}, 0.5)):
+        trainer = Trainer(net32(), "backprop", TASK, {"name": "sgd", "lr": 1.0}, schedule=schedule)
+        trainer.fit(batches(digits_data), 1)  # 10 steps
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(lr, abs=1e-6)
+    trainer = Trainer(net32(), "backprop", TASK, schedule={"name": "cosine", "total_steps": 9})
+    with pytest.raises(UserError, match="schedule.total_steps: found 9, allowed: at least 10"):
+        trainer.fit(batches(digits_data), 1)
+
+
+def test_what_bind_makes_says_so_when_it_is_asked_for_too_early(batch32):
+    trainer = Trainer(net32(), "dfa", TASK)
+    for attribute in ("optimizer", "schedule"):
+        with pytest.raises(
+            UserError, match=rf"trainer.{attribute}: it does not exist yet.*trainer.bind\(batch\) first"
+        ):
+            getattr(trainer, attribute)
+    trainer.bind(batch32)
+    assert trainer.optimizer.param_groups
+    assert trainer.schedule.get_last_lr() == [1e-3]
+
+
+def test_options_of_computing_are_a_name_a_mapping_or_an_object(batch32):
+    for compute in ("bfloat16", {"precision": "bfloat16"}, Compute("bfloat16")):
+        assert Trainer(net32(), "dfa", TASK, compute=compute).precision == "bfloat16"
+    with pytest.raises(UserError, match=r"unknown key 'compute.updates'. Did you mean 'compute.update'\?"):
+        Trainer(net32(), "dfa", TASK, compute={"updates": "fused"})
+    with pytest.raises(UserError, match="compute: found 3, allowed: a precision, or a mapping"):
+        Trainer(net32(), "dfa", TASK, compute=3)
 
 
 def test_optimisers_are_fused_where_torch_has_it(batch32):
@@ -194,8 +229,8 @@ def test_measuring_a_step_changes_nothing(batch32):
 def test_what_cannot_work_is_refused(batch32):
     with pytest.raises(UserError, match=r"unknown rule 'dfaa'. Did you mean 'dfa'\?"):
         Trainer(net32(), "dfaa", TASK)
-    with pytest.raises(UserError, match="precision: found 'fp8', allowed: auto, float32, float32_torch, bfloat16"):
-        Trainer(net32(), "dfa", TASK, precision="fp8")
+    with pytest.raises(UserError, match="compute.precision: found 'fp8', allowed: auto, float32, float32_torch"):
+        Trainer(net32(), "dfa", TASK, compute="fp8")
     with pytest.raises(UserError, match="no trainable parameters"):
         Trainer(nn.Flatten(), "dfa", TASK)
     with pytest.raises(UserError, match="clip: found -1, allowed: a number above 0"):

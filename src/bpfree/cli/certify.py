@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from bpfree import api
-from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
+from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.data import Preprocess, Split
 from bpfree.disk.atomic import make_folder, refuse_to_replace, write_text
 from bpfree.disk.paths import user_path
@@ -44,7 +44,7 @@ def certify(
     trust: Trust = False,
 ) -> None:
     """Measure how local a rule is on a net; exit code 1 if it breaks what it declares."""
-    with told_in_one_line():
+    with errors_in_one_line():
         run = user_path(config, "CONFIG|RUN")
         is_run = (run / folder.CONFIG).is_file()
         found = _of_run(run, overrides, data_dir, trust) if is_run else _of_config(config, overrides, data_dir)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpfree.cli.bar import RunsBar
-from bpfree.cli.shell import DataDir, path_of, told_in_one_line
+from bpfree.cli.shell import DataDir, errors_in_one_line, path_of
 from bpfree.errors import UserError
 
 
@@ -35,14 +35,14 @@ def compare_rules(
 
     names = [name for name in configs if "=" not in name]
     overrides = [name for name in configs if "=" in name]
-    with told_in_one_line(lambda error: f". {_GO_ON}" if isinstance(error, KeyboardInterrupt) else ""):
+    with errors_in_one_line(lambda error: f". {_GO_ON}" if isinstance(error, KeyboardInterrupt) else ""):
         if data_dir is not None:
             overrides.append(f"data.dir={json.dumps(str(data_dir.resolve()))}")
         if not names:
             raise UserError("CONFIG: none was given, allowed: one or more, such as digits/mlp")
         chosen = [rule.strip() for rule in (rules or "").split(",") if rule.strip()]
         command = _command(configs, rules, seeds, out, target)
-        with RunsBar() as told:
+        with RunsBar() as on_progress:
             done = compare(
                 names,
                 rules=chosen,
@@ -52,7 +52,7 @@ def compare_rules(
                 target=target,
                 overrides=overrides,
                 command=command,
-                told=told,
+                on_progress=on_progress,
             )
     tell(done)
     if done.failed:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.cli.shell import DataDir, errors_in_one_line
 from bpfree.data import FACTS, data_directory
 from bpfree.data.checks import check, here
 from bpfree.errors import unknown
@@ -25,7 +25,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="As `bpfree data list`
 @data.command("list")
 def list_data(data_dir: DataDir = None) -> None:
     """Show what can be had by name: its size, its licence, where it is from and whether it is here."""
-    with told_in_one_line():
+    with errors_in_one_line():
         folder = data_directory(data_dir)
     table = Table(box=None, padding=(0, 1), show_edge=False)
     for heading in ("name", "training", "test", "classes", "shape", "MB", "licence", "from", "here"):
@@ -50,7 +50,7 @@ def get(
     data_dir: DataDir = None,
 ) -> None:
     """Download a data set, if it is not here, and read it once."""
-    with told_in_one_line(lambda error: _GO_ON if isinstance(error, KeyboardInterrupt) else ""):
+    with errors_in_one_line(lambda error: _GO_ON if isinstance(error, KeyboardInterrupt) else ""):
         _check_name(name)
         values: dict[str, Any] = {"data": {"name": name}}
         for option in options or []:
@@ -69,7 +69,7 @@ def check_data(
     data_dir: DataDir = None,
 ) -> None:
     """Compare what is here with what was published; exit code 1 if it is damaged or not here."""
-    with told_in_one_line():
+    with errors_in_one_line():
         folder = data_directory(data_dir)
         if name is not None:
             _check_name(name)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bpfree.cli.bar import RunsBar
-from bpfree.cli.shell import DataDir, told_in_one_line
+from bpfree.cli.shell import DataDir, errors_in_one_line
 from bpfree.lab.ledger import Update, update
 from bpfree.lab.ledger.status import Verdict
 
@@ -24,19 +24,22 @@ def ledger(
     data_dir: DataDir = None,
 ) -> None:
     """Set published figures beside ours: writes docs/ledger.md anew, in the root of the repository."""
-    with told_in_one_line(lambda error: _GO_ON if isinstance(error, KeyboardInterrupt) else ""), RunsBar() as told:
-        done = update(Path(), None if all_ else run or [], data_dir=data_dir, jobs=jobs, told=told)
+    with (
+        errors_in_one_line(lambda error: _GO_ON if isinstance(error, KeyboardInterrupt) else ""),
+        RunsBar() as on_progress,
+    ):
+        done = update(Path(), None if all_ else run or [], data_dir=data_dir, jobs=jobs, on_progress=on_progress)
     _tell(done, run or [])
     if done.failed:
         raise typer.Exit(1)
 
 
 def _tell(done: Update, names: list[str]) -> None:
-    for standing in done.standings:
-        if standing.entry.name in names and standing.runs:
-            typer.echo(f"{standing.entry.name}: {standing.mean:.{standing.entry.places}f}, {standing.verdict.value}")
+    for status in done.statuses:
+        if status.entry.name in names and status.runs:
+            typer.echo(f"{status.entry.name}: {status.mean:.{status.entry.places}f}, {status.verdict.value}")
     for name, error in done.failed.items():
         typer.echo(f"failed: {name}: {error}", err=True)
-    verdicts = [standing.verdict for standing in done.standings]
+    verdicts = [status.verdict for status in done.statuses]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
     typer.echo(f"{counts}. Page: {done.page}")

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpfree.cli.shell import told_in_one_line
+from bpfree.cli.shell import errors_in_one_line
 from bpfree.data import DATASETS
 from bpfree.errors import check_choice
 from bpfree.nets import NETS
@@ -32,7 +32,7 @@ def list_names(
         "trackers": TRACKERS,
         "configs": dict.fromkeys(shipped()),
     }
-    with told_in_one_line():
+    with errors_in_one_line():
         if what is not None:
             check_choice("list", what, tables)
     console = Console()

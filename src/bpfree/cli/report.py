@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
+from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.lab import board as lab_board
 
 RUNS = Path("runs")
@@ -27,7 +27,7 @@ def report(
     """Write what came of runs as one HTML file, and their pictures as PNGs; prints its path."""
     from bpfree.lab.report.report import report as write_report  # with matplotlib, which takes a while to import
 
-    with told_in_one_line():
+    with errors_in_one_line():
         typer.echo(write_report(list(runs), out, data_dir=data_dir, trust=trust))
 
 
@@ -39,5 +39,5 @@ def board(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: 6006, or the next free one.")] = None,
 ) -> None:
     """Open TensorBoard on runs until Ctrl-C; prints its address."""
-    with told_in_one_line():
+    with errors_in_one_line():
         lab_board.serve(runs or [RUNS], port, typer.echo)

@@ -17,7 +17,7 @@ def path_of(argument: str) -> Callable[[str], Path]:
     """Reads a path of the command line. Typer's own way would take an empty text for the current folder."""
 
     def path(text: str) -> Path:
-        with told_in_one_line():
+        with errors_in_one_line():
             return user_path(text, argument)
 
     return path
@@ -34,7 +34,7 @@ DataDir = Annotated[
 
 
 @contextmanager
-def told_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
+def errors_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
     """Errors at a user's hand end the command with one line and exit code 2."""
     try:
         yield

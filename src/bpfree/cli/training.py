@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpfree import api
-from bpfree.cli.shell import DataDir, Trust, path_of, told_in_one_line
+from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.errors import DivergedError, UserError
 from bpfree.runs import checkpoint
 from bpfree.runs.config_file import load_config
@@ -33,7 +33,7 @@ def train(
     trust: Trust = False,
 ) -> None:
     """Train as a config says, and test. A config of your own may name code of yours; one of a run only with --trust."""
-    with told_in_one_line():
+    with errors_in_one_line():
         if resume is not None:
             if config or overrides or out:
                 raise UserError(
@@ -43,7 +43,7 @@ def train(
             start: Callable[[], Run] = partial(api.resume, resume, data_dir, trust=trust)
         else:
             folder, start = _new_run(config, overrides or [], out, data_dir)
-    with told_in_one_line(hint=partial(_how_to_go_on, folder)):
+    with errors_in_one_line(hint=partial(_how_to_go_on, folder)):
         finished = start()
     _print_result(finished)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bpfree.cli.shell import DataDir, path_of, told_in_one_line
+from bpfree.cli.shell import DataDir, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan, make_plan
 
@@ -46,7 +46,7 @@ def tune(
     """Search for the best values of what a config leaves open. The same command goes on with a search, or joins it."""
     from bpfree.lab.tune.study import search  # with Optuna and its databases, which take a while to import
 
-    with told_in_one_line(hint=_how_to_go_on):
+    with errors_in_one_line(hint=_how_to_go_on):
         if config is None:
             raise UserError("CONFIG: none was given. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
         plan = make_plan(config, overrides or [], out=out, storage=storage, data_dir=data_dir)

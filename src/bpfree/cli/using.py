@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from bpfree import api
-from bpfree.cli.shell import DataDir, RunArgument, Trust, named_test_split, told_in_one_line
+from bpfree.cli.shell import DataDir, RunArgument, Trust, errors_in_one_line, named_test_split
 from bpfree.data import DATASETS
 from bpfree.data.dataset import Preprocess
 from bpfree.data.files.images import bits_of, decode
@@ -35,7 +35,7 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Evaluate a run on its test split; prints JSON."""
-    with told_in_one_line():
+    with errors_in_one_line():
         loaded = api.load(run, overrides=overrides or [], trust=trust)
         if "data" in loaded.given:
             raise UserError(f"{run}: its data came from Python. Evaluate it there: bpfree.load(folder).evaluate(data)")
@@ -47,7 +47,7 @@ def evaluate(
 
 def plots(run: RunArgument, data_dir: DataDir = None, trust: Trust = False) -> None:
     """Draw all pictures of a run anew; prints their paths. With data from Python, those that need no samples."""
-    with told_in_one_line():
+    with errors_in_one_line():
         loaded = api.load(run, trust=trust)
         if "data" not in loaded.given:
             loaded.test = named_test_split(loaded, data_dir)
@@ -61,7 +61,7 @@ def predict(
     trust: Trust = False,
 ) -> None:
     """Print class and probability for each image; of a run that reconstructs, the error; else the numbers."""
-    with told_in_one_line():
+    with errors_in_one_line():
         loaded = api.load(run, trust=trust)
         scaled = _scales(loaded.config.data)
         reader = loaded.config.data.model_extra or {}

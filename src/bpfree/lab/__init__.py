@@ -1,1 +1,1 @@
-"""What one does with runs."""
+"""Work with finished and many runs: report, compare, certify, tune, ledger, and TensorBoard."""

@@ -1,4 +1,4 @@
-"""TensorBoard on runs."""
+"""TensorBoard on run folders, for `bpfree board`."""
 
 import os
 import re
@@ -12,55 +12,60 @@ from bpfree.errors import UserError
 from bpfree.lab.jobs.fork_server import python
 
 _EVENTS = "events.out.tfevents.*"
-_GRACE = 5.0  # seconds that TensorBoard has to end
+_GRACE = 5.0  # seconds from the request to end until TensorBoard is killed
 
 
-def serve(paths: Sequence[Path], port: int | None, tell: Callable[[str], object]) -> None:
-    """Run TensorBoard's own server until Ctrl-C.
+def serve(paths: Sequence[Path], port: int | None, on_message: Callable[[str], object]) -> None:
+    """Run TensorBoard's server on run folders until Ctrl-C.
 
     Args:
-        paths: run folders, or folders of such.
-        port: to listen at, 0 for any that is free; None for TensorBoard's own choice.
-        tell: called with the address once it listens.
+        paths: run folders, or folders of run folders.
+        port: the port of the server; 0 for any free port; None for 6006 or the next free port.
+        on_message: called with the address when the server is ready, and with a sentence when it has ended.
 
     Raises:
-        UserError: there is nothing to show, or it cannot be started.
+        UserError: a folder holds no events for TensorBoard, or the server cannot be started.
     """
     for path in paths:
         if not path.is_dir():
             raise UserError(
-                f"board: found {path}, allowed: a run folder or a folder of runs. `bpfree train` makes them"
+                f"board: found {path}, allowed: a run folder or a folder of runs. `bpfree train` makes a run"
             )
         if next(path.rglob(_EVENTS), None) is None:
-            raise UserError(f"board: {path} holds no run with events for TensorBoard. `bpfree train` writes them")
+            raise UserError(
+                f"board: {path} holds no run with events for TensorBoard. Give a folder that `bpfree train` wrote"
+            )
     with _one_folder(paths) as folder:
-        _run(folder, port, tell)
+        _run(folder, port, on_message)
 
 
-def _run(folder: Path, port: int | None, tell: Callable[[str], object]) -> None:
+def _run(folder: Path, port: int | None, on_message: Callable[[str], object]) -> None:
+    """Run TensorBoard on one folder in its own process, until it ends or Ctrl-C is pressed."""
     command = [*python("tensorboard.main", "run_main"), "--logdir", str(folder)]
     command += [] if port is None else ["--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=_quiet())
     assert process.stderr is not None
     last = ""
     try:
-        for line in process.stderr:
-            if found := re.search(r"http://\S+", line):
-                tell(f"TensorBoard: {found[0]} (Ctrl-C ends it)")
+        for line in process.stderr:  # read to its end: a full pipe would block TensorBoard
+            if address := re.search(r"http://\S+", line):
+                on_message(f"TensorBoard: {address[0]} (Ctrl-C ends it)")
             last = line.strip() or last
         if process.wait() != 0:
             raise UserError(f"board: TensorBoard ended: {last or f'exit code {process.returncode}'}")
     except KeyboardInterrupt:
-        tell("TensorBoard has ended")
+        on_message("TensorBoard has ended")
     finally:
         _end(process)
 
 
 def _quiet() -> dict[str, str]:
+    """Return an environment without Python's warnings, in which each line of output arrives at once."""
     return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    """End a process: politely, or by force after `_GRACE` seconds."""
     process.terminate()
     try:
         process.wait(_GRACE)
@@ -73,13 +78,13 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def _one_folder(paths: Sequence[Path]) -> Iterator[Path]:
-    """The only folder that is given, else one with links to all, which TensorBoard follows."""
+    """Yield the folder for TensorBoard, which takes only one: the given folder, or a new one with links to all."""
     if len(paths) == 1:
         yield paths[0]
         return
     with tempfile.TemporaryDirectory(prefix="bpfree-board-") as together:
         for number, path in enumerate(paths, 1):
-            name = path.resolve().name
+            name = path.resolve().name  # TensorBoard shows it; a number tells apart two folders of the same name
             link = Path(together, name)
             (Path(together, f"{name}-{number}") if link.is_symlink() else link).symlink_to(path.resolve())
         yield Path(together)

@@ -54,8 +54,8 @@ class NoPropDT(BlockRule):
             as a sample; each class starts at one of its samples). "image" for samples to rebuild. Options, as in
             `{name: learned, scale: 1, norm_clip: 50, weight_decay: 0}`: see `bpfree.diffusion.embeddings`.
         decode: how z_T becomes class scores: by a linear "readout", or by the "nearest" embedding.
-        readout_from: what the read-out learns from: "posterior", z_T ~ q(z_T|y), or "chain", z_T at the end of
-            inference.
+        readout_from: what the read-out learns from: "posterior", z_T drawn around the label's embedding, or "chain",
+            z_T at the end of inference.
         inference: "deterministic", or "stochastic" as in Eq. 3 with noise that is the same in each call.
     """
 

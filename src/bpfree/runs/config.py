@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
@@ -19,15 +19,15 @@ from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.runs.markers import refuse_markers
-from bpfree.spec import absolute_paths, build, check_options, lookup, split_spec
+from bpfree.spec import absolute_paths, build, check_options, lookup, move_old_keys, moved_keys, split_spec
 from bpfree.tasks import TASKS, custom_options
 from bpfree.tasks.abilities import check_loss, check_task
 from bpfree.trackers import TRACKERS, Tracker
+from bpfree.training.compute import Update
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.precision import Precision
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
-from bpfree.training.trainer import Update
 
 OF_A_MACHINE = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
 """What may change when a run goes on: where its data lie, and what computes."""
@@ -145,6 +145,8 @@ class TrainConfig(_Section):
 
 
 NamedSpec = dict[str, Any]
+MOVABLE: dict[str, Mapping[str, Any]] = {"net": NETS, "rule": RULES}
+"""The sections in which a constructor may have moved options, with the constructors by name."""
 
 
 class Config(_Section):
@@ -163,6 +165,13 @@ class Config(_Section):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("net", "rule", mode="after")
+    @classmethod
+    def _old_keys(cls, value: NamedSpec, info: ValidationInfo) -> NamedSpec:
+        """Move keys of earlier versions, so that the config of a new run has the present keys only."""
+        section = str(info.field_name)
+        return move_old_keys(value, moved_keys(MOVABLE[section], value), section)
 
     @field_validator("trackers", mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """Read a config from a file, or a shipped one by name, with overrides from the command line."""
 
+import warnings
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from bpfree.disk.paths import user_path
 from bpfree.disk.plain import LARGEST_YAML, parse_yaml, read_text
 from bpfree.errors import UserError, shown, unknown
-from bpfree.runs.config import Config, parse
+from bpfree.runs.config import MOVABLE, Config, parse
+from bpfree.spec import move_old_keys, moved_keys
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -64,6 +66,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not found or not all(path):
         raise UserError(f"override: found {shown(override)}, allowed: section.key=value, such as train.epochs=3")
     value = parse_yaml(text, f"override {shown(override)}")
+    path = _present_path(values, path)
     for part in path[:-1]:
         inner = values.get(part)
         if not isinstance(inner, str | dict | None):
@@ -71,3 +74,21 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         values[part] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         values = values[part]
     values[path[-1]] = value
+
+
+def _present_path(values: dict[str, Any], path: list[str]) -> list[str]:
+    """The place where an override belongs today, if it names an option by a key of an earlier version.
+
+    Old keys in the section itself move first. Otherwise the section could have the same option at both places, and the
+    override would not replace the value in the file.
+    """
+    section = path[0]
+    if section not in MOVABLE or len(path) == 1:
+        return path
+    moved = moved_keys(MOVABLE[section], values.get(section))
+    if isinstance(values.get(section), dict):
+        values[section] = move_old_keys(values[section], moved, section)
+    if len(path) == 2 and path[1] in moved:
+        warnings.warn(f"{'.'.join(path)} is now {section}.{moved[path[1]]}", DeprecationWarning, stacklevel=3)
+        return [section, *moved[path[1]].split(".")]
+    return path

@@ -10,13 +10,13 @@ from bpfree._version import __version__
 from bpfree.data import Dataset, Split
 from bpfree.grad import trainable
 from bpfree.spec import split_spec
-from bpfree.training.evaluation import Judgement, told_by_class
+from bpfree.training.evaluation import Evaluation, class_summary
 
 if TYPE_CHECKING:
     from bpfree.runs.run import Run
 
 
-def summarize(this: "Run", dataset: Dataset, train: Split, test: Judgement | None) -> dict[str, Any]:
+def summarize(this: "Run", dataset: Dataset, train: Split, test: Evaluation | None) -> dict[str, Any]:
     """What a run comes to, in plain values.
 
     Args:
@@ -31,7 +31,7 @@ def summarize(this: "Run", dataset: Dataset, train: Split, test: Judgement | Non
         "test": test and test.metrics,
         "validation": last.get("validation"),
         "train": last.get("train"),
-        **told_by_class(this.task, train.y, test),
+        **class_summary(this.task, train.y, test),
         "weights": this.weights,
         "rule": _name(this, "rule"),
         **trainer.rule.metadata(),

@@ -27,7 +27,8 @@ from bpfree.runs.result import summarize
 from bpfree.spec import build
 from bpfree.tasks import TASKS, DataTask, Loss, reading
 from bpfree.trackers import Record, Tracker, make_trackers
-from bpfree.training.evaluation import judge, mean_metrics
+from bpfree.training.compute import Compute
+from bpfree.training.evaluation import evaluate_split, mean_metrics
 from bpfree.training.freeze import freeze
 from bpfree.training.ridge_readout import Ridge
 from bpfree.training.trainer import Trainer
@@ -254,7 +255,7 @@ def train(
         if readout:
             readout.fit(trainer)
             keeper.replace(trainer, f"{this.weights}.ckpt")
-        test = this.test and judge(this.task, this.batches(this.test).epoch(), trainer.predict, trainer.net)
+        test = this.test and evaluate_split(this.task, this.batches(this.test).epoch(), trainer.predict, trainer.net)
         controls = this.extra_metrics()
         memory = {"peak_memory_bytes": peak(), "step_memory_bytes": trainer.step_memory(next(batches.epoch()))}
         told = {"controls": controls} if controls else {}
@@ -291,8 +292,7 @@ def assemble(
         config.optimizer,
         schedule=config.schedule,
         clip=config.train.clip,
-        precision=config.train.precision,
-        update=config.train.update,
+        compute=Compute(config.train.precision, config.train.update),
         seed=seed,
     )
     return Run(config, trainer, preprocess)

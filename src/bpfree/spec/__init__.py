@@ -3,7 +3,7 @@
 The constructor's own signature is the schema. There is not a second description of the options that could disagree.
 """
 
-from bpfree.spec.moved import move_old_keys, moved_key
+from bpfree.spec.moved import move_old_keys, moved_keys
 from bpfree.spec.names import build, lookup, split_spec, without_foreign_code
 from bpfree.spec.options import Checked, OptionGroup, absolute_paths, check_options, shared_options
 from bpfree.spec.values import Spec, convert, describe
@@ -19,7 +19,7 @@ __all__ = [
     "describe",
     "lookup",
     "move_old_keys",
-    "moved_key",
+    "moved_keys",
     "shared_options",
     "split_spec",
     "without_foreign_code",

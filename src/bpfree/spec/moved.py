@@ -7,21 +7,17 @@ from typing import Any
 from bpfree.errors import UserError
 
 
-def moved_key(table: Mapping[str, Any], spec: Any, key: str) -> str:
-    """Return the present place of an option that an override names, so that the override of an old key still wins.
+def moved_keys(table: Mapping[str, Any], spec: Any) -> Mapping[str, str]:
+    """The new places of the options of the constructor that a section names, by their old keys.
 
     Args:
-        table: the constructors of the section by name.
-        spec: the section as it is so far; its name says which constructor it is for.
-        key: the option, such as "abar_max" or "schedule.abar_max".
-
-    Returns:
-        The new place, such as "schedule.abar_max"; the key itself if it has not moved.
+        table: the constructors of the section by name; each lists its moved options in the attribute `moved_options`.
+        spec: the section as it was written: a name, or a mapping with `name`.
     """
     name = spec.get("name") if isinstance(spec, Mapping) else spec
     constructor = table.get(name) if isinstance(name, str) else None
-    place: str = getattr(constructor, "moved_options", {}).get(key, key)
-    return place
+    moved: Mapping[str, str] = getattr(constructor, "moved_options", {})
+    return moved
 
 
 def move_old_keys(values: Mapping[str, Any], moved: Mapping[str, str], section: str) -> dict[str, Any]:

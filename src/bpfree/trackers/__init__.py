@@ -1,6 +1,7 @@
-"""What is watched while training. The trainer tells, trackers listen; none changes what is learned.
+"""Trackers: objects that follow a training and record measurements. They do not change the result of the training.
 
-`TRACKERS` is the table that the config goes by; a tracker of one's own is a `Measure` with a name and one method.
+A config names the entries of `TRACKERS`. For a tracker of your own, derive a class from `Measure`, with a name and the
+method `measure`.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,17 @@ TRACKERS: dict[str, type[Measure]] = {
 
 
 def make_trackers(listed: Sequence[Spec | Tracker]) -> list[Tracker]:
-    """Trackers by name or spec, or as they are.
+    """Return the trackers of a list.
+
+    Args:
+        listed: names or specs of TRACKERS, "package.module:Class" of the user's, or trackers.
 
     Raises:
-        UserError: two have the same name, so that nobody could tell their records apart.
+        UserError: an unknown name or option, or two measures of one name, whose records would be mixed up.
+
+    Example:
+        >>> [tracker.every for tracker in make_trackers([{"name": "cost", "every": 5}])]
+        [5]
     """
     trackers: list[Tracker] = [
         tracker if isinstance(tracker, Tracker) else build(TRACKERS, tracker, section="tracker", outside=Tracker)

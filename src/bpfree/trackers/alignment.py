@@ -1,7 +1,6 @@
-"""How far a rule is from backprop: in what it writes, and in the path its errors take."""
+"""Trackers of the distance to backprop: of the gradients, and of the feedback that carries the errors."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,47 +9,54 @@ from bpfree.population.rule import BlackBoxRule
 from bpfree.population.statistics import members_mode
 from bpfree.rules.backprop import Backprop
 from bpfree.trackers.base import Measure, read
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
 
 
 class BPCosine(Measure):
-    """Cosine of the rule's gradients with the true ones, for each layer.
+    """Cosine of the angle between the rule's gradient and the true one, for each layer.
 
-    1 is the direction of backprop, 0 a right angle. The true gradient of the task's loss is taken on the same batch
-    with the same dropout masks; for black-box rules without dropout, as they run the net. A layer is a module
-    with parameters of its own, weight and bias together; one without a gradient (or with zeros only) is left out. It
-    costs a step of backprop, with its memory, every time.
+    1 is the direction of backprop, 0 is a right angle. The true gradient is that of the task's loss on the same batch,
+    with the same dropout masks. Black-box rules run the net without dropout, and so do we for them. A layer is a module
+    that has parameters itself; weight and bias count as one vector. A layer whose gradient is missing or zero is left
+    out. Each measurement costs as much time and memory as a step of backprop.
 
     Args:
-        every: steps from one measurement to the next; the first step is measured.
+        every: number of steps from one measurement to the next. The first step is measured.
     """
 
     name = "bp_cosine"
     unit = "cosine"
 
-    def on_start(self, trainer: "Trainer") -> None:
-        """Refuse a training whose loss is not that of the net's output.
+    def on_start(self, trainer: Trainer) -> None:
+        """Refuse a training that does not have a true gradient to compare with.
+
+        Args:
+            trainer: the trainer. Its rule is bound.
 
         Raises:
-            UserError: the rule predicts by something else than net(x), or gradients are freed before one can look.
+            UserError: the rule's prediction is not net(x), or the gradients are freed before they can be read.
         """
         self.needs_gradients(trainer)
         if not trainer.rule.predicts_with_net:
             raise self.refuse(
-                f"compares with backprop through net(x), but {type(trainer.rule).__name__} predicts by something else, "
-                "so there is no true gradient to compare with. Drop it, or use a rule that predicts by the net's output"
+                f"compares with backprop through net(x), but the prediction of {type(trainer.rule).__name__} is not "
+                "net(x), so the true gradient does not exist. Drop this tracker, or use a rule that predicts by net(x)"
             )
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
-        """Cosine by layer.
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
+        """Return the cosine of each layer.
+
+        Args:
+            trainer: the trainer, within a step.
+            batch: the batch of the step.
+            scalars: the values that the rule returned.
 
         Raises:
             UserError: the net has no derivative.
         """
         net = trainer.net
+        # `.grad` of net and rule may be overwritten here: the base class restores both afterwards.
         written = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         for p in net.parameters():
             p.grad = None
@@ -59,6 +65,7 @@ class BPCosine(Measure):
         else:
             net.train()
         with trainer.arithmetic():
+            # The key of this step: dropout then draws the masks that the rule's gradients were computed with.
             Backprop().gradients(net, trainer.task, batch, trainer.noise.at(trainer.progress.step))
         true = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         if not true:
@@ -72,24 +79,27 @@ class BPCosine(Measure):
 
 
 class WeightAlignment(Measure):
-    """Angle between forward weights and the rule's feedback, in degrees, for each layer: 0 is backprop's own path.
+    """Angle between forward weights and the rule's feedback, for each layer, in degrees. 0 is the feedback of backprop.
 
-    Feedback alignment and sign-symmetry: W_l with B_l, for every layer but the first, which sends no error back. DFA
-    and DRTP: W_l with B_l^T B_{l-1}, the output layer with B_L, where a segment has one dense layer from the features
-    of the one before; convolutions, and dense layers behind pooling, are left out.
+    Feedback alignment and sign-symmetry: W_l with B_l, for every layer but the first, whose input has no error. DFA and
+    DRTP: W_l with B_l^T B_{l-1}, and the output layer with B_L. This needs segments with one dense layer each,
+    whose input are the features of the segment before. Convolutions, and dense layers after pooling, are left out.
 
     Args:
-        every: steps from one measurement to the next; the first step is measured.
+        every: number of steps from one measurement to the next. The first step is measured.
     """
 
     name = "weight_alignment"
     unit = "degrees"
 
-    def on_start(self, trainer: "Trainer") -> None:
-        """Refuse a rule without feedback.
+    def on_start(self, trainer: Trainer) -> None:
+        """Refuse a rule without feedback matrices.
+
+        Args:
+            trainer: the trainer. Its rule is bound.
 
         Raises:
-            UserError: the rule has no feedback matrix that faces a weight of this net.
+            UserError: the rule does not have a feedback matrix of the shape of a weight of this net.
         """
         if not trainer.rule.feedback_paths(trainer.net, trainer.noise):
             raise self.refuse(
@@ -97,15 +107,29 @@ class WeightAlignment(Measure):
                 "net. Allowed: fa, usf, brsf, frsf; dfa and drtp on nets with dense layers"
             )
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
-        """Degrees by layer."""
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
+        """Return the angle of each layer, in degrees.
+
+        Args:
+            trainer: the trainer, within a step.
+            batch: the batch of the step.
+            scalars: the values that the rule returned.
+        """
         paths = trainer.rule.feedback_paths(trainer.net, trainer.noise.at(trainer.progress.step))
         return read({layer: angle(forward, feedback) for layer, (forward, feedback) in paths.items()})
 
 
 @torch.no_grad()
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Degrees between two tensors of one shape, 0-d; exact near 0 too, where an arc cosine is not."""
+    """Return the angle between two tensors of one shape as vectors, 0-d, in degrees.
+
+    Args:
+        a, b: the tensors, not 0.
+
+    Reference:
+        Kahan 2006, "How Futile are Mindless Assessments of Roundoff in Floating-Point Computation?", section 12. Near 0
+        the formula is exact; an arc cosine would lose half of the digits there.
+    """
     a, b = (_wide(t.flatten()) for t in (a, b))
     a, b = a / a.norm(), b / b.norm()
     return 2 * torch.atan2((a - b).norm(), (a + b).norm()) * (180 / math.pi)

@@ -1,116 +1,122 @@
-"""What listens to a training, and what measures one without a trace in it."""
+"""The base classes of trackers: `Tracker` follows a training, `Measure` measures without changing it."""
 
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import DivergedError, UserError, check_positive
+from bpfree.errors import UserError, check_positive
 from bpfree.nets.unchanged import unchanged_buffers
+from bpfree.training.listener import Listener, Record
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
 
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
-
-Record = dict[str, Any]
-"""One line of metrics.jsonl: plain values."""
+__all__ = ["Measure", "Record", "Tracker", "read"]
 
 
-class Tracker:
-    """Listens to a training. Every method does nothing unless overridden."""
+class Tracker(Listener[Trainer]):
+    """A base for objects that follow a training. Every method does nothing unless a subclass overrides it.
 
-    def on_start(self, trainer: "Trainer") -> None:
-        """The rule is bound, and nothing is learned yet or the run is resumed.
-
-        Raises:
-            UserError: this training cannot be watched so.
-        """
-
-    def on_gradients(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> None:
-        """Within a step: the rule has written `.grad` and returned `scalars`; nothing is clipped and no weight moved.
-
-        `trainer.progress.step` steps are taken, and `trainer.noise.at` it is the key of this one. With `update: fused`
-        segments have moved already, and there is no `.grad`. Trackers that do not override this cost a step nothing.
-        """
-
-    def on_step(self, trainer: "Trainer", batch: Batch) -> None:
-        """A step was taken."""
-
-    def on_epoch(self, trainer: "Trainer", record: Record) -> None:
-        """An epoch is over and its figures are finite; `record` may be added to."""
-
-    def on_interrupt(self, trainer: "Trainer") -> None:
-        """Ctrl-C, between two steps: the last chance to save."""
-
-    def on_diverged(self, trainer: "Trainer", error: DivergedError) -> None:
-        """A loss or a weight is no longer finite, and nothing of this epoch will be kept."""
-
-    def on_end(self) -> None:
-        """Training is over, by whatever cause; give back what was taken."""
+    Example:
+        >>> class Count(Tracker):
+        ...     steps = 0
+        ...
+        ...     def on_step(self, trainer: Trainer, batch: Batch) -> None:
+        ...         self.steps += 1
+    """
 
 
 class Measure(Tracker, ABC):
-    """A figure for each layer or unit, every so many steps: `measure` says which, and all else is taken care of.
+    """A tracker that records a value for each layer or unit, at every k-th step. A subclass defines `measure`.
 
-    Whatever a measure does to weights, buffers, gradients, training modes or random state is undone, so a training
-    that is watched comes to the weights of one that is not, to the bit. Records go into `progress.tracked`, from there
-    to metrics.jsonl and TensorBoard, and are resumed with it; the seconds spent go into `progress.tracker_cost`.
+    This class restores weights, buffers, gradients, training modes and random state after each measurement. So a
+    training with measures ends with the same weights, to the bit, as one without. The records go to
+    `progress.tracked`, and from there to metrics.jsonl and TensorBoard. A resumed run contains them too. The seconds of
+    the measurements go to `progress.tracker_cost`.
 
     Args:
-        every: steps from one measurement to the next; the first step is measured.
+        every: number of steps from one measurement to the next. The first step is measured.
+
+    Attributes:
+        name: name of the tracker in records and in `bpfree.trackers.TRACKERS`.
+        unit: the unit of all its values; "" if they do not share one.
+
+    Example:
+        >>> class LargestWeight(Measure):
+        ...     name = "largest_weight"
+        ...
+        ...     def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
+        ...         return read({name: p.abs().max() for name, p in trainer.net.named_parameters()})
     """
 
-    name: ClassVar[str]  # in records, and in bpfree.trackers.TRACKERS
-    unit: ClassVar[str] = ""  # of all its values; "" where each has its own
+    name: ClassVar[str]
+    unit: ClassVar[str] = ""
 
     def __init__(self, *, every: int = 100) -> None:
         check_positive("every", every)
         self.every = every
 
     @abstractmethod
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
-        """Values by layer or unit, in the order of the net; those that are not finite are left out.
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
+        """Return a value for each layer or unit, in the order of the net. Values that are not finite are left out.
 
         Args:
-            trainer: with the rule's `.grad` for this batch, not yet clipped.
-            batch: of this step.
-            scalars: what the rule returned for it.
+            trainer: the trainer. Parameters have the rule's `.grad` for this batch, not yet clipped.
+            batch: the batch of this step.
+            scalars: the values that the rule returned for the batch.
         """
 
-    def on_gradients(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> None:
-        """Measure, if it is time to."""
+    def on_gradients(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> None:
+        """Measure at every k-th step, and append the record.
+
+        Args:
+            trainer: the trainer, within a step.
+            batch: the batch of the step.
+            scalars: the values that the rule returned.
+        """
         step = trainer.progress.step
         if step % self.every:
             return
+        # A key of the tracker and the step: two trackers, or a resumed run, draw the same numbers as one alone.
         random = trainer.noise.at(step).fold("tracker", self.name).global_rng(trainer.device)
         with _timed(self.name, trainer), _untouched(trainer.net, trainer.rule), random:
             values = self.measure(trainer, batch, scalars)
+        # JSON has no NaN, and a layer without a gradient (0 / 0) must not end the training.
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        # The step that is being taken; the first is 1, as in the records of epochs.
         record = {"kind": "tracker", "tracker": self.name, "step": step + 1, "values": finite}
         trainer.progress.tracked.append(record)
 
-    def needs_gradients(self, trainer: "Trainer") -> None:
-        """Refuse a training whose `.grad` is used up before anybody can look.
+    def needs_gradients(self, trainer: Trainer) -> None:
+        """Refuse a training in which `.grad` is freed before a tracker can read it.
+
+        Args:
+            trainer: the trainer. Its rule is bound.
 
         Raises:
             UserError: the trainer has `update: fused`.
         """
         if trainer.update == "fused":
-            raise self.refuse("looks at gradients, which update: fused frees as it goes. Use update: together")
+            raise self.refuse("reads gradients, but update: fused frees them within the step. Use update: together")
 
     def refuse(self, why: str) -> UserError:
-        """An error that names this tracker."""
+        """Return an error that names this tracker.
+
+        Args:
+            why: the rest of the sentence, and the cure.
+        """
         return UserError(f"trackers: {self.name} {why}")
 
 
 @contextmanager
-def _timed(name: str, trainer: "Trainer") -> Iterator[None]:
-    """Add the seconds within to the tracker's cost; a device first ends what the step has begun."""
+def _timed(name: str, trainer: Trainer) -> Iterator[None]:
+    """Add the seconds of the block to the tracker's cost."""
+    # A GPU works behind. Without this, a tracker that reads a value would be charged for the rest of the step.
     if trainer.device.type != "cpu":
         torch.get_device_module(trainer.device).synchronize(trainer.device)
     start = time.perf_counter()
@@ -122,11 +128,11 @@ def _timed(name: str, trainer: "Trainer") -> Iterator[None]:
 
 @contextmanager
 def _untouched(*modules: nn.Module) -> Iterator[None]:
-    """Undo what happens within to parameters, buffers, gradients and training modes, to the bit."""
+    """Restore parameters, buffers, gradients and training modes after the block, to the bit."""
     parameters = [p for module in modules for p in module.parameters()]
     gradients = [(p, p.grad) for p in parameters]
-    held = [*parameters, *(gradient for _, gradient in gradients if gradient is not None)]
-    saved = [(tensor, tensor.detach().clone()) for tensor in held]
+    tensors = [*parameters, *(gradient for _, gradient in gradients if gradient is not None)]
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
     modes = [(m, m.training) for module in modules for m in module.modules()]
     with ExitStack() as stack:
         for module in modules:
@@ -134,6 +140,7 @@ def _untouched(*modules: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            # The same tensor objects get their values back: the optimiser and the rule hold references to them.
             with torch.no_grad():
                 for tensor, before in saved:
                     tensor.copy_(before)
@@ -144,9 +151,14 @@ def _untouched(*modules: nn.Module) -> Iterator[None]:
 
 
 def read(values: dict[str, Tensor]) -> dict[str, float]:
-    """0-d tensors as numbers; they are read from the device at once."""
+    """Return 0-d tensors as numbers. They are read from the device together, because each read waits for it.
+
+    Args:
+        values: tensors by name, on one device.
+    """
     if not values:
         return {}
+    # float64 where there is one: MPS does not have it.
     wide = [
         value.detach().double() if value.device.type == "cpu" else value.detach().float() for value in values.values()
     ]

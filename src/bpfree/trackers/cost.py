@@ -1,35 +1,43 @@
-"""What training costs as it goes."""
+"""A tracker of the cost of a training: speed, CPU time and memory."""
 
 import time
-from typing import TYPE_CHECKING
 
 from bpfree.memory import peak_so_far
 from bpfree.trackers.base import Measure
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
 
 
 class Cost(Measure):
-    """Samples a second since the last measurement, CPU seconds since the training began, peak memory in bytes.
+    """Samples per second since the last measurement, CPU seconds since the start, and peak memory in bytes.
 
-    Evaluation, checkpoints and other trackers count: it is the pace of the run. Where there is no step since the last
-    measurement the pace is left out, and memory where the system does not tell.
+    The time of evaluations, checkpoints and other trackers counts, because this is the speed of the whole run. The
+    speed is left out at the first step, and memory on systems that cannot report it.
 
     Args:
-        every: steps from one measurement to the next; the first step is measured.
+        every: number of steps from one measurement to the next. The first step is measured.
     """
 
     name = "cost"
 
-    def on_start(self, trainer: "Trainer") -> None:
-        """Start the clocks."""
+    def on_start(self, trainer: Trainer) -> None:
+        """Start the clocks of the speed and of the CPU time.
+
+        Args:
+            trainer: the trainer. Its rule is bound.
+        """
         self._step, self._wall = trainer.progress.step, time.perf_counter()
+        # CPU seconds of the processes before a resume, minus the clock: adding the clock gives those of the whole run.
         self._cpu = trainer.progress.cpu_seconds - time.process_time()
 
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
-        """`samples_per_second`, `cpu_seconds`, `peak_memory_bytes`."""
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
+        """Return `samples_per_second`, `cpu_seconds` and `peak_memory_bytes`.
+
+        Args:
+            trainer: the trainer, within a step.
+            batch: the batch of the step.
+            scalars: the values that the rule returned.
+        """
         values: dict[str, float] = {}
         steps, wall = trainer.progress.step - self._step, time.perf_counter()
         if steps > 0:

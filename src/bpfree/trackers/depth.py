@@ -1,8 +1,8 @@
-"""How much each depth of a net knows of the labels."""
+"""A tracker of the accuracy that the features at each depth of a net allow."""
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,29 @@ from bpfree.local.autotaps import find_segments
 from bpfree.local.cut import OUTPUT, cut
 from bpfree.local.rule import LocalRule
 from bpfree.trackers.base import Measure
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, kind_of
 
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
-
-_GRID = 4  # to which feature maps are averaged before a probe reads them
-_RIDGE = 1e-2  # in units of the mean eigenvalue
+_GRID = 4  # a probe reads feature maps as averages over a grid of this side
+_RIDGE = 1e-2  # in units of the mean eigenvalue of the kernel
 
 
 class SegmentAccuracy(Measure):
     """Accuracy at each tap and at the output, in evaluation mode, on training samples.
 
-    A tap is read by the segment's own head, or by a linear probe where it has none: ridge regression on the labels,
-    fitted anew each time on the first half of the samples. All are scored on the second half. The samples are the
-    first of the first epoch, the same at every measurement.
+    A tap is read by the head of its segment, or by a linear probe if the segment does not have a head. A probe is a
+    ridge regression on the labels. It is fitted at each measurement, on the first half of the samples. The accuracy is
+    that of the second half, for heads too. The samples are the first ones of the first epoch, the same each time.
 
     Args:
-        every: steps from one measurement to the next; the first step is measured.
+        every: number of steps from one measurement to the next. The first step is measured.
         read: "head", or "probe" to read every tap by a probe, so that rules can be compared.
-        samples: how many, at least 2; half for the probe, half for the score.
-        taps: submodules to read; default: those of a local rule; else the stages of a Sequential, the blocks of another
-            net.
+        samples: number of samples, at least 2. Half are for the probe and half for the accuracy.
+        taps: names of the submodules to read. Default: the taps of a local rule; for other rules the stages of a
+            Sequential, or the blocks of another net.
+
+    Raises:
+        UserError: `read` or `samples` is not allowed.
     """
 
     name = "segment_accuracy"
@@ -58,22 +59,27 @@ class SegmentAccuracy(Measure):
         self.taps = taps
         self._batches: list[Batch] = []
 
-    def on_start(self, trainer: "Trainer") -> None:
-        """Find the taps.
+    def on_start(self, trainer: Trainer) -> None:
+        """Choose the taps to read, or refuse the training.
+
+        Args:
+            trainer: the trainer. Its rule is bound.
 
         Raises:
-            UserError: the rule does not run net(x), the task has no accuracy, or nobody knows the taps.
+            UserError: the rule does not run net(x), the task is not `classify`, or a tap is not a module of the net.
         """
         rule, self._batches = trainer.rule, []
         is_local = isinstance(rule, LocalRule)
         if not is_local and not rule.predicts_with_net:
             raise self.refuse(
-                f"reads features within net(x), but {type(rule).__name__} does not run the net so. Drop it"
+                f"reads features within net(x), but {type(rule).__name__} does not run the net so. Drop this tracker"
             )
         if is_local and self.taps is not None:
-            raise self.refuse(f"has taps={list(self.taps)}, but reads a local rule at the taps of the rule. Drop them")
+            raise self.refuse(f"has taps={list(self.taps)}, but a local rule is read at its own taps. Drop the option")
         if kind_of(trainer.task) != "classify":
-            raise self.refuse(f"needs one class for each sample, but the task is {kind_of(trainer.task)}. Drop it")
+            raise self.refuse(
+                f"needs one class for each sample, but the task is {kind_of(trainer.task)}. Drop this tracker"
+            )
         modules = [name for name, _ in trainer.net.named_modules() if name]
         for tap in self.taps or ():
             if tap not in modules:
@@ -81,58 +87,74 @@ class SegmentAccuracy(Measure):
         if isinstance(rule, LocalRule):
             self._taps = rule.taps
         else:
-            assert trainer.data is not None
+            assert trainer.data is not None  # within `fit`
             self._taps = tuple(self.taps or _automatic(trainer.net, next(trainer.data.epoch())))
 
     @torch.no_grad()
-    def measure(self, trainer: "Trainer", batch: Batch, scalars: Scalars) -> dict[str, float]:
-        """Accuracy by tap, and `output` where the net's own output is what the rule predicts by."""
+    def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
+        """Return the accuracy at each tap; and at `output`, if the rule's prediction is the net's output.
+
+        Args:
+            trainer: the trainer, within a step.
+            batch: the batch of the step.
+            scalars: the values that the rule returned.
+        """
         assert trainer.data is not None
+        # Read once and kept, so that the samples are the same each time. A resumed run reads them again.
         if not self._batches:
             self._batches = list(islice(trainer.data.epoch(), -(-self.samples // trainer.data.batch_size)))
-        trainer.net.eval()
+        trainer.net.eval()  # the base class restores the modes
         trainer.rule.eval()
         with trainer.arithmetic():
-            read = [self._read(trainer, b.x) for b in self._batches]
-        target = torch.cat([trainer.task.target(b) for b in self._batches])[: self.samples].double()
-        labels = target.argmax(1)  # with mixup, of the larger share
+            by_batch = [self._read(trainer, b.x) for b in self._batches]
+        target = torch.cat([trainer.task.target(b) for b in self._batches])[: self.samples].double()  # [N, C]
+        labels = target.argmax(1)  # [N]; with mixup, the class with the larger share
         half = len(labels) // 2
         accuracies: dict[str, float] = {}
-        for tap, (has_scores, _) in read[0].items():
-            values = torch.cat([by_tap[tap][1] for by_tap in read])[: self.samples]
+        for tap, (has_scores, _) in by_batch[0].items():
+            values = torch.cat([by_tap[tap][1] for by_tap in by_batch])[: self.samples]
             scores = values[half:] if has_scores else probe(values[:half], target[:half], values[half:])
             accuracies[tap] = float((scores.argmax(1).to(labels.device) == labels[half:]).double().mean())
         return accuracies
 
-    def _read(self, trainer: "Trainer", x: Inputs) -> dict[str, tuple[bool, Tensor]]:
-        """By tap, class scores [B, C] and True, or features [B, H] and False."""
-        rule, found = trainer.rule, {}
+    def _read(self, trainer: Trainer, x: Inputs) -> dict[str, tuple[bool, Tensor]]:
+        """Return for each tap either (True, class scores [B, C]) or (False, features [B, H])."""
+        rule, values = trainer.rule, {}
 
         def visit(index: int, h: Tensor) -> Tensor | None:
             scores = rule.scores(index, h) if isinstance(rule, LocalRule) and self.read == "head" else None
-            found[self._taps[index]] = (True, scores) if scores is not None else (False, _features(h))
+            values[self._taps[index]] = (True, scores) if scores is not None else (False, _features(h))
+            # Some rules change what the next segment sees, such as the normalised length of forward-forward.
             return rule.pass_on(index, h) if isinstance(rule, LocalRule) else None
 
         with cut(trainer.net, self._taps, visit):
             out = forward(trainer.net, x)
         if rule.predicts_with_net:
-            found[OUTPUT] = (True, out)
-        return found
+            values[OUTPUT] = (True, out)
+        return values
 
 
 def _automatic(net: nn.Module, batch: Batch) -> tuple[str, ...]:
-    """Where a local rule would cut the net by itself."""
+    """Return the taps that a local rule would choose by itself."""
     return tuple(segment.name for segment in find_segments(net, batch.first(2).x).segments[:-1])
 
 
 def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:
-    """Scores [M, D] of unseen features [M, H] by ridge regression from features [N, H] to targets [N, D].
+    """Return the scores [M, D] of unseen samples, by ridge regression from features to targets.
 
-    It is solved in the samples and not in the features, N x N, on the CPU in float64.
+    The linear system has the size of the samples, N x N, and not of the features, which can be many more. It is solved
+    on the CPU in float64, because MPS does not have this type.
+
+    Args:
+        features: features of the samples to fit, [N, H].
+        target: their targets, [N, D].
+        unseen: features of other samples, [M, H].
     """
     mean, offset = features.mean(0), target.cpu().mean(0)
     features, unseen = features - mean, unseen - mean
+    # [N, N] and [M, N]
     kernel, between = (features @ features.T).double().cpu(), (unseen @ features.T).double().cpu()
+    # Relative to the kernel, so that the scale of the features does not matter; above 0 if all features are equal.
     ridge = _RIDGE * kernel.diagonal().mean() + torch.finfo(torch.float32).tiny
     weights = torch.linalg.solve(kernel + ridge * torch.eye(len(kernel)), target.cpu() - offset)
     scores: Tensor = between @ weights + offset
@@ -140,6 +162,6 @@ def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:
 
 
 def _features(h: Tensor) -> Tensor:
-    """[B, ...] -> [B, H] in float32 or wider; of feature maps, averages over a grid."""
+    """Return features [B, ...] as vectors [B, H], in float32 or wider; feature maps as averages over a grid."""
     h = h.float() if h.itemsize < 4 else h
     return (F.adaptive_avg_pool2d(h, _GRID) if h.dim() == 4 else h).flatten(1)

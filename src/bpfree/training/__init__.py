@@ -1,1 +1,1 @@
-"""One training in memory: the trainer, its loop, optimisers, number types and evaluation."""
+"""A single training in memory: the trainer, its loop, optimisers, number types and evaluation."""

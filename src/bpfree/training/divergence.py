@@ -1,4 +1,4 @@
-"""When training goes wrong: a first batch that does not fit the net, a loss or weight that is no longer finite."""
+"""Checks for trainings that go wrong: a first batch that does not fit the net, a loss or weight that is not finite."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,42 +15,56 @@ from bpfree.types import Batch, Scalars
 
 
 def refuse_no_derivatives(net: nn.Module, rule: Rule) -> None:
-    """Raise UserError if a rule that differentiates meets a module without a derivative."""
-    found = without_derivatives(net) if rule.needs_derivatives else None
-    if found:
+    """Raise UserError if the rule differentiates and a module of the net does not have a derivative.
+
+    Args:
+        net: the net.
+        rule: the rule. Its `needs_derivatives` says if it differentiates.
+    """
+    hard = without_derivatives(net) if rule.needs_derivatives else None
+    if hard:
         able = [name for name, each in RULES.items() if not each.needs_derivatives]
         raise UserError(
-            f"net: {found} has no derivative, but {type(rule).__name__} differentiates. Allowed: "
+            f"net: {hard} has no derivative, but {type(rule).__name__} differentiates. Allowed: "
             f"rules that do not ({', '.join(able)})"
         )
 
 
 def find_non_finite(net: nn.Module, rule: nn.Module) -> Iterator[str]:
-    """Names of the parameters and buffers that hold a NaN or an infinity."""
+    """Yield a description of each parameter and buffer that contains a NaN or an infinity.
+
+    Args:
+        net: the net.
+        rule: the rule.
+    """
     for part, module in (("net", net), ("rule", rule)):
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 yield f"'{name}' of the {part}"
 
 
-def values_of(scalars: Sequence[Scalars], first: int) -> Iterator[tuple[int, str, float]]:
-    """The scalars of some steps as numbers, read from the device at once.
+def read_scalars(scalars: Sequence[Scalars], first: int) -> Iterator[tuple[int, str, float]]:
+    """Yield the scalars of several steps as numbers: the step, counted from 1, the name and the value.
 
     Args:
-        scalars: of each step.
-        first: how many steps were taken before them.
-
-    Yields:
-        The step, counted from 1, the name and the value.
+        scalars: the rule's scalars, for each step.
+        first: the number of steps that were taken before these.
     """
-    told = [(step, name) for step, each in enumerate(scalars, start=first + 1) for name in each]
+    labels = [(step, name) for step, each in enumerate(scalars, start=first + 1) for name in each]
+    # One tensor for all of them: each `tolist` waits until the GPU has computed everything before it.
     values = [value.float() for each in scalars for value in each.values()]
-    for (step, name), value in zip(told, torch.stack(values).tolist() if values else [], strict=True):
+    for (step, name), value in zip(labels, torch.stack(values).tolist() if values else [], strict=True):
         yield step, name, value
 
 
-def diverged(optimizer: torch.optim.Optimizer, clip: float | None, what: str) -> DivergedError:
-    """The error that says what is not finite, and what to try."""
+def divergence_error(optimizer: torch.optim.Optimizer, clip: float | None, what: str) -> DivergedError:
+    """Return the error that says what is not finite, and what the user can try.
+
+    Args:
+        optimizer: for its learning rate.
+        clip: the trainer's limit of gradient norms, if there is one.
+        what: the value that is not finite, as a sentence.
+    """
     lr = optimizer.param_groups[0]["lr"]
     milder = "a smaller train.clip" if clip else "train.clip=1"
     return DivergedError(
@@ -60,22 +74,29 @@ def diverged(optimizer: torch.optim.Optimizer, clip: float | None, what: str) ->
 
 
 @contextmanager
-def explained(batch: Batch) -> Iterator[None]:
-    """What torch raises on the first batch is most often a net that does not fit the data."""
+def explain_first_step(batch: Batch) -> Iterator[None]:
+    """Turn an error of torch within the block into a UserError; most often the net does not fit the data.
+
+    Args:
+        batch: the batch of the step, for its shape, dtype and device.
+
+    Raises:
+        UserError: the block raised an error that a wrong batch can cause.
+    """
     try:
         yield
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range
         text = " ".join(str(error).split())
-        fits = "Does the net take samples of that shape, batches of that size, and labels in that range?"
-        if any(words in text for words in _APART):
-            fits = (
+        advice = "Does the net take samples of that shape, batches of that size, and labels in that range?"
+        if any(words in text for words in _DIFFERENT_PLACES):
+            advice = (
                 f"The samples are {batch.dtype} on {batch.device}: the net must have that dtype and be on that device. "
                 "Move one of them, for example with batch.to(device)"
             )
-        raise UserError(f"the first step failed on a batch of shape {shapes(batch.x)}: {text}. {fits}") from error
+        raise UserError(f"the first step failed on a batch of shape {shapes(batch.x)}: {text}. {advice}") from error
 
 
-_APART = ("same device", "same dtype", "should be the same", "expected device")
-"""What torch says where the samples and the weights differ in dtype or device."""
+_DIFFERENT_PLACES = ("same device", "same dtype", "should be the same", "expected device")
+"""Words of torch's errors about samples and weights that differ in dtype or device."""

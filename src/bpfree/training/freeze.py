@@ -1,4 +1,4 @@
-"""Parameters that are to stay as they are, by name."""
+"""Parameters that keep their values while the rest of a net is trained; they are chosen by name."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -9,24 +9,32 @@ from bpfree.errors import UserError, unknown
 
 
 def freeze(net: nn.Module, patterns: Sequence[str]) -> None:
-    """Take parameters out of training, to train a last part or an adapter alone.
+    """Exclude parameters from training, for example to train only the last part of a net, or an adapter.
 
     Args:
         net: the net, changed in place.
-        patterns: of names of parameters, with the shell's wildcards, such as "conv*" or "layer1.*"; one that begins
-            with "!" is of names that are to be trained after all: ["*", "!*adapter*"]. Later patterns win.
+        patterns: names of parameters with the shell's wildcards, such as "conv*" or "layer1.*". A pattern that begins
+            with "!" includes parameters again: ["*", "!*adapter*"] trains the adapters alone. Later patterns win.
 
     Raises:
-        UserError: a pattern fits no parameter, or nothing is left to train.
+        UserError: a pattern fits no parameter, or no parameter is left to train.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> freeze(net, ["0.*"])
+        >>> [name for name, p in net.named_parameters() if p.requires_grad]
+        ['1.weight', '1.bias']
     """
     names = [name for name, _ in net.named_parameters()]
     for pattern in patterns:
-        wanted = pattern.removeprefix("!")
-        fitting = {name for name in names if fnmatchcase(name, wanted)}
-        if not fitting:
-            raise unknown("parameter in freeze", wanted, names)
+        positive = pattern.removeprefix("!")
+        matches = {name for name in names if fnmatchcase(name, positive)}
+        if not matches:
+            raise unknown("parameter in freeze", positive, names)
         for name, p in net.named_parameters():
-            if name in fitting:
+            if name in matches:
                 p.requires_grad_(pattern.startswith("!"))
     if patterns and not any(p.requires_grad for p in net.parameters()):
-        raise UserError(f"freeze: found {list(patterns)}, which leaves nothing to train. Add '!NAME' of what is to be")
+        raise UserError(
+            f"freeze: found {list(patterns)}, which leaves no parameter to train. Add '!NAME' for parameters to train"
+        )

@@ -1,4 +1,4 @@
-"""Ctrl-C where it does no harm."""
+"""Ctrl-C that waits for a moment at which it does no harm."""
 
 import signal
 import threading
@@ -9,34 +9,39 @@ from typing import Any
 
 @contextmanager
 def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag, so that no step is cut in half; a second one interrupts at once."""
+    """Let Ctrl-C set a flag within the block, so that no step is cut in half; a second Ctrl-C interrupts at once.
+
+    Yields:
+        A function that returns True after Ctrl-C.
+    """
+    # Python allows signal handlers in the main thread only. In another thread Ctrl-C does not arrive anyway.
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked: list[bool] = []
+    presses: list[bool] = []
     before = signal.getsignal(signal.SIGINT)
 
-    def ask(_number: int, _frame: Any) -> None:
-        if asked:
+    def note(_number: int, _frame: Any) -> None:
+        if presses:
             raise KeyboardInterrupt
-        asked.append(True)
+        presses.append(True)
 
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(presses)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def interrupt_at_the_end() -> Iterator[None]:
-    """Ctrl-C within the block interrupts when the block is over, so that what belongs together is done together.
+    """Delay Ctrl-C until the block is over, so that its actions happen together or not at all.
 
     Raises:
         KeyboardInterrupt: at the end, if Ctrl-C was pressed.
     """
-    with interrupt_between_steps() as asked:
+    with interrupt_between_steps() as interrupted:
         yield
-        pressed = asked()
-    if pressed:
+        pressed = interrupted()
+    if pressed:  # after the old handler is back
         raise KeyboardInterrupt

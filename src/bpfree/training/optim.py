@@ -1,4 +1,4 @@
-"""torch's optimisers and learning-rate schedules, by name."""
+"""The tables of optimisers and learning-rate schedules, and functions that make one from a config."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,17 +13,23 @@ from bpfree.spec import Spec, build, lookup, split_spec
 
 
 class ClipUp(optim.Optimizer):
-    """Steps of one length in the gradient's direction, with momentum and a top speed.
+    """An optimiser whose steps have one length, with momentum and a limit of the velocity.
 
-    Toklu, Liskowski, Srivastava 2020, "ClipUp: A Simple and Powerful Optimizer for Distribution-Based Policy
-    Evolution", https://arxiv.org/abs/2008.02387, Algorithm 1. Lengths are over all parameters of a group.
+    A length is the Euclidean norm over all parameters of a group.
+
+    Reference:
+        Toklu, Liskowski, Srivastava 2020, "ClipUp: A Simple and Powerful Optimizer for Distribution-Based Policy
+        Evolution", https://arxiv.org/abs/2008.02387, Algorithm 1.
 
     Args:
         params: parameters or groups.
-        lr: length of the step before momentum.
-        momentum: what is kept of the velocity.
-        max_speed: the longest velocity; default: twice the learning rate, as published.
-        normalize: make every step as long; without, as long as lr times the gradient.
+        lr: length of a step before momentum is added.
+        momentum: factor of the old velocity.
+        max_speed: largest length of the velocity. Default: twice the learning rate, as published.
+        normalize: True to give each step the length lr. False: lr times the length of the gradient.
+
+    Raises:
+        ValueError: lr, momentum or max_speed is below 0.
     """
 
     def __init__(
@@ -42,7 +48,11 @@ class ClipUp(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step."""
+        """Move all parameters that have a gradient.
+
+        Args:
+            closure: not used; part of torch's interface.
+        """
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
@@ -53,6 +63,7 @@ class ClipUp(optim.Optimizer):
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
                 velocities.append(velocity.mul_(group["momentum"]).add_(p.grad * (group["lr"] / length)))
             limit = 2 * group["lr"] if group["max_speed"] is None else group["max_speed"]
+            # A tensor, not a number: reading the length would make a GPU wait in each step.
             shorter = (limit / _length(velocities)).clamp_max(1)
             for p, velocity in zip(moved, velocities, strict=True):
                 velocity.mul_(shorter)
@@ -60,7 +71,7 @@ class ClipUp(optim.Optimizer):
 
 
 def _length(tensors: list[Tensor]) -> Tensor:
-    """Of all of them as one vector, above 0."""
+    """Return the Euclidean norm of all tensors as one vector, 0-d. It is above 0, because it is a divisor."""
     length: Tensor = torch.stack([t.norm() for t in tensors]).norm().clamp_min(1e-30)
     return length
 
@@ -78,22 +89,24 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
 
 
 def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> optim.Optimizer:
-    """An optimiser of OPTIMIZERS, fused where torch has it and nothing else was asked for.
+    """Return an optimiser of OPTIMIZERS. It is fused where torch can do this and the spec does not choose otherwise.
 
     Args:
-        spec: name and options.
-        groups: parameters, as torch takes them.
+        spec: a name, or a name and options.
+        groups: groups of parameters, in torch's form.
 
     Raises:
         UserError: an unknown name or option, or a value out of range.
     """
     name, options = split_spec(spec, "optimizer")
+    # These options choose between implementations. torch refuses two of them together.
     chosen = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
     has_fused = "fused" in inspect.signature(lookup(OPTIMIZERS, name, "optimizer")).parameters
     parameters = [p for group in groups for p in group["params"]]
     fused_types = {"cpu", "cuda", "mps"}
     if options.get("capturable") and any(p.device.type == "cpu" for p in parameters):
         raise UserError("optimizer.capturable: found true, allowed on a GPU only. Leave it out")
+    # Fused: one kernel for all parameters. On a GPU it saves launches, on a CPU passes over memory.
     able = has_fused and not chosen and all(p.device.type in fused_types for p in parameters)
     spec = {"name": name, **options, **({"fused": True} if able else {})}
     optimizer: optim.Optimizer = build(OPTIMIZERS, spec, groups, section="optimizer")
@@ -101,44 +114,65 @@ def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> optim.Optimi
 
 
 def add_groups(optimizer: optim.Optimizer, groups: Sequence[dict[str, Any]], wanted: Sequence[nn.Parameter]) -> None:
-    """Add what is wanted of these groups to an optimiser that has not got it yet.
+    """Add parameters to an optimiser of the user's, unless it has them already.
+
+    Args:
+        optimizer: the optimiser, changed in place.
+        groups: the rule's groups, with the options that some parameters need.
+        wanted: the parameters to add; others of the groups are left out.
 
     Raises:
-        UserError: the optimiser has a parameter already, but without an option that its group asks for.
+        UserError: the optimiser has a parameter already, but with other options than those of its group.
     """
-    held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    missing = {id(p) for p in wanted} - held.keys()
+    # By id: tensors compare element by element.
+    present = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    missing = {id(p) for p in wanted} - present.keys()
     for group in groups:
-        _refuse_other_options(group, held)
-        if own := [p for p in group["params"] if id(p) in missing]:
-            optimizer.add_param_group({**group, "params": own})
+        _refuse_other_options(group, present)
+        if added := [p for p in group["params"] if id(p) in missing]:
+            optimizer.add_param_group({**group, "params": added})
 
 
-def _refuse_other_options(group: dict[str, Any], held: dict[int, dict[str, Any]]) -> None:
+def _refuse_other_options(group: dict[str, Any], present: dict[int, dict[str, Any]]) -> None:
+    """Raise UserError if the optimiser has a parameter of the group with other options; `present` is by id."""
     for name, value in group.items():
-        holders = [held[id(p)] for p in group["params"] if id(p) in held] if name != "params" else []
-        for holder in holders:
-            if holder.get(name, value) != value:
+        others = [present[id(p)] for p in group["params"] if id(p) in present] if name != "params" else []
+        for other in others:
+            if other.get(name, value) != value:
                 raise UserError(
-                    f"optimizer: it has parameters with {name} {holder[name]}, but the rule wants {name} {value} for "
+                    f"optimizer: it has parameters with {name} {other[name]}, but the rule wants {name} {value} for "
                     "them. Make it with rule.optimizer_groups(net) in place of rule.parameters()"
                 )
 
 
 class _Untouched(LRScheduler):
-    """Leaves learning rates alone, those included that somebody else changes while training."""
+    """A schedule that does not change the learning rate, even if the user changes it while training.
+
+    torch's LambdaLR computes each rate from the one at the start, and would undo the user's changes.
+    """
 
     def get_lr(self) -> list[float | Tensor]:
         return [group["lr"] for group in self.optimizer.param_groups]
 
 
-def constant(optimizer: optim.Optimizer, total_steps: int) -> LRScheduler:
-    """The learning rate stays as it is, or as the owner of the optimiser sets it."""
+def constant(optimizer: optim.Optimizer, total_steps: int | None = None) -> LRScheduler:
+    """Leave the learning rate as it is, or as the user of the optimiser sets it.
+
+    Args:
+        optimizer: the optimiser.
+        total_steps: not used.
+    """
     return _Untouched(optimizer)
 
 
 def cosine(optimizer: optim.Optimizer, total_steps: int, *, final: float = 0.0) -> LRScheduler:
-    """Half a cosine, from the learning rate to `final` at the last step."""
+    """Lower the learning rate along half a cosine.
+
+    Args:
+        optimizer: the optimiser. Its learning rate is the first one.
+        total_steps: steps of the training.
+        final: the learning rate after the last step.
+    """
     return CosineAnnealingLR(optimizer, T_max=total_steps, eta_min=final)
 
 
@@ -151,7 +185,19 @@ def onecycle(
     final_div_factor: float = 1e4,
     cycle_momentum: bool = False,
 ) -> LRScheduler:
-    """Up to the learning rate in the first `pct_start` of the steps, then down to nearly nothing (Smith 2018)."""
+    """Raise the learning rate in the first part of the steps, then lower it to almost 0.
+
+    Reference:
+        Smith and Topin 2017, "Super-Convergence", https://arxiv.org/abs/1708.07120.
+
+    Args:
+        optimizer: the optimiser. Its learning rate is the highest one.
+        total_steps: steps of the training.
+        pct_start: share of the steps that raise it.
+        div_factor: the highest rate, divided by the first.
+        final_div_factor: the first rate, divided by the last.
+        cycle_momentum: True to lower the momentum while the rate rises.
+    """
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(
         optimizer,
@@ -171,7 +217,15 @@ def step(
     milestones: Sequence[float] = (0.5, 0.75, 0.89, 0.94),
     gamma: float = 0.25,
 ) -> LRScheduler:
-    """Times `gamma` at each milestone, a fraction of the steps (defaults: Nokland & Eidnes 2019)."""
+    """Multiply the learning rate by `gamma` at each milestone.
+
+    Args:
+        optimizer: the optimiser.
+        total_steps: steps of the training.
+        milestones: shares of the steps. The defaults are those of Nokland and Eidnes 2019,
+            https://arxiv.org/abs/1901.06656.
+        gamma: the factor.
+    """
     return MultiStepLR(optimizer, [round(m * total_steps) for m in milestones], gamma)
 
 
@@ -184,13 +238,36 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
 
 
 def make_schedule(spec: Spec, optimizer: optim.Optimizer, total_steps: int | None) -> LRScheduler:
-    """A schedule of SCHEDULES, stepped once per training step.
+    """Return a schedule of SCHEDULES, which is stepped once per training step.
+
+    Args:
+        spec: a name, or a name and options. Its `total_steps` may be larger than those of the training, which then
+            ends within the schedule.
+        optimizer: the optimiser whose learning rate it sets.
+        total_steps: steps of the training, for a spec without `total_steps`; None if unknown.
 
     Raises:
         UserError: an unknown name or option, or a schedule that must know the number of steps and does not.
     """
     name, options = split_spec(spec, "schedule")
-    if total_steps is None and name != "constant":
-        raise UserError(f"total_steps: found None, but schedule '{name}' must know how long training is. Give a number")
-    schedule: LRScheduler = build(SCHEDULES, {"name": name, **options}, optimizer, total_steps or 1, section="schedule")
+    if total_steps is not None:
+        options.setdefault("total_steps", total_steps)
+    if name in SCHEDULES and name != "constant":
+        _check_length(name, options.get("total_steps"), total_steps)
+    schedule: LRScheduler = build(SCHEDULES, {"name": name, **options}, optimizer, section="schedule")
     return schedule
+
+
+def _check_length(name: str, steps: Any, training: int | None) -> None:
+    """Raise UserError if the schedule does not know its length, or is shorter than the training."""
+    if steps is None:
+        raise UserError(
+            f"schedule.total_steps: missing; '{name}' must know how many steps the training takes. Use "
+            f"{{'name': '{name}', 'total_steps': 1000}}"
+        )
+    # Past its end onecycle raises, and cosine would go up again.
+    if training is not None and isinstance(steps, int) and steps < training:
+        raise UserError(
+            f"schedule.total_steps: found {steps}, allowed: at least {training}, the steps of the training. Leave it "
+            "out, so that it is filled in"
+        )

@@ -1,11 +1,9 @@
-"""How forward passes are computed: the number type of products, and the library that computes them.
+"""The arithmetic of forward passes: the number type of matrix products, and the library that computes them.
 
-Float32 matrix products at full speed on AMD processors.
-
-There torch hands float32 products to MKL, which runs them at half the speed of oneDNN (97 against 205 GFLOP/s a core on
-an EPYC, at a relative error of 2.5e-7 against 4.0e-7). torch has no switch between the two but the one that also
-permits oneDNN to round to bfloat16, which it does where a processor has AMX. So the switch is thrown only on an AMD
-processor on which a check finds float32 accuracy, only while a trainer computes, and is put back afterwards.
+On AMD processors torch gives float32 products to MKL, which is half as fast there as oneDNN: 97 against 205 GFLOP/s per
+core on an EPYC, at a relative error of 2.5e-7 against 4.0e-7. torch has only one switch from MKL to oneDNN, and this
+switch also permits oneDNN to round to bfloat16. oneDNN does so on processors with AMX. So we use the switch only on an
+AMD processor, only after a check has found float32 accuracy, and only while a trainer computes.
 """
 
 import logging
@@ -20,7 +18,7 @@ import torch
 from bpfree.training.processor import multiplies_bfloat16
 
 Precision = Literal["auto", "float32", "float32_torch", "bfloat16"]
-"""See `Trainer`."""
+"""Number types of forward passes; `bpfree.training.compute.Compute` describes them."""
 
 log = logging.getLogger(__name__)
 
@@ -29,36 +27,41 @@ _SHAPES = ((128, 1000, 1000), (256, 784, 64), (33, 77, 129))
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """The precision to compute in; "auto" is "bfloat16" where the device multiplies it in hardware, else "float32".
+    """Return the precision to compute in; "auto" becomes "bfloat16" or "float32".
 
-    A log line tells the choice; a warning tells where bfloat16 is asked for and emulated.
+    "auto" is bfloat16 where the device multiplies it in hardware. A line in the log names this choice. A warning is
+    logged if the user asks for bfloat16 and the device only emulates it.
+
+    Args:
+        precision: the user's choice.
+        device: the device of the net.
     """
     fast = precision in ("auto", "bfloat16") and multiplies_bfloat16(device)
     if precision == "auto":
         chosen: Precision = "bfloat16" if fast else "float32"
-        log.info("precision: %s, since %s bfloat16 in hardware", chosen, _who(device, fast))
+        log.info("precision: %s, since %s bfloat16 in hardware", chosen, _ability(device, fast))
         return chosen
     if precision == "bfloat16" and not fast:
         log.warning(
             "precision: bfloat16, but %s it in hardware; a step took 11 times as long as in float32 where this was "
             "measured. Use precision=auto or float32",
-            _who(device, fast),
+            _ability(device, fast),
         )
     return precision
 
 
-def _who(device: torch.device, fast: bool) -> str:
+def _ability(device: torch.device, fast: bool) -> str:
     name = "processor" if device.type == "cpu" else f"device ({device.type})"
     return f"this {name} {'multiplies' if fast else 'does not multiply'}"
 
 
 def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Within it, forward passes are computed so.
+    """Return a context in which forward passes are computed in a precision.
 
     Args:
-        precision: "float32", by whatever library is accurate and fast; "float32_torch", as torch would; "bfloat16",
-            under autocast. Not "auto", of which `resolve` makes one of these.
-        device: on which.
+        precision: "float32": by the library that is accurate and fast. "float32_torch": by the library that torch
+            chooses. "bfloat16": under autocast. Not "auto"; `resolve` turns it into one of these.
+        device: the device of the net.
     """
     assert precision != "auto"
     if precision == "float32":
@@ -71,13 +74,21 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
 
 @contextmanager
 def fast_float32() -> Iterator[None]:
-    """Within it, float32 products on the CPU are as fast as float32 accuracy allows; afterwards all is as before."""
+    """Compute float32 products on the CPU within the block as fast as float32 accuracy allows.
+
+    `bpfree.Trainer` does so by itself. This function is for code that calls `rule.gradients` directly. Afterwards torch
+    is set as it was before.
+
+    Example:
+        >>> with fast_float32():
+        ...     product = torch.ones(2, 3) @ torch.ones(3, 1)
+    """
     switch = _switch()
     if switch is None or not keeps_accuracy():
         yield
         return
     before = switch.fp32_precision
-    switch.fp32_precision = "bf16"
+    switch.fp32_precision = "bf16"  # permits bfloat16, but keeps_accuracy has seen that it is not used
     try:
         yield
     finally:
@@ -86,9 +97,10 @@ def fast_float32() -> Iterator[None]:
 
 @cache
 def keeps_accuracy() -> bool:
-    """Whether this processor gains and float32 accuracy is kept; checked once, by products of several shapes.
+    """Return True if the switch makes float32 products faster on this processor, and they keep float32 accuracy.
 
-    Nothing is timed, so the answer is the same on every call and every start on a machine.
+    The accuracy is checked once, by products of several shapes. Nothing is timed: the answer depends on the machine
+    alone, and so do the bits of a training.
     """
     switch = _switch()
     if switch is None or not _is_amd():
@@ -102,7 +114,7 @@ def keeps_accuracy() -> bool:
 
 
 def _switch() -> Any:
-    """What torch lets one set: an object with `fp32_precision`, of torch 2.9 and newer, or None."""
+    """Return the object of torch whose `fp32_precision` is the switch, or None before torch 2.9."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     switch = getattr(torch.backends.mkldnn, "matmul", None)
@@ -117,6 +129,7 @@ def _is_amd() -> bool:
 
 
 def _error(rows: int, inner: int, columns: int) -> float:
+    """Return the relative error of a float32 product [rows, inner] @ [inner, columns]."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(rows, inner, generator=generator)
     b = torch.randn(inner, columns, generator=generator)

@@ -1,31 +1,36 @@
-"""What the processor or GPU of this machine can do, as far as it decides how we compute."""
+"""Abilities of the processor or GPU of this machine that decide how we compute."""
 
 import os
 import platform
 
 import torch
 
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # read by oneDNN when it starts
+# oneDNN reads these variables when it starts. They limit the instructions that it uses.
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 _WITHOUT_BFLOAT16 = (*_WITHOUT_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def is_x86() -> bool:
-    """Whether the processor is of the x86-64 family."""
+    """Return True if the processor is of the x86-64 family."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def has_avx512() -> bool:
-    """Whether torch and oneDNN compute with AVX-512 on this processor; environment variables may forbid it."""
+    """Return True if torch and oneDNN compute with AVX-512 on this processor; environment variables may forbid it."""
     return "AVX512" in torch.backends.cpu.get_cpu_capability() and _limit() not in _WITHOUT_AVX512
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware.
+    """Return True if the device multiplies bfloat16 matrices in hardware.
 
     Where it does not, libraries convert each number back and forth, and a step takes many times as long as in float32.
+
+    Args:
+        device: a CPU or a GPU. Other devices count as if they could not.
     """
     if device.type == "cuda":
+        # Ampere (8.0) was the first with bfloat16. On ROCm torch reports AMD's numbers here, which mean something else.
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
@@ -37,10 +42,10 @@ def _limit() -> str:
 
 
 def _has_instructions(*names: str) -> bool:
-    """Whether the processor has one of them."""
+    """Return True if the processor has one of these sets of instructions."""
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 and newer
-        known = torch.cpu.get_capabilities()
-        return any(known.get(name) for name in names)
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in names)
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             flags = next((line.split() for line in file if line.startswith("flags")), [])

@@ -1,31 +1,37 @@
-"""How far a training is, and when it has gone far enough."""
+"""The progress of a training, and early stopping."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bpfree.errors import UserError
-from bpfree.trackers import Record
+from bpfree.training.listener import Record
 
 FALLING = ("loss", "rmse", "rollout")  # metrics of which less is better
 
 
 @dataclass
 class EarlyStopping:
-    """Stop when a validation metric has not improved for a while; the best weights are then the result.
+    """Stops a training when a validation metric has not improved for a while; the best weights are then the result.
 
     Args:
-        metric: of the validation split; errors (FALLING) are to fall, all others are to rise. Default: accuracy where
-            the task has it, else loss.
-        patience: epochs without improvement.
+        metric: a metric of the validation split. The metrics in FALLING are better when they are lower, all others when
+            they are higher. Default: accuracy if the task has it, else loss.
+        patience: number of epochs without improvement.
     """
 
     metric: str | None = None
     patience: int = 10
 
     def score(self, validation: dict[str, float]) -> float:
-        """Higher is better.
+        """Return a number that is higher for better epochs.
+
+        Args:
+            validation: the metrics of the validation split.
 
         Raises:
-            UserError: no such metric.
+            UserError: the metric is not among them.
         """
         metric = self.metric or ("accuracy" if "accuracy" in validation else "loss")
         if metric not in validation:
@@ -35,36 +41,65 @@ class EarlyStopping:
 
 @dataclass
 class Progress:
-    """How far a training is; saved with a checkpoint, so plain values only."""
+    """The counters and records of a training. A checkpoint contains them, so they are plain values.
+
+    Attributes:
+        step: number of steps taken.
+        sums: sum of each scalar over the steps of the running epoch.
+        counts: number of steps of the running epoch that returned the scalar.
+        best_score: score of the best epoch so far; see `EarlyStopping.score`.
+        best_epoch: number of that epoch; the first is 1.
+        stale: epochs since the best.
+        stopped: True after early stopping.
+        wall_seconds: seconds of training so far, over all processes that continued it.
+        cpu_seconds: CPU seconds likewise.
+        history: a record of each epoch.
+        tracked: records of the trackers' measurements.
+        tracker_cost: by tracker, the `seconds` it took and the number of `measurements`.
+    """
 
     step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # of the scalars of the running epoch's steps
-    counts: dict[str, int] = field(default_factory=dict)  # of the steps that told it
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int = 0
-    stale: int = 0  # epochs since the best
+    stale: int = 0
     stopped: bool = False
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
-    history: list[Record] = field(default_factory=list)  # of epochs
-    tracked: list[Record] = field(default_factory=list)  # of trackers
-    tracker_cost: dict[str, dict[str, float]] = field(default_factory=dict)  # by tracker: seconds, measurements
+    history: list[Record] = field(default_factory=list)
+    tracked: list[Record] = field(default_factory=list)
+    tracker_cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, name: str, value: float) -> None:
-        """Add what a step told."""
+        """Add a scalar of one step to the sums of the running epoch.
+
+        Args:
+            name: the name of the scalar.
+            value: its value.
+        """
         self.sums[name] = self.sums.get(name, 0.0) + value
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """Of the running epoch, so far."""
+        """Return the mean of each scalar over the steps of the running epoch."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
-    def judge(self, record: Record, early_stopping: EarlyStopping | None) -> None:
-        """Note whether this epoch is the best so far, and whether to stop.
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the wall and CPU seconds of the block, unless it raises."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall_seconds += time.perf_counter() - wall
+        self.cpu_seconds += time.process_time() - cpu
+
+    def compare_with_best(self, record: Record, early_stopping: EarlyStopping | None) -> None:
+        """Note if this epoch is the best so far, and if the training stops.
 
         Args:
-            record: of the epoch.
-            early_stopping: None to go on in any case.
+            record: the record of the epoch.
+            early_stopping: None to continue in any case. The best epoch is then the one with the best validation
+                accuracy or loss; without a validation split, with the lowest training loss.
         """
         if "validation" in record:
             score = (early_stopping or EarlyStopping()).score(record["validation"])

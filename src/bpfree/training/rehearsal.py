@@ -1,18 +1,19 @@
-"""Decide whether the feature maps of a net lie channels last in memory while it trains.
+"""The decision if the feature maps of a net lie channels last in memory while it trains.
 
-Convolutions on a CPU are up to 1.7 times as fast then, and so are those in bfloat16 on a GPU. The samples are put in
-that order, and what convolutions make of them follows. Nothing is done to the net: its weights stay where they are.
+With channels last, convolutions are up to 1.7 times as fast on a CPU, and in bfloat16 on a GPU. We put only the samples
+in this order; the outputs of convolutions then follow. The net does not change: its weights stay as they are.
 
-The order is used where it is known to gain, where no known fault of a library forbids it, and where a rehearsal on
-copies of net and rule passes: some nets cannot run with it (`x.view(len(x), -1)` behind a convolution raises), and so
-cannot some derivatives (forward-mode ones of GroupNorm). The decision is kept in checkpoints.
+The order is used if three conditions hold. It is known to be faster for such a net. No known fault of a library forbids
+it. And a rehearsal on copies of net and rule passes, because some nets cannot run in this order
+(`x.view(len(x), -1)` after a convolution raises), and some derivatives do not exist (forward mode of GroupNorm).
+Checkpoints contain the decision.
 """
 
 import copy
 import logging
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +21,25 @@ from torch import Tensor, nn
 from bpfree.inputs import Inputs, tensors_of
 from bpfree.local.channels_last import channels_last
 from bpfree.noise import Noise
+from bpfree.rule import Rule
+from bpfree.training.compute import arithmetic_of
 from bpfree.training.precision import Precision
 from bpfree.training.processor import has_avx512, is_x86
-from bpfree.types import Batch
-
-if TYPE_CHECKING:
-    from bpfree.training.trainer import Trainer
+from bpfree.types import Batch, Task
 
 log = logging.getLogger(__name__)
 
 _KEY = Noise().fold("rehearsal")
-_FEW = 16  # samples of a rehearsal
-_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative; roundings differ by the order of sums
+_FEW = 16  # samples of a rehearsal; a whole batch would take the time of a step
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative; two orders add numbers in another sequence
 
 
 class Fault(NamedTuple):
     """A fault of a library that shows only with channels last.
 
     Attributes:
-        link: where it is described.
-        hits: whether it can hit a training of these modules, net and rule, on the CPU.
+        link: address of its description.
+        hits: a function of net and rule that returns True if the fault can occur in their training on the CPU.
     """
 
     link: str
@@ -47,13 +47,15 @@ class Fault(NamedTuple):
 
 
 def _narrow_strided_1x1(*modules: nn.Module) -> bool:
-    """A strided 1x1 convolution with fewer than 8 input channels, on a processor without AVX-512.
+    """Return True for a strided 1x1 convolution with fewer than 8 input channels, on a processor without AVX-512.
 
-    The backward pass writes past the end of its workspace: the process dies, or gradients are wrong.
+    oneDNN's backward pass then writes past the end of its workspace: the process dies, or gradients are wrong.
     """
     if not is_x86() or has_avx512():
         return False
     layers = [layer for module in modules for layer in module.modules()]
+    # Weights may also belong to modules other than Conv2d. So every weight of that shape counts, unless a Conv2d of
+    # stride 1 has it.
     safe = {id(layer.weight) for layer in layers if isinstance(layer, nn.Conv2d) and set(layer.stride) == {1}}
     return any(
         p.dim() == 4 and p.shape[2:] == (1, 1) and p.shape[1] < 8 and id(p) not in safe
@@ -65,61 +67,86 @@ def _narrow_strided_1x1(*modules: nn.Module) -> bool:
 FAULTS = (Fault("https://github.com/uxlfoundation/oneDNN/issues/6035", _narrow_strided_1x1),)
 
 
-def allows_channels_last(trainer: "Trainer", batch: Batch) -> bool:
-    """Whether the samples of this training are to lie channels last.
+def allows_channels_last(
+    net: nn.Module, rule: Rule, task: Task, batch: Batch, precision: Precision, decided: bool | None
+) -> bool:
+    """Return True if the samples of a training are to lie channels last.
 
     Args:
-        trainer: its rule is bound. Its `channels_last` is what was decided when the training began, if it goes on with
-            one or uses its weights; a known fault of a library on this machine still forbids the order.
-        batch: the first of the training.
+        net: the net.
+        rule: bound to the net.
+        task: the task.
+        batch: the first batch of the training.
+        precision: the number type of forward passes.
+        decided: the decision in the checkpoint of a training that goes on, or whose weights are used; None if there is
+            not one. A known fault of a library on this machine still forbids the order.
     """
-    if not gains(trainer.net, batch.x, trainer.precision):
+    if not gains(net, batch.x, precision):
         return False
-    hitting = [fault.link for fault in FAULTS if fault.hits(trainer.net, trainer.rule)]
+    hitting = [fault.link for fault in FAULTS if fault.hits(net, rule)]
     if hitting and batch.device.type == "cpu":
         log.info("net: feature maps do not lie channels last, because of a fault of a library: %s", hitting[0])
         return False
-    return _passes(trainer, batch) if trainer.channels_last is None else trainer.channels_last
+    return _Rehearsal(net, rule, task, precision).passes(batch) if decided is None else decided
 
 
-def _passes(trainer: "Trainer", batch: Batch) -> bool:
-    """Rehearse a step in both orders."""
-    with warnings.catch_warnings(), _KEY.global_rng(batch.device):
-        warnings.simplefilter("ignore")  # the training will give them
-        for some in (batch.first(_FEW), batch):  # few samples may be too few for the rule
-            try:
-                expected = _outcome(trainer, some, training=False)
-            except Exception as error:  # whatever a foreign net or rule raises; the training itself will tell
-                log.debug("rehearsal: %s", error)
-                continue
-            ordered = some._replace(x=channels_last(some.x))
-            try:
-                _outcome(trainer, ordered, training=True)
-                found = _outcome(trainer, ordered, training=False)
-            except Exception as error:
-                log.info("net: feature maps do not lie channels last, since then it fails: %s", error)
-                return False
-            return alike(found, expected, trainer.precision)
-    return False
+class _Rehearsal(NamedTuple):
+    """A step that is tried on copies of net and rule, in both orders."""
 
+    net: nn.Module
+    rule: Rule
+    task: Task
+    precision: Precision
 
-def _outcome(trainer: "Trainer", batch: Batch, *, training: bool) -> list[Tensor | None]:
-    """Prediction and gradients of copies of net and rule. Without `training` dropout is off, to compare them."""
-    net, rule = copy.deepcopy((trainer.net, trainer.rule))
-    net.train(training)
-    rule.train(training)
-    with trainer.arithmetic():
-        if rule.needs_derivatives:
-            rule.gradients(net, trainer.task, batch, _KEY)
-        net.eval()
-        rule.eval()
-        with torch.no_grad():
-            out = rule.predict(net, batch.x)
-    return [out, *(p.grad for p in (*net.parameters(), *rule.parameters()))]
+    def passes(self, batch: Batch) -> bool:
+        """Return True if the step works with channels last and its outcome is that of the other order."""
+        with warnings.catch_warnings(), _KEY.global_rng(batch.device):
+            warnings.simplefilter("ignore")  # the training will give them
+            for part in (batch.first(_FEW), batch):  # few samples may be too few for the rule
+                try:
+                    expected = self.outcome(part, training=False)
+                except Exception as error:  # whatever a foreign net or rule raises; the training itself will raise it
+                    log.debug("rehearsal: %s", error)
+                    continue
+                ordered = part._replace(x=channels_last(part.x))
+                try:
+                    self.outcome(ordered, training=True)
+                    outcome = self.outcome(ordered, training=False)
+                except Exception as error:
+                    log.info("net: feature maps do not lie channels last, since then it fails: %s", error)
+                    return False
+                return alike(outcome, expected, self.precision)
+        return False
+
+    def outcome(self, batch: Batch, *, training: bool) -> list[Tensor | None]:
+        """Return the prediction, and the gradients of net and rule.
+
+        Args:
+            batch: the samples, in either order.
+            training: False to switch dropout off. Its masks are drawn in the order in which values lie in memory, so
+                two orders would not be alike.
+        """
+        net, rule = copy.deepcopy((self.net, self.rule))  # together: a rule may hold modules of the net
+        net.train(training)
+        rule.train(training)
+        with arithmetic_of(rule, self.precision, batch.device):
+            if rule.needs_derivatives:
+                rule.gradients(net, self.task, batch, _KEY)
+            net.eval()
+            rule.eval()
+            with torch.no_grad():
+                out = rule.predict(net, batch.x)
+        return [out, *(p.grad for p in (*net.parameters(), *rule.parameters()))]
 
 
 def gains(net: nn.Module, x: Inputs, precision: Precision) -> bool:
-    """Whether a net with such inputs is faster with channels last, as was measured."""
+    """Return True if a net with such inputs was faster with channels last in our measurements.
+
+    Args:
+        net: the net.
+        x: samples, for their shapes, types and device.
+        precision: the number type of forward passes.
+    """
     maps = [t for t in tensors_of(x) if t.dim() == 4 and t.dtype == torch.float32]
     if not maps or not any(p.dim() == 4 and p.dtype == torch.float32 for p in net.parameters()):
         return False
@@ -130,10 +157,18 @@ def gains(net: nn.Module, x: Inputs, precision: Precision) -> bool:
 
 
 def alike(found: list[Tensor | None], expected: list[Tensor | None], precision: Precision) -> bool:
-    """Whether two outcomes differ by no more than rounding. An error counts beside the largest norm of all too."""
+    """Return True if two outcomes of a rehearsal differ by no more than rounding.
+
+    Args:
+        found: the tensors with channels last; None for a parameter without a gradient.
+        expected: the tensors of the ordinary order.
+        precision: the number type of forward passes.
+    """
     tolerance = _TOLERANCES[torch.bfloat16 if precision == "bfloat16" else torch.float32]
     if [t is None for t in found] != [t is None for t in expected]:
         return False
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
+    # A gradient that is zero but for rounding, such as that of a bias before batch norm, has no meaningful relative
+    # error. So a share of the largest norm is added to each norm.
     small = 1e-3 * max(float(b.norm()) for _, b in pairs)
     return all(float((a - b).norm()) <= tolerance * (float(b.norm()) + small) for a, b in pairs)

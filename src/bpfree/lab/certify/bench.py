@@ -11,7 +11,7 @@ from bpfree.lab.certify.layers import Layers
 from bpfree.lab.certify.watch import retained
 from bpfree.noise import Noise
 from bpfree.rule import Rule
-from bpfree.training.divergence import explained
+from bpfree.training.divergence import explain_first_step
 from bpfree.types import Batch, Scalars, Task
 
 Gradients = dict[str, Tensor]
@@ -78,7 +78,7 @@ class Bench:
             self.run()
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
-                with explained(self.batch):
+                with explain_first_step(self.batch):
                     raise
             self.shares_graph = True
             self.run()

@@ -27,7 +27,7 @@ from bpfree.lab.compare.measure import (
 )
 from bpfree.lab.compare.page import write_comparison
 from bpfree.lab.compare.plan import BASELINE, Entry, Group, plan
-from bpfree.lab.jobs.jobs import Job, Told, run_jobs
+from bpfree.lab.jobs.jobs import Job, OnProgress, run_jobs
 from bpfree.lab.jobs.machine import cores, jobs_at_once, processor
 from bpfree.runs.folder import place
 
@@ -64,7 +64,7 @@ def compare(
     target: float | None = None,
     overrides: Sequence[str] = (),
     command: str | None = None,
-    told: Told = lambda running, done, total: None,
+    on_progress: OnProgress = lambda running, done, total: None,
 ) -> Comparison:
     """Train rules on the same net, data and epochs, with backprop beside them, and report.
 
@@ -79,7 +79,7 @@ def compare(
         target: seconds are told until the validation metric has come so far; default: 95 % of backprop's best.
         overrides: `section.key=value`, of every config.
         command: that leads here, for the report.
-        told: of the progress; see `bpfree.lab.jobs.jobs`.
+        on_progress: called whenever a run begins or ends; see `bpfree.lab.jobs.jobs.OnProgress`.
 
     Raises:
         UserError: an unknown name, an object in place of a name, or a folder with another comparison's runs.
@@ -96,7 +96,7 @@ def compare(
     planned = {g.name: {e.name: _jobs(g, e, seeds, root, alone=len(groups) == 1) for e in g.entries} for g in groups}
     rows = [[row for row in entries.values() if row] for entries in planned.values()]
     every = [job for group in rows for of_a_seed in zip(*group, strict=True) for job in of_a_seed]
-    failed = run_jobs(every, jobs or jobs_at_once(), told)
+    failed = run_jobs(every, jobs or jobs_at_once(), on_progress)
     record = {
         "command": command,
         "date": date.today().isoformat(),

@@ -2,7 +2,7 @@
 
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,7 @@ def _lead(group: dict[str, Any]) -> str:
     seeds = max(len(row["runs"]) for row in trained)
     times = "seed" if seeds == 1 else "seeds"
     net = group["config"]["net"]
-    options = ", ".join(f"{key} {value}" for key, value in net.items() if key != "name")
-    described = f"{net['name']} ({options})" if options else net["name"]
+    described = _spec_in_words(net)
     epochs = group["config"]["train"]["epochs"]
     return f"{len(trained)} ways to train {described}: {epochs} epochs, {seeds} {times}."
 
@@ -268,3 +267,11 @@ def _ticks(axes: Axes, *, logarithmic: bool) -> None:
 def command_line(arguments: Sequence[str]) -> str:
     """As one would type it."""
     return shlex.join(["bpfree", *arguments])
+
+
+def _spec_in_words(spec: object) -> object:
+    """A section as text, such as "denoiser (backbone conv (norm True), blocks 10)"; other values stay as they are."""
+    if not isinstance(spec, Mapping):
+        return spec
+    options = ", ".join(f"{key} {_spec_in_words(value)}" for key, value in spec.items() if key != "name")
+    return " ".join(str(part) for part in (spec.get("name"), f"({options})" if options else None) if part)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from bpfree.errors import UserError
-from bpfree.nets.denoiser import Backbone
+from bpfree.nets.denoiser import BackboneName
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.runs.config import Config, parse
@@ -15,7 +15,6 @@ from bpfree.spec import lookup
 
 BASELINE = "backprop"
 _RECIPE = ("rule", "optimizer", "schedule")
-_OF_CONVOLUTIONS = ("conv_norm", "dropout")  # options of a denoiser whose backbone has them
 
 
 @dataclass
@@ -158,13 +157,19 @@ def _add_baseline_of_own_nets(group: Group) -> None:
 
 def _like(own: dict[str, Any], net: dict[str, Any]) -> dict[str, Any]:
     """A net that has a backbone, with one of the kind that the others are trained on."""
-    if "backbone" not in own or net["name"] not in get_args(Backbone) or own["backbone"] == net["name"]:
+    if "backbone" not in own or net["name"] not in get_args(BackboneName) or _backbone(own) == net["name"]:
         return own
-    return {k: v for k, v in own.items() if k not in _OF_CONVOLUTIONS} | {"backbone": net["name"]}
+    return own | {"backbone": net["name"]}  # the bare name: options of another backbone would not fit
+
+
+def _backbone(net: dict[str, Any]) -> str | None:
+    """The name of a net's backbone, which is a name or a section."""
+    backbone = net.get("backbone")
+    return backbone.get("name") if isinstance(backbone, Mapping) else backbone
 
 
 def _own_net(net: dict[str, Any]) -> str:
-    kind = f"{net['name']}, {net['backbone']}" if "backbone" in net else net["name"]
+    kind = f"{net['name']}, {_backbone(net)}" if "backbone" in net else net["name"]
     return f"on a net of its own ({kind})"
 
 

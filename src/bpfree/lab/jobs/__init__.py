@@ -1,1 +1,1 @@
-"""Many trainings at once, each in a process of its own."""
+"""Many trainings at once, each in its own process."""

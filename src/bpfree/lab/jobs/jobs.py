@@ -1,4 +1,4 @@
-"""Many runs, several at a time, each in a process and with a thread of its own."""
+"""Many trainings, several at a time, each in its own process and with one thread."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ from bpfree.lab.jobs.fork_server import KILLED_SERVER, Server
 from bpfree.runs import folder
 from bpfree.runs.config import Config
 
-Told = Callable[[Sequence["Job"], int, int], object]
-"""Called with the jobs that run, how many are over, and how many there are."""
+OnProgress = Callable[[Sequence["Job"], int, int], object]
+"""A function that is called with the running jobs, the number of finished jobs and the number of all jobs."""
 _LOOK_EVERY = 0.1  # seconds
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training and where its run is to be.
+    """A training, and the folder for its run.
 
     Attributes:
-        name: for people.
-        config: complete.
-        folder: of the run. One that is there already is not run again, and an interrupted one goes on.
+        name: shown to people in progress bars and errors.
+        config: the complete config.
+        folder: the run folder. A finished run there is not repeated, and an interrupted run goes on.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Job:
     folder: Path
 
     def is_over(self) -> bool:
-        """Whether its run is there, whole.
+        """Return True if the folder holds the finished run.
 
         Raises:
             UserError: the folder holds a run of another config.
@@ -41,49 +41,49 @@ class Job:
         _refuse_another(self)
         return folder.read_result(self.folder) is not None
 
-    def arguments(self) -> list[str]:
-        """Of the `bpfree` that trains it, from the beginning or from where it was interrupted."""
-        if (self.folder / folder.CONFIG).exists():
-            place = [] if self.config.data.dir is None else ["--data-dir", self.config.data.dir]
-            return ["train", "--resume", str(self.folder), "--trust", *place]  # `is_over` saw that it is this config
-        return ["train", str(self.config_file), "--out", str(self.folder)]
-
     @property
     def config_file(self) -> Path:
-        """What it is started with, beside the run."""
+        """The file beside the run folder from which the training reads its config."""
         return self.folder.parent / f"{self.folder.name}.yaml"
 
     @property
     def log_file(self) -> Path:
-        """What its process says, beside the run."""
+        """The file beside the run folder that gets what the training prints."""
         return self.folder.parent / f"{self.folder.name}.log"
 
 
 def run_jobs(
     jobs: Sequence[Job],
     at_once: int,
-    told: Told = lambda running, done, total: None,
+    on_progress: OnProgress = lambda running, done, total: None,
 ) -> dict[str, str]:
-    """Run those that are not over.
+    """Train every job that is not over.
+
+    A job that fails does not stop the others.
 
     Args:
-        jobs: in the order in which they are started.
-        at_once: how many processes.
-        told: called whenever one begins or ends.
+        jobs: started in this order.
+        at_once: the number of jobs that run at the same time.
+        on_progress: called whenever a job begins or ends, from any thread but never from two at once.
 
     Returns:
-        What went wrong, by the job's name; the others go on all the same.
+        The error of each failed job, by the job's name.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; every running job has kept a checkpoint by then.
+        UserError: a folder holds a run of another config.
+        KeyboardInterrupt: Ctrl-C was pressed. By then every running job has kept a checkpoint.
+
+    Example:
+        >>> run_jobs([], at_once=2)
+        {}
     """
-    queue = _Queue(jobs, told)
+    queue = _Queue(jobs, on_progress)
     workers = [threading.Thread(target=queue.work) for _ in range(min(at_once, len(queue.waiting)))]
     for worker in workers:
         worker.start()
     try:
         for worker in workers:
-            while worker.is_alive():  # a wait without end would not hear Ctrl-C on every system
+            while worker.is_alive():  # on Windows, a join without a timeout blocks Ctrl-C
                 worker.join(_LOOK_EVERY)
     finally:
         queue.stop()
@@ -93,40 +93,52 @@ def run_jobs(
 
 
 class _Queue:
-    """What is to be done, what is going on, and what went wrong."""
+    """The jobs that wait, run and failed, shared by the threads that work on them.
 
-    def __init__(self, jobs: Sequence[Job], told: Told) -> None:
+    Args:
+        jobs: all jobs; jobs that are over do not wait.
+        on_progress: called whenever a job begins or ends.
+
+    Attributes:
+        waiting: jobs that have not begun, the next one first.
+        total: the number of all jobs.
+        running: the server that trains each running job; None until the job has one.
+        stopped: True after `stop`.
+        failed: the error of each failed job, by its name.
+    """
+
+    def __init__(self, jobs: Sequence[Job], on_progress: OnProgress) -> None:
         self.waiting = [job for job in jobs if not job.is_over()]
         self.total = len(jobs)
         self.running: dict[Job, Server | None] = {}
         self.stopped = False
         self.failed: dict[str, str] = {}
-        self._told = told
-        self._lock = threading.Lock()
+        self._on_progress = on_progress
+        self._lock = threading.Lock()  # held for every read and write of the attributes above
 
     def work(self) -> None:
-        """Take one job after another."""
+        """Train one job after another until none waits; each thread calls this once, and has its own server."""
         server: Server | None = None
         while (job := self._next()) is not None:
             error = ""
             try:
-                arguments = _prepare(job)
+                _prepare(job)
                 if server is None:
                     server = Server()
                 if self._begin(job, server):
-                    status = server.run(arguments, job.log_file)
-                    if status == KILLED_SERVER:
+                    status = server.run(job.config_file, job.folder, job.log_file)
+                    if status == KILLED_SERVER:  # for example by a system without memory; the next job gets a new one
                         server.close()
                         server = None
                     error = _last_words(job) if status else ""
-            except (UserError, OSError) as failed:  # of this job; the others go on
+            except (UserError, OSError) as failed:  # an error of this job; the others go on
                 error = str(failed)
-            self._over(job, error)
+            self._end(job, error)
         if server is not None:
             server.close()
 
     def stop(self) -> None:
-        """Interrupt what is going on; nothing new begins."""
+        """Interrupt the running jobs, and let no other job begin."""
         with self._lock:
             self.waiting.clear()
             self.stopped = True
@@ -135,39 +147,43 @@ class _Queue:
                     server.interrupt()
 
     def _next(self) -> Job | None:
+        """Take the next waiting job, or return None if there is none."""
         with self._lock:
             if not self.waiting:
                 return None
             job = self.waiting.pop(0)
             self.running[job] = None
-            self._tell()
+            self._report()
             return job
 
     def _begin(self, job: Job, server: Server) -> bool:
-        """Let `stop` know what runs the job; false if it was called before."""
+        """Let `stop` know which server trains a job; return False if `stop` was called before."""
         with self._lock:
             self.running[job] = server
             return not self.stopped
 
-    def _over(self, job: Job, error: str) -> None:
+    def _end(self, job: Job, error: str) -> None:
+        """Note that a job has ended, and its error if it has one."""
         with self._lock:
             del self.running[job]
             if error:
                 self.failed[job.name] = error
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
-        self._told(list(self.running), self.total - len(self.waiting) - len(self.running), self.total)
+    def _report(self) -> None:
+        """Call `on_progress`; the caller holds the lock."""
+        self._on_progress(list(self.running), self.total - len(self.waiting) - len(self.running), self.total)
 
 
-def _prepare(job: Job) -> list[str]:
+def _prepare(job: Job) -> None:
+    """Write the config file of a job, and delete its log."""
     make_folder(job.folder.parent)
-    job.log_file.unlink(missing_ok=True)  # of an earlier try
+    job.log_file.unlink(missing_ok=True)  # the last words of an earlier try must not be reported again
     write_text(job.config_file, job.config.dump())
-    return job.arguments()
 
 
 def _last_words(job: Job) -> str:
+    """Return why a job failed: the last line of its log."""
     try:
         text = job.log_file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -177,12 +193,13 @@ def _last_words(job: Job) -> str:
 
 
 def _refuse_another(job: Job) -> None:
-    there = folder.read_config(job.folder)
+    """Raise UserError if the run in a job's folder has another config. Data folder and device may differ."""
+    begun = folder.read_config(job.folder)
     for section, wanted in job.config.plain().items():
-        found = there.get(section)
+        there = begun.get(section)
         pairs = wanted.items() if isinstance(wanted, dict) else [(None, wanted)]
         for key, value in pairs:
-            other = found.get(key) if isinstance(found, dict) else found
+            other = there.get(key) if isinstance(there, dict) else there
             if other != value and (section, key) not in (("data", "dir"), ("train", "device")):
                 name = section if key is None else f"{section}.{key}"
                 raise UserError(

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from bpfree.lab.ledger.status import Standing, Verdict
+from bpfree.lab.ledger.status import Status, Verdict
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "Backprop and the control": ("backprop", "shallow"),
@@ -36,101 +36,101 @@ it is the recipe alone (optimiser, epochs, precision). CPU s is training and val
 training step takes beyond parameters and optimiser state; both are means."""
 
 
-def render(standings: Sequence[Standing]) -> str:
+def render(statuses: Sequence[Status]) -> str:
     """The page."""
-    parts = [_HEADER.format(counts=_counts(standings))]
+    parts = [_HEADER.format(counts=_counts(statuses))]
     families = {rule: family for family, rules in FAMILIES.items() for rule in rules}
     for family in (*FAMILIES, _OTHERS):
-        own = [standing for standing in standings if families.get(standing.entry.rule, _OTHERS) == family]
+        own = [status for status in statuses if families.get(status.entry.rule, _OTHERS) == family]
         if own:
-            rules = [*FAMILIES.get(family, ()), *sorted({standing.entry.rule for standing in own})]
-            own.sort(key=lambda standing: rules.index(standing.entry.rule))
-            parts += [f"## {family}", _table(own), *(_section(standing) for standing in own)]
+            rules = [*FAMILIES.get(family, ()), *sorted({status.entry.rule for status in own})]
+            own.sort(key=lambda status: rules.index(status.entry.rule))
+            parts += [f"## {family}", _table(own), *(_section(status) for status in own)]
     return "\n\n".join(parts) + "\n"
 
 
-def _counts(standings: Sequence[Standing]) -> str:
-    verdicts = [standing.verdict for standing in standings]
+def _counts(statuses: Sequence[Status]) -> str:
+    verdicts = [status.verdict for status in statuses]
     told = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
-    return f"{len(standings)} entries: {told}."
+    return f"{len(statuses)} entries: {told}."
 
 
-def _table(standings: Sequence[Standing]) -> str:
+def _table(statuses: Sequence[Status]) -> str:
     bars = ["---:" if column in _RIGHT else "---" for column in _COLUMNS]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (_COLUMNS, bars, *(_row(s) for s in standings)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (_COLUMNS, bars, *(_row(s) for s in statuses)))
 
 
-def _row(standing: Standing) -> list[str]:
-    entry, runs = standing.entry, standing.runs
+def _row(status: Status) -> list[str]:
+    entry, runs = status.entry, status.runs
     memory = [run.step_memory_bytes for run in runs if run.step_memory_bytes is not None]
     return [
         f"[`{entry.rule}`](#{entry.name})",
         _cell(f"{entry.data}, {entry.net}"),
-        MISSING if entry.published is None else f"[{_number(standing, entry.published)}]({entry.url})",
-        _ours(standing),
-        MISSING if standing.difference is None else _number(standing, standing.difference, "+"),
-        _verdict(standing),
+        MISSING if entry.published is None else f"[{_number(status, entry.published)}]({entry.url})",
+        _ours(status),
+        MISSING if status.difference is None else _number(status, status.difference, "+"),
+        _verdict(status),
         f"{statistics.fmean(run.cpu_seconds for run in runs):,.0f}" if runs else MISSING,
         f"{statistics.fmean(memory) / 1e6:.1f}" if memory else MISSING,
         max(run.date for run in runs).isoformat() if runs else MISSING,
-        _cell("; ".join(_machines(standing))) or MISSING,
+        _cell("; ".join(_machines(status))) or MISSING,
     ]
 
 
-def _verdict(standing: Standing) -> str:
-    compared = standing.verdict in (Verdict.REACHED, Verdict.NOT_REACHED)
-    return standing.verdict.value + (", other setting" if compared and standing.entry.setting else "")
+def _verdict(status: Status) -> str:
+    compared = status.verdict in (Verdict.REACHED, Verdict.NOT_REACHED)
+    return status.verdict.value + (", other setting" if compared and status.entry.setting else "")
 
 
-def _ours(standing: Standing) -> str:
-    if not standing.runs:
+def _ours(status: Status) -> str:
+    if not status.runs:
         return MISSING
-    spread = "" if standing.std is None else f" ± {_number(standing, standing.std)}"
-    wanted = f" of {len(standing.entry.seeds)}" if standing.missing else ""
-    return f"{_number(standing, standing.mean)}{spread} (n = {len(standing.runs)}{wanted})"
+    spread = "" if status.std is None else f" ± {_number(status, status.std)}"
+    wanted = f" of {len(status.entry.seeds)}" if status.missing else ""
+    return f"{_number(status, status.mean)}{spread} (n = {len(status.runs)}{wanted})"
 
 
-def _number(standing: Standing, value: float, sign: str = "-") -> str:
-    return f"{value:{sign}.{standing.entry.places}f}"
+def _number(status: Status, value: float, sign: str = "-") -> str:
+    return f"{value:{sign}.{status.entry.places}f}"
 
 
-def _machines(standing: Standing) -> list[str]:
-    return list(dict.fromkeys(str(run.machine) for run in standing.runs))
+def _machines(status: Status) -> list[str]:
+    return list(dict.fromkeys(str(run.machine) for run in status.runs))
 
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
-def _section(standing: Standing) -> str:
-    entry = standing.entry
+def _section(status: Status) -> str:
+    entry = status.entry
     commands = f"```\nbpfree ledger --run {entry.name}\n{entry.command}\n```"
-    parts = [f"### {entry.name}", " ".join(_facts(standing)), " ".join(entry.about.split()), commands]
+    parts = [f"### {entry.name}", " ".join(_facts(status)), " ".join(entry.about.split()), commands]
     return "\n\n".join(part for part in parts if part)
 
 
-def _facts(standing: Standing) -> list[str]:
+def _facts(status: Status) -> list[str]:
     """Sentences."""
-    entry = standing.entry
+    entry = status.entry
     source = entry.source if entry.url is None else f"[{entry.source}]({entry.url})"
-    figure = "No published figure" if entry.published is None else f"Published: {_number(standing, entry.published)}"
+    figure = "No published figure" if entry.published is None else f"Published: {_number(status, entry.published)}"
     unit = "" if entry.metric == "accuracy" else f" ({entry.metric})"
-    facts = [f"`{entry.rule}`, {_verdict(standing)}. {figure}{unit}; {source}."]
+    facts = [f"`{entry.rule}`, {_verdict(status)}. {figure}{unit}; {source}."]
     if entry.setting:
         facts.append(f"There: {entry.setting}.")
     facts.append(f"Here: {entry.data}, {entry.net}.")
     if entry.tolerance != 0.1:
         facts.append(f"Tolerance: {entry.tolerance:g}.")
-    if standing.outdated:
+    if status.outdated:
         facts.append("Its results are of a config that has changed since, and do not count.")
-    return [*facts, *_measured(standing)]
+    return [*facts, *_measured(status)]
 
 
-def _measured(standing: Standing) -> list[str]:
-    runs = standing.runs
+def _measured(status: Status) -> list[str]:
+    runs = status.runs
     if not runs:
         return []
-    scores = ", ".join(f"{_number(standing, run.score)} (seed {run.seed})" for run in runs)
+    scores = ", ".join(f"{_number(status, run.score)} (seed {run.seed})" for run in runs)
     kinds = [
         f"{run.epochs} epochs, {run.precision}, {run.threads} thread{'s' * (run.threads > 1)}, "
         f"bpfree {run.versions['bpfree']}, torch {run.versions['torch']}"

@@ -20,7 +20,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class Status:
     """An entry and its runs.
 
     Attributes:
@@ -66,7 +66,7 @@ class Standing:
         return [seed for seed in self.entry.seeds if seed not in {run.seed for run in self.runs}]
 
 
-def stand(entry: Entry, results: Path) -> Standing:
+def compare_with_published(entry: Entry, results: Path) -> Status:
     """How an entry stands by its results file.
 
     Raises:
@@ -74,7 +74,7 @@ def stand(entry: Entry, results: Path) -> Standing:
     """
     found = read_results(entry, results)
     if found is None:
-        return Standing(entry, [])
+        return Status(entry, [])
     if not is_of_today(entry, found):
-        return Standing(entry, [], outdated=True)
-    return Standing(entry, [run for run in found.runs if run.seed in entry.seeds])
+        return Status(entry, [], outdated=True)
+    return Status(entry, [run for run in found.runs if run.seed in entry.seeds])

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from bpfree.disk.atomic import write_text
 from bpfree.errors import check_positive
-from bpfree.lab.jobs.jobs import Job, Told, run_jobs
+from bpfree.lab.jobs.jobs import Job, OnProgress, run_jobs
 from bpfree.lab.jobs.machine import jobs_at_once
 from bpfree.lab.ledger.entries import LEDGER, Entry, choose, read_entries
 from bpfree.lab.ledger.page import render
 from bpfree.lab.ledger.results import RESULTS, measure, write_results
-from bpfree.lab.ledger.status import Standing, stand
+from bpfree.lab.ledger.status import Status, compare_with_published
 
 PAGE = Path("docs") / "ledger.md"
 RUNS = Path("runs") / "ledger"
@@ -23,12 +23,12 @@ class Update:
 
     Attributes:
         page: the file.
-        standings: of every entry.
+        statuses: of every entry.
         failed: what went wrong, by the run's name.
     """
 
     page: Path
-    standings: list[Standing]
+    statuses: list[Status]
     failed: dict[str, str]
 
 
@@ -38,7 +38,7 @@ def update(
     *,
     data_dir: Path | None = None,
     jobs: int | None = None,
-    told: Told = lambda running, done, total: None,
+    on_progress: OnProgress = lambda running, done, total: None,
 ) -> Update:
     """Train the seeds of some entries that have no result yet, and write docs/ledger.md anew.
 
@@ -47,7 +47,7 @@ def update(
         names: of the entries to run; None for all.
         data_dir: where data sets are.
         jobs: processes at a time, of one thread each; default: as many as there are cores, or one with a GPU.
-        told: of the progress; see `bpfree.lab.jobs.jobs`.
+        on_progress: called whenever a run begins or ends; see `bpfree.lab.jobs.jobs.OnProgress`.
 
     Raises:
         UserError: there is no ledger, it does not hold, or there is no such entry.
@@ -57,39 +57,41 @@ def update(
         check_positive("jobs", jobs)
     entries = read_entries(root / LEDGER)
     chosen = entries if names is None else choose(entries, names)
-    failed = _run(root, chosen, data_dir, jobs or jobs_at_once(), told) if chosen else {}
-    standings = write_page(root, entries)
-    return Update(root / PAGE, standings, failed)
+    failed = _run(root, chosen, data_dir, jobs or jobs_at_once(), on_progress) if chosen else {}
+    statuses = write_page(root, entries)
+    return Update(root / PAGE, statuses, failed)
 
 
-def write_page(root: Path, entries: Sequence[Entry] | None = None) -> list[Standing]:
+def write_page(root: Path, entries: Sequence[Entry] | None = None) -> list[Status]:
     """Write docs/ledger.md, and say how entries stand."""
-    standings = [stand(entry, root / RESULTS) for entry in entries or read_entries(root / LEDGER)]
+    statuses = [compare_with_published(entry, root / RESULTS) for entry in entries or read_entries(root / LEDGER)]
     (root / PAGE).parent.mkdir(parents=True, exist_ok=True)
-    write_text(root / PAGE, render(standings))
-    return standings
+    write_text(root / PAGE, render(statuses))
+    return statuses
 
 
-def _run(root: Path, entries: Sequence[Entry], data_dir: Path | None, at_once: int, told: Told) -> dict[str, str]:
+def _run(
+    root: Path, entries: Sequence[Entry], data_dir: Path | None, at_once: int, on_progress: OnProgress
+) -> dict[str, str]:
     """Also when interrupted, what is finished by then is written."""
-    standings = [stand(entry, root / RESULTS) for entry in entries]
-    planned = [(standing, _jobs(standing, root, data_dir)) for standing in standings]
+    statuses = [compare_with_published(entry, root / RESULTS) for entry in entries]
+    planned = [(status, _jobs(status, root, data_dir)) for status in statuses]
     try:
-        return run_jobs([job for _, jobs in planned for job in jobs], at_once, told)
+        return run_jobs([job for _, jobs in planned for job in jobs], at_once, on_progress)
     finally:
-        for standing, jobs in planned:
-            _keep(standing, jobs, root)
+        for status, jobs in planned:
+            _keep(status, jobs, root)
 
 
-def _jobs(standing: Standing, root: Path, data_dir: Path | None) -> list[Job]:
-    entry = standing.entry
-    names = {seed: f"{entry.name}-{seed}" for seed in standing.missing}
+def _jobs(status: Status, root: Path, data_dir: Path | None) -> list[Job]:
+    entry = status.entry
+    names = {seed: f"{entry.name}-{seed}" for seed in status.missing}
     return [Job(name, entry.training(seed, data_dir), root / RUNS / name) for seed, name in names.items()]
 
 
-def _keep(standing: Standing, jobs: Sequence[Job], root: Path) -> None:
+def _keep(status: Status, jobs: Sequence[Job], root: Path) -> None:
     """Put finished runs into the results file, beside those that are there."""
-    entry = standing.entry
+    entry = status.entry
     done = [measure(entry, job.config.train.seed, job.folder) for job in jobs if job.is_over()]
     if done:
-        write_results(entry, [*standing.runs, *done], root / RESULTS)
+        write_results(entry, [*status.runs, *done], root / RESULTS)

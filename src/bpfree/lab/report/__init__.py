@@ -1,1 +1,1 @@
-"""The HTML report of one or several runs."""
+"""The HTML report of one or several runs, and the parts that pages are built of."""

@@ -1,4 +1,4 @@
-"""Figures for a page: one panel each, so that a phone shows them one below the other."""
+"""Figures for a page. Each has one panel, so that a phone can show one figure below the other."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +15,18 @@ from bpfree.trackers import TRACKERS, Record
 
 _SIZE = (4.8, 3.2)
 _STYLES = ("-", "--", ":", "-.")
-_NAMED = 12  # lines; of more, a legend names the first and the last
+_NAMED = 12  # lines; if there are more, the legend names only the first and the last
 
 
 def learning_curves(history: Sequence[Record], *, best_epoch: int | None = None) -> dict[str, Figure]:
-    """By metric: its values over the epochs, in training and validation.
+    """Draw each metric of a run over the epochs, in training and in validation.
 
     Args:
-        history: records of the epochs.
-        best_epoch: marked, if its weights are the result.
+        history: records of the epochs, as in `Recorded.history`.
+        best_epoch: the epoch whose weights are the result; None if it is the last one. It gets a vertical line.
+
+    Returns:
+        One figure for each metric of the whole net, by its name.
     """
     figures = {}
     for metric in _metrics(history):
@@ -39,11 +42,14 @@ def learning_curves(history: Sequence[Record], *, best_epoch: int | None = None)
 
 
 def overlaid_curves(histories: Mapping[str, Sequence[Record]], *, over: str) -> dict[str, Figure]:
-    """By metric: its values of several runs in validation, or in training where there is none.
+    """Draw each metric of several runs in one panel: in validation, or in training for a run without validation.
 
     Args:
-        histories: records of the epochs by the name of the run.
-        over: "epoch" or "seconds".
+        histories: records of the epochs, by the name of the run.
+        over: the horizontal axis, "epoch" or "seconds" of training.
+
+    Returns:
+        One figure for each metric of the whole net, by its name.
     """
     figures = {}
     for metric in _metrics([record for history in histories.values() for record in history]):
@@ -62,24 +68,33 @@ def overlaid_curves(histories: Mapping[str, Sequence[Record]], *, over: str) -> 
 
 
 def tracked_curves(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
-    """Tracker, what is shown of it, and a figure: over the steps, a line for each layer, the first one dark."""
+    """Draw what trackers measured over the steps of training.
+
+    Args:
+        records: measurements, as in `Recorded.tracked`.
+
+    Returns:
+        Triples: the name of the tracker, the quantity, and its figure. A figure has one line for each layer, dark for
+        the first layer and light for the last. The quantities of the tracker "cost" have one figure each.
+    """
     by_tracker: dict[str, list[Record]] = {}
     for record in records:
         by_tracker.setdefault(record["tracker"], []).append(record)
     shown: list[tuple[str, str, Figure]] = []
-    for tracker, own in by_tracker.items():
-        layers = list(dict.fromkeys(layer for record in own for layer in record["values"]))
-        known = TRACKERS.get(tracker)
-        of_layers = known is None or bool(known.unit) or tracker != "cost"
+    for tracker, measured in by_tracker.items():
+        layers = list(dict.fromkeys(layer for record in measured for layer in record["values"]))
+        kind = TRACKERS.get(tracker)  # None for a tracker of the user, or of another version
+        of_layers = kind is None or bool(kind.unit) or tracker != "cost"
         for group in [layers] if of_layers else [[layer] for layer in layers]:
             if group:
-                what = (known and known.unit) or tracker if of_layers else group[0]
-                shown.append((tracker, what, _layers(own, group, what)))
+                quantity = (kind and kind.unit) or tracker if of_layers else group[0]
+                shown.append((tracker, quantity, _layers(measured, group, quantity)))
     return shown
 
 
-def _layers(records: Sequence[Record], layers: Sequence[str], what: str) -> Figure:
-    scale, unit = (1e-6, what.replace("_bytes", " (MB)")) if what.endswith("_bytes") else (1.0, what)
+def _layers(records: Sequence[Record], layers: Sequence[str], quantity: str) -> Figure:
+    """Draw one quantity over the steps, a line for each layer."""
+    scale, unit = (1e-6, quantity.replace("_bytes", " (MB)")) if quantity.endswith("_bytes") else (1.0, quantity)
     figure, axes = _panel(x="step", y=unit.replace("_", " "))
     for number, layer in enumerate(layers):
         points = [(r["step"], scale * r["values"][layer]) for r in records if layer in r["values"]]
@@ -92,16 +107,22 @@ def _layers(records: Sequence[Record], layers: Sequence[str], what: str) -> Figu
 
 
 def _metrics(history: Sequence[Record]) -> list[str]:
-    """Of the whole net; "loss/fc1" is that of a unit. Those in BY_CLASS would draw accuracy twice more."""
-    found = [name for record in history for split in ("validation", "train") for name in record[split]]
-    return [name for name in dict.fromkeys(found) if "/" not in name and name not in BY_CLASS]
+    """Return the metrics of the whole net, in the order in which they first appear.
+
+    "loss/fc1" is the loss of one unit. Balanced accuracy and macro F1 are left out: their curves are close to that of
+    accuracy.
+    """
+    names = [name for record in history for split in ("validation", "train") for name in record[split]]
+    return [name for name in dict.fromkeys(names) if "/" not in name and name not in BY_CLASS]
 
 
 def _points(history: Sequence[Record], x: str, split: str, metric: str) -> list[tuple[float, float]]:
+    """Return the points (x, metric) of the epochs that have both."""
     return [(record[x], record[split][metric]) for record in history if x in record and metric in record[split]]
 
 
 def _panel(*, x: str, y: str) -> tuple[Figure, Axes]:
+    """Return a figure with one empty panel, and its axes with labels."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=plain(y))
@@ -113,20 +134,21 @@ def _panel(*, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, float]], *, label: str | None, **style: Any) -> None:
+    """Draw a line through points, or a dot if there is only one; nothing if there is none."""
     if points:
-        text = None if label is None else plain(label)
+        text = None if label is None else plain(label)  # a "$" in the name of a run would begin a formula
         axes.plot(*zip(*points, strict=True), label=text, lw=1.8, marker="o" if len(points) == 1 else "", **style)
 
 
 def _scale(axes: Axes, metric: str) -> None:
-    """A loss that is positive is seen best by its order of magnitude."""
+    """Draw a positive loss on a logarithmic axis, where both its first fall and its late changes are visible."""
     lowest = min((float(np.min(line.get_ydata())) for line in axes.lines), default=0.0)
     if metric == "loss" and lowest > 0:
         axes.set_yscale("log")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Below the panel, which keeps its height whatever the names."""
+    """Put the legend below the panel, and make the figure higher by the legend's rows."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = max(1, min(4, 48 // (4 + max(map(len, labels)))))

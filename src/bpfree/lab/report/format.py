@@ -1,4 +1,4 @@
-"""Figures in words and numbers that people read."""
+"""Numbers, times and amounts of memory as text for people."""
 
 from typing import Any
 
@@ -6,7 +6,14 @@ from bpfree.lab.report.records import is_number
 
 
 def number(value: Any) -> str:
-    """Counts with commas, other numbers with four digits; a dash for what is none."""
+    """Return a number as text: counts with commas, other numbers with four digits.
+
+    Args:
+        value: any value of a result; everything except a finite number becomes a dash.
+
+    >>> number(1234567), number(0.98765), number(0.00001), number(None)
+    ('1,234,567', '0.9877', '1e-05', '\u2013')
+    """
     if not is_number(value):
         return "\u2013"
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
@@ -15,7 +22,14 @@ def number(value: Any) -> str:
 
 
 def seconds(value: Any) -> str:
-    """A time span."""
+    """Return a time span in seconds as text.
+
+    Args:
+        value: seconds; everything except a finite number becomes a dash.
+
+    >>> seconds(4.2), seconds(75), seconds(7300)
+    ('4.20 s', '1 min 15 s', '2 h 1 min')
+    """
     if not is_number(value):
         return "\u2013"
     if value < 10:
@@ -28,5 +42,5 @@ def seconds(value: Any) -> str:
 
 
 def megabytes(value: Any) -> str:
-    """An amount of memory."""
+    """Return an amount of memory in bytes as text in MB (10^6 bytes); a dash if it is not a finite number."""
     return f"{value / 1e6:,.2f} MB" if is_number(value) else "\u2013"

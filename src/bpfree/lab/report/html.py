@@ -1,4 +1,9 @@
-"""Building blocks of one self-contained HTML document: no request leaves it, and all text is escaped."""
+"""The parts of a self-contained HTML page. The page loads nothing from elsewhere, and all text in it is escaped.
+
+`page` joins sections; the other functions make the parts of a section. Every part is a `Markup`: text that is HTML
+already, so jinja2 does not escape it again. Everything else is escaped, because names of runs, layers and classes may
+come from anybody.
+"""
 
 import base64
 import io
@@ -22,9 +27,9 @@ from bpfree.lab.report.svg import inline_svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CONTENTS_FROM = 4  # sections
+_CONTENTS_FROM = 4  # a page with so many sections begins with a table of contents
 _WIDE = 6.5  # inches; such a picture takes the whole width of the page
-_WIDE_PIXELS = 700
+_WIDE_PIXELS = 700  # an image with more pixels in a row takes the whole width of the page
 _STARTS = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpeg"}
 _MISSING = {"", "-", "\u2013", "\u2014"}  # dashes, short and long
 
@@ -33,10 +38,10 @@ class Cell(NamedTuple):
     """A cell of a table.
 
     Attributes:
-        text: shown.
-        sort: the key to sort by; default: the text, in a numeric column the number that it is.
-        note: shown small below it.
-        kind: how it is set apart.
+        text: the text of the cell.
+        sort: the key to sort by; default: the text, or in a numeric column the number that the text is.
+        note: small text below it.
+        kind: the style: "best" in bold on green, "good" green, "bad" red, "muted" grey.
     """
 
     text: str
@@ -46,7 +51,13 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of a table: its title, a note small below that, and whether it holds numbers."""
+    """A column of a table.
+
+    Attributes:
+        title: the heading; a click on it sorts the table.
+        note: small text below the title, such as the unit.
+        numeric: True if the cells are numbers; they are then aligned to the right and sorted as numbers.
+    """
 
     title: str
     note: str = ""
@@ -54,7 +65,13 @@ class Column(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A section of a page: its title, what it is made of in order, and a note below the title."""
+    """A section of a page.
+
+    Attributes:
+        title: the heading, also in the table of contents.
+        parts: the content, in order.
+        note: a sentence below the title.
+    """
 
     title: str
     parts: Sequence[Markup]
@@ -62,14 +79,28 @@ class Section(NamedTuple):
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], *, caption: str = "") -> Markup:
-    """A table that is sorted by a click on a column's title; missing values (no text, a dash, NaN) come last."""
+    """Return a table that a click on a column's title sorts.
+
+    Missing values (an empty text, a dash, NaN) come last in both directions.
+
+    Args:
+        columns: the columns, from left to right.
+        rows: the rows, each with one cell for each column; a text is a cell without a note.
+        caption: a line above the table.
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are columns.
+
+    >>> "<td" in table([Column("rule", numeric=False), Column("accuracy")], [["dfa", "0.98"]])
+    True
+    """
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     keyed = [[(_key(cell, column), cell) for cell, column in zip(row, columns, strict=True)] for row in cells]
     return _block("table", columns, keyed, caption)
 
 
 def _key(cell: Cell, column: Column) -> str:
-    """What the browser sorts by; "" for a missing value."""
+    """Return the text that the browser sorts a cell by; "" for a missing value."""
     key = cell.sort
     if key is None:
         key = "" if cell.text.strip() in _MISSING else cell.text.strip()
@@ -79,30 +110,34 @@ def _key(cell: Cell, column: Column) -> str:
         number = float(key.replace(",", "").removesuffix("%") if isinstance(key, str) else key)
     except ValueError:
         return ""
-    if math.isinf(number):
+    if math.isinf(number):  # `Number("inf")` is NaN in JavaScript
         return "Infinity" if number > 0 else "-Infinity"
     return "" if math.isnan(number) else repr(number)
 
 
 def picture(figure: "Figure", *, alt: str, caption: str = "") -> Markup:
-    """A figure as inline SVG, in the colours of the page by day and by night.
+    """Return a matplotlib figure as inline SVG, in the colours of the page's light and dark scheme.
 
     Args:
-        figure: black becomes the colour of the text, white that of the paper; the rest keeps its hue.
-        alt: what it shows, in words.
-        caption: below it.
+        figure: the figure, which is not changed. Black becomes the colour of the text and white that of the page; other
+            colours keep their hue.
+        alt: a description for readers who cannot see the figure.
+        caption: a line below it.
     """
     svg = Markup(inline_svg(figure, alt=alt))
     return _block("figure", svg, caption, figure.get_figwidth() > _WIDE)
 
 
 def image(png: Path | bytes, *, alt: str, caption: str = "") -> Markup:
-    """A PNG, GIF or JPEG within the page.
+    """Return a PNG, GIF or JPEG image whose bytes are part of the page.
 
     Args:
-        png: the file, or what is in it.
-        alt: what it shows, in words.
-        caption: below it.
+        png: the file, or its content.
+        alt: a description for readers who cannot see the image.
+        caption: a line below it.
+
+    Raises:
+        UserError: the file is not a regular file.
     """
     content = png if isinstance(png, bytes) else _read(png)
     with Image.open(io.BytesIO(content)) as opened:
@@ -111,67 +146,76 @@ def image(png: Path | bytes, *, alt: str, caption: str = "") -> Markup:
 
 
 def _read(path: Path) -> bytes:
+    """Return the content of a regular file."""
     with open_regular(path) as file:
         return file.read()
 
 
 def _data(content: bytes) -> str:
-    """As an address that holds what is there."""
+    """Return a data URL that holds an image."""
     kind = next((kind for start, kind in _STARTS.items() if content.startswith(start)), "png")
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def gallery(items: Sequence[tuple[bytes, str, str]]) -> Markup:
-    """Small images side by side, their pixels sharp.
+    """Return small images side by side; they are enlarged with sharp pixels.
 
     Args:
-        items: of each the PNG, what it shows in words, and the text below it.
+        items: for each image its PNG, a description for readers who cannot see it, and the text below it.
     """
     return _block("gallery", [(_data(png), alt, caption) for png, alt, caption in items])
 
 
 def heading(text: str) -> Markup:
-    """A heading within a section."""
+    """Return a heading within a section."""
     return _block("heading", text)
 
 
 def paragraph(text: str) -> Markup:
-    """A paragraph of text."""
+    """Return a paragraph of text."""
     return _block("paragraph", text)
 
 
 def facts(pairs: Mapping[str, str]) -> Markup:
-    """Names and values, as a definition list."""
+    """Return names with their values, as a definition list in several columns."""
     return _block("facts", pairs)
 
 
 def code(text: str) -> Markup:
-    """A command or a file, with a button that copies it."""
+    """Return a command or the text of a file, with a button that copies it."""
     return _block("code", text)
 
 
 def warning(text: str) -> Markup:
-    """What the reader should not overlook."""
+    """Return a highlighted paragraph that the reader should not overlook."""
     return _block("warning", text)
 
 
 def beside(*parts: Markup) -> Markup:
-    """Parts side by side, where there is room."""
+    """Return parts side by side, or one below the other on a narrow screen."""
     return _block("beside", parts)
 
 
 def details(summary: str, parts: Sequence[Markup]) -> Markup:
-    """Parts that are folded away under one line."""
+    """Return parts that stay hidden until the reader opens them.
+
+    Args:
+        summary: the line that is always visible; a click on it shows or hides the parts.
+        parts: the hidden parts.
+    """
     return _block("details", summary, parts)
 
 
 def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
-    """The whole document; with more than three sections it begins with a table of contents.
+    """Return a whole HTML document. With four sections or more it begins with a table of contents.
 
     Args:
-        title: of the document.
-        lead: a sentence or two below it.
-        sections: in order.
+        title: the title of the page and of its browser tab.
+        lead: one or two sentences below the title.
+        sections: the content, in order.
+
+    >>> page("My runs", lead="", sections=[Section("A", [paragraph("x < y")])]).count("x &lt; y")
+    1
     """
     names = list(_names(sections))
     html = (
@@ -187,18 +231,30 @@ def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
             scripts=[_file("sort.js"), _file("copy.js")],
         )
     )
+    # A surrogate, as from a file name that is not UTF-8, cannot be written: it becomes a question mark.
     return _number_pictures(html).encode("utf-8", "replace").decode()
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page, whole or not at all; its folder is made."""
+    """Write a page to a file, whole or not at all; a missing folder is made.
+
+    Args:
+        path: the file.
+        html: the document, as `page` returns it.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     make_folder(path.parent)
     write_text(path, html)
     return path
 
 
 def _names(sections: Sequence[Section]) -> Iterator[str]:
-    """Of each section, for links: its title in small letters, numbered where two would be the same."""
+    """Yield the name of each section for links: its title in small letters, with a number if the name is taken."""
     taken: set[str] = set()
     for section in sections:
         plain = "s-" + (re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section")
@@ -209,28 +265,34 @@ def _names(sections: Sequence[Section]) -> Iterator[str]:
 
 
 def _number_pictures(html: str) -> str:
-    """Ids within pictures begin with "p0-": give each picture a number of its own."""
+    """Number the pictures of a page: ids of the first begin with "p1-", of the second with "p2-".
+
+    `inline_svg` begins the ids of every picture with "p0-". Two elements of one page must not share an id: the second
+    picture would be clipped as the first.
+    """
     numbers = iter(range(1, html.count("<svg") + 1))
 
-    def renamed(found: re.Match[str]) -> str:
+    def renamed(svg: re.Match[str]) -> str:
         number = next(numbers)
-        return re.sub(r'((?: id="|="#|="url\(#))p0-', rf"\g<1>p{number}-", found[0])
+        return re.sub(r'((?: id="|="#|="url\(#))p0-', rf"\g<1>p{number}-", svg[0])
 
     return re.sub(r'<svg class="plot".*?</svg>', renamed, html, flags=re.DOTALL)
 
 
 def _block(name: str, *args: Any) -> Markup:
+    """Return what a macro of blocks.html.j2 makes of its arguments."""
     made: Markup = getattr(_templates().get_template("blocks.html.j2").module, name)(*args)
     return made
 
 
 @cache
 def _templates() -> Environment:
+    """Return the templates, which escape every text that is not a Markup."""
     loader = PackageLoader("bpfree.lab.report")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 @cache
 def _file(name: str) -> Markup:
-    """A style or script of ours, as it is."""
+    """Return a style sheet or script of bpfree without escaping; never call this with text of a user."""
     return Markup((resources.files("bpfree.lab.report") / "templates" / name).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a run folder tells, read so that a damaged or an older one still tells the rest."""
+"""A run folder as plain values. A damaged or older folder still gives the parts that can be read."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from bpfree.trackers import Record
 
 @dataclass
 class Recorded:
-    """A run as plain values; whatever is not there is empty.
+    """The files of one run as plain values; a part that is missing is empty.
 
-    Args:
-        name: to tell it from others.
-        folder: where it is, or None.
-        config: sections, as in config.yaml.
-        history: records of epochs; each has `epoch`, `step`, `train` and `validation`.
-        tracked: records of trackers; each has `tracker`, `step` and `values`.
-        result: as in result.json.
-        stopped: why it ended early, as far as it knew.
-        notes: what could not be read, in words.
+    Attributes:
+        name: the name of the run in the report.
+        folder: the run folder, or None for a run that was never written.
+        config: the sections of config.yaml.
+        history: one record for each epoch, with the keys `epoch`, `step`, `train` and `validation`.
+        tracked: one record for each measurement of a tracker, with the keys `tracker`, `step` and `values`.
+        result: the values of result.json; empty while the run is not over.
+        stopped: why the run ended early; empty if it did not, or was killed.
+        notes: sentences that say which parts could not be read.
     """
 
     name: str
@@ -39,29 +39,47 @@ class Recorded:
 
     @property
     def is_over(self) -> bool:
-        """Whether it came to a result."""
+        """True if the run has a result."""
         return bool(self.result)
 
     def option(self, section: str, key: str = "name") -> Any:
-        """Of the config; None if it is not there."""
+        """Return one option of the config, or None if the config does not have it.
+
+        Args:
+            section: a section, such as "rule". It may be a bare name in place of options.
+            key: an option of the section; default: the name of what the section chooses.
+        """
         values = self.config.get(section)
         if isinstance(values, dict):
             return values.get(key)
         return values if key == "name" else None
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Of "test", "validation" or "train", at the end or as far as the run came; BY_CLASS only of skewed data."""
-        found = numbers(self.result.get(split))
-        found = found or (numbers(self.history[-1].get(split)) if self.history and split != "test" else {})
+        """Return the metrics of a split at the end, or of the last epoch if the run is not over.
+
+        Balanced accuracy and macro F1 are left out, unless the training data are skewed: for classes of equal size
+        they say nearly the same as accuracy.
+
+        Args:
+            split: "test", "validation" or "train"; "test" has none before the run is over.
+        """
+        metrics = numbers(self.result.get(split))
+        if not metrics and self.history and split != "test":
+            metrics = numbers(self.history[-1].get(split))
         left_out = () if self.option("data", "skew") else BY_CLASS
-        return {name: value for name, value in found.items() if name not in left_out}
+        return {name: value for name, value in metrics.items() if name not in left_out}
 
 
 def read_run(path: Path) -> Recorded:
-    """A run from its folder.
+    """Return the run in a folder.
+
+    Only a folder without a readable config is refused. Other damaged files are named in `notes`.
+
+    Args:
+        path: the run folder.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: the folder is not a run folder.
     """
     run = Recorded(path.resolve().name, path, layout.read_config(path))
     try:
@@ -77,10 +95,10 @@ def read_run(path: Path) -> Recorded:
 
 
 def _read_lines(path: Path) -> tuple[list[Any], int]:
-    """Records, and how many lines are none."""
+    """Return the records of a file with one JSON value on each line, and the number of damaged lines."""
     try:
         with open_regular(path) as file:
-            lines = file.read(LARGEST_JSON).decode("utf-8", errors="replace").splitlines()
+            lines = file.read(LARGEST_JSON).decode("utf-8", errors="replace").splitlines()  # a folder may be anybody's
     except OSError:
         return [], 0
     records, damaged = [], 0
@@ -93,27 +111,37 @@ def _read_lines(path: Path) -> tuple[list[Any], int]:
 
 
 def epochs(records: list[Any]) -> list[Record]:
-    """Those of epochs, with `train` and `validation` always there."""
-    own = [r for r in records if isinstance(r, dict) and is_number(r.get("epoch"))]
-    return [{"step": r["epoch"], **r, **{s: numbers(r.get(s)) for s in ("train", "validation")}} for r in own]
+    """Return the records of epochs; each has `step`, `train` and `validation`, which may be empty.
+
+    Args:
+        records: lines of metrics.jsonl, of any type.
+    """
+    of_epochs = [r for r in records if isinstance(r, dict) and is_number(r.get("epoch"))]
+    return [{"step": r["epoch"], **r, **{s: numbers(r.get(s)) for s in ("train", "validation")}} for r in of_epochs]
 
 
 def measurements(records: list[Any]) -> list[Record]:
-    """Those of trackers."""
-    own = [r for r in records if isinstance(r, dict) and is_number(r.get("step")) and isinstance(r.get("tracker"), str)]
-    return [{**r, "values": numbers(r.get("values"))} for r in own]
+    """Return the records of trackers; the `values` of each are finite numbers by layer.
+
+    Args:
+        records: lines of metrics.jsonl, of any type.
+    """
+    of_trackers = [
+        r for r in records if isinstance(r, dict) and is_number(r.get("step")) and isinstance(r.get("tracker"), str)
+    ]
+    return [{**r, "values": numbers(r.get("values"))} for r in of_trackers]
 
 
 def numbers(values: Any) -> dict[str, float]:
-    """Of a mapping, what is a finite number."""
+    """Return the entries of a mapping whose values are finite numbers; an empty dict if it is not a mapping."""
     return {k: v for k, v in mapping(values).items() if is_number(v)}
 
 
 def mapping(values: Any) -> dict[str, Any]:
-    """Itself, if it is one; else an empty one."""
+    """Return a dict with its keys as text, and an empty dict in place of anything else."""
     return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite one."""
+    """Return True if a value is a finite number; True and False are not numbers here."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""A report: one or several runs as one HTML file, and their pictures as PNGs in the run folders."""
+"""A report: one or several runs as one HTML file. It also draws the pictures in the run folders anew."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bpfree import api
 from bpfree.data import Split
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
@@ -18,6 +17,7 @@ from bpfree.lab.report.records import Recorded, epochs, is_number, measurements,
 from bpfree.lab.report.sections import Subject, lead_of, sections_of, state_of
 from bpfree.pictures.draw import draw
 from bpfree.runs.folder import CONFIG, PLOTS
+from bpfree.runs.load import load
 from bpfree.runs.run import Run
 
 NAME = "report.html"
@@ -30,22 +30,24 @@ def report(
     data_dir: str | Path | None = None,
     trust: bool = False,
 ) -> Path:
-    """Write what came of runs as one HTML file that needs nothing else, and draw their pictures anew.
+    """Write a report of runs as one self-contained HTML file, and draw the pictures of the runs anew.
 
-    A run that is not over, or whose data or code are not at hand, is told as far as it goes, with what is missing.
+    The report of a run that is not finished, or whose data or code cannot be read, shows what there is and says what is
+    missing.
 
     Args:
-        runs: a run, its folder, a folder of such folders, or several of these.
-        out: the file; default: report.html in the run's folder; of several runs in the folder that they share, else in
-            the current one.
-        data_dir: where data sets are.
-        trust: import what a run's config names as "module:Class"; without, such a run is told without its answers.
+        runs: a run, a run folder, a folder of run folders, or several of these.
+        out: the HTML file. Default: report.html in the run folder; for several runs in the folder that holds them all,
+            or in the current folder if there is none.
+        data_dir: the folder of the data sets; default: BPFREE_DATA, else the user cache.
+        trust: import the code that a run's config names as "module:Class". If False, the report of such a run does not
+            show its predictions.
 
     Returns:
         The path of the file.
 
     Raises:
-        UserError: there is no such run, or the file has no place.
+        UserError: a run does not exist, or the file cannot be written.
 
     Example:
         >>> report("runs/nowhere")
@@ -53,76 +55,80 @@ def report(
         ...
         bpfree.errors.UserError: run: runs/nowhere does not exist
     """
-    given = [runs] if isinstance(runs, str | Path | Run) else list(runs)
-    found = [run for one in given for run in ([one] if isinstance(one, Run) else _folders(user_path(one, "run")))]
-    if not found:
+    arguments = [runs] if isinstance(runs, str | Path | Run) else list(runs)
+    sources = [run for each in arguments for run in ([each] if isinstance(each, Run) else _folders(each))]
+    if not sources:
         raise UserError("runs: found none, allowed: at least one")
-    path = _place(found, out)
-    subjects = [_subject(run, data_dir, trust) for run in found]
-    _name_apart(subjects)
-    return html.write_page(path, _one(subjects[0]) if len(subjects) == 1 else _several(subjects))
+    path = _place(sources, out)  # before the work of reading: a file without a place is refused at once
+    subjects = [_subject(source, data_dir, trust) for source in sources]
+    _give_distinct_names(subjects)
+    return html.write_page(path, _page_of_one(subjects[0]) if len(subjects) == 1 else _page_of_several(subjects))
 
 
-def _folders(path: Path) -> list[Path]:
-    """A run folder, or those in a folder of runs."""
+def _folders(text: str | Path) -> list[Path]:
+    """Return a run folder, or the run folders in a folder of runs."""
+    path = user_path(text, "run")
     if not path.exists():
         raise UserError(f"run: {path} does not exist")
     inside = [] if (path / CONFIG).exists() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
     return inside or [path]
 
 
-def _place(found: Sequence[Path | Run], out: str | Path | None) -> Path:
+def _place(sources: Sequence[Path | Run], out: str | Path | None) -> Path:
+    """Return the path of the report."""
     if out is not None:
+        # Only names of HTML files are allowed: `--out config.yaml` must not replace a file of the run.
         path = user_path(out, "out")
         if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"out: found {path}, allowed: a file whose name ends in .html, such as {path / NAME}")
         return path
-    folders = [run.folder if isinstance(run, Run) else run for run in found]
+    folders = [source.folder if isinstance(source, Run) else source for source in sources]
     if len(folders) == 1:
         if folders[0] is None:
-            raise UserError("out: none was given, and the run has no folder. Give a file such as report.html")
+            raise UserError("out: found none, and the run has no folder. Give a file, such as out='report.html'")
         return folders[0] / NAME
     shared = {folder.resolve().parent for folder in folders if folder is not None}
     same = len(shared) == 1 and None not in folders
     return (folders[0].parent if same and folders[0] else Path()) / NAME
 
 
-def _subject(given: Path | Run, data_dir: str | Path | None, trust: bool) -> Subject:
-    """All that is at hand of a run, and what is not."""
-    if isinstance(given, Run) and given.folder is None:
-        history, tracked = epochs(given.metrics), measurements(given.tracked)
-        recorded = Recorded("run", None, given.config.plain(), history, tracked, given.result)
+def _subject(source: Path | Run, data_dir: str | Path | None, trust: bool) -> Subject:
+    """Read and load all that a report needs from a run, and note what is missing."""
+    if isinstance(source, Run) and source.folder is None:
+        history, tracked = epochs(source.metrics), measurements(source.tracked)
+        recorded = Recorded("run", None, source.config.plain(), history, tracked, source.result)
     else:
-        folder = given.folder if isinstance(given, Run) else given
+        folder = source.folder if isinstance(source, Run) else source
         assert folder is not None
         recorded = read_run(folder)
     missing: list[str] = []
-    run = given if isinstance(given, Run) else _loaded(recorded, missing, trust)
+    run = source if isinstance(source, Run) else _loaded(recorded, missing, trust)
     split, which = (None, "") if run is None else _samples(run, data_dir, missing)
     pictures = [] if run is None else _draw(run, recorded, split, missing)
     return Subject(recorded, run, split, which, pictures, missing)
 
 
 def _loaded(recorded: Recorded, missing: list[str], trust: bool) -> Run | None:
-    """The run with its weights and the records of its folder, which may be more than the checkpoint's."""
+    """Load a run with its weights, or return None and say in `missing` why that is not possible."""
     assert recorded.folder is not None
     try:
-        run = api.load(recorded.folder, trust=trust)
+        run = load(recorded.folder, trust=trust)
     except (UserError, OSError) as error:  # a folder of another version, damaged, or one that names code
-        missing.append(f"Nothing is shown of its answers, since the run cannot be loaded: {_line(error)}")
+        missing.append(f"The report shows no predictions, because the run cannot be loaded: {_line(error)}")
         return None
+    # metrics.jsonl may go further than the checkpoint, and it was read so that damaged lines do not matter.
     run.trainer.progress.history, run.trainer.progress.tracked = recorded.history, recorded.tracked
     return run
 
 
 def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple[Split | None, str]:
-    """Samples to look at: of the test split, else of validation, else of training."""
+    """Return samples to predict and what they are: of the test split, else of validation, else of training."""
     if run.test is not None:
         return run.test, "test samples"
     if "data" in run.given:
         missing.append(
-            "Nothing is shown of its answers, since its data came from Python and are not at hand. In Python, "
-            "bpfree.report(run) shows them for a run that was just trained with test data."
+            "The report shows no predictions, because the data of the run came from Python and are not stored. In "
+            "Python, bpfree.report(run) shows predictions for a run that was trained with test=... in the same program."
         )
         return None, ""
     config = run.config
@@ -133,28 +139,31 @@ def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple
             return dataset.test, "test samples"
         train, validation = dataset.carve(config.data.validation, config.train.seed)
     except (UserError, OSError, KeyError) as error:
-        missing.append(f"Nothing is shown of its answers, since its data are not at hand: {_line(error)}")
+        missing.append(f"The report shows no predictions, because the data cannot be read: {_line(error)}")
         return None, ""
-    missing.append("The data set has no test split, so answers are those to samples of validation or training.")
-    return validation or train, "samples"
+    which = "training" if validation is None else "validation"
+    missing.append(f"The data set has no test split, so the report shows predictions for {which} samples.")
+    return validation or train, f"{which} samples"
 
 
 def _draw(run: Run, recorded: Recorded, split: Split | None, missing: list[str]) -> list[Path]:
+    """Draw the pictures of a run into its folder and return their paths, or say in `missing` why not."""
     if recorded.folder is None:
         return []
     try:
         return draw(run, recorded.folder / PLOTS, split)
     except UserError as error:
-        missing.append(f"Its pictures could not be written: {_line(error)}")
+        missing.append(f"The pictures of the run could not be written: {_line(error)}")
         return []
 
 
 def _line(error: BaseException) -> str:
+    """Return the text of an error on one line."""
     return " ".join(str(error).split())
 
 
-def _name_apart(subjects: Sequence[Subject]) -> None:
-    """Runs whose folders have one name are told apart by their paths, else by numbers."""
+def _give_distinct_names(subjects: Sequence[Subject]) -> None:
+    """Rename runs whose folders have the same name: by their paths, or by numbers if the paths are the same too."""
     names = [subject.recorded.name for subject in subjects]
     for recorded in [subject.recorded for subject in subjects if names.count(subject.recorded.name) > 1]:
         recorded.name = str(recorded.folder or recorded.name)
@@ -166,17 +175,19 @@ def _name_apart(subjects: Sequence[Subject]) -> None:
             subject.recorded.name = f"{name} ({seen[name]})"
 
 
-def _one(subject: Subject) -> str:
+def _page_of_one(subject: Subject) -> str:
+    """Return the report of one run."""
     recorded = subject.recorded
     return html.page(recorded.name, lead=lead_of(recorded), sections=sections_of(subject))
 
 
-def _several(subjects: Sequence[Subject]) -> str:
+def _page_of_several(subjects: Sequence[Subject]) -> str:
+    """Return the report of several runs: a table, their curves in common panels, and each run folded away."""
     runs = [subject.recorded for subject in subjects]
     each = [_folded(subject) for subject in subjects]
     sections = [
-        Section("Side by side", [_side_by_side(runs)], "One run each: small differences are noise."),
-        Section("Learning curves", _overlaid(runs), "In validation, where a run has it."),
+        Section("Comparison", [_comparison(runs)], "Each row is a single run. Small differences may be chance."),
+        Section("Learning curves", _overlaid(runs), "Validation metrics; training metrics for runs without validation."),
         Section("Each run", each),
     ]
     lead = ", ".join(dict.fromkeys(str(run.option("rule") or "?") for run in runs))
@@ -184,6 +195,7 @@ def _several(subjects: Sequence[Subject]) -> str:
 
 
 def _folded(subject: Subject) -> Markup:
+    """Return the whole report of one run as a part that the reader can open."""
     parts: list[Markup] = []
     for section in sections_of(subject):
         parts += [
@@ -195,31 +207,34 @@ def _folded(subject: Subject) -> Markup:
 
 
 def _overlaid(runs: Sequence[Recorded]) -> list[Markup]:
+    """Return the learning curves of several runs, over the epochs and over the seconds."""
     histories = {run.name: run.history for run in runs if run.history}
     return [
-        html.picture(figure, alt=f"{metric} of each run over {over}s".replace("secondss", "seconds"))
-        for over in ("epoch", "seconds")
+        html.picture(figure, alt=f"{metric} of each run over {axis}")
+        for over, axis in (("epoch", "epochs"), ("seconds", "seconds"))
         for metric, figure in overlaid_curves(histories, over=over).items()
     ]
 
 
-def _side_by_side(runs: Sequence[Recorded]) -> Markup:
-    metrics = [*_known(runs, "test"), *_known(runs, "validation")[:1]]
+def _comparison(runs: Sequence[Recorded]) -> Markup:
+    """Return a table with one row for each run."""
+    metrics = [*_metrics(runs, "test"), *_metrics(runs, "validation")[:1]]
     columns = [
         *(Column(title, numeric=False) for title in ("Run", "Rule", "Net", "Data")),
         *(Column(name.capitalize(), split) for split, name in metrics),
-        *(Column("Epochs"), Column("Wall time"), Column("CPU time"), Column("Memory", "of a step")),
+        *(Column("Epochs"), Column("Wall time"), Column("CPU time"), Column("Memory", "of one step")),
         Column("Parameters"),
     ]
     return html.table(columns, [_row(run, metrics) for run in runs])
 
 
-def _known(runs: Sequence[Recorded], split: str) -> list[tuple[str, str]]:
-    """Metrics of the whole net that any run has, what counts first."""
+def _metrics(runs: Sequence[Recorded], split: str) -> list[tuple[str, str]]:
+    """Return the pairs (split, metric) for the metrics of the whole net that any run has; accuracy is before loss."""
     return [(split, name) for name in sorted({name for run in runs for name in run.metrics(split)}) if "/" not in name]
 
 
 def _row(run: Recorded, metrics: Sequence[tuple[str, str]]) -> list[Cell | str]:
+    """Return the row of a run; the costs of an unfinished run are those up to its last epoch."""
     result, last = run.result, run.history[-1] if run.history else {}
     wall, cpu = (
         result.get(f"{kind}_seconds", last.get(key)) for kind, key in (("wall", "seconds"), ("cpu", "cpu_seconds"))
@@ -236,5 +251,6 @@ def _row(run: Recorded, metrics: Sequence[tuple[str, str]]) -> list[Cell | str]:
     ]
 
 
-def _cell(value: Any, shown: Callable[[Any], str]) -> Cell:
-    return Cell(shown(value), float(value) if is_number(value) else None)
+def _cell(value: Any, as_text: Callable[[Any], str]) -> Cell:
+    """Return a cell that is shown as text and sorted by its value."""
+    return Cell(as_text(value), float(value) if is_number(value) else None)

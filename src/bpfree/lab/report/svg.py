@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG within a page: small, reproducible, and readable by day and by night."""
+"""A matplotlib figure as SVG within a page: small, reproducible, and readable on light and on dark paper."""
 
 import re
 import warnings
@@ -13,18 +13,20 @@ if TYPE_CHECKING:
 
 PAPER = {"light": "#fcfcfa", "dark": "#16181c"}  # as in style.css
 _DPI = 160  # of images within a figure
-_CONTRAST, _CONTRAST_OF_GREY = 3.0, 1.4  # of lines with the paper; frames are grey and meant to be faint
-_GRID = "#b0b0b0"  # matplotlib's
+_CONTRAST, _CONTRAST_OF_GREY = 3.0, 1.4  # smallest contrast of a line with the paper; grey frames may be faint
+_GRID = "#b0b0b0"  # the colour of matplotlib's grid
 _NUMBERS = ("d", "x", "y", "width", "height")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # no XML may hold them
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # characters that XML does not allow
 
 
 def inline_svg(figure: "Figure", *, alt: str) -> str:
-    """An `<svg>` element whose colours are those of the page; ids that are needed begin with "p0-".
+    """Return an `<svg>` element in the colours of the page. Ids that are needed begin with "p0-".
+
+    The same figure always gives the same text.
 
     Args:
-        figure: is not changed.
-        alt: what it shows, in words.
+        figure: the figure, which is not changed.
+        alt: a description for readers who cannot see the figure.
     """
     root = ET.fromstring(_draw(figure))
     _strip(root)
@@ -36,26 +38,28 @@ def inline_svg(figure: "Figure", *, alt: str) -> str:
             part.set("style", _restyled(part.tag, part.attrib["style"]))
         for key in _NUMBERS:
             if key in part.attrib:
-                part.set(key, re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", part.attrib[key]))
+                # Six decimals of a pixel make a page twice as long, and nobody sees them.
+                part.set(key, re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.2f}", part.attrib[key]))
     width = root.attrib["viewBox"].split()[2]
-    own = {"class": "plot", "viewBox": root.attrib["viewBox"], "width": width, "role": "img", "aria-label": alt}
+    attributes = {"class": "plot", "viewBox": root.attrib["viewBox"], "width": width, "role": "img", "aria-label": alt}
     root.attrib.clear()
-    root.attrib.update(own)
+    root.attrib.update(attributes)
     return ET.tostring(root, encoding="unicode")
 
 
 def _draw(figure: "Figure") -> str:
-    """Text stays text; the same figure gives the same bytes."""
+    """Return a figure as an SVG document; its text stays text, and the same figure gives the same bytes."""
     buffer = BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    # matplotlib makes ids from a random salt, and writes the date, unless it is told not to.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bpfree"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the browser has letters of its own
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the browser has more letters than the font
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing, dpi=_DPI)
     return _CONTROLS.sub("\ufffd", buffer.getvalue().decode())
 
 
 def _strip(root: ET.Element) -> None:
-    """Drop namespaces, which HTML does not need, metadata, and a style that would reach the whole page."""
+    """Remove namespaces, which HTML does not need, metadata, and a style that would change the whole page."""
     for part in root.iter():
         part.tag = part.tag.rpartition("}")[2]
         for key in [key for key in part.attrib if "}" in key]:
@@ -66,12 +70,12 @@ def _strip(root: ET.Element) -> None:
 
 
 def _references(value: str) -> list[str]:
-    """Names of what an attribute points to."""
+    """Return the ids that the value of an attribute points to."""
     return [plain or by_url for plain, by_url in re.findall(r"^#(.+)$|^url\(#(.+)\)$", value)]
 
 
 def _rename(part: ET.Element, used: set[str]) -> None:
-    """Ids that nothing points to go; the others, and what points to them, get a prefix."""
+    """Remove an id that nothing points to; give the others, and the references to them, the prefix "p0-"."""
     if part.attrib.get("id") in used:
         part.set("id", "p0-" + part.attrib["id"])
     else:
@@ -82,12 +86,16 @@ def _rename(part: ET.Element, used: set[str]) -> None:
 
 
 def _restyled(tag: str, style: str) -> str:
+    """Return a `style` attribute with each colour replaced by a colour of the page."""
     pairs = (declaration.partition(":") for declaration in style.split(";"))
     return "; ".join(_recoloured(tag, name.strip(), value.strip()) for name, _, value in pairs if value)
 
 
 def _recoloured(tag: str, name: str, value: str) -> str:
-    """A declaration in the page's colours. Areas keep theirs: they may be those of a map."""
+    """Return one declaration of a style in the page's colours.
+
+    Areas keep their colour: they may be the cells of a heat map, whose colours are numbers.
+    """
     if name not in ("fill", "stroke") or not value.startswith("#"):
         return f"{name}: {value}"
     if value == "#000000":
@@ -99,11 +107,20 @@ def _recoloured(tag: str, name: str, value: str) -> str:
     by_day, by_night = (readable(value, on=paper) for paper in PAPER.values())
     if (name == "fill" and tag != "use") or by_day == by_night:
         return f"{name}: {value}"
+    # A browser that does not know `light-dark` (before 2024) drops the second declaration and keeps the first.
     return f"{name}: {by_day}; {name}: light-dark({by_day}, {by_night})"
 
 
 def readable(color: str, *, on: str) -> str:
-    """The colour "#rrggbb", mixed with black or white until it stands out from the paper it is on."""
+    """Return a colour, mixed with so much black or white that it stands out from the paper.
+
+    Args:
+        color: a colour "#rrggbb".
+        on: the colour of the paper, "#rrggbb".
+
+    >>> readable("#fde725", on="#16181c"), readable("#fde725", on="#fcfcfa")
+    ('#fde725', '#988b16')
+    """
     channels = _channels(color)
     needed = _CONTRAST_OF_GREY if max(channels) - min(channels) < 26 else _CONTRAST
     end = 0 if _luminance(on) > 0.5 else 255
@@ -115,15 +132,23 @@ def readable(color: str, *, on: str) -> str:
 
 
 def contrast(a: str, b: str) -> float:
-    """Of two colours "#rrggbb", as the WCAG define it: 1 to 21."""
+    """Return the contrast of two colours "#rrggbb": from 1 for equal colours to 21 for black and white.
+
+    Reference: Web Content Accessibility Guidelines (WCAG) 2.1, "contrast ratio".
+
+    >>> round(contrast("#000000", "#ffffff"), 2)
+    21.0
+    """
     low, high = sorted((_luminance(a), _luminance(b)))
     return (high + 0.05) / (low + 0.05)
 
 
 def _luminance(color: str) -> float:
+    """Return the relative luminance of a colour as WCAG 2.1 defines it: 0 for black, 1 for white."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _channels(color))]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _channels(color: str) -> list[int]:
+    """Return red, green and blue of a colour "#rrggbb", each from 0 to 255."""
     return [int(color[i : i + 2], 16) for i in (1, 3, 5)]

@@ -1,0 +1,78 @@
+"""The options of a training that change speed and memory, but not the task or the rule."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from bpfree.errors import UserError, check_choice, shown
+from bpfree.nets.acceptance import eager
+from bpfree.rule import Rule
+from bpfree.spec import check_options
+from bpfree.training.precision import Precision, arithmetic
+
+Update = Literal["together", "fused"]
+
+
+# One object, so that a new option needs neither another argument of Trainer nor of the functions that call it.
+@dataclass(frozen=True)
+class Compute:
+    """Options of how a training computes.
+
+    Args:
+        precision: number type of the forward passes. "bfloat16" runs them under autocast; parameters keep their type.
+            "float32" may use another library for matrix products where this is as accurate and faster (see
+            `bpfree.training.precision`); "float32_torch" leaves the choice to torch. "auto" is bfloat16 where the
+            device multiplies it in hardware, else float32.
+        update: "together" steps all parameters when all gradients are there. "fused" steps the parameters of a segment
+            as soon as their gradients are there, and then frees these gradients. The weights are the same, and only one
+            segment's gradients are in memory at a time. For local rules.
+
+    Raises:
+        UserError: an unknown precision or update.
+    """
+
+    precision: Precision = "float32"
+    update: Update = "together"
+
+    def __post_init__(self) -> None:
+        check_choice("compute.precision", self.precision, get_args(Precision))
+        check_choice("compute.update", self.update, get_args(Update))
+
+    @classmethod
+    def of(cls, spec: "Compute | str | Mapping[str, Any]") -> "Compute":
+        """Return the options that a spec describes.
+
+        Args:
+            spec: a Compute, the name of a precision, or a mapping with the options.
+
+        Raises:
+            UserError: the spec is none of these, or has an unknown option or value.
+
+        Example:
+            >>> Compute.of({"update": "fused"})
+            Compute(precision='float32', update='fused')
+        """
+        if isinstance(spec, Compute):
+            return spec
+        if isinstance(spec, str):
+            return cls(precision=spec)  # type: ignore[arg-type]  # __post_init__ checks it
+        if not isinstance(spec, Mapping):
+            raise UserError(f"compute: found {shown(spec)}, allowed: a precision, or a mapping with precision, update")
+        return cls(**check_options(cls, spec, "compute"))
+
+
+@contextmanager
+def arithmetic_of(rule: Rule, precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute forward passes within the block as a training of this rule does.
+
+    Args:
+        rule: the rule. If it looks inside the net, a compiled net runs as it was written: a compiler may fuse the
+            modules whose inputs and outputs the rule needs.
+        precision: any but "auto"; see `bpfree.training.precision.resolve`.
+        device: the device of the net.
+    """
+    with eager() if rule.looks_inside else nullcontext(), arithmetic(precision, device):
+        yield

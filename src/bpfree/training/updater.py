@@ -1,0 +1,84 @@
+"""The second half of a step: gradients are clipped, the optimiser moves the parameters, the schedule goes on."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from bpfree.grad import trainable
+from bpfree.local.channels_last import keep_gradients_in_order
+from bpfree.local.fused_update import FusedUpdate
+from bpfree.rule import Rule
+from bpfree.spec import Spec
+from bpfree.training.compute import Update
+from bpfree.training.optim import add_groups, make_optimizer, make_schedule
+
+
+class Updater:
+    """Moves the parameters of a net and of the rule bound to it.
+
+    Args:
+        net: the net.
+        rule: bound to the net, so that its own parameters exist.
+        optimizer: a name, a spec, or an optimiser of the user's, to which the rule's parameters are added.
+        schedule: a name or a spec.
+        clip: largest gradient norm of each unit; None for no clipping.
+        update: "together" or "fused".
+        total_steps: steps of the whole training, for the schedule; None if unknown.
+
+    Attributes:
+        optimizer: the optimiser.
+        schedule: the schedule of its learning rate.
+
+    Raises:
+        UserError: a name or option is unknown, or the rule cannot train with "fused".
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        rule: Rule,
+        optimizer: torch.optim.Optimizer | Spec,
+        schedule: Spec,
+        clip: float | None,
+        update: Update,
+        total_steps: int | None,
+    ) -> None:
+        groups = rule.optimizer_groups(net)
+        if isinstance(optimizer, torch.optim.Optimizer):
+            self.optimizer = optimizer
+            add_groups(self.optimizer, groups, trainable(rule))
+        else:
+            self.optimizer = make_optimizer(optimizer, groups)
+        keep_gradients_in_order(self.optimizer)  # fused optimisers read gradients in the memory order of weights
+        self.schedule = make_schedule(schedule, self.optimizer, total_steps)
+        self.clip = clip
+        self._units = rule.units(net)  # asked once: for local rules it walks over all segments
+        self._fused = FusedUpdate(net, rule, self.optimizer, clip) if update == "fused" else None
+        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self._not_optimized = [p for p in (*net.parameters(), *rule.parameters()) if id(p) not in optimized]
+
+    def zero_grad(self) -> None:
+        """Clear all gradients of net and rule."""
+        self.optimizer.zero_grad()
+        # The optimiser of a user may leave parameters out. Their gradients would add up from step to step, and they
+        # count in the norm when a unit is clipped.
+        for p in self._not_optimized:
+            p.grad = None
+
+    def during_gradients(self, *, learn: bool = True) -> AbstractContextManager[None]:
+        """Return the context in which the rule writes gradients. With "fused" each segment steps and is freed there.
+
+        Args:
+            learn: False to free gradients without a step, to measure memory.
+        """
+        return nullcontext() if self._fused is None else self._fused.active(step=learn)
+
+    def step(self) -> None:
+        """Clip the gradients of each unit, and step optimiser and schedule."""
+        if self.clip is not None:
+            for unit in self._units:
+                nn.utils.clip_grad_norm_(unit, self.clip)
+        # With "fused" no gradient is left, and the optimiser passes by all parameters; but hooks of it still run.
+        self.optimizer.step()
+        self.schedule.step()
