@@ -1,4 +1,4 @@
-"""The certificate: what it finds of every rule, and whom it catches."""
+"""The certificate of every rule of the library, and what each measurement sees."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ HIDDEN = [14, 13, 12, 11]
 
 
 def net_for(rule="backprop", **options):
-    """Five layers, so that what grows with depth can be told from what does not; or five blocks."""
+    """A net of five layers (or five blocks), enough to tell memory that grows with depth from memory that does not."""
     torch.manual_seed(0)
     if issubclass(RULES[rule], DiffusionRule):
         shape = {"width": 16, **denoiser_for(rule), **options}
@@ -60,9 +60,9 @@ def test_every_rule_keeps_what_it_says(rule, batch):
     own |= {"width": 20} if rule.get("draws") else {}
     small = {"population": 8} if rule["name"] in ("es", "snes", "pgpe", "recombine", "eggroll") else {}
     found = certified(small | rule, batch, net_for(rule["name"], **own))
-    assert found.breaches == []
+    assert found.violations == []
     assert found.measured == found.declared or rule["name"] in ("shallow", "noprop_ct", "noprop_fm")
-    assert all(not objective.disagrees for objective in found.objectives)
+    assert all(not objective.disagrees for objective in found.measurements.objectives)
     assert (found.declared.through == "nothing") == (not RULES[rule["name"]].needs_derivatives)
 
 
@@ -89,7 +89,7 @@ DEPTH = len(HIDDEN) + 1
 def test_the_chain_is_counted_in_layers(rule, chain, batch):
     found = certified(rule, batch)
     assert found.chain == chain
-    assert found.depth == DEPTH
+    assert found.measurements.structure.depth == DEPTH
 
 
 @pytest.mark.parametrize(("trunk", "chain"), [("own", 6), ("shared", 6), ("local", 1)])
@@ -98,60 +98,65 @@ def test_noprop_is_differentiated_through_a_block_or_a_stage(rule, trunk, chain,
     found = certified(rule, batch, net_for(rule, trunk=trunk))
     assert found.chain == chain  # the path of z: embed, two of the residual, three of the join; of a stage: one layer
     assert found.ok
-    assert next(iter(found.parts)) == ("trunks.0.1" if trunk == "local" else "trunks.0+heads.0")
+    parts, depends = found.measurements.structure.parts, found.measurements.dependencies.depends
+    assert next(iter(parts)) == ("trunks.0.1" if trunk == "local" else "trunks.0+heads.0")
     blocks = 5 if rule == "noprop_dt" else 1
-    assert len(found.parts) == blocks + 2 * (trunk == "local")
+    assert len(parts) == blocks + 2 * (trunk == "local")
     if trunk == "shared":  # the others read the features of the first
-        readers = [layer for layer, on in found.depends.items() if "trunks.0.1" in on and layer.startswith("heads")]
+        readers = [layer for layer, on in depends.items() if "trunks.0.1" in on and layer.startswith("heads")]
         assert len(readers) == (6 * 5 if rule == "noprop_dt" else 7)  # with the clock
-        assert not any("trunks.0.1" in objective.moves for objective in found.objectives[1:])
+        assert not any("trunks.0.1" in objective.moves for objective in found.measurements.objectives[1:])
 
 
 def test_segments_of_several_layers_are_chains_of_as_many(batch):
     rule = RULES["mono_forward"](taps=["act2", "act4"])
     found = certified(rule, batch)
-    assert found.parts == {"act2": ("fc1", "fc2"), "act4": ("fc3", "fc4"), "output": ("fc5",)}
+    assert found.measurements.structure.parts == {"act2": ("fc1", "fc2"), "act4": ("fc3", "fc4"), "output": ("fc5",)}
     assert found.chain == 2
     assert found.ok
     assert found.measured.transports == "none"
-    assert {i: list(own) for i, own in found.transport.items()} == {"fc1": ["fc2"], "fc3": ["fc4"]}, "within parts"
+    transport = found.measurements.dependencies.transport
+    assert {i: list(read) for i, read in transport.items()} == {"fc1": ["fc2"], "fc3": ["fc4"]}, "within parts"
 
 
 def test_what_waits_for_what(batch):
-    assert all(found[-1] == "fc5" for found in list(certified("dfa", batch).waits.values())[:-1])
-    hard = certified({"name": "forward_forward", "negatives": "hard"}, batch)
-    assert all(own[-1] == "fc5" for own in list(hard.waits.values())[:-1]), "the output layer draws the negatives"
-    assert not any(certified({"name": "forward_forward", "negatives": "even"}, batch).waits.values())
-    assert not any(certified("mono_forward", batch).waits.values())
-    assert certified("mono_forward", batch).depends["fc3"] == ["fc1", "fc2", "fc3"]
+    def dependencies(rule):
+        return certified(rule, batch).measurements.dependencies
+
+    assert all(later[-1] == "fc5" for later in list(dependencies("dfa").waits.values())[:-1])
+    hard = dependencies({"name": "forward_forward", "negatives": "hard"})
+    assert all(later[-1] == "fc5" for later in list(hard.waits.values())[:-1]), "the output layer draws the negatives"
+    assert not any(dependencies({"name": "forward_forward", "negatives": "even"}).waits.values())
+    assert not any(dependencies("mono_forward").waits.values())
+    assert dependencies("mono_forward").depends["fc3"] == ["fc1", "fc2", "fc3"]
 
 
 @pytest.mark.parametrize(("rule", "kind"), [("backprop", "weights"), ("usf", "signs"), ("brsf", "signs"), ("fa", None)])
 def test_what_the_way_back_reads(rule, kind, batch):
-    found = certified(rule, batch).transport
-    assert found == ({f"fc{i}": {f"fc{j}": kind for j in range(i + 1, 6)} for i in range(1, 5)} if kind else {})
+    transport = certified(rule, batch).measurements.dependencies.transport
+    assert transport == ({f"fc{i}": {f"fc{j}": kind for j in range(i + 1, 6)} for i in range(1, 5)} if kind else {})
 
 
 def test_activations_pile_up_or_do_not(batch):
-    """A net of even layers: backprop's curve rises by the same for each, a local rule's does not rise."""
+    """On layers of equal width, backprop's curve rises by the same amount for each layer; a local rule's stays flat."""
 
-    def curve(rule, depth):
-        net = net_for(hidden=[32] * depth, batch_norm=False)
-        return dict(certified(rule, batch, net).held.curve), certified(rule, batch, net).held
+    def memory_of(rule, depth):
+        return certified(rule, batch, net_for(hidden=[32] * depth, batch_norm=False)).measurements.memory
 
     for depth in (4, 8):
-        sizes, held = curve("backprop", depth)
+        memory = memory_of("backprop", depth)
+        sizes = dict(memory.curve)
         steps = {b - a for a, b in zip(list(sizes.values())[1:-2], list(sizes.values())[2:-1], strict=True)}
         assert len(steps) == 1
-        assert sizes[f"fc{depth + 1}"] > 0.8 * held.peak, "all of it is there when the output is"
-    assert curve("backprop", 8)[1].peak > 1.6 * curve("backprop", 4)[1].peak
-    assert curve("mono_forward", 8)[1].peak == curve("mono_forward", 4)[1].peak
+        assert sizes[f"fc{depth + 1}"] > 0.8 * memory.peak_bytes, "all of it is there when the output is"
+    assert memory_of("backprop", 8).peak_bytes > 1.6 * memory_of("backprop", 4).peak_bytes
+    assert memory_of("mono_forward", 8).peak_bytes == memory_of("mono_forward", 4).peak_bytes
     flat, fast = ({"name": "dfa", "memory": memory} for memory in ("flat", "fast"))
-    assert curve(flat, 8)[1].peak == curve(flat, 4)[1].peak < curve(fast, 4)[1].peak
-    assert curve("eggroll", 8)[1].grows is False
+    assert memory_of(flat, 8).peak_bytes == memory_of(flat, 4).peak_bytes < memory_of(fast, 4).peak_bytes
+    assert memory_of("eggroll", 8).grows is False
 
 
 def test_three_parts_are_too_few_to_tell_whether_memory_grows(batch):
     found = certified({"name": "dfa", "memory": "flat"}, batch, net_for(hidden=[14, 13]))
-    assert found.held.grows is None
+    assert found.measurements.grows is None
     assert found.ok

@@ -37,13 +37,14 @@ def test_a_net_of_ones_own_without_stages(batch):
 
     net = Mine()
     found = bpfree.certify(net, "backprop", TASK, batch)
-    assert (found.chain, found.depth, found.ok) == (4, 4, True)
-    assert found.layers == ("first", "second", "third", "read")
-    assert found.transport["first"] == {"second": "weights", "third": "weights", "read": "weights"}
+    assert (found.chain, found.measurements.structure.depth, found.ok) == (4, 4, True)
+    assert found.measurements.structure.layers == ("first", "second", "third", "read")
+    transport = found.measurements.dependencies.transport
+    assert transport["first"] == {"second": "weights", "third": "weights", "read": "weights"}
     net.second.requires_grad_(False)
     found = bpfree.certify(net, {"name": "dfa", "taps": ["third"]}, TASK, batch)
     assert found.ok
-    assert found.parts == {"third": ("first", "second", "third"), "output": ("read",)}
+    assert found.measurements.structure.parts == {"third": ("first", "second", "third"), "output": ("read",)}
     assert found.chain == 3, "through the frozen layer too"
     assert not any(p.requires_grad for p in net.second.parameters())
 
@@ -61,7 +62,7 @@ def test_checkpointing_hides_no_layer(reentrant, batch):
     found = bpfree.certify(Checkpointed(), "backprop", TASK, batch)
     assert found.ok
     assert found.chain == 4
-    assert found.objectives[0].reaches == ("first", "second", "third", "read")
+    assert found.measurements.objectives[0].graph.reaches == ("first", "second", "third", "read")
 
 
 def test_convolutions_skips_within_a_segment_and_weight_norm(batch):
@@ -78,10 +79,12 @@ def test_convolutions_skips_within_a_segment_and_weight_norm(batch):
     net = nn.Sequential(normed, nn.ReLU(inplace=True), Block(), nn.Flatten(), nn.LayerNorm(216), nn.Linear(216, 10))
     found = bpfree.certify(net, "mono_forward", TASK, batch)
     assert found.ok
-    assert found.parts == {"1": ("0",), "4": ("2.a", "2.b"), "output": ("5",)}
+    assert found.measurements.structure.parts == {"1": ("0",), "4": ("2.a", "2.b"), "output": ("5",)}
     assert found.chain == 2
-    assert bpfree.certify(net, "backprop", TASK, batch).chain == 4
-    assert bpfree.certify(net, "backprop", TASK, batch).transport["0"] == dict.fromkeys(["2.a", "2.b", "5"], "weights")
+    by_backprop = bpfree.certify(net, "backprop", TASK, batch)
+    assert by_backprop.chain == 4
+    transport = by_backprop.measurements.dependencies.transport
+    assert transport["0"] == dict.fromkeys(["2.a", "2.b", "5"], "weights")
 
 
 def snapshot(*modules):
@@ -175,7 +178,8 @@ def test_a_net_without_derivatives(batch):
     found = bpfree.certify(net, {"name": "eggroll", "population": 8}, TASK, batch)
     assert found.ok
     assert found.chain == 0
-    assert list(found.unexplained) == list(found.layers), "moved by scores, and by no objective"
+    measured = found.measurements
+    assert tuple(measured.dependencies.unexplained) == measured.structure.layers, "scores move them, not objectives"
     with pytest.raises(UserError, match="has no derivative"):
         bpfree.certify(net, "dfa", TASK, batch)
 
@@ -217,7 +221,7 @@ class TestShell:
     def test_a_config(self, tmp_path):
         done = self.shell("digits/dfa", "net.hidden=[14,13,12]", "--out", tmp_path)
         assert done.exit_code == 0, done.output
-        assert done.stdout.startswith("DFA on Sequential: keeps what it says")
+        assert done.stdout.startswith("DFA on Sequential: as local as declared")
         assert "longest chain: 1 of 4 layers" in done.stdout
         assert json.loads((tmp_path / "certificate.json").read_text())["measured"]["memory"] == "grows"
         assert (tmp_path / "dependencies.png").exists()
@@ -230,19 +234,19 @@ class TestShell:
         assert (run / "plots" / "dependencies.png").exists()
         assert bpfree.load(run).net is not None
 
-    def test_a_breach(self):
+    def test_a_violation(self):
         done = self.shell("digits/dfa", "rule={name: 'tests.lab.test_certify_hostile:ByHand'}", "net.activation=tanh")
         assert done.exit_code == 1
         lines = done.stderr.strip().splitlines()
         assert len(lines) >= 2
-        assert all(line.startswith("breach: ") for line in lines)
-        assert done.stdout.startswith(f"ByHand on Sequential: {len(lines)} breaches")
+        assert all(line.startswith("violation: ") for line in lines)
+        assert done.stdout.startswith(f"ByHand on Sequential: {len(lines)} violations")
 
     def test_a_leak(self):
         done = self.shell("digits/dfa", f"net={{name: '{__name__}:SkippingNet'}}", "rule.taps=[second, third]")
         assert done.exit_code == 1
         (line,) = done.stderr.strip().splitlines()
-        assert line.startswith("breach: leak: parameter 'first.weight'")
+        assert line.startswith("violation: leak: parameter 'first.weight'")
 
     @pytest.mark.parametrize(
         "args", [["digits/dfaa"], ["digits/dfa", "rule=nothing"], ["digits/drtp", "task=reconstruct"]]

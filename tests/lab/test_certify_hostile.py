@@ -145,8 +145,8 @@ class OutsideOfModules(ByHand):
 
 def test_what_cannot_be_told_is_said(batch):
     found = certified(OutsideOfModules(), batch, net_for(batch_norm=False))
-    assert found.loose == ["fc2", "fc3", "fc4", "fc5"]
-    assert list(found.unexplained) == ["fc1", "fc2", "fc3", "fc4", "fc5"]
+    assert found.measurements.dependencies.unpinned == ["fc2", "fc3", "fc4", "fc5"]
+    assert list(found.measurements.dependencies.unexplained) == ["fc1", "fc2", "fc3", "fc4", "fc5"]
 
 
 class PieceByPiece(Hostile):
@@ -191,8 +191,8 @@ class PieceByPiece(Hostile):
 def test_a_rule_that_sneaks_the_global_gradient_in_is_caught(rule, caught, batch):
     net = net_for(batch_norm=False)
     found = certified(rule(), batch, net)
-    assert {line.partition(":")[0] for line in found.breaches} >= caught
-    text = " ".join(found.breaches)
+    assert {line.partition(":")[0] for line in found.violations} >= caught
+    text = " ".join(found.violations)
     assert "fc5" in text
     assert "fc1" in text
 
@@ -229,13 +229,13 @@ def test_a_skip_around_a_tap_is_named(batch):
     """Found when the rule is bound, or, should it pass there, by the graph of what is differentiated."""
     rule = {"name": "mono_forward", "taps": ["second", "third"]}
     found = bpfree.certify(Skipping(), rule, TASK, batch)
-    (line,) = found.breaches
+    (line,) = found.violations
     assert line.startswith("leak: parameter 'first.weight' of segment 'second' is reached by the loss of")
     assert found.measured is None
     sly = bpfree.certify(Skipping(few=2), rule, TASK, batch)
-    assert sly.breaches[0] == (
+    assert sly.violations[0] == (
         "through: declared one part at most, but objective 'second..output' is differentiated through first, read, "
         "a chain of 2, which are of second, output"
     )
-    assert {line.partition(":")[0] for line in sly.breaches} == {"through", "waits", "transports", "graph"}
+    assert {line.partition(":")[0] for line in sly.violations} == {"through", "waits", "transports", "graph"}
     assert bpfree.certify(Skipping(few=99), rule, TASK, batch).ok

@@ -397,7 +397,7 @@ def test_trackers_and_the_certificate_see_them(kind):
     assert evaluate_split(task, split, trainer.predict, net).metrics["loss"] > 0
     if kind == "resnet":
         found = certify(net, trainer.rule, task, batch)
-        assert found.ok, found.breaches
+        assert found.ok, found.violations
 
 
 def test_what_was_chosen_is_said_and_kept(batch, capsys, tmp_path, undrawn):

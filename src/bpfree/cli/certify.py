@@ -57,8 +57,8 @@ def certify(
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(found)
-    for line in found.breaches:
-        typer.echo(f"breach: {' '.join(line.split())}", err=True)
+    for line in found.violations:
+        typer.echo(f"violation: {' '.join(line.split())}", err=True)
     if not found.ok:
         raise typer.Exit(1)
 

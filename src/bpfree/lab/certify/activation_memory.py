@@ -1,4 +1,4 @@
-"""How many bytes of activations are alive as the layers go by."""
+"""Bytes of activations that are alive while a net runs, layer after layer."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,71 +11,79 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from bpfree.lab.certify.layers import Layers, unwrapped
 
-_LOCALLY = 3  # parts of which much may be alive at once: the one at work, its input, and the output with its error
-_MUCH = 1 / 20  # of what a part ever had; less is a result and no activations
+_LOCAL_PARTS = 3  # a local rule may keep three parts alive: the part at work, its input, and the output with its error
+_SHARE_THAT_COUNTS = 1 / 20  # of a part's activations; a part that keeps less keeps a result (a loss), not activations
 
 
-class Held(NamedTuple):
-    """Activations of one call of `gradients`: outputs of modules, and what is kept for a way back.
+class ActivationMemory(NamedTuple):
+    """Activations of one call of `gradients`: outputs of modules, and tensors that autograd keeps for backward.
 
     Attributes:
-        curve: the most bytes alive until the next layer begins, for each layer as it ran, in order.
-        total: bytes of all activations that there ever were.
-        parts: the most parts of the net of which at least a twentieth is alive at once.
-        of: parts that ran.
+        curve: (layer, bytes) for each layer in the order of execution: the most bytes that are alive before the next
+            layer begins.
+        total_bytes: bytes of all activations of the call, alive or not.
+        parts_at_once: the largest number of parts that have at least a twentieth of their activations alive at once.
+        parts: the number of parts that ran.
     """
 
     curve: tuple[tuple[str, int], ...]
-    total: int
+    total_bytes: int
+    parts_at_once: int
     parts: int
-    of: int
 
     @property
-    def peak(self) -> int:
-        """The most bytes alive at once."""
+    def peak_bytes(self) -> int:
+        """The most bytes that are alive at once."""
         return max((size for _, size in self.curve), default=0)
 
     @property
     def grows(self) -> bool | None:
-        """Whether what is held grows with the number of parts; None if there are too few to tell."""
-        return None if self.of <= _LOCALLY else self.parts > _LOCALLY
+        """True if memory grows with the number of parts; None if the net has too few parts to tell."""
+        return None if self.parts <= _LOCAL_PARTS else self.parts_at_once > _LOCAL_PARTS
 
 
 class Meter:
-    """Follows the storages of activations from birth to death.
+    """A meter that follows the storage of each activation from its creation to its release.
+
+    It counts storages and not tensors: views share memory, and only the last owner's death frees it.
 
     Args:
-        layers: of the net; its parameters are no activations.
-        part: that of each layer.
-        known: tensors that are there before, such as samples and buffers.
+        layers: the layers of the net; parameters do not count as activations.
+        part: the part of each layer, by the layer's name.
+        ignored: tensors that exist before the run and are not activations, such as samples and buffers.
     """
 
-    def __init__(self, layers: Layers, part: Mapping[str, str], known: Iterable[Tensor]) -> None:
+    def __init__(self, layers: Layers, part: Mapping[str, str], ignored: Iterable[Tensor]) -> None:
         self.layers = layers
         self.part = part
-        self._known = {t.untyped_storage()._cdata for t in (*layers.parameters.values(), *known)}
-        self._born: dict[int, tuple[StorageWeakRef, int, str]] = {}  # with size and layer
+        self._ignored = {t.untyped_storage()._cdata for t in (*layers.parameters.values(), *ignored)}
+        self._alive: dict[int, tuple[StorageWeakRef, int, str]] = {}  # by address: reference, bytes, layer
         self._layer = ""
         self._curve: list[tuple[str, int]] = []
-        self._ever = Counter[str]()  # bytes by part
-        self._seen: list[Counter[str]] = []  # bytes alive by part, at each look
+        self._bytes_of_part = Counter[str]()  # all that the part ever allocated
+        self._snapshots: list[Counter[str]] = []  # bytes alive by part, after each module
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """A run."""
+        """A context in which all modules that run are measured."""
         hooks = nn.modules.module
         handles = [hooks.register_module_forward_pre_hook(self._enter), hooks.register_module_forward_hook(self._leave)]
         try:
+            # Module outputs alone would miss what functions keep for backward, such as the mask of a dropout.
             with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def held(self) -> Held:
-        """What was found."""
-        counts = [sum(size >= _MUCH * self._ever[part] for part, size in held.items()) for held in self._seen]
-        return Held(tuple(self._curve), self._ever.total(), max(counts, default=0), len(self._ever))
+    def result(self) -> ActivationMemory:
+        """Return the measurements of the run."""
+        counts = [
+            sum(size >= _SHARE_THAT_COUNTS * self._bytes_of_part[part] for part, size in snapshot.items())
+            for snapshot in self._snapshots
+        ]
+        total = self._bytes_of_part.total()
+        return ActivationMemory(tuple(self._curve), total, max(counts, default=0), len(self._bytes_of_part))
 
     def _enter(self, module: nn.Module, args: object) -> None:
         names = [name for name in self.layers.modules.get(module, ()) if name in self.part]
@@ -86,25 +94,28 @@ class Meter:
     def _leave(self, module: nn.Module, args: object, out: object) -> None:
         if isinstance(out, Tensor) and self._curve:
             self._keep(out)
-            self._look()
+            self._take_snapshot()
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = unwrapped(tensor).untyped_storage()
-        if self._layer and storage._cdata not in self._known and self._is_new(storage._cdata):
-            self._born[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), self._layer)  # type: ignore[no-untyped-call]
-            self._ever[self.part[self._layer]] += storage.nbytes()
-        return tensor.detach()  # the tensor itself would keep its own graph alive
+        if self._layer and storage._cdata not in self._ignored and self._is_new(storage._cdata):
+            self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), self._layer)  # type: ignore[no-untyped-call]
+            self._bytes_of_part[self.part[self._layer]] += storage.nbytes()
+        # The graph keeps what this hook returns. The tensor itself would point back to the graph: a cycle, which only
+        # the garbage collector would free, so that memory would seem to grow for every rule.
+        return tensor.detach()
 
     def _is_new(self, address: int) -> bool:
-        return address not in self._born or bool(self._born[address][0].expired())  # type: ignore[no-untyped-call]
+        # The allocator gives the address of a freed storage to a later one, so an address alone does not identify it.
+        return address not in self._alive or bool(self._alive[address][0].expired())  # type: ignore[no-untyped-call]
 
-    def _look(self) -> None:
-        for address in [address for address in self._born if self._is_new(address)]:
-            del self._born[address]
-        alive = list(self._born.values())
+    def _take_snapshot(self) -> None:
+        for address in [address for address in self._alive if self._is_new(address)]:
+            del self._alive[address]
+        alive = list(self._alive.values())
         layer, most = self._curve[-1]
         self._curve[-1] = (layer, max(most, sum(size for _, size, _ in alive)))
-        held = Counter[str]()
+        snapshot = Counter[str]()
         for _, size, layer in alive:
-            held[self.part[layer]] += size
-        self._seen.append(held)
+            snapshot[self.part[layer]] += size
+        self._snapshots.append(snapshot)

@@ -1,4 +1,4 @@
-"""A rule on a net, run again and again from the same state, with something else changed each time."""
+"""A test bench: a rule on a net, run again and again from the same state, with one thing changed each time."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,19 +14,29 @@ from bpfree.rule import Rule
 from bpfree.training.divergence import explain_first_step
 from bpfree.types import Batch, Scalars, Task
 
-Gradients = dict[str, Tensor]
-_TRIES = 40  # steps in which every part of a rule that trains some at random has had its turn, most likely
+Gradients = dict[str, Tensor]  # by the name of the parameter; parameters without a gradient are missing
+_MOST_STEPS = 40  # a rule that trains one of ten blocks at random has trained each by then, with probability 0.86
 _ROUNDING = 1e-6  # of the largest element of a gradient
+_REPEATABLE = 1e-3  # likewise: two equal runs that differ by more are not repeatable
 
 
 class Bench:
-    """Runs `rule.gradients` on a net, from the same weights, buffers and random state every time.
+    """A test bench that calls `rule.gradients` with the same weights, buffers and random numbers every time.
+
+    Only because all else is equal, a difference between two runs has to come from what was changed.
 
     Args:
         net: any module.
-        rule: bound to it.
-        task: of the rule.
-        batch: of every run.
+        rule: a rule that is bound to the net.
+        task: the task of the rule.
+        batch: the batch of every run.
+
+    Attributes:
+        layers: the layers of net and rule.
+        steps: numbers of the steps that make one run; several for rules that train one block in each step.
+        tolerance: the largest relative difference between two gradients that still counts as equal; see `settle`.
+        shares_graph: True if two objectives go through the same nodes; a training would then end with an error.
+        scalars: the scalars that `gradients` returned last.
     """
 
     def __init__(self, net: nn.Module, rule: Rule, task: Task, batch: Batch) -> None:
@@ -35,56 +45,72 @@ class Bench:
         self.device = batch.device
         self.steps = [0]
         self.tolerance = 0.0
-        self.shares_graph = False  # so that a training would end with an error
+        self.shares_graph = False
         self.scalars: Scalars = {}
-        self._wake()
+        self._draw_zero_weights()
         self._state = State(net, rule)
 
-    def _wake(self) -> None:
-        """Weights that are zero as yet would hide what depends on them."""
+    def _draw_zero_weights(self) -> None:
+        """Give random values to weights that are all zero.
+
+        Zero hides dependencies: behind a head that starts at zero, no gradient depends on anything.
+        """
         for name, p in self.layers.parameters.items():
             if (p.dim() > 1 or name.endswith("weight")) and not bool(p.detach().any()):
                 p.data.copy_(self._random(name, p) * 0.1)
 
     def settle(self) -> Gradients:
-        """Find the steps in which everything learns, and how far two equal runs differ.
+        """Find the steps in which every unit learns, and the tolerance for comparisons.
+
+        Returns:
+            The gradients of an unchanged run.
 
         Raises:
-            UserError: they differ by more than rounding.
+            UserError: two equal runs differ by more than rounding, so no conclusion is possible.
         """
         self._first_run()
-        got = self.run()
-        wanted = {id(p) for unit in self.rule.units(self.net) for p in unit}
-        missing = {name for name, p in self.layers.parameters.items() if id(p) in wanted} - set(got)
-        for step in range(1, _TRIES if missing else 0):
-            found = missing & set(self.run(steps=[step]))
-            self.steps += [step] if found else []
-            missing -= found
+        grads = self.run()
+        in_units = {id(p) for unit in self.rule.units(self.net) for p in unit}
+        missing = {name for name, p in self.layers.parameters.items() if id(p) in in_units} - set(grads)
+        for step in range(1, _MOST_STEPS if missing else 0):
+            new = missing & set(self.run(steps=[step]))
+            self.steps += [step] if new else []
+            missing -= new
             if not missing:
                 break
         first, second = self.run(), self.run()
-        apart = max((_apart(first.get(name), second.get(name)) for name in first | second), default=0.0)
-        if apart > 1e-3:
+        apart = max((_difference(first.get(name), second.get(name)) for name in first | second), default=0.0)
+        if apart > _REPEATABLE:
             raise UserError(
                 f"rule: two calls of {type(self.rule).__name__} with one key gave different gradients, so nothing can "
                 "be told from a third. Draw everything random from `noise`, and keep no count of calls"
             )
+        # Kernels that add in a changing order (some on GPUs) differ by rounding; a change has to be clearly larger.
         self.tolerance = max(_ROUNDING, 10 * apart)
         return second
 
     def _first_run(self) -> None:
-        """In which a rule may choose how to go on, and a graph may prove to be shared by objectives that free it."""
+        """Run once, so that the rule makes its choices for this shape, and find out if objectives share their graph."""
         try:
             self.run()
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
                 with explain_first_step(self.batch):
                     raise
+            # One objective freed nodes that another needs. Keep the graph, so that all the rest can still be measured.
             self.shares_graph = True
             self.run()
 
     def run(self, *around: AbstractContextManager[object], steps: list[int] | None = None) -> Gradients:
-        """Copies of all gradients by name, those that are zero left out; the state is then as before."""
+        """Call `rule.gradients` and put the state back.
+
+        Args:
+            around: contexts in which the rule runs, such as changed weights or a watch.
+            steps: numbers of the steps; None for `self.steps`. Gradients of several steps add up.
+
+        Returns:
+            Copies of all gradients that are not zero everywhere.
+        """
         with ExitStack() as stack:
             stack.callback(self._state.restore)
             stack.enter_context(Noise().fold("certify").global_rng(self.device))
@@ -99,25 +125,25 @@ class Bench:
             return {name: grad.detach().clone() for name, grad in grads.items() if bool(grad.any())}
 
     def changed(self, before: Gradients, after: Gradients) -> set[str]:
-        """Names of the parameters whose gradients differ."""
-        return {name for name in before | after if _apart(before.get(name), after.get(name)) > self.tolerance}
+        """Return the names of the parameters whose gradients differ between two runs by more than the tolerance."""
+        return {name for name in before | after if _difference(before.get(name), after.get(name)) > self.tolerance}
 
     @contextmanager
-    def other(self, layer: str, how: str = "noise") -> Iterator[None]:
-        """The weights of a layer are others within.
+    def changed_weights(self, layer: str, how: str = "noise") -> Iterator[None]:
+        """A context in which the weights of a layer are different.
 
         Args:
-            layer: its name.
-            how: "noise" as large as they are is added, their "signs" are flipped at random, or their "sizes" change.
+            layer: the name of the layer.
+            how: "noise" adds noise as large as the weights, "sizes" changes their sizes and keeps their signs.
         """
         weights = self.layers.weights[layer]
         before = [w.detach().clone() for w in weights]
         for i, w in enumerate(weights):
-            drawn = self._random(f"{layer} {i}", w)
+            noise = self._random(f"{layer} {i}", w)
             if how == "noise":
-                w.data.add_(drawn * (w.detach().square().mean().sqrt() + 1e-3))
+                w.data.add_(noise * (w.detach().square().mean().sqrt() + 1e-3))
             else:
-                w.data.mul_(drawn.sign() if how == "signs" else 0.5 + drawn.abs())
+                w.data.mul_(0.5 + noise.abs())
         try:
             yield
         finally:
@@ -129,7 +155,13 @@ class Bench:
 
 
 class State:
-    """All that a run may change in a net and a rule, to be put back to the bit."""
+    """A snapshot of everything in some modules that a run may change; `restore` puts it back to the bit.
+
+    The tensor objects themselves come back too, not only their values: an optimiser holds references to them.
+
+    Args:
+        modules: the modules to take a snapshot of, with their submodules.
+    """
 
     def __init__(self, *modules: nn.Module) -> None:
         self._modules = [m for module in modules for m in module.modules()]
@@ -141,9 +173,9 @@ class State:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put it back."""
+        """Put the snapshot back into the modules."""
         for module, slot, name, tensor, before in self._tensors:
-            getattr(module, slot)[name] = tensor
+            getattr(module, slot)[name] = tensor  # through the dict: a parametrised module refuses setattr
             tensor.data.copy_(before)
         for tensor, grad, before in self._grads:
             tensor.grad = grad
@@ -158,14 +190,19 @@ class State:
 _SLOTS = ("_parameters", "_buffers")
 
 
-def _apart(a: Tensor | None, b: Tensor | None) -> float:
-    """How far two gradients differ, as a share of the larger; infinity if one is not finite where the other is."""
+def _difference(a: Tensor | None, b: Tensor | None) -> float:
+    """Return the largest difference of two gradients as a share of the largest element; 1 if only one exists."""
     if a is None or b is None:
         return 0.0 if a is b else 1.0
     difference = float((a.double() - b.double()).abs().max())
     return difference / max(float(a.abs().max()), float(b.abs().max())) if difference else 0.0
 
 
-def by_layer(names: Iterable[str], layers: Layers) -> set[str]:
-    """The layers of these parameters, a normalisation's left out."""
+def layers_with(names: Iterable[str], layers: Layers) -> set[str]:
+    """Return the layers of some parameters; normalisations do not count as layers.
+
+    Args:
+        names: names of parameters of net and rule.
+        layers: the layers of net and rule.
+    """
     return {layer for name in names if (layer := layers.of.get(name))}

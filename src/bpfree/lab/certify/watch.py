@@ -1,8 +1,9 @@
-"""What is watched, and tampered with, while a rule writes its gradients.
+"""Instruments that watch a rule while it writes its gradients, and change one thing at a time.
 
-Nothing here asks the rule. All of torch's ways of differentiating end in one function of its autograd (`backward`,
-`grad`, `torch.func.grad`, `vjp`) or begin by marking a tensor as dual (`jvp`, forward mode), and all modules run their
-hooks, whoever calls them: also copies of the net, and calls with other parameters.
+They do not ask the rule. Every way to differentiate in torch either ends in one function of autograd (`backward`,
+`grad`, `torch.func.grad`, `vjp`) or begins by marking a tensor as dual (`jvp`, forward mode). Every module runs its
+hooks, whoever calls it: copies of the net and calls with other parameters too. Whoever wants to hide has to compute by
+hand, and the experiments of `measure` find that as well.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +18,26 @@ from torch.autograd import forward_ad
 from bpfree.lab.certify.layers import Layers, is_transformed
 from bpfree.lab.certify.walk import Reach, Walk
 
-_MOST_BYTES = 1 << 30
-_make_dual = forward_ad.make_dual
+_MOST_BYTES = 1 << 30  # of recorded outputs: 1 GiB
+_make_dual = forward_ad.make_dual  # the originals; `Objectives` replaces the names in the module
 _unpack_dual = forward_ad.unpack_dual
 
 
 class Objectives:
-    """Sees every objective that is differentiated, in order; an objective within another's backward is part of it.
+    """A watch that sees every objective that is differentiated, in order, and can double the derivative of one.
+
+    An objective that is differentiated during another's backward pass (checkpointing does so) counts as part of it.
 
     Args:
-        layers: whose graph is walked; None for no walk.
-        samples: in the batch.
-        scaled: number of the objective whose derivative is to be twice as large.
-        during: surrounds every backward pass.
+        layers: the layers of net and rule. With None no graph is walked.
+        samples: number of samples in the batch.
+        doubled: number of the objective whose derivative is doubled; None for none.
+        during: makes a context in which every backward pass runs.
+
+    Attributes:
+        kinds: "backward" or "forward", by objective.
+        reaches: the layers that each objective's graph reaches; empty for forward mode, which makes no graph.
+        duals: names of the parameters that were marked as dual, by objective.
     """
 
     def __init__(
@@ -37,22 +45,21 @@ class Objectives:
         layers: Layers | None = None,
         samples: int = 0,
         *,
-        scaled: int | None = None,
+        doubled: int | None = None,
         during: Callable[[], Any] | None = None,
     ) -> None:
         self.layers = layers
         self.samples = samples
-        self.scaled = scaled
+        self.doubled = doubled
         self.during = during
-        self.count = 0
-        self.found: list[Reach] = []
-        self.forwards: list[dict[str, None]] = []  # parameters marked as dual, by objective
         self.kinds: list[str] = []
-        self._depth = 0
+        self.reaches: list[Reach] = []
+        self.duals: list[dict[str, None]] = []
+        self._depth = 0  # of backward passes within backward passes
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within it, torch's own functions are replaced."""
+        """A context in which torch's own functions report to this watch."""
         engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
         enter = forward_ad.enter_dual_level
 
@@ -71,27 +78,27 @@ class Objectives:
             yield
 
     def _begin(self, kind: str) -> bool:
-        """Whether this objective is the one to be scaled."""
+        """Note the beginning of an objective. Return True if its derivative is the one to double."""
         if self._depth == 0:
             self.kinds.append(kind)
-            self.found.append(Reach(frozenset(), frozenset(), False, 0, 0))
-            self.forwards.append({})
-            self.count += 1
-        return self.count - 1 == self.scaled and self._depth == 0
+            self.reaches.append(Reach(frozenset(), frozenset(), False, 0, 0))
+            self.duals.append({})
+        # Within a backward pass the doubled derivative arrives by itself; doubling here again would make it fourfold.
+        return len(self.kinds) - 1 == self.doubled and self._depth == 0
 
     def _backward(
         self,
         engine: Callable[..., Any],
         outs: Sequence[Tensor],
         grads: Sequence[Tensor | None],
-        *rest: Any,
+        *rest: Any,  # keep_graph, create_graph, inputs, ...
         **options: Any,
     ) -> Any:
-        scaled = self._begin("backward")
-        if self.layers is not None:
+        doubled = self._begin("backward")
+        if self.layers is not None:  # before the pass, which frees what the nodes keep
             reach = Walk(outs, self.layers, self.samples, rest[2]).reach()
-            self.found[-1] = _joined(self.found[-1], reach) if self._depth else reach
-        if scaled:
+            self.reaches[-1] = _joined(self.reaches[-1], reach) if self._depth else reach
+        if doubled:  # a factor of two is exact in floating point, so rounding changes nothing else
             grads = tuple(2 * (torch.ones_like(o) if g is None else g) for o, g in zip(outs, grads, strict=True))
         self._depth += 1
         try:
@@ -103,15 +110,19 @@ class Objectives:
             self._depth -= 1
 
     def _dual(self, tensor: Tensor, tangent: Tensor, *, level: int | None = None) -> Tensor:
-        if self.forwards and self.layers is not None and (name := self.layers.name_of(tensor)) is not None:
-            self.forwards[-1][name] = None
-        if self.forwards and self.count - 1 == self.scaled:
+        if self.duals and self.layers is not None and (name := self.layers.name_of(tensor)) is not None:
+            self.duals[-1][name] = None
+        if self.duals and len(self.kinds) - 1 == self.doubled:  # the derivative is linear in the tangents
             tangent = 2 * tangent
         return _make_dual(tensor, tangent, level=level)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _joined(outer: Reach, inner: Reach) -> Reach:
-    """An objective and one within its backward pass, as by checkpointing: their chains are one behind the other."""
+    """Return the reach of an objective together with one that is differentiated within its backward pass.
+
+    The inner one continues where the outer one stopped, at the checkpoint, so the lengths of the chains add up. The
+    activations at the checkpoint are then no end of the derivative, hence `and`.
+    """
     return Reach(
         outer.through | inner.through,
         outer.ends | inner.ends,
@@ -123,7 +134,7 @@ def _joined(outer: Reach, inner: Reach) -> Reach:
 
 @contextmanager
 def retained() -> Iterator[None]:
-    """Within it, a backward pass leaves its graph for others that go through the same nodes."""
+    """A context in which backward passes keep their graph, for objectives that share nodes."""
     engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def run(outs: Any, grads: Any, keep: bool, *rest: Any, **options: Any) -> Any:
@@ -134,30 +145,34 @@ def retained() -> Iterator[None]:
 
 
 class Pins:
-    """Holds what every module gives at the values of another run, while the way back stays that of this one.
+    """Pins that hold the output of every module at its value in an earlier run.
 
-    A first run records, later ones replay. Modules within `torch.func` transforms are left alone.
+    The values of the forward pass are then those of the earlier run, while the backward pass still goes through the
+    graph of the current one. The first run records, later runs replay. Modules within transforms of `torch.func` are
+    left alone: their outputs are wrapped for one transform, and a recorded wrapper would be invalid in the next.
+
+    Attributes:
+        full: True if the outputs take more than 1 GiB, so that not all could be recorded. A large population on a large
+            net does that.
     """
 
     def __init__(self) -> None:
-        self.full = False  # a large population on a large net gives more than can be kept
+        self.full = False
         self._bytes = 0
-        self._values: list[tuple[Tensor, Tensor | None]] = []
+        self._values: list[tuple[Tensor, Tensor | None]] = []  # (value, tangent) in the order of calls
         self._next = 0
-        self._replays = False
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """The run whose values count."""
-        with _on_forward(self._record):
+        """A context for the run whose values are recorded."""
+        with _on_every_forward(self._record):
             yield
-        self._replays = True
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """A run with the recorded values."""
+        """A context for a run that gets the recorded values."""
         self._next = 0
-        with _on_forward(self._replay):
+        with _on_every_forward(self._replay):
             yield
 
     def _record(self, module: nn.Module, args: object, out: object) -> None:
@@ -170,7 +185,7 @@ class Pins:
     def _replay(self, module: nn.Module, args: object, out: object) -> Tensor | None:
         if not isinstance(out, Tensor) or is_transformed() or self._next == len(self._values):
             return None
-        primal, tangent = self._values[self._next]
+        primal, tangent = self._values[self._next]  # rules call modules in the same order in every run
         self._next += 1
         if primal.shape != out.shape or primal.dtype != out.dtype:
             return None
@@ -183,7 +198,10 @@ class Pins:
 
 
 class _Pin(torch.autograd.Function):
-    """The given value, with the derivative of the identity."""
+    """A function that returns a recorded value forwards and is the identity backwards.
+
+    Replacing the value without it would cut the graph, and no way back would be left to observe.
+    """
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, value: Tensor) -> Tensor:
@@ -195,8 +213,11 @@ class _Pin(torch.autograd.Function):
 
 
 @contextmanager
-def _on_forward(hook: Callable[..., Any]) -> Iterator[None]:
-    """On every module there is, before its own hooks."""
+def _on_every_forward(hook: Callable[..., Any]) -> Iterator[None]:
+    """A context in which a hook runs after every module's forward pass.
+
+    torch runs global hooks before a module's own hooks. So the hooks by which a rule cuts the net see the pinned value.
+    """
     handle = nn.modules.module.register_module_forward_hook(hook)
     try:
         yield
