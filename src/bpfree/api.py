@@ -13,7 +13,7 @@ from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, unknown
 from bpfree.rule import Rule
 from bpfree.runs import checkpoint, folder
-from bpfree.runs.config import DataConfig, TrainConfig, parse
+from bpfree.runs.config import OLD_DATA_KEYS, DataConfig, TrainConfig, parse
 from bpfree.runs.load import load
 from bpfree.runs.run import Run, train
 from bpfree.spec import Spec, split_spec, without_foreign_code
@@ -59,9 +59,8 @@ def fit(
             of the net, or of a head of the rule, and labels as the task has them (class indices [B], or with mixup
             shares [B, C]). Or the name of a loss of the task: with task="regress" mse, mae or huber.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
-            label_noise, shift, flip, crop, brightness, contrast, cutout, mixup; precision, update, device, clip,
-            freeze, early_stopping), the sections `schedule` and `task`, and `classes`: how many there are in
-            arrays, or a list of those to keep of any data.
+            label_noise, augment; precision, update, device, clip, freeze, early_stopping), the sections `schedule` and
+            `task`, and `classes`: how many there are in arrays, or a list of those to keep of any data.
 
     Returns:
         The finished run.
@@ -87,8 +86,10 @@ def fit(
     for key, value in options.items():
         if key in ("schedule", "task"):
             values[key] = value
-        elif key in DataConfig.model_fields or key in TrainConfig.model_fields:
-            values["data" if key in DataConfig.model_fields else "train"][key] = value
+        elif key in DataConfig.model_fields or key in OLD_DATA_KEYS:
+            values["data"][key] = value
+        elif key in TrainConfig.model_fields:
+            values["train"][key] = value
         else:
             known = {*DataConfig.model_fields, *TrainConfig.model_fields, "schedule", "task", "classes"}
             raise unknown("argument", key, known - {"name"})

@@ -54,8 +54,8 @@ def shown(value: object) -> str:
 def no_soft_labels(rule: str) -> UserError:
     """The error for a rule that cannot train with mixup."""
     return UserError(
-        f"rule '{rule}' reads one class for each sample, but data.mixup gives shares of the classes. Use data.mixup=0, "
-        "or a rule with takes_soft_labels, such as backprop, dfa, mono_forward, eggroll"
+        f"rule '{rule}' reads one class for each sample, but data.augment.mixup gives shares of the classes. Use "
+        "data.augment.mixup=0, or a rule with takes_soft_labels, such as backprop, dfa, mono_forward, eggroll"
     )
 
 

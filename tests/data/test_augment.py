@@ -1,15 +1,18 @@
 """Random changes to images: each against a plain loop or a property, by key, and what is refused."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import bpfree
 from bpfree import Batch, Noise, UserError
 from bpfree.api import resume
 from bpfree.data import Augment, Batches, Preprocess, Split
+from bpfree.data.augment import PixelValues
 from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
 from bpfree.runs.config import parse
@@ -96,7 +99,7 @@ def test_options_draw_apart_from_each_other(key, monkeypatch):
 
 def test_brightness_stretches_from_black_and_keeps_within_the_limits():
     x = images(300, high=100).float()
-    found = Augment(brightness=0.5, limits=(0.0, 100.0))(x, NOISE)
+    found = Augment(brightness=0.5, values=PixelValues(0.0, 100.0))(x, NOISE)
     assert float(found.min()) >= 0
     assert float(found.max()) == 100
     inside = (found < 100) & (x > 0)
@@ -108,7 +111,7 @@ def test_brightness_stretches_from_black_and_keeps_within_the_limits():
 
 def test_brightness_of_values_that_may_be_negative():
     x = torch.full((50, 1, 4, 4), -1.0)
-    assert torch.equal(Augment(brightness=1.0, limits=(-1.0, 1.0))(x, NOISE), x), "black stays black"
+    assert torch.equal(Augment(brightness=1.0, values=PixelValues(-1.0, 1.0))(x, NOISE), x), "black stays black"
 
 
 def test_contrast_keeps_the_mean_of_an_image():
@@ -124,7 +127,7 @@ def test_contrast_keeps_the_mean_of_an_image():
 def test_cutout_is_a_square_of_the_mean_at_any_centre():
     mean = (11.5, 12.5, 13.5)
     x = torch.zeros(2000, 3, 9, 8)
-    found = Augment(cutout=3, mean=mean)(x, NOISE)
+    found = Augment(cutout=3, values=PixelValues(mean=mean))(x, NOISE)
     hidden = found[:, 0] != 0
     assert torch.equal(found, torch.where(hidden[:, None], torch.tensor(mean).view(1, 3, 1, 1), x))
     sizes = set()
@@ -198,42 +201,42 @@ def test_every_rule_trains_with_mixup_or_says_that_it_does_not(name, digits_data
     denoises = issubclass(RULES[name], DiffusionRule)
     net = {"name": "denoiser", **denoiser_for(name)} if denoises else {"name": "mlp", "activation": "tanh"}
     rule = {"name": name, **BLACK_BOX.get(name, {})}
-    values = {"data": {"name": "digits", "mixup": 0.4}, "net": net, "rule": rule, "train": {"epochs": 1}}
+    values = {"data": {"name": "digits", "augment": {"mixup": 0.4}}, "net": net, "rule": rule, "train": {"epochs": 1}}
     soft = Batch(batch.x, 0.5 * (TASK.target(batch) + TASK.target(batch).roll(1, 0)))
     if RULES[name].takes_soft_labels:
         losses = [record["train"]["loss"] for record in train(parse(values)).metrics]
         assert np.isfinite(losses).all()
         bpfree.Trainer(net_for(name, batch.x.device), name, TASK).step(soft)
         return
-    message = f"rule '{name}' reads one class for each sample, but data.mixup gives shares of the classes"
+    message = f"rule '{name}' reads one class for each sample, but data.augment.mixup gives shares of the classes"
     with pytest.raises(UserError, match=message) as caught:
         parse(values)
     assert "\n" not in str(caught.value)
-    assert message in refused("train", f"digits/{name}", "data.mixup=0.4", "--out", tmp_path / "run")
+    assert message in refused("train", f"digits/{name}", "data.augment.mixup=0.4", "--out", tmp_path / "run")
     with pytest.raises(UserError, match="reads one class for each sample"):
         bpfree.Trainer(net_for(name, batch.x.device), name, TASK).step(soft)
 
 
 def test_a_rule_from_python_that_does_not_take_mixup(digits_data):
     with pytest.raises(UserError, match="reads one class for each sample"):
-        bpfree.fit("mlp", digits_data.train, RULES["forward_forward"](), epochs=1, mixup=0.2)
+        bpfree.fit("mlp", digits_data.train, RULES["forward_forward"](), epochs=1, augment={"mixup": 0.2})
 
 
 def test_the_larger_share_is_the_true_class_for_trackers():
     watch = {"name": "segment_accuracy", "every": 5}
-    run = bpfree.fit("mlp", "digits", "mono_forward", epochs=3, mixup=0.2, trackers=[watch])
+    run = bpfree.fit("mlp", "digits", "mono_forward", epochs=3, augment={"mixup": 0.2}, trackers=[watch])
     assert run.tracked[-1]["values"]["output"] > 0.3
 
 
 def test_autoencoders_rebuild_what_they_were_shown(digits_data):
     """Augmented and mixed alike."""
     preprocess = Preprocess.of(digits_data, digits_data.train)
-    augment = Augment(**ALL, mixup=0.5, limits=(0.0, preprocess.white), mean=preprocess.mean)
+    augment = Augment(**ALL, mixup=0.5, values=PixelValues.of(preprocess))
     split = digits_data.train
     for batch in Batches(split, preprocess, 64, augment=augment, seed=0, rebuild=True).epoch():
         mean, std = preprocess.mean[0], preprocess.std[0]
         torch.testing.assert_close(batch.y * preprocess.white, batch.x * std + mean, atol=1e-4, rtol=1e-4)
-    run = bpfree.fit("mlp", "digits", "dfa", epochs=1, task="reconstruct", mixup=0.5, **ALL)
+    run = bpfree.fit("mlp", "digits", "dfa", epochs=1, task="reconstruct", augment={"mixup": 0.5, **ALL})
     assert set(run.result["test"]) == {"loss"}
 
 
@@ -244,7 +247,7 @@ def test_evaluation_sees_the_samples_as_they_are(digits_data):
     for a, b in zip(plain.epoch(), augmented.epoch(), strict=True):
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.y, b.y)
-    run = bpfree.fit("mlp", "digits", "backprop", epochs=1, mixup=1.0, **ALL)
+    run = bpfree.fit("mlp", "digits", "backprop", epochs=1, augment={"mixup": 1.0, **ALL})
     assert run.result["test"] == run.evaluate((digits_data.test.x, digits_data.test.y))
 
 
@@ -260,7 +263,13 @@ def test_an_epoch_starts_in_the_middle_with_the_same_draws(digits_data):
 @pytest.mark.parametrize("rule", ["backprop", "mono_forward"])
 def test_a_resume_with_all_of_them_is_exact(rule, tmp_path, monkeypatch):
     values = {
-        "data": {"name": "digits", "mixup": 0.3, "fraction": 0.6, "label_noise": 0.1, "skew": {"factor": 5}, **ALL},
+        "data": {
+            "name": "digits",
+            "fraction": 0.6,
+            "label_noise": 0.1,
+            "skew": {"factor": 5},
+            "augment": {"mixup": 0.3, **ALL},
+        },
         "net": {"name": "conv", "channels": [6, 5], "hidden": 12},
         "rule": rule,
         "train": {"epochs": 4},
@@ -273,27 +282,28 @@ def test_a_resume_with_all_of_them_is_exact(rule, tmp_path, monkeypatch):
 
 
 def test_limits_and_mean_are_those_of_the_data(digits_data):
-    config = load_config("digits/dfa", ["data.cutout=2", "data.brightness=0.5"])
-    made = config.data.augment(Preprocess.of(digits_data, digits_data.train))
-    assert made.limits == (0.0, 16.0)
-    assert made.mean == pytest.approx((float(digits_data.train.x.float().mean()),))
+    config = load_config("digits/dfa", ["data.augment.cutout=2", "data.augment.brightness=0.5"])
+    made = config.data.augment.build(Preprocess.of(digits_data, digits_data.train))
+    assert (made.values.black, made.values.white) == (0.0, 16.0)
+    assert made.values.mean == pytest.approx((float(digits_data.train.x.float().mean()),))
     floats = Split(digits_data.train.x.float() / 8 - 1, digits_data.train.y)
-    assert config.data.augment(Preprocess.of(replace(digits_data, train=floats, test=None), floats)).limits == (-1, 1)
+    values = config.data.augment.build(Preprocess.of(replace(digits_data, train=floats, test=None), floats)).values
+    assert (values.black, values.white) == (-1, 1)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.crop=0", "data.crop: found 0, allowed: greater than 0"),
-        ("data.crop=1.5", "data.crop: found 1.5, allowed: less than or equal to 1"),
-        ("data.crop=.nan", "data.crop: found nan, allowed: "),
-        ("data.brightness=1.1", "data.brightness: found 1.1, allowed: less than or equal to 1"),
-        ("data.contrast=-1", "data.contrast: found -1, allowed: greater than or equal to 0"),
-        ("data.cutout=-2", "data.cutout: found -2, allowed: greater than or equal to 0"),
-        ("data.cutout=2.5", "data.cutout: found 2.5, allowed: a valid integer"),
-        ("data.mixup=-0.1", "data.mixup: found -0.1, allowed: greater than or equal to 0"),
-        ("data.mixup=.inf", "data.mixup: found inf, allowed: "),
-        ("data.cutot=2", r"unknown key 'data.cutot'. Did you mean 'data.cutout'\?"),
+        ("data.augment.crop=0", "data.augment.crop: found 0, allowed: greater than 0"),
+        ("data.augment.crop=1.5", "data.augment.crop: found 1.5, allowed: less than or equal to 1"),
+        ("data.augment.crop=.nan", "data.augment.crop: found nan, allowed: "),
+        ("data.augment.brightness=1.1", "data.augment.brightness: found 1.1, allowed: less than or equal to 1"),
+        ("data.augment.contrast=-1", "data.augment.contrast: found -1, allowed: greater than or equal to 0"),
+        ("data.augment.cutout=-2", "data.augment.cutout: found -2, allowed: greater than or equal to 0"),
+        ("data.augment.cutout=2.5", "data.augment.cutout: found 2.5, allowed: a valid integer"),
+        ("data.augment.mixup=-0.1", "data.augment.mixup: found -0.1, allowed: greater than or equal to 0"),
+        ("data.augment.mixup=.inf", "data.augment.mixup: found inf, allowed: "),
+        ("data.augment.cutot=2", r"unknown key 'data.augment.cutot'. Did you mean 'data.augment.cutout'\?"),
     ],
 )
 def test_values_that_cannot_be(override, message):
@@ -308,11 +318,23 @@ def test_values_that_cannot_be(override, message):
         (
             {"crop": 0.5, "flip": True},
             torch.zeros(4, 9),
-            r"data.flip, data.crop: samples have the shape \[9\], allowed",
+            r"data.augment.flip, data.augment.crop: samples have the shape \[9\], allowed",
         ),
-        ({"cutout": 3}, torch.zeros(4, 1, 3, 8), "data.cutout: found 3, allowed: less than an image's side, 3 pixels"),
-        ({"shift": 8}, torch.zeros(4, 1, 8, 9), "data.shift: found 8, allowed: less than an image's side, 8 pixels"),
-        ({"contrast": 0.5}, torch.zeros(4, 1, 3, 8).long(), "data.contrast: samples are torch.int64, that is names"),
+        (
+            {"cutout": 3},
+            torch.zeros(4, 1, 3, 8),
+            "data.augment.cutout: found 3, allowed: less than an image's side, 3 pixels",
+        ),
+        (
+            {"shift": 8},
+            torch.zeros(4, 1, 8, 9),
+            "data.augment.shift: found 8, allowed: less than an image's side, 8 pixels",
+        ),
+        (
+            {"contrast": 0.5},
+            torch.zeros(4, 1, 3, 8).long(),
+            "data.augment.contrast: samples are torch.int64, that is names",
+        ),
     ],
 )
 def test_samples_that_cannot_be(options, samples, message):
@@ -322,13 +344,50 @@ def test_samples_that_cannot_be(options, samples, message):
 
 def test_mixup_of_names_or_numbers_is_refused():
     y = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(UserError, match="data.mixup: samples are torch.int64, that is names"):
+    with pytest.raises(UserError, match="data.augment.mixup: samples are torch.int64, that is names"):
         Augment(mixup=1.0).mix(torch.zeros(4, 9).long(), y, NOISE, 2)
-    with pytest.raises(UserError, match=r"data.mixup: targets are torch.float32 of shape \[4\]"):
+    with pytest.raises(UserError, match=r"data.augment.mixup: targets are torch.float32 of shape \[4\]"):
         Augment(mixup=1.0).mix(torch.zeros(4, 9), y.float(), NOISE, 2)
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
-    line = refused("train", "digits/dfa", "data.cutout=8", "--out", tmp_path / "run")
-    assert "data.cutout: found 8, allowed: less than an image's side, 8 pixels" in line
+    line = refused("train", "digits/dfa", "data.augment.cutout=8", "--out", tmp_path / "run")
+    assert "data.augment.cutout: found 8, allowed: less than an image's side, 8 pixels" in line
     assert not (tmp_path / "run").exists()
+
+
+OLD = {"shift": 1, "flip": True, "mixup": 0.3}
+
+
+def test_keys_of_earlier_versions_are_the_new_ones_and_warn():
+    new = parse({"data": {"name": "digits", "augment": OLD}})
+    with pytest.warns(DeprecationWarning, match=r"data\.(shift|flip|mixup) is now data\.augment\.\1$"):
+        assert parse({"data": {"name": "digits", **OLD}}) == new
+    with pytest.warns(DeprecationWarning, match=r"data\.(shift|flip|mixup) is now data\.augment\.\1$"):
+        old = bpfree.fit("mlp", "digits", "backprop", epochs=1, **OLD)
+    run = bpfree.fit("mlp", "digits", "backprop", epochs=1, augment=OLD)
+    assert old.config == run.config
+    assert old.metrics[0]["train"] == run.metrics[0]["train"]
+    with pytest.raises(UserError, match=r"found both shift and augment\.shift"):
+        parse({"data": {"shift": 1, "augment": {"shift": 2}}})
+
+
+def test_an_old_override_takes_the_place_of_the_new_key():
+    with pytest.warns(DeprecationWarning, match=r"data\.shift is now data\.augment\.shift"):
+        assert load_config("mnist/dfa", ["data.shift=0"]).data.augment.shift == 0
+
+
+def test_a_run_that_an_earlier_version_wrote_resumes(tmp_path, monkeypatch):
+    values = {"data": {"name": "digits", "augment": OLD}, "rule": "backprop", "train": {"epochs": 2}}
+    train(parse(values), out=tmp_path / "whole")
+    with power_cut(monkeypatch, 30, by_ctrl_c=True), pytest.raises(KeyboardInterrupt):
+        train(parse(values), out=tmp_path / "torn")
+    config, state = tmp_path / "torn" / "config.yaml", tmp_path / "torn" / "last.ckpt" / "state.json"
+    flat, saved = yaml.safe_load(config.read_text()), json.loads(state.read_text())
+    for old in (flat, saved["config"]):
+        old["data"] |= old["data"].pop("augment")
+    config.write_text(yaml.safe_dump(flat))
+    state.write_text(json.dumps(saved))
+    with pytest.warns(DeprecationWarning, match="is now data.augment"):
+        resume(tmp_path / "torn")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))

@@ -305,7 +305,7 @@ def test_the_limit():
 def test_a_run_is_the_same_with_and_without_a_cache_and_knows_its_classes(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = {"name": "folder", "path": "animals", "test": 0.3}
-    options = {"epochs": 2, "batch_size": 4, "flip": True, "validation": 0.2}
+    options = {"epochs": 2, "batch_size": 4, "augment": {"flip": True}, "validation": 0.2}
     first = bpfree.fit("mlp", spec, "mono_forward", **options, out="a")
     second = bpfree.fit("mlp", {**spec, "memory_limit": 0, "cache": "kept"}, "mono_forward", **options, out="b")
     assert kept_weights(first) == kept_weights(second)

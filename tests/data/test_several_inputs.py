@@ -179,9 +179,9 @@ def test_predicting_from_another_form_than_that_of_training():
 
 
 def test_what_needs_one_array_says_so():
-    for option in ({"flip": True}, {"mixup": 0.2}):
-        with pytest.raises(UserError, match=rf"data.{next(iter(option))}: samples are several inputs"):
-            bpfree.fit(Towers(), TUPLE, "backprop", epochs=1, **option)
+    for changes in ({"flip": True}, {"mixup": 0.2}):
+        with pytest.raises(UserError, match=rf"data.augment.{next(iter(changes))}: samples are several inputs"):
+            bpfree.fit(Towers(), TUPLE, "backprop", epochs=1, augment=changes)
     with pytest.raises(UserError, match="net: found 'mlp', which takes one tensor, but samples have 2 inputs"):
         bpfree.fit("mlp", TUPLE, "backprop", epochs=1)
     with pytest.raises(UserError, match="found several inputs, allowed where samples are to be rebuilt"):

@@ -150,7 +150,7 @@ def test_integers_are_numbers_unless_the_net_takes_integers(kind):
     x = X.astype(kind)
     numbers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     for net in (numbers, "mlp"):
-        run = bpfree.fit(net, (x, Y), "backprop", epochs=2, batch_size=4, mixup=0.2, validation=0)
+        run = bpfree.fit(net, (x, Y), "backprop", epochs=2, batch_size=4, augment={"mixup": 0.2}, validation=0)
         assert run.preprocess.dtype == "float32"
         assert torch.equal(run.scores(x), run.scores(x.astype(float)))
     for tokens in (Looked(), nn.Sequential(nn.Embedding(24, 4), nn.Flatten(), nn.Linear(12, 2))):

@@ -15,7 +15,7 @@ from tests.runs.test_run import command, finished_epochs, weights
 
 KILLS = int(os.environ.get("BPFREE_TEST_KILLS", "300"))
 LONGEST = 1.5  # seconds from the first checkpoint to the kill
-ARGS = ["digits/mono_forward", "train.epochs=150", "data.shift=1", "optimizer.lr=0.003", "net.hidden=[32]"]
+ARGS = ["digits/mono_forward", "train.epochs=150", "data.augment.shift=1", "optimizer.lr=0.003", "net.hidden=[32]"]
 REFUSED = ("another process is writing to it", "holds another run")
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")

@@ -79,7 +79,7 @@ def test_a_run_folder_is_complete(tmp_path, undrawn):
 
 
 def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
-    bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "a", shift=1, precision="bfloat16")
+    bpfree.fit("mlp", "digits", "dfa", epochs=2, out=tmp_path / "a", augment={"shift": 1}, precision="bfloat16")
     config = parse(yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()))
     train(config, out=tmp_path / "b")
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -91,7 +91,7 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
 
     With weights of the rule's own beside the net's; of every rule, below, the power fails within this process.
     """
-    args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.shift=1", "optimizer.lr=0.003"]
+    args = [f"digits/{rule}", *OVERRIDES.get(rule, []), "train.epochs=12", "data.augment.shift=1", "optimizer.lr=0.003"]
     train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     (torn / ".last.ckpt.abc").mkdir(parents=True)  # as if killed within a save
@@ -124,7 +124,7 @@ def finished_epochs(folder):
 
 
 def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
-    args = ["digits/dfa", "train.epochs=10", "data.batch_size=8", "data.shift=1"]
+    args = ["digits/dfa", "train.epochs=10", "data.batch_size=8", "data.augment.shift=1"]
     train(load_config(args[0], args[1:]), out=tmp_path / "whole")
     torn = tmp_path / "torn"
     process = subprocess.Popen(command("train", *args, "--out", torn), stderr=subprocess.PIPE, text=True)

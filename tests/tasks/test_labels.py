@@ -207,14 +207,18 @@ def test_one_hot_rows_are_classes():
     [
         ("digits", {"task": "multilabel"}, "found 'multilabel' on labels of shape"),
         ("digits", {"task": "segment"}, "found 'segment' on labels of shape"),
-        ((X, MAPS), {"task": "segment", "flip": True}, "data.flip: moves samples, but not the labels of their pixels"),
+        (
+            (X, MAPS),
+            {"task": "segment", "augment": {"flip": True}},
+            "data.augment.flip: moves samples, but not the labels of their pixels",
+        ),
         (
             (X, MAPS),
             {"task": "segment", "rule": "mono_forward"},
             "the task has a label for each pixel",
         ),
         ((X, Y), {"task": "multilabel", "readout": "ridge"}, "found 'ridge' for the task multilabel"),
-        ((X, Y), {"task": "multilabel", "mixup": 0.2}, "data.mixup: targets are"),
+        ((X, Y), {"task": "multilabel", "augment": {"mixup": 0.2}}, "data.augment.mixup: targets are"),
         ((X, Y), {"task": "multilabel", "trackers": ["segment_accuracy"]}, "needs one class for each sample"),
         (
             (X, Y),

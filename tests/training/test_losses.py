@@ -200,7 +200,7 @@ def test_a_config_has_the_options_and_a_run_keeps_them(tmp_path):
         "digits/local", ["task.name=classify", "task.label_smoothing=0.1", "task.class_weights=balanced"]
     )
     assert config.task == {"name": "classify", "label_smoothing": 0.1, "class_weights": "balanced"}
-    run = bpfree.fit("mlp", "digits", "local", epochs=1, task=config.task, mixup=0.2, out=tmp_path / "run")
+    run = bpfree.fit("mlp", "digits", "local", epochs=1, task=config.task, augment={"mixup": 0.2}, out=tmp_path / "run")
     loaded = bpfree.load(tmp_path / "run")
     assert torch.equal(loaded.task.class_weights.values, run.task.class_weights.values)
     assert loaded.evaluate((run.test.x, run.test.y)) == run.result["test"]
@@ -253,9 +253,9 @@ def test_a_loss_of_ones_own_trains_and_is_asked_for_again(tmp_path):
 
 def test_shares_of_classes_are_classes():
     """The kind of a task is not guessed from the type of y."""
-    run = bpfree.fit("mlp", "digits", {"name": "mono_forward", "read": "sum"}, epochs=3, mixup=0.2)
+    run = bpfree.fit("mlp", "digits", {"name": "mono_forward", "read": "sum"}, epochs=3, augment={"mixup": 0.2})
     assert run.result["test"]["accuracy"] > 0.6
-    run = bpfree.fit("mlp", "digits", {"name": "es", "objective": "accuracy"}, epochs=1, mixup=0.2)
+    run = bpfree.fit("mlp", "digits", {"name": "es", "objective": "accuracy"}, epochs=1, augment={"mixup": 0.2})
     assert run.result["train"]["loss"] < 0, "a score that is maximised"
 
 

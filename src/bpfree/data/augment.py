@@ -11,27 +11,53 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpfree.data.dataset import Preprocess
 from bpfree.errors import UserError
 from bpfree.noise import Noise
 
 
 @dataclass(frozen=True)
-class Augment:
-    """Random changes to raw images [B, C, H, W], drawn for each image anew, made in the order told here.
+class PixelValues:
+    """The raw values of black, white and the mean, which some changes need.
 
     Args:
-        crop: smallest share of an image's area that is cut out, from 0 to 1, and brought back to the image's size; the
-            share is uniform between that and 1, the place too. 1 for none.
+        black: the smallest raw value.
+        white: the largest raw value.
+        mean: the mean of each channel, or one value for all channels.
+    """
+
+    black: float = 0.0
+    white: float = 255.0
+    mean: tuple[float, ...] = (0.0,)
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> "PixelValues":
+        """Return the values of the training images: bytes from 0 to white, floats from the smallest to the largest."""
+        is_image = preprocess.dtype == "uint8"
+        black, white = (0.0, preprocess.white) if is_image else preprocess.limits
+        return cls(black, white, preprocess.mean)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to raw images [B, C, H, W], drawn anew for each image and made in the order of this list.
+
+    Args:
+        crop: a random part of the image, scaled back to the image's size. `crop` is the smallest share of the image's
+            area, above 0 and up to 1; the share is uniform between `crop` and 1, and so is the place. 1 turns it off.
         flip: mirror left and right with probability 1/2.
-        shift: pixels that an image may move in each direction; what comes in is 0, black.
-        brightness: values are stretched from black by a factor of 1 - brightness to 1 + brightness.
-        contrast: values are stretched likewise from the mean of their image.
-        cutout: side in pixels of a square that is wiped out with the mean; its centre is any pixel, so that it may
-            reach beyond the image.
-        mixup: alpha; each sample is mixed with another of its batch by shares from Beta(alpha, alpha), and so are their
-            labels. 0 for none. Samples need be no images.
-        limits: black and white.
-        mean: of each channel, or one for all.
+        shift: the most pixels that an image may move up, down, left or right. Black fills the gap.
+        brightness: multiply the distance from black by a factor between 1 - brightness and 1 + brightness.
+        contrast: multiply the distance from the image's mean by a factor between 1 - contrast and 1 + contrast.
+        cutout: the side in pixels of a square that is filled with the training mean. Its centre is any pixel, so part
+            of the square may lie outside the image.
+        mixup: alpha; each sample is mixed with another one of its batch by shares from Beta(alpha, alpha), and the
+            labels are mixed alike. 0 turns it off. Samples need not be images.
+        values: the raw values of black, white and the mean.
+
+    Example:
+        >>> Augment(shift=1, flip=True)(torch.zeros(2, 3, 8, 8), Noise(0)).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     shift: int = 0
@@ -41,14 +67,20 @@ class Augment:
     contrast: float = 0.0
     cutout: int = 0
     mixup: float = 0.0
-    limits: tuple[float, float] = (0.0, 255.0)
-    mean: tuple[float, ...] = (0.0,)
+    values: PixelValues = PixelValues()
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
-        """[B, C, H, W] -> the same, floating where values are computed; all but mixup.
+        """Return the changed images; mixup is not among these changes, see `mix`.
+
+        Args:
+            x: raw images [B, C, H, W].
+            noise: the key of the draws.
+
+        Returns:
+            [B, C, H, W], floating if a change computes with values, else of the type of x.
 
         Raises:
-            UserError: the samples are no images, or cutout or shift leaves nothing of them.
+            UserError: the samples are not images, or cutout or shift leaves nothing of them.
         """
         moved, valued = self._names(("shift", "flip")), self._names(("crop", "brightness", "contrast", "cutout"))
         if not moved and not valued:
@@ -59,6 +91,7 @@ class Augment:
                 "[channels, height, width]"
             )
         x = _as_values(x, valued)
+        # Each change has a key of its own: to switch one on or off leaves the draws of the others as they are.
         x = _crop(x, self.crop, noise.fold("augment", "crop")) if self.crop < 1 else x
         x = self._move(x, noise.fold("augment")) if moved else x
         x = self._light(x, noise.fold("augment", "light")) if self.brightness or self.contrast else x
@@ -74,10 +107,10 @@ class Augment:
             return x, y
         if y.dim() != 1 or y.is_floating_point():
             raise UserError(
-                f"data.mixup: targets are {y.dtype} of shape {list(y.shape)}, allowed: a class each, [B]. Use "
-                "data.mixup=0"
+                f"data.augment.mixup: targets are {y.dtype} of shape {list(y.shape)}, allowed: one class for each "
+                "sample, [B]. Use data.augment.mixup=0"
             )
-        x = _as_values(x, ["data.mixup"])
+        x = _as_values(x, ["data.augment.mixup"])
         noise = noise.fold("augment", "mixup")
         drawn = np.random.Generator(np.random.PCG64(noise.fold("share").key())).beta(self.mixup, self.mixup, len(x))
         share, other = torch.from_numpy(drawn).to(x), noise.fold("other").permutation(len(x)).to(x.device)
@@ -93,7 +126,7 @@ class Augment:
             )
 
     def _names(self, keys: tuple[str, ...]) -> list[str]:
-        return [f"data.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
+        return [f"data.augment.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
 
     def _move(self, x: Tensor, noise: Noise) -> Tensor:
         """Flip and shift, by one look-up of rows and columns."""
@@ -115,7 +148,7 @@ class Augment:
 
     def _light(self, x: Tensor, noise: Noise) -> Tensor:
         """Brightness, then contrast, each kept between black and white."""
-        black, white = self.limits
+        black, white = self.values.black, self.values.white
         brighter, starker = (2 * _uniform(noise, (2, len(x), 1, 1, 1), x) - 1).unbind()
         x = (black + (x - black) * (1 + self.brightness * brighter)).clamp(black, white)
         mean = x.mean((1, 2, 3), keepdim=True)
@@ -130,13 +163,13 @@ class Augment:
             from_top = torch.arange(side) - (centre - self.cutout // 2)
             within.append(((from_top >= 0) & (from_top < self.cutout)).to(x.device))
         hidden = within[0][:, None, :, None] & within[1][:, None, None, :]
-        return torch.where(hidden, x.new_tensor(self.mean).view(1, -1, 1, 1), x)
+        return torch.where(hidden, x.new_tensor(self.values.mean).view(1, -1, 1, 1), x)
 
 
 def _check_within(key: str, pixels: int, *sides: int) -> None:
     """Refuse what leaves nothing of an image."""
     if pixels >= min(sides):
-        raise UserError(f"data.{key}: found {pixels}, allowed: less than an image's side, {min(sides)} pixels")
+        raise UserError(f"data.augment.{key}: found {pixels}, allowed: less than an image's side, {min(sides)} pixels")
 
 
 def _as_values(x: Tensor, names: list[str]) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from torch import Tensor, nn
 
 from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
+from bpfree.data.augment import PixelValues
 from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, no_soft_labels, shown, unknown
@@ -44,6 +45,26 @@ class SkewConfig(_Section):
     factor: float = Field(ge=1, allow_inf_nan=False)
 
 
+class AugmentConfig(_Section):
+    """Random changes to training samples; see `bpfree.data.augment.Augment`."""
+
+    shift: int = Field(default=0, ge=0)
+    flip: bool = False
+    crop: float = Field(default=1.0, gt=0, le=1)
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    cutout: int = Field(default=0, ge=0)
+    mixup: float = Field(default=0.0, ge=0, le=1000)
+
+    def build(self, preprocess: Preprocess) -> Augment:
+        """Return the changes that training batches of such samples go through."""
+        return Augment(**self.model_dump(), values=PixelValues.of(preprocess))
+
+
+OLD_DATA_KEYS = {key: f"augment.{key}" for key in AugmentConfig.model_fields}
+"""Keys of the section `data` in earlier versions, and their places now; see `bpfree.spec.move_old_keys`."""
+
+
 class DataConfig(BaseModel):
     """Which data, how much of it, and how batches are made. Other keys are options of the data set's reader."""
 
@@ -57,13 +78,14 @@ class DataConfig(BaseModel):
     fraction: float = Field(default=1.0, gt=0, le=1)
     skew: SkewConfig | None = None
     label_noise: float = Field(default=0.0, ge=0, lt=1)
-    shift: int = Field(default=0, ge=0)
-    flip: bool = False
-    crop: float = Field(default=1.0, gt=0, le=1)
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    cutout: int = Field(default=0, ge=0)
-    mixup: float = Field(default=0.0, ge=0, le=1000)
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, values: Any) -> Any:
+        """Move the keys of earlier versions, `data.flip` and the like, into `data.augment`."""
+        is_section = isinstance(values, Mapping) and isinstance(values.get("augment", {}), Mapping | AugmentConfig)
+        return move_old_keys(values, OLD_DATA_KEYS, "data") if is_section else values
 
     @model_validator(mode="after")
     def _anywhere(self) -> "DataConfig":
@@ -111,12 +133,6 @@ class DataConfig(BaseModel):
         train = thin(train, dataset.classes, Noise(seed).fold("subset"), fraction=self.fraction, skew=skew)
         return mislabel(train, dataset.classes, self.label_noise, Noise(seed).fold("label_noise")), validation
 
-    def augment(self, preprocess: Preprocess) -> Augment:
-        """What training batches go through, of samples of that kind."""
-        options = {key: getattr(self, key) for key in ("shift", "flip", "crop", "brightness", "contrast", "cutout")}
-        limits = (0.0, preprocess.white) if preprocess.dtype == "uint8" else preprocess.limits
-        return Augment(**options, mixup=self.mixup, limits=limits, mean=preprocess.mean)
-
 
 class EarlyStoppingConfig(_Section):
     """See `bpfree.training.progress.EarlyStopping`."""
@@ -145,8 +161,19 @@ class TrainConfig(_Section):
 
 
 NamedSpec = dict[str, Any]
-MOVABLE: dict[str, Mapping[str, Any]] = {"net": NETS, "rule": RULES}
-"""The sections in which a constructor may have moved options, with the constructors by name."""
+_MOVABLE: dict[str, Mapping[str, Any]] = {"net": NETS, "rule": RULES}
+
+
+def old_keys(section: str, spec: Any) -> Mapping[str, str]:
+    """Return the present places of the keys that earlier versions had in a section, by old key.
+
+    Args:
+        section: a section of a config, such as "data" or "net".
+        spec: its values, or the name alone; in "net" and "rule" the keys depend on the constructor.
+    """
+    if section == "data":
+        return OLD_DATA_KEYS
+    return moved_keys(_MOVABLE[section], spec) if section in _MOVABLE else {}
 
 
 class Config(_Section):
@@ -171,7 +198,7 @@ class Config(_Section):
     def _old_keys(cls, value: NamedSpec, info: ValidationInfo) -> NamedSpec:
         """Move keys of earlier versions, so that the config of a new run has the present keys only."""
         section = str(info.field_name)
-        return move_old_keys(value, moved_keys(MOVABLE[section], value), section)
+        return move_old_keys(value, old_keys(section, value), section)
 
     @field_validator("trackers", mode="before")
     @classmethod
@@ -192,7 +219,7 @@ class Config(_Section):
         check_task(self.rule["name"], rule.tasks, self.task["name"])
         check_loss(self.rule["name"], rule.uses_loss, custom_options(self.task))
         self._check_moves()
-        if self.data.mixup and self.task["name"] == "classify" and not rule.takes_soft_labels:
+        if self.data.augment.mixup and self.task["name"] == "classify" and not rule.takes_soft_labels:
             raise no_soft_labels(self.rule["name"])
         _check_section("optimizer", OPTIMIZERS, self.optimizer, given=1)
         _check_section("schedule", SCHEDULES, self.schedule, given=2)
@@ -201,8 +228,9 @@ class Config(_Section):
 
     def _check_moves(self) -> None:
         """Raise UserError if samples would be moved and the labels of their pixels would stay."""
-        default = DataConfig()
-        moved = [f"data.{key}" for key in ("shift", "flip", "crop") if getattr(self.data, key) != getattr(default, key)]
+        changes, default = self.data.augment, AugmentConfig()
+        moving = [key for key in ("shift", "flip", "crop") if getattr(changes, key) != getattr(default, key)]
+        moved = [f"data.augment.{key}" for key in moving]
         if moved and TASKS[self.task["name"]].answers == "pixels":
             raise UserError(
                 f"{', '.join(moved)}: moves samples, but not the labels of their pixels, which task=segment has. "
@@ -297,6 +325,7 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
     nested: dict[str, type[BaseModel]] = {
         "data": DataConfig,
         "skew": SkewConfig,
+        "augment": AugmentConfig,
         "train": TrainConfig,
         "early_stopping": EarlyStoppingConfig,
     }

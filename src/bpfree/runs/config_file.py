@@ -8,8 +8,8 @@ from typing import Any
 from bpfree.disk.paths import user_path
 from bpfree.disk.plain import LARGEST_YAML, parse_yaml, read_text
 from bpfree.errors import UserError, shown, unknown
-from bpfree.runs.config import MOVABLE, Config, parse
-from bpfree.spec import move_old_keys, moved_keys
+from bpfree.runs.config import Config, old_keys, parse
+from bpfree.spec import move_old_keys
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -83,9 +83,9 @@ def _present_path(values: dict[str, Any], path: list[str]) -> list[str]:
     override would not replace the value in the file.
     """
     section = path[0]
-    if section not in MOVABLE or len(path) == 1:
+    moved = old_keys(section, values.get(section))
+    if not moved or len(path) == 1:
         return path
-    moved = moved_keys(MOVABLE[section], values.get(section))
     if isinstance(values.get(section), dict):
         values[section] = move_old_keys(values[section], moved, section)
     if len(path) == 2 and path[1] in moved:

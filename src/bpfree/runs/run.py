@@ -1,11 +1,13 @@
 """A run: a net, the rule that trains it, and what came of it. Every door ends in `train`."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bpfree._version import __version__
@@ -196,7 +198,7 @@ class Run:
             data.batch_size,
             device=self.trainer.device,
             dtype=self.trainer.dtype,
-            augment=data.augment(self.preprocess),
+            augment=data.augment.build(self.preprocess),
             seed=self.config.train.seed,
             rebuild=self.task.rebuilds,
         )
@@ -337,7 +339,7 @@ def _kept(this: Run, batches: Batches, out: Path | None, resume: bool) -> Iterat
 
 def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> None:
     """A run goes on as it was begun; only where its data lie and what computes may change."""
-    now = config.plain()
+    now, begun = config.plain(), _in_current_form(begun)
     for section, values in now.items():
         before = begun.get(section)
         if not isinstance(values, dict) or not isinstance(before, dict):
@@ -348,6 +350,16 @@ def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> 
                     f"resume: {out} was begun with {section}.{key}={before.get(key)}, found {values.get(key)}. Resume "
                     "it with what it was begun with, or train in another folder"
                 )
+
+
+def _in_current_form(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a checkpoint, which an earlier version may have written, with the keys of this version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the user cannot change what is in a checkpoint
+        try:
+            return Config.model_validate(values).plain()
+        except ValidationError:  # keys that no version has: the comparison names them
+            return values
 
 
 def resolve_device(name: str) -> torch.device:

@@ -187,7 +187,9 @@ def _page_of_several(subjects: Sequence[Subject]) -> str:
     each = [_folded(subject) for subject in subjects]
     sections = [
         Section("Comparison", [_comparison(runs)], "Each row is a single run. Small differences may be chance."),
-        Section("Learning curves", _overlaid(runs), "Validation metrics; training metrics for runs without validation."),
+        Section(
+            "Learning curves", _overlaid(runs), "Validation metrics; training metrics for runs without validation."
+        ),
         Section("Each run", each),
     ]
     lead = ", ".join(dict.fromkeys(str(run.option("rule") or "?") for run in runs))
