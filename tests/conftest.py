@@ -63,7 +63,7 @@ def undrawn() -> Iterator[pytest.MonkeyPatch]:
 def at_once() -> Iterator[None]:
     """A resume does not wait for the next second, by which TensorBoard alone tells the files of a run apart."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bpfree.runs.folder._wait_for_a_new_second", lambda _: None)
+        patch.setattr("bpfree.runs.keeper.wait_for_a_new_second", lambda _: None)
         yield
 
 

@@ -266,7 +266,7 @@ def test_a_closed_stderr_does_not_fail_a_run(tmp_path):
         ),
         (["digits/dfa", "train.early_stopping={}", "data.validation=0"], "needs validation samples"),
         (["digits/recombine", "rule.population=3"], "population: found 3, allowed: an even number"),
-        (["--resume", "nowhere"], "nowhere is no run folder"),
+        (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["digits/dfa", "--resume", "nowhere"], "--resume: goes on as the run's own config says"),
     ],
 )
@@ -299,7 +299,7 @@ def test_folders_that_cannot_be_used(run_folder, tmp_path):
     assert "holds another run" in refused("train", "digits/dfa", *SMALL, "--out", run_folder)
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused("train", "digits/dfa", *SMALL, "--out", tmp_path / "file" / "x")
-    assert "is no run folder" in refused("eval", tmp_path)
+    assert "is not a run folder" in refused("eval", tmp_path)
     (tmp_path / "config.yaml").write_text("rule: dfa\n")
     assert "no checkpoint last.ckpt in it" in refused("eval", tmp_path)
     assert "no checkpoint last.ckpt in it" in refused("train", "--resume", tmp_path)

@@ -24,7 +24,7 @@ from bpfree.lab.report.records import read_run
 from bpfree.runs import checkpoint
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import apply_override, load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.hostile.guard import EVIL, Guarded, limited
 from tests.runs.test_run import power_cut, weights
 

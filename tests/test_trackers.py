@@ -238,7 +238,7 @@ def test_a_watched_training_comes_to_the_same_bits(rule, digits_data):
     for trackers in ([], admitted(rule)):
         net = net_for(rule)
         random = torch.get_rng_state()
-        goes_by_the_clock = issubclass(RULES[rule], BlackBoxRule) and RULES[rule]().asked == "auto"
+        goes_by_the_clock = issubclass(RULES[rule], BlackBoxRule) and RULES[rule]().evaluator == "auto"
         exact = {"name": rule, "evaluator": "loop"} if goes_by_the_clock else rule
         trainer = watched(exact, trackers, digits_data, net=net, epochs=2, clip=1.0)
         assert torch.equal(random, torch.get_rng_state())

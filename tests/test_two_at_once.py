@@ -20,7 +20,7 @@ from bpfree.lab.jobs.jobs import Job, run_jobs
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
 from bpfree.runs.lock import LOCK, FolderLock
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.helpers import same
 from tests.runs.test_run import command, power_cut, weights
 

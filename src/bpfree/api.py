@@ -15,7 +15,8 @@ from bpfree.rule import Rule
 from bpfree.runs import checkpoint, folder
 from bpfree.runs.config import OLD_DATA_KEYS, DataConfig, TrainConfig, parse
 from bpfree.runs.load import load
-from bpfree.runs.run import Run, train
+from bpfree.runs.run import Run
+from bpfree.runs.train import train
 from bpfree.spec import Spec, split_spec, without_foreign_code
 from bpfree.tasks import TASKS, Loss, reading
 from bpfree.trackers import Tracker
@@ -148,10 +149,10 @@ def resume(path: str | Path, data_dir: str | Path | None = None, *, trust: bool 
     """
     path = user_path(path, "run")
     values = folder.read_config(path)
-    if given := checkpoint.read_state(path / folder.LAST).given:
+    if objects := checkpoint.read_state(path / folder.LAST).from_python:
         raise UserError(
-            f"{path}: its {' and '.join(given)} came from Python as objects, so no config can rebuild the run. Repeat "
-            "the call there: bpfree.fit(..., resume=True)"
+            f"{path}: its {' and '.join(objects)} came from Python as objects, so no config can rebuild the run. "
+            "Repeat the call there: bpfree.fit(..., resume=True)"
         )
     with without_foreign_code(path / folder.CONFIG, trust=trust):
         config = parse(values, str(path / folder.CONFIG))

@@ -17,7 +17,7 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.tasks import Classify
 from tests.helpers import TASK, denoiser_for, net_for, same
 from tests.runs.test_run import BLACK_BOX, power_cut, weights

@@ -17,7 +17,7 @@ from bpfree.cli import app
 from bpfree.lab.compare.measure import compare_with_baseline, default_target, mcnemar, time_to_target
 from bpfree.lab.compare.plan import plan
 from bpfree.rules import RULES
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.lab.chromium import CHROMIUM, Browser, check_page
 
 SMALL = ["train.epochs=2", "net.hidden=[16]"]

@@ -23,7 +23,7 @@ from bpfree.lab.ledger.results import RESULTS, Measured, this_machine
 from bpfree.lab.ledger.status import Status, Verdict, compare_with_published
 from bpfree.lab.ledger.update import PAGE, RUNS
 from bpfree.rules import RULES
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 
 ROOT = Path(__file__).parents[2]
 ENTRY = {

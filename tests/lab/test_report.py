@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import bpfree
-from bpfree.pictures.confusion import Answers, answers_of
+from bpfree.pictures.confusion import ClassPredictions, predict_classes
 from tests.helpers import without_pictures
 from tests.lab.test_html import Reader
 from tests.runs.test_run import power_cut
@@ -89,21 +89,21 @@ def test_a_report_of_several_runs(trained, tmp_path, monkeypatch):
 
 
 def test_the_figures_of_the_matrix(digits_data, trained):
-    answers = answers_of(trained, digits_data.test)
+    answers = predict_classes(trained, digits_data.test)
     matrix = answers.confusion()
     assert int(matrix.sum()) == 360
     accuracy = trained.result["test"]["accuracy"]
     assert int(matrix.trace()) == round(accuracy * 360)
     for true, said in ((3, 3), (8, 1), (9, 9)):
-        assert int(matrix[true, said]) == int(((answers.true == true) & (answers.said == said)).sum())
+        assert int(matrix[true, said]) == int(((answers.true == true) & (answers.predicted == said)).sum())
 
 
 def test_the_most_wrong_are_the_surest_of_the_wrong():
     true, said = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1, 1, 1, 0, 0])
-    answers = Answers(torch.zeros(5, 2), true, said, torch.tensor([0.6, 0.99, 0.9, 0.7, 0.8]), 2)
+    answers = ClassPredictions(torch.zeros(5, 2), true, said, torch.tensor([0.6, 0.99, 0.9, 0.7, 0.8]), 2)
     assert answers.most_wrong().tolist() == [2, 3, 0]
     assert answers.most_wrong(2).tolist() == [2, 3]
-    right = Answers(torch.zeros(2, 2), true[:2], true[:2], torch.ones(2), 2)
+    right = ClassPredictions(torch.zeros(2, 2), true[:2], true[:2], torch.ones(2), 2)
     assert right.most_wrong().tolist() == []
 
 
@@ -240,7 +240,7 @@ def test_hostile_text_in_names(old):
 
 def test_report_refuses(trained, tmp_path):
     assert "run: nowhere does not exist" in refused("report", "nowhere")
-    assert "is no run folder" in refused("report", tmp_path)
+    assert "is not a run folder" in refused("report", tmp_path)
     config = trained.folder / "config.yaml"
     assert "allowed: a file whose name ends in .html" in refused("report", trained.folder, "--out", config)
     assert "allowed: a file whose name ends in .html" in refused("report", trained.folder, "--out", tmp_path)

@@ -20,8 +20,8 @@ from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
 from bpfree.runs import folder
+from bpfree.runs.assemble import Setup, assemble
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import Run, assemble
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"
 _SAMPLES = 32
@@ -65,30 +65,29 @@ def certify(
 
 def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None, trust: bool) -> Certificate:
     loaded = api.load(path, overrides=overrides or [], trust=trust)
-    if "data" in loaded.given:
+    if "data" in loaded.from_python:
         raise UserError(
             f"{path}: its data came from Python. Certify it there: bpfree.certify(run.net, run.trainer.rule, run.task, "
             "batch)"
         )
     dataset = loaded.config.data.load(data_dir)
-    return _of(loaded, dataset.train)
+    return _of(loaded.setup, dataset.train)
 
 
 def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
     config = load_config(name, overrides or [])
     dataset = config.data.load(data_dir)
     train, _ = dataset.carve(config.data.validation, config.train.seed)
-    run = assemble(config, Preprocess.of(dataset, train), None, None)
-    return _of(run, train)
+    return _of(assemble(config, Preprocess.of(dataset, train)), train)
 
 
-def _of(run: Run, split: Split) -> Certificate:
+def _of(setup: Setup, split: Split) -> Certificate:
     few = split.take(torch.arange(min(_SAMPLES, len(split.y))))
-    batch = next(run.batches(few).epoch())
+    batch = next(setup.batches(few).epoch())
     console = Console(stderr=True)
     with warnings.catch_warnings(), console.status("measuring") if console.is_terminal else nullcontext():
         warnings.simplefilter("ignore")  # of what training would come to
-        return certify_rule(run.net, run.trainer.rule, run.task, batch)
+        return certify_rule(setup.net, setup.trainer.rule, setup.task, batch)
 
 
 def _write(found: Certificate, file: Path, picture: Path) -> None:

@@ -14,7 +14,7 @@ from bpfree.runs import checkpoint
 from bpfree.runs.config_file import load_config
 from bpfree.runs.folder import LAST, RESULT
 from bpfree.runs.run import Run
-from bpfree.runs.run import train as train_run
+from bpfree.runs.train import train as train_run
 from bpfree.tasks.class_metrics import BY_CLASS
 
 

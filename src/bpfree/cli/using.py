@@ -37,9 +37,9 @@ def evaluate(
     """Evaluate a run on its test split; prints JSON."""
     with errors_in_one_line():
         loaded = api.load(run, overrides=overrides or [], trust=trust)
-        if "data" in loaded.given:
+        if "data" in loaded.from_python:
             raise UserError(f"{run}: its data came from Python. Evaluate it there: bpfree.load(folder).evaluate(data)")
-        loaded.test = named_test_split(loaded, data_dir)
+        loaded = loaded.with_test(named_test_split(loaded, data_dir))
         if loaded.test is None:
             raise UserError(f"data set '{loaded.config.data.name}' has no test split")
         typer.echo(json.dumps(loaded.evaluate()))
@@ -49,8 +49,8 @@ def plots(run: RunArgument, data_dir: DataDir = None, trust: Trust = False) -> N
     """Draw all pictures of a run anew; prints their paths. With data from Python, those that need no samples."""
     with errors_in_one_line():
         loaded = api.load(run, trust=trust)
-        if "data" not in loaded.given:
-            loaded.test = named_test_split(loaded, data_dir)
+        if "data" not in loaded.from_python:
+            loaded = loaded.with_test(named_test_split(loaded, data_dir))
         for path in loaded.plots():
             typer.echo(path)
 

@@ -173,7 +173,7 @@ def load(trainer: Trainer, folder: Path) -> None:
     except (ValueError, KeyError) as error:  # UserError among them
         raise UserError(f"{folder}: its optimiser does not fit the config ({_line(error)})") from error
     trainer.schedule.load_state_dict(state.schedule.model_dump(by_alias=True))
-    trainer.progress = state.progress.load()
+    trainer.continue_from(state.progress.load())
 
 
 def load_weights(trainer: Trainer, folder: Path) -> None:

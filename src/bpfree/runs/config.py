@@ -30,7 +30,7 @@ from bpfree.training.precision import Precision
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
 
-OF_A_MACHINE = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
+MACHINE_KEYS = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
 """What may change when a run goes on: where its data lie, and what computes."""
 
 

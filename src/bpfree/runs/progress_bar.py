@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bpfree.data import Batches
-from bpfree.trackers import Record, Tracker
+from bpfree.training.listener import Listener, Record
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
@@ -25,7 +25,7 @@ def hidden() -> Iterator[None]:
         _hidden.reset(token)
 
 
-class ProgressBar(Tracker):
+class ProgressBar(Listener[Trainer]):
     """Epoch, loss, accuracy and samples/s on standard error.
 
     Args:

@@ -134,7 +134,7 @@ class State(_Open):
     optimizer: SavedOptimizer
     schedule: SavedSchedule
     preprocess: Annotated[Any, BeforeValidator(_preprocess)]
-    given: list[Name]
+    from_python: list[Name] = Field(alias="given")
     config: dict[str, Any]
 
     @model_validator(mode="after")

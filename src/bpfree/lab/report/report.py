@@ -104,6 +104,8 @@ def _subject(source: Path | Run, data_dir: str | Path | None, trust: bool) -> Su
     missing: list[str] = []
     run = source if isinstance(source, Run) else _loaded(recorded, missing, trust)
     split, which = (None, "") if run is None else _samples(run, data_dir, missing)
+    if run is not None and which == "test samples":
+        run = run.with_test(split)
     pictures = [] if run is None else _draw(run, recorded, split, missing)
     return Subject(recorded, run, split, which, pictures, missing)
 
@@ -117,15 +119,14 @@ def _loaded(recorded: Recorded, missing: list[str], trust: bool) -> Run | None:
         missing.append(f"The report shows no predictions, because the run cannot be loaded: {_line(error)}")
         return None
     # metrics.jsonl may go further than the checkpoint, and it was read so that damaged lines do not matter.
-    run.trainer.progress.history, run.trainer.progress.tracked = recorded.history, recorded.tracked
-    return run
+    return run.with_records(recorded.history, recorded.tracked)
 
 
 def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple[Split | None, str]:
     """Return samples to predict and what they are: of the test split, else of validation, else of training."""
     if run.test is not None:
         return run.test, "test samples"
-    if "data" in run.given:
+    if "data" in run.from_python:
         missing.append(
             "The report shows no predictions, because the data of the run came from Python and are not stored. In "
             "Python, bpfree.report(run) shows predictions for a run that was trained with test=... in the same program."
@@ -135,7 +136,6 @@ def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple
     try:
         dataset = config.data.load(data_dir)
         if dataset.test is not None:
-            run.test = dataset.test
             return dataset.test, "test samples"
         train, validation = dataset.carve(config.data.validation, config.train.seed)
     except (UserError, OSError, KeyError) as error:

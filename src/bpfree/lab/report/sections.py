@@ -16,8 +16,8 @@ from bpfree.lab.report.charts import learning_curves, tracked_curves
 from bpfree.lab.report.format import megabytes, number, seconds
 from bpfree.lab.report.html import Cell, Column, Section
 from bpfree.lab.report.records import Recorded, is_number, mapping
-from bpfree.pictures.confusion import MOST_CLASSES, Answers, answers_of, confusion_figure
-from bpfree.pictures.numbers import carried, predicted
+from bpfree.pictures.confusion import MOST_CLASSES, ClassPredictions, confusion_figure, predict_classes
+from bpfree.pictures.numbers import predict_numbers, rollout
 from bpfree.runs.folder import CONFIG
 from bpfree.tasks import Classify, Regress, Sequence
 from bpfree.trackers import TRACKERS
@@ -162,9 +162,9 @@ def _classification(subject: Subject) -> list[Section]:
     run, split = subject.run, subject.split
     if run is None or split is None or not isinstance(run.task, Classify):
         return []
-    answers = answers_of(run, split)
+    answers = predict_classes(run, split)
     matrix = answers.confusion() if answers.classes <= MOST_CLASSES else None
-    wrong = int((answers.true != answers.said).sum())
+    wrong = int((answers.true != answers.predicted).sum())
     note = f"{wrong:,} of {len(answers.true):,} {subject.which} are classified wrongly."
     confused = [] if matrix is None else [html.picture(confusion_figure(matrix, answers.names), alt="confusion matrix")]
     if matrix is not None and answers.classes <= _MOST_IN_TABLE:
@@ -181,12 +181,12 @@ def _regression(subject: Subject) -> list[Section]:
     if run is None or split is None:
         return []
     if isinstance(run.task, Regress):
-        answers = predicted(run, split)
+        answers = predict_numbers(run, split)
         figures = [html.picture(answers.figure([d]), alt="predicted against true values") for d in answers.shown]
         note = f"Each dot is one of {len(answers.true):,} {subject.which}. Dots on the line are right."
         return [Section("Predicted and true", figures, note)]
     if isinstance(run.task, Sequence):
-        windows = carried(run, split)
+        windows = rollout(run, split)
         shown = range(len(windows.truth))
         figures = [html.picture(windows.figure([n]), alt=f"predictions and truth, window {n}") for n in shown]
         alone = "The net reads the beginning of a window. Then its own predictions are its inputs."
@@ -195,7 +195,7 @@ def _regression(subject: Subject) -> list[Section]:
     return []
 
 
-def _by_class(matrix: Tensor, answers: Answers) -> Markup:
+def _by_class(matrix: Tensor, answers: ClassPredictions) -> Markup:
     """Return a table of the classes: samples, recall, precision and the most frequent wrong prediction.
 
     Args:
@@ -223,11 +223,11 @@ def _share(part: int, whole: int) -> Cell:
     return Cell(f"{part / whole:.1%}", part / whole) if whole else Cell("\u2013")
 
 
-def _wrong(run: "Run", answers: Answers) -> list[Markup]:
+def _wrong(run: "Run", answers: ClassPredictions) -> list[Markup]:
     """Return the wrong predictions with the highest probability: as images, or as a table for other samples."""
     positions = answers.most_wrong()
     images = answers.images(run, positions)
-    labels = ((int(n), int(answers.true[n]), int(answers.said[n])) for n in positions)
+    labels = ((int(n), int(answers.true[n]), int(answers.predicted[n])) for n in positions)
     rows = [(n, answers.name(true), answers.name(said), float(answers.probability[n])) for n, true, said in labels]
     if images is None:
         numeric = answers.names is None

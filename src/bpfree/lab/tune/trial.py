@@ -20,7 +20,7 @@ from bpfree.runs import folder
 from bpfree.runs.config import Config, DataConfig
 from bpfree.runs.markers import Choice, Choose, Integer, Linear, Marker
 from bpfree.runs.progress_bar import hidden
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.trackers import Record, Tracker
 from bpfree.training.trainer import Trainer
 
@@ -82,7 +82,7 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
     with hidden():
         run = train(config, dataset=data, trackers=[watch])
     write_text(place / folder.RESULT, json.dumps(run.result, indent=1) + "\n")
-    progress = run.trainer.progress
+    progress = run.progress
     epoch = progress.best_epoch if run.weights == "best" else len(progress.history)
     return plan.objective.read(progress.history[epoch - 1])
 
