@@ -98,7 +98,9 @@ def test_an_interrupted_run_comes_to_the_same(when, tmp_path, monkeypatch):
 )
 def test_a_rule_that_predicts_otherwise_is_refused_before_it_trains(net, rule, monkeypatch):
     monkeypatch.setattr(Trainer, "step", None)
-    with pytest.raises(UserError, match="readout: found 'ridge', but what .* is not the output of a Linear layer"):
+    with pytest.raises(
+        UserError, match="readout: found 'ridge', but the prediction of .* is not the output of a Linear layer"
+    ):
         bpfree.fit(net, "digits", rule, epochs=1, readout="ridge")
 
 

@@ -50,8 +50,8 @@ def tune(
         if config is None:
             raise UserError("CONFIG: none was given. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
         plan = make_plan(config, overrides or [], out=out, storage=storage, data_dir=data_dir)
-        with _bar(plan) as told:
-            tuned = search(plan, workers, told)
+        with _bar(plan) as on_progress:
+            tuned = search(plan, workers, on_progress)
     _print(tuned, plan)
 
 
@@ -70,11 +70,11 @@ def _bar(plan: Plan) -> Iterator[Callable[[int, float | None], None]]:
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=plan.trials)
 
-        def told(finished: int, best: float | None) -> None:
+        def on_progress(finished: int, best: float | None) -> None:
             text = "" if best is None else f"best {plan.objective} {best:.4f}"
             progress.update(task, completed=finished, description=text)
 
-        yield told
+        yield on_progress
 
 
 def _print(tuned: "Tuned", plan: Plan) -> None:

@@ -76,7 +76,7 @@ class BlockRule(DiffusionRule):
         The scalar `accuracy` is the accuracy of block 1 alone, which sees least of the label; the input z of later
         blocks tells them much of it.
         """
-        self._refuse_unbound()
+        self.refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
         turns = self._turns(noise)
         factor = 1 if self.order == "all" else len(blocks.heads)  # Eq. 61: one block's loss stands for the sum over T

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -136,7 +137,9 @@ def is_of_today(entry: Entry, results: Results) -> bool:
     A config that says `precision: auto` is the same as one that named a precision, which depends on the machine.
     """
     try:
-        then = essence(parse(results.config))
+        with warnings.catch_warnings():  # results may be older than the place of a key; nobody can change them
+            warnings.simplefilter("ignore", DeprecationWarning)
+            then = essence(parse(results.config))
     except UserError:  # a name or key that is no longer there
         return False
     now = essence(entry.training(entry.seeds[0]))
