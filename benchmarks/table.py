@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-COLUMNS = ["data", "config", "test accuracy %", "seeds", "epochs", "CPU s", "step memory MB", "parameters"]
+COLUMNS = ["data", "config", "test accuracy, %", "seeds", "epochs", "CPU s", "memory of a step, MB", "parameters"]
 
 
 def spread(values: list[float]) -> str:
