@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bpfree.data import from_python
+from bpfree.data import make_dataset
 from bpfree.data.records import is_data
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, unknown
@@ -19,7 +19,7 @@ from bpfree.runs.load import load
 from bpfree.runs.run import Run
 from bpfree.runs.train import train
 from bpfree.spec import Spec, split_spec, without_foreign_code
-from bpfree.tasks import TASKS, Loss, reading
+from bpfree.tasks import TASKS, Loss, label_options
 from bpfree.trackers import Tracker
 
 __all__ = ["fit", "load", "resume"]
@@ -103,7 +103,7 @@ def fit(
     elif loss is not None and not callable(loss):
         raise UserError(f"loss: found {type(loss).__name__}, allowed: a function (outputs, labels) -> loss, or a name")
     config = parse(values, "fit")
-    dataset = None if named else from_python(data, test, classes, **reading(config.task))
+    dataset = None if named else make_dataset(data, test, classes, **label_options(config.task))
     for section, value in (("net", net), ("rule", rule)):
         if isinstance(value, nn.Module):  # the name is for readers; `from_python` says that no config can rebuild it
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})

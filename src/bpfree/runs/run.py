@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bpfree.data import Batches, Preprocess, Split, from_python
+from bpfree.data import Batches, Preprocess, Split, make_dataset
 from bpfree.data.tensors import in_shape, to_inputs, to_tensor
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, tensors_of
@@ -17,7 +17,7 @@ from bpfree.runs import checkpoint, folder
 from bpfree.runs.assemble import Setup
 from bpfree.runs.config import Config
 from bpfree.runs.keeper import RunWriter
-from bpfree.tasks import DataTask, reading
+from bpfree.tasks import DataTask, label_options
 from bpfree.training.evaluation import mean_metrics
 from bpfree.training.listener import Record
 from bpfree.training.progress import Progress
@@ -185,7 +185,7 @@ class Run:
         return self.setup.batches(split)
 
     def _split(self, data: Any) -> Split:
-        split = from_python(data, classes=self.preprocess.classes, **reading(self.config.task)).train
+        split = make_dataset(data, classes=self.preprocess.classes, **label_options(self.config.task)).train
         return split._replace(x=self._as_trained(split.x))
 
     def _as_trained(self, x: Inputs) -> Inputs:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bpfree.data.dataset import Preprocess
+from bpfree.data.preprocess import Preprocess
 from bpfree.disk.plain import read_json
 from bpfree.errors import UserError, shown
 from bpfree.training.precision import Precision
