@@ -1,4 +1,4 @@
-"""What is imported when: each command waits for its own imports alone."""
+"""The moment of imports: a command imports only what it needs."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory) -> tuple[set[str], set[str]]:
-    """Packages there when the command line has started, and those that a training in a fork has yet to import."""
+    """Packages that the command line imports at its start, and packages that a training in a fork imports later."""
     command = [sys.executable, "-c", WATCHED]
     done = subprocess.run(command, cwd=tmp_path_factory.mktemp("cwd"), capture_output=True, text=True)
     start, further = json.loads(done.stdout.splitlines()[-1])
@@ -46,7 +46,7 @@ def imported(tmp_path_factory) -> tuple[set[str], set[str]]:
     return set(start), set(further)
 
 
-def test_the_command_line_starts_without_what_only_some_commands_need(imported):
+def test_the_command_line_starts_without_packages_that_only_some_commands_need(imported):
     start, _ = imported
     assert {"bpfree", "torch", "typer"} <= start
     assert not start & HEAVY

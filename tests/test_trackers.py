@@ -436,7 +436,7 @@ def test_configs_and_the_shell(tmp_path):
         str(tmp_path / "r"),
     ]
     shown = CliRunner().invoke(app, args).stdout
-    assert "watching rude: 0." in shown
+    assert "tracker rude: 0." in shown
     assert "s in 1 measurements" in shown
 
 

@@ -380,7 +380,7 @@ def test_a_named_pipe_among_images_is_told_of_and_not_waited_for(root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": Path("~nouser/x")}, r"data.path: found '~nouser/x', but there is no such user"),
+        ({"path": Path("~nouser/x")}, r"data.path: found '~nouser/x', but that user does not exist"),
         ({"path": Path("a\0b")}, r"data.path: found 'a\\x00b', allowed: a path without NUL"),
         ({"cache": Path("~nouser/x")}, r"data.cache: found '~nouser/x'"),
         ({"cache": Path("a\0b")}, r"data.cache: found 'a\\x00b'"),

@@ -11,8 +11,8 @@ import bpfree
 from bpfree import Noise, UserError
 from bpfree.data import Dataset, Labels, Split
 from bpfree.data.subset import Skew, mislabel, select, thin
-from bpfree.runs.config import DataConfig
 from bpfree.runs.config_file import load_config
+from bpfree.runs.data_config import DataConfig
 from tests.test_cli import shell
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -132,7 +132,7 @@ def assemble(
         preprocess = preprocess_for_net(preprocess, net)  # again: a net of the user's, built just now, may take tokens
     assert net is not None
     refuse_meta(net)
-    freeze(inner(net)[1], config.train.freeze)
+    freeze(inner(net)[1], config.train.freeze)  # patterns name the parameters of the net inside a compiler's wrapper
     trainer = Trainer(
         net.to(resolve_device(config.train.device)),
         rule or config.rule,

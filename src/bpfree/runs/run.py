@@ -68,7 +68,7 @@ class Run:
 
     @property
     def net(self) -> nn.Module:
-        """The trained net."""
+        """The net, with the weights that `weights` names."""
         return self.setup.net
 
     @property
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def metrics(self) -> list[Record]:
-        """One record per epoch, as in metrics.jsonl."""
+        """The records of the epochs, as in metrics.jsonl."""
         return self.progress.history
 
     @property
@@ -162,7 +162,7 @@ class Run:
             The task's metrics, means over all samples.
 
         Raises:
-            UserError: there is no test split, or the data do not fit the training's.
+            UserError: the run does not have a test split, or the data do not fit the training's.
         """
         if data is None and self.test is None:
             raise UserError("data: none given, and the run has no test split. Give a pair (samples, labels)")

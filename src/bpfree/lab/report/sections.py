@@ -88,6 +88,7 @@ def state_of(recorded: Recorded) -> str:
     """
     done, planned = len(recorded.history), recorded.option("train", "epochs")
     if recorded.is_over:
+        # A damaged config may name no number, or a number as text.
         stopped = is_number(planned) and done < planned
         return f"stopped early, after {done} of {planned} epochs" if stopped else "finished"
     return f"not finished: {done} of {planned if is_number(planned) else '?'} epochs"
@@ -147,7 +148,10 @@ def _curves(recorded: Recorded) -> list[Markup]:
 
 
 def _tracked(recorded: Recorded) -> list[Markup]:
-    """Return a picture of each tracker; its caption is the first line of the tracker's docstring."""
+    """Return a picture of each tracker; its caption is the first line of the tracker's docstring.
+
+    The tracker `cost` is left out. It measures the whole training, and its curves are in the section "Cost".
+    """
     parts = []
     for tracker, quantity, figure in tracked_curves([r for r in recorded.tracked if r["tracker"] != _COST]):
         kind = TRACKERS.get(tracker)
@@ -182,6 +186,7 @@ def _regression(subject: Subject) -> list[Section]:
         return []
     if isinstance(run.task, Regress):
         answers = predict_numbers(run, split)
+        # One figure for each number, so that a phone can show one below the other.
         figures = [html.picture(answers.figure([d]), alt="predicted against true values") for d in answers.shown]
         note = f"Each dot is one of {len(answers.true):,} {subject.which}. Dots on the line are right."
         return [Section("Predicted and true", figures, note)]
@@ -224,7 +229,15 @@ def _share(part: int, whole: int) -> Cell:
 
 
 def _wrong(run: "Run", answers: ClassPredictions) -> list[Markup]:
-    """Return the wrong predictions with the highest probability: as images, or as a table for other samples."""
+    """Return the wrong predictions with the highest probability: as images, or as a table for other samples.
+
+    Args:
+        run: the run, which knows how its samples become images.
+        answers: its predictions.
+
+    Returns:
+        One part, or an empty list if all predictions are right.
+    """
     positions = answers.most_wrong()
     images = answers.images(run, positions)
     labels = ((int(n), int(answers.true[n]), int(answers.predicted[n])) for n in positions)
@@ -290,7 +303,7 @@ def _again(recorded: Recorded) -> list[Markup]:
         return [html.code(_yaml(recorded.config))]
     run = recorded.folder
     command = ["bpfree", "train", str(run / CONFIG), "--out", str(run.with_name(f"{run.name}-again"))]
-    parts = [html.code(shlex.join(command))]
+    parts = [html.code(shlex.join(command))]  # quoted: the name of a folder may hold spaces or "$"
     if not recorded.is_over:
         parts += [
             html.paragraph("Or resume the run:"),
@@ -303,6 +316,7 @@ def _again(recorded: Recorded) -> list[Markup]:
 
 def _yaml(config: dict[str, Any]) -> str:
     """Return a config as YAML, in its own order of keys."""
+    # `safe_dump` writes plain values only, so no tag in a strange config can reach a reader's `yaml.load`.
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
 
 
