@@ -76,7 +76,7 @@ class DataTask(ABC):
         Raises:
             UserError: the output does not have the shape that the task needs, or the user's loss is not one number.
         """
-        # Checked before the user's loss, too: broadcasting would turn a wrong shape into a wrong number, without an error.
+        # Checked before the user's loss, too: broadcasting would turn a wrong shape silently into a wrong number.
         out = self.check_output(out, batch)
         if self.user_loss is None:
             return self.plain_loss(out, batch)

@@ -156,7 +156,7 @@ class Fit:
 
     def metrics(self) -> dict[str, float]:
         """Return `rmse` and `r2` of all batches so far."""
-        # One pass over the split: the variance comes from sums, which are float64 so that the difference is exact enough.
+        # One pass over the split: the variance comes from sums, which are float64 so that the difference is exact.
         squares, mean, square = (self.sums / self.samples).cpu()
         variance = square - mean.square()
         explained = torch.where(variance > _TINY, 1 - squares / variance.clamp_min(_TINY), 0.0)
