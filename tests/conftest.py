@@ -11,7 +11,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite in the backg
 import pytest
 import torch
 
-from bpfree.data import Dataset, digits
+from bpfree.data import Dataset
+from bpfree.data.sets.digits import digits
 from bpfree.types import Batch
 from tests.helpers import without_pictures
 

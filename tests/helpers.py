@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
+from bpfree.runs.config_file import load_config
 from bpfree.tasks import Classify
 from bpfree.types import Batch
 
@@ -79,3 +80,12 @@ def bound(rule, net: nn.Module, batch: Batch, task=TASK):
     torch.manual_seed(1)
     rule.bind(net, task, batch)
     return rule.to(batch.device)
+
+
+def optimizer_for(rule: str) -> dict[str, object]:
+    """An optimiser for a short training by the rule: that of its shipped config on digits, with longer steps.
+
+    Shipped configs train for 40 epochs and more, tests for 10 or fewer.
+    """
+    optimizer = load_config(f"digits/{rule}").optimizer
+    return {**optimizer, "lr": 3 * optimizer["lr"]}

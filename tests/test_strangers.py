@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_meant_is_refused_and_nothing_is_written(tmp_pat
         (" ", "--out: found ' '"),
         ("/", "out: found /"),
         ("~", "out: found"),
-        ("~nouserofthisname/run", "no such user"),
+        ("~nouserofthisname/run", "that user does not exist"),
         ("a\0b", "without NUL"),
         ("file", "file is a file"),
         ("x" * 300, "cannot be written"),

@@ -42,21 +42,21 @@ if TYPE_CHECKING:
     from bpfree.lab.compare.compare import Comparison, compare
     from bpfree.lab.report.report import report
 else:
-    # When first asked for: they draw, and what they draw with takes a while to import.
-    _WHEN_ASKED = {
+    # Imported when they are first used: they import matplotlib, which takes about half a second.
+    _LAZY = {
         "Comparison": "bpfree.lab.compare",
         "compare": "bpfree.lab.compare",
         "report": "bpfree.lab.report.report",
     }
 
     def __getattr__(name):
-        if name not in _WHEN_ASKED:
+        if name not in _LAZY:
             raise AttributeError(f"module 'bpfree' has no attribute '{name}'")
-        globals()[name] = found = getattr(import_module(_WHEN_ASKED[name]), name)
-        return found
+        globals()[name] = value = getattr(import_module(_LAZY[name]), name)
+        return value
 
     def __dir__():
-        return sorted({*globals(), *_WHEN_ASKED})
+        return sorted({*globals(), *_LAZY})
 
 
 __all__ = [

@@ -50,6 +50,7 @@ class Members(Sequence[Tree]):
         block, place = divmod(key, self._generation.perturbation.together)
         tensors = []
         for i, (p, sample) in enumerate(zip(self._generation.parameters, self._generation.draw(block), strict=True)):
+            # A contiguous tensor of its own: the caller may keep it, change it or view it in another shape.
             member = torch.empty_like(p, memory_format=torch.contiguous_format, requires_grad=False)
             sample.add(p.detach(), place, sign * self._generation.scale_of(i), member)
             tensors.append(member)
@@ -138,6 +139,7 @@ class Evolution:
         """
         like = self._net[0]
         values = scores if isinstance(scores, Tensor) else torch.stack([torch.as_tensor(s) for s in scores])
+        # At least float32: scores in half precision would tie, and ranks need differences.
         values = values.detach().to(like.device, torch.promote_types(like.dtype, torch.float32))
         if values.shape != (len(self.rule.members),):
             raise UserError(

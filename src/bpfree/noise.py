@@ -148,6 +148,7 @@ class _Seed(ISeedSequence):
         return self.state
 
 
+# fork_rng without a list of devices would save the state of every GPU, which is slow.
 def _restored_rng(device: torch.device):  # type: ignore[no-untyped-def]
     if device.type == "cpu":
         return torch.random.fork_rng(devices=[])

@@ -1,10 +1,15 @@
-"""What a learning rule is: a way to write `.grad`. Three shapes of rule cover the field."""
+"""The base class of every learning rule. A learning rule is a way to write `.grad`; everything else is shared.
+
+Rules of one kind share more: `LocalRule` (bpfree.local), `BlackBoxRule` (bpfree.population) and `DiffusionRule`
+(bpfree.diffusion) derive from `Rule`. docs/new_rule.md shows how to write a rule of each kind.
+"""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from bpfree.errors import UserError
 from bpfree.grad import trainable
 from bpfree.inputs import Inputs, forward
 from bpfree.nets.acceptance import materialize, refuse_meta, refuse_wrapped
@@ -19,13 +24,17 @@ Memory = Literal["flat", "grows"]
 
 
 class Locality(NamedTuple):
-    """Properties of a rule, each at its worst; the defaults are backprop's, so who says nothing promises nothing.
+    """How far a rule is from backprop. A rule declares these properties and `bpfree.certify` measures them.
+
+    Each property has the worst value that can occur. The defaults are those of backprop, so a rule that declares
+    nothing promises nothing.
 
     Attributes:
-        through: what a single objective is differentiated through at most: "nothing", a "part", or the "net".
-        waits: whether a part waits for what comes after it, such as the output's error, before it can learn.
-        transports: what of a forward weight the way back from a later part reads: "none" of it, "signs", or "weights".
-        memory: whether the activations that are held at once grow with the number of parts, or stay "flat".
+        through: the largest piece that one objective is differentiated through: "nothing", a "part", or the "net".
+        waits: True if a part cannot learn before later parts have run; waiting for the output's error is an example.
+        transports: what the way back from a later part reads of a forward weight: "none" of it, its "signs", or the
+            "weights" themselves.
+        memory: "grows" if more parts mean more activations in memory at the same time, else "flat".
     """
 
     through: Through = "net"
@@ -34,20 +43,25 @@ class Locality(NamedTuple):
     memory: Memory = "grows"
 
     def worse_than(self, other: "Locality") -> list[str]:
-        """Names of the properties in which this one is worse.
+        """Return the names of the properties in which this locality is worse than another.
+
+        Args:
+            other: the locality to compare with.
 
         >>> Locality(through="part").worse_than(Locality(through="nothing", waits=False))
         ['through', 'waits']
         """
-        return [name for name, found, said in zip(self._fields, self, other, strict=True) if _rank(found) > _rank(said)]
+        pairs = zip(self._fields, self, other, strict=True)
+        return [name for name, mine, theirs in pairs if _rank(mine) > _rank(theirs)]
 
 
 BLACK_BOX = Locality(through="nothing", transports="none", memory="flat")
-"""Of a rule that differentiates nothing. It waits: a member has no score before the output is there."""
+"""The locality of a rule that differentiates nothing. It waits: a member has no score before the output exists."""
 
 LOCAL = Locality(through="part", waits=False, transports="none", memory="flat")
-"""Of parts that learn while the forward pass goes by."""
+"""The locality of a rule whose parts learn while the forward pass goes by."""
 
+# One list for all four properties, from good to bad. Values of different properties are never compared with each other.
 _ORDER: tuple[object, ...] = (False, "nothing", "none", "flat", "part", "signs", True, "net", "weights", "grows")
 
 
@@ -56,18 +70,48 @@ def _rank(value: object) -> int:
 
 
 class Rule(Checked, nn.Module, ABC):
-    """A learning rule. A Module, so that its feedback matrices and heads move, save and train by themselves."""
+    """The base class of a learning rule.
 
-    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS  # those of `bpfree.tasks.TASKS` that it can do; others are refused
-    takes_soft_labels: ClassVar[bool] = False  # does it read y by task.target and task.loss alone, as mixup needs?
-    uses_loss: ClassVar[bool] = True  # does each of its units learn by task.loss? If not, class weights are refused
-    needs_derivatives: ClassVar[bool] = True  # does it differentiate the net, or parts of it?
-    needs_net: ClassVar[str | None] = None  # the only one of NETS that it can train, if it takes no other
-    one_backward: ClassVar[bool] = False  # do all gradients come from backward passes through net(x)? DDP needs it
-    looks_inside: ClassVar[bool] = True  # does it see modules run, so that a compiled net must run as it was written?
+    A subclass defines `gradients`. Everything else has a default. A rule is an `nn.Module`: a feedback matrix that is
+    a buffer, or a head that is a submodule, moves to the device, is saved and is loaded without further code.
+
+    Attributes:
+        tasks: names in `bpfree.tasks.TASKS` that the rule can do. Other tasks are refused. Default: all.
+        takes_soft_labels: True if the rule reads y by `task.target` and `task.loss` alone, as mixup needs.
+        uses_loss: True if every unit learns by `task.loss`. If not, class weights and custom losses are refused.
+        needs_derivatives: True if the rule differentiates the net, or parts of it.
+        needs_net: the only name in `bpfree.nets.NETS` that the rule can train. Default: None, any net.
+        one_backward: True if all gradients come from backward passes through net(x). DistributedDataParallel needs it.
+        looks_inside: True if the rule hooks modules, so that a compiled net must run as it was written.
+        mean_over_samples: True if the gradient of a batch is the mean of the gradients of its samples. False where
+            samples are compared with each other, where noise is drawn for a batch, or where scores are ranked. The
+            shared tests read this attribute and the next two.
+        trains_every_parameter: True if every trainable parameter of the net and of the rule gets a gradient.
+        draws_in_memory_order: True if random numbers are laid over a weight in its order in memory, so that a
+            channels-last net gets other numbers at the same places.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
+    takes_soft_labels: ClassVar[bool] = False
+    uses_loss: ClassVar[bool] = True
+    needs_derivatives: ClassVar[bool] = True
+    needs_net: ClassVar[str | None] = None
+    one_backward: ClassVar[bool] = False
+    looks_inside: ClassVar[bool] = True
+    mean_over_samples: ClassVar[bool] = True
+    trains_every_parameter: ClassVar[bool] = True
+    draws_in_memory_order: ClassVar[bool] = False
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
+
+        A subclass that overrides `bind` calls `super().bind(net, task, batch)` first, and says by `is_bound` when it is
+        ready.
+
+        Args:
+            net: the net to train; lazy modules get their shapes here.
+            task: gives the width of the output, the target and the loss.
+            batch: samples x [B, ...] and targets y, on the device of the net.
 
         Raises:
             UserError: the rule cannot train this net or this task.
@@ -78,13 +122,25 @@ class Rule(Checked, nn.Module, ABC):
             refuse_wrapped(net, type(self).__name__)
         check_able(self, task, batch)
 
+    @property
+    def is_bound(self) -> bool:
+        """True if the rule has everything from `bind` that `gradients` needs. Default: it needs nothing."""
+        return True
+
+    def refuse_unbound(self) -> None:
+        """Raise UserError if `bind` must run before `gradients`. A rule calls it at the start of `gradients`."""
+        if not self.is_bound:
+            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
-        """Told by `Trainer.fit` what it will train on, after `bind`; for rules that start from all samples.
+        """Look at the training data once, after `bind` and before the first step; default: do nothing.
+
+        `Trainer.fit` calls it. It is for rules that compute something from all samples.
 
         Args:
             data: the batches of training.
-            steps: of the whole training.
-            resumed: the rule has its state from a checkpoint.
+            steps: number of steps of the whole training.
+            resumed: True if a checkpoint has already given the rule its state.
         """
 
     @abstractmethod
@@ -102,39 +158,71 @@ class Rule(Checked, nn.Module, ABC):
         """
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
-        """Output of the trained net, [B, D]. Rules that do not read the net's own output override it."""
+        """Return the output of the trained net. A rule that reads predictions elsewhere overrides it.
+
+        Args:
+            net: the trained net, in evaluation mode.
+            x: samples [B, ...], as `bpfree.inputs.forward` takes them.
+
+        Returns:
+            The output [B, D].
+        """
         return forward(net, x)
 
     def extra_outputs(self, net: nn.Module, x: Inputs) -> dict[str, Tensor]:
-        """By name, other outputs [B, D] that belong beside `predict`'s when a run is judged; default: none."""
+        """Return further outputs [B, D] by name, which are judged beside that of `predict`; default: none.
+
+        Args:
+            net: the trained net, in evaluation mode.
+            x: samples [B, ...].
+        """
         return {}
 
     @property
     def predicts_with_net(self) -> bool:
-        """Whether a prediction is net(x), so that backprop of the task's loss is what the rule stands beside."""
+        """True if `predict` returns net(x), so that the rule's gradient can be compared with backprop's."""
         return type(self).predict is Rule.predict
 
     def metadata(self) -> dict[str, str]:
-        """What the rule settled on by itself, for result.json; default: nothing."""
+        """Return what the rule chose by itself, such as its taps, for result.json; default: nothing."""
         return {}
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
-        """By layer, its weight and the feedback that stands for it on the way back, of one shape; default: none.
+        """Return, by layer, its weight and the feedback that replaces it on the way back; default: none.
+
+        The `weight_alignment` tracker shows the angle between the two.
 
         Args:
             net: the net that the rule is bound to.
             noise: the key of the step.
+
+        Returns:
+            By the name of the layer, two tensors of one shape.
         """
         return {}
 
     def locality(self) -> Locality:
-        """What the rule says of itself, and `bpfree.certify` measures; default: what holds for backprop."""
+        """Declare how local the rule is, which `bpfree.certify` measures; default: no more than backprop."""
         return Locality() if self.needs_derivatives else BLACK_BOX
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """Parts that train independently of each other: clipped apart, and free to live in other processes."""
+        """Return the parts that train independently of each other; default: one part.
+
+        Gradients are clipped part by part, and parts may live in different processes. No parameter is in two parts, and
+        a parameter that never gets a gradient is in none.
+
+        Args:
+            net: the net that the rule is bound to.
+        """
         return [trainable(net, self)]
 
     def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """All trainable parameters as groups of a torch optimiser, with what is to be another in each; default: one."""
+        """Return all trainable parameters as parameter groups of a torch optimiser; default: one group.
+
+        Args:
+            net: the net that the rule is bound to.
+
+        Returns:
+            Groups with `params`, and with those options that differ from the optimiser's, such as `weight_decay`.
+        """
         return [{"params": trainable(net, self)}]

@@ -141,7 +141,7 @@ def test_a_run_without_a_test_split_or_a_folder(tmp_path, monkeypatch, digits_da
     with pytest.raises(bpfree.UserError, match="out: found none, and the run has no folder"):
         bpfree.report(run)
     named = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / "run")
-    untested = bpfree.data.Dataset("digits", digits_data.train, None, 10, 16.0)
+    untested = bpfree.data.Dataset("digits", digits_data.train, None, bpfree.data.Labels(10), white=16.0)
     monkeypatch.setitem(bpfree.data.DATASETS, "digits", lambda _: untested)
     shown = text(bpfree.report(named.folder))
     assert "The data set has no test split, so the report shows predictions for validation samples." in shown

@@ -16,8 +16,7 @@ from bpfree.local.heads import PixelLinear, read_linear
 from bpfree.rules import RULES
 from bpfree.tasks import Multilabel, Segment
 from bpfree.training.evaluation import evaluate_split
-from tests.helpers import bound, without_pictures
-from tests.rules.test_contract import OPTIMIZERS
+from tests.helpers import bound, optimizer_for, without_pictures
 
 IGNORE = 255
 TASKS = {"multilabel": "multilabel", "segment": {"name": "segment", "ignore_index": IGNORE}}
@@ -53,7 +52,7 @@ def test_a_rule_that_can_do_the_task_learns_it(name, task):
     x, y = data(task)
     made = Multilabel(3) if task == "multilabel" else Segment(3, (8, 8), ignore_index=IGNORE)
     rule = {"name": name, "evaluator": "loop"} if hasattr(RULES[name](), "asked") else name
-    trainer = Trainer(net_for(task), rule, made, OPTIMIZERS.get(name, {"name": "adam", "lr": 1e-2}))
+    trainer = Trainer(net_for(task), rule, made, optimizer_for(name))
     batch = Batch(x, y)
     before = evaluate_split(made, [batch], trainer.predict).metrics["loss"] if name != "cwcomp" else None
     for _ in range(12):
@@ -177,11 +176,11 @@ MAPS = torch.arange(12 * 16).view(12, 4, 4) % 3
 @pytest.mark.parametrize(
     ("labels", "task", "message"),
     [
-        (Y, "classify", r"rows of 3 values that are not shares .*Use|labels a sample use task=\"multilabel\""),
-        (Y.float(), "classify", 'For several labels a sample use task="multilabel"'),
+        (Y, "classify", r"rows of 3 values that are not shares .*Use|labels for each sample use task=\"multilabel\""),
+        (Y.float(), "classify", 'For several labels for each sample use task="multilabel"'),
         (torch.full((12, 4), 0.25), "classify", "found shares of 4 classes, allowed: one class number"),
         (MAPS, "classify", 'For a class for each pixel use task="segment"'),
-        (Y[:, 0], "multilabel", "For one class a sample use task=classify"),
+        (Y[:, 0], "multilabel", "For one class for each sample use task=classify"),
         (2 * Y, "multilabel", "found values from 0 to 2, allowed: 0 and 1"),
         (Y + 0.5, "multilabel", "with fractions, allowed: 0 or 1"),
         (Y, "segment", r"the shape \[12, 3\], allowed with task=segment: \[N, H, W\]"),

@@ -18,8 +18,7 @@ from bpfree.rules.fa import FA
 from bpfree.runs.config_file import load_config
 from bpfree.tasks import TASKS, Regress, Sequence
 from bpfree.types import ALL_TASKS, Batch
-from tests.helpers import denoiser_for
-from tests.rules.test_contract import OPTIMIZERS
+from tests.helpers import denoiser_for, optimizer_for
 
 DATA = {"regress": "diabetes"}
 
@@ -53,7 +52,7 @@ def test_a_rule_learns_a_task_or_refuses_it(name, task):
         assert "\n" not in str(caught.value)
         return
     data = DATA.get(task) or windows()
-    optimizer = OPTIMIZERS.get(name, {"name": "adam", "lr": 1e-2})
+    optimizer = optimizer_for(name)
     rule = {"name": name, "evaluator": "loop"} if hasattr(RULES[name](), "asked") else name
     with warnings.catch_warnings():
         warnings.simplefilter("error")

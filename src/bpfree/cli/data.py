@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bpfree.cli.shell import DataDir, errors_in_one_line
 from bpfree.data import FACTS, data_directory
-from bpfree.data.checks import check, here
+from bpfree.data.sets.checks import check, is_readable
 from bpfree.errors import unknown
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import apply_override
@@ -37,10 +37,10 @@ def list_data(data_dir: DataDir = None) -> None:
             f"{facts.test:,}",
             str(facts.classes or "numbers"),
             shape,
-            f"{facts.megabytes:,}",
+            f"{facts.published.megabytes:,}",
         )
-        host = urlsplit(facts.origin).netloc.removeprefix("www.")
-        table.add_row(name, *numbers, facts.licence, host, "yes" if here(name, folder) else "no")
+        host = urlsplit(facts.published.page).netloc.removeprefix("www.")
+        table.add_row(name, *numbers, facts.published.licence, host, "yes" if is_readable(name, folder) else "no")
     console = Console()
     console.width = max(console.width, _NARROWEST)  # in a file or a narrow window, rich would cut off names
     console.print(table)
@@ -86,7 +86,7 @@ def check_data(
         folder = data_directory(data_dir)
         if name is not None:
             _check_name(name)
-        names = [name] if name is not None else [each for each in FACTS if here(each, folder)]
+        names = [name] if name is not None else [each for each in FACTS if is_readable(each, folder)]
         failed = [name for name in names if not _is_whole(name, folder)]
     if failed:
         raise typer.Exit(1)
@@ -99,7 +99,7 @@ def _is_whole(name: str, folder: Path) -> bool:
         name: the name of a data set.
         folder: the folder of the data sets.
     """
-    if not here(name, folder):
+    if not is_readable(name, folder):
         typer.echo(f"{name}: missing or incomplete in {folder}. `bpfree data get {name}` downloads it", err=True)
         return False
     findings = check(name, folder)

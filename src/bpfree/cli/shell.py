@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bpfree.data.dataset import Split
+from bpfree.data.split import Split
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 from bpfree.runs.run import Run

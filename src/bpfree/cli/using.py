@@ -15,13 +15,13 @@ from torch import Tensor
 from bpfree import api
 from bpfree.cli.shell import DataDir, RunArgument, Trust, errors_in_one_line, named_test_split
 from bpfree.data import DATASETS
-from bpfree.data.dataset import Preprocess
 from bpfree.data.files.images import bits_of, decode
+from bpfree.data.preprocess import Preprocess
 from bpfree.data.sets.table import read_features
 from bpfree.data.tensors import in_shape, to_tensor
 from bpfree.disk.paths import check_regular, open_regular
 from bpfree.errors import UserError
-from bpfree.runs.config import DataConfig
+from bpfree.runs.data_config import DataConfig
 from bpfree.runs.run import Run
 from bpfree.tasks import Classify, Multilabel, Segment
 

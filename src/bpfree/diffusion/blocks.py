@@ -76,19 +76,20 @@ class BlockRule(DiffusionRule):
         The scalar `accuracy` is the accuracy of block 1 alone, which sees least of the label; the input z of later
         blocks tells them much of it.
         """
-        self._refuse_unbound()
+        self.refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
         turns = self._turns(noise)
         factor = 1 if self.order == "all" else len(blocks.heads)  # Eq. 61: one block's loss stands for the sum over T
         total = batch.tensor.new_zeros((), dtype=torch.float32)
         features: Tensor | None = None
         for t in turns:
+            # Keyed by the block: its dropout does not depend on which other blocks learn in this step.
             with noise.fold("block", t).global_rng(batch.device):
                 features = self._features(blocks, t, task, batch, features, scalars)
                 z, eps = self._noised(t - 1, batch, noise)
                 out = blocks.heads[t - 1](features, z)
                 loss = factor * self.block_loss(t, out, z, eps, task, batch)
-            backward(loss)
+            backward(loss)  # inside the loop: it frees this block's activations before the next block runs
             scalars[f"loss/block{t}"] = loss.detach() / factor
             total = total + loss.detach()
             if t == 1 and classes_of(task) is not None:
@@ -139,6 +140,7 @@ class BlockRule(DiffusionRule):
         """
         blocks = self._blocks(net)
         z = x.new_zeros(len(x), self.embedding.dim)
+        # Noise without the seed of the run: the same samples always get the same prediction.
         z = eps_like(z, Noise().fold("walk", 0)) if stochastic else z
         yield State(0.0, z, None)
         features = x

@@ -70,6 +70,7 @@ class DiffusionRule(Rule):
     needs_net = "denoiser"
     tasks: ClassVar[tuple[str, ...]] = ("classify", "reconstruct")
     uses_loss: ClassVar[bool] = False  # blocks learn to denoise
+    mean_over_samples: ClassVar[bool] = False  # noise is drawn for a whole batch
     predicts: Literal["scores", "embedding"] = "scores"
     timed = False
     first = "block1"
@@ -117,6 +118,11 @@ class DiffusionRule(Rule):
         self._stages = owners(blocks.trunks[0], stages(blocks.trunks[0]), batch.tensor[:2]) if blocks.local else []
         self.stage_heads = nn.ModuleList(PooledLinear(tuple(s.shape), task.dim) for s in self._stages).to(like)
         self._try(blocks, batch.tensor[:2], task.dim)
+
+    @property
+    def is_bound(self) -> bool:
+        """True if the embedding has been made."""
+        return hasattr(self, "embedding")
 
     def _new_embedding(self, dim: int, task: Task, batch: Batch) -> Embedding:
         rebuilds = kind_of(task) == "reconstruct"
@@ -230,7 +236,7 @@ class DiffusionRule(Rule):
             [p for p in (trunk.get_parameter(name) for name in stage.parameters) if p.requires_grad] + trainable(head)
             for stage, head in zip(self._stages, self.stage_heads, strict=True)
         ]
-        taken = {id(p) for unit in local for p in unit}
+        taken = {id(p) for unit in local for p in unit}  # stage heads are parameters of the rule, too, but not shared
         shared = [p for p in trainable(self) if id(p) not in taken]
         return [unit for unit in (*local, *own, shared) if unit]
 
@@ -251,10 +257,6 @@ class DiffusionRule(Rule):
         with cut(trunk, [stage.name for stage in self._stages[:-1]], learn):
             features = trunk(batch.tensor)
         return learn(len(self._stages) - 1, features)
-
-    def _refuse_unbound(self) -> None:
-        if not hasattr(self, "embedding"):
-            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
 
     def _blocks(self, net: nn.Module) -> DenoisingNet:
         name = type(self).__name__

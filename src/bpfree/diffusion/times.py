@@ -44,7 +44,7 @@ class TimeRule(DiffusionRule):
 
         The scalar `accuracy` is the accuracy of a single step from pure noise, which does not depend on the label.
         """
-        self._refuse_unbound()
+        self.refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
         with noise.fold("block").global_rng(batch.device):
             learns = blocks.local

@@ -1,20 +1,21 @@
-"""A rule that says what each segment of a net minimises."""
+"""LocalRule: the base class of a rule that says what each segment of a net minimises."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from bpfree.errors import UserError
-from bpfree.grad import backward, output_error, trainable
-from bpfree.inputs import forward
+from bpfree.grad import backward, trainable
+from bpfree.inputs import Inputs
 from bpfree.local.autotaps import find_segments
 from bpfree.local.channels_last import keep_order
 from bpfree.local.cut import Segment, Taps, at_each_step, cut, owners
+from bpfree.local.layers import SeenInputs, SeenLayer, layers_of, watched
+from bpfree.local.passes import learn_afterwards, learn_in_two_passes, learn_on_the_way
 from bpfree.nets.acceptance import refuse_wrapped
-from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule
 from bpfree.types import Batch, Scalars, Task, is_per_step, pixels_of
@@ -23,34 +24,46 @@ from bpfree.types import Batch, Scalars, Task, is_per_step, pixels_of
 class LocalRule(Rule):
     """A rule that says what each segment of a net minimises.
 
-    Without `needs_error` a segment learns while the forward pass goes by: at its tap its loss is differentiated
-    within the segment and its activations are freed. Peak activation memory is that of the largest segment.
+    A subclass defines `local_loss`. Where that is not enough, it can also override `local_gradient`, `head`, `scores`,
+    `pass_on`, `default_taps` and `bind`, and it can call `task_loss`, `input_of` and `layers_of` in its loss.
 
-    With `needs_error` the output error must be known first. `memory="fast"` keeps the activations of one forward
-    pass; `memory="flat"` runs the net twice, first for the error and then learning on the way. The last hidden segment
-    and the output learn at the end of the first pass, which the second therefore need not repeat. Dropout masks are
-    the same in both passes and batch-norm statistics are updated once, so both give the same weights, to the bit.
+    Without `needs_error` a segment learns while the forward pass goes by: its loss is differentiated at its tap, within
+    the segment, and its activations are freed. Peak activation memory is that of the largest segment.
 
-    Where the net answers at each of T steps (a task that is `per_step`), so does a segment: a step counts as a sample.
-    Losses, heads and signals see h as [B*T, ...] and the error or target of that step as [B*T, D]; what a step's loss
-    is differentiated through in time is the net's affair (`detach` of the recurrent nets: nothing).
+    With `needs_error` the output error must be known first. `memory="fast"` keeps the activations of one forward pass;
+    `memory="flat"` runs the net twice: first for the error, then again, and segments learn on the way. Both give the
+    same weights, to the bit.
+
+    If the net answers at each of T steps (a task that is `per_step`), so does a segment, and a step counts as a sample:
+    losses, heads and signals see h as [B*T, ...] and the error or target of that step as [B*T, D]. How far a step's
+    loss is differentiated back in time is decided by the net (`detach` of the recurrent nets: not at all).
 
     Args:
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
             another net (`bpfree.local.autotaps`).
+
+    Attributes:
+        needs_error: True if `local_loss` takes the output error as its signal, and not the target.
+        sees_inputs: True if `local_loss` calls `input_of` or `layers_of`. Inputs are kept only if a rule asks for them.
+        segments: the segments of the net; the last is the output segment, which learns from the task's loss.
+        output_weight: the factor of the task's loss in the output segment.
+        per_step: True if the task has a target at each step; `segments` then have the shape of one step.
+        pixels: (H, W) if the task has an answer for each pixel, else None.
+        segment_done: called with the index of a segment when its gradients are complete; it may use them up and free
+            them at once.
     """
 
     needs_error: ClassVar[bool] = False
-    looks_inside: ClassVar[bool] = False  # `cut` sees to it
+    sees_inputs: ClassVar[bool] = False
+    looks_inside: ClassVar[bool] = False  # `cut` itself runs a compiled net as it was written
     takes_soft_labels: ClassVar[bool] = True
     segment_done: Callable[[int], None] | None = None
-    """Told, if set, when the gradients of a segment are complete; it may use them up and free them at once."""
     memory: Literal["fast", "flat"] = "flat"
     taps: tuple[str, ...]
     segments: list[Segment]
-    output_weight: float = 1.0  # of the task's loss, which the output segment minimises
-    per_step: bool = False  # of the task: segments have an output at each step, of which `segments` has the shape
-    pixels: tuple[int, int] | None = None  # of the task: (H, W) if each pixel has an answer of its own
+    output_weight: float = 1.0
+    per_step: bool = False
+    pixels: tuple[int, int] | None = None
 
     def __init__(self, *, taps: Taps = None) -> None:
         super().__init__()
@@ -61,202 +74,275 @@ class LocalRule(Rule):
         self._asked_taps = None if taps is None or taps == "auto" else tuple(taps)
         self.taps = self._asked_taps or ()
         self.segments = []
-        self._searched = False
+        self._chose_taps = False
+        self._layers: dict[str, int] = {}  # by the name of a layer, its hidden segment
+        self._inputs: SeenInputs | None = None  # of the pass that runs
+
+    @property
+    def is_bound(self) -> bool:
+        """True if the net has been cut into segments."""
+        return bool(self.segments)
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Find the segments; see `bpfree.local.cut.owners` for what is refused."""
+        """Find the segments of the net.
+
+        Raises:
+            UserError: the net cannot be cut at the taps (see `bpfree.local.cut.owners`), or nowhere.
+        """
+        self.segments = []  # if this net is refused, the rule must not train it with the cuts of an earlier one
         super().bind(net, task, batch)
         self._task, self.pixels = task, pixels_of(task)
-        if self._asked_taps is None:
-            self.segments, self._searched = find_segments(net, batch.first(2).x)
-        else:
-            self.segments = owners(net, self._asked_taps, batch.first(2).x)
+        self.segments, self._chose_taps = self._find(net, batch.first(2).x)
         self.per_step = is_per_step(task)
         if self.per_step:
             self.segments = [*at_each_step(self.segments[:-1], batch.y.shape[1]), self.segments[-1]]
         self.taps = tuple(segment.name for segment in self.segments[:-1])
+        if self.sees_inputs:
+            hidden = enumerate(self.segments[:-1])
+            self._layers = {name: index for index, segment in hidden for name in layers_of(net, segment)}
+
+    def _find(self, net: nn.Module, x: Inputs) -> tuple[list[Segment], bool]:
+        """The segments, and whether result.json should name their taps since nobody else knows them."""
+        if self._asked_taps is not None:
+            return owners(net, self._asked_taps, x), False
+        taps = self.default_taps(net, x)
+        if taps is not None:
+            return owners(net, taps, x), True
+        return find_segments(net, x)
+
+    def default_taps(self, net: nn.Module, x: Inputs) -> Sequence[str] | None:
+        """Return the names of the submodules to cut behind if the user gave no taps.
+
+        Args:
+            net: the net to cut.
+            x: [B, ...], a few samples.
+
+        Returns:
+            Names in any order, or None, the default: the stages of a Sequential, the blocks of another net.
+        """
+        return None
 
     def metadata(self) -> dict[str, str]:
-        """Where the net is cut, if the rule looked for it by itself."""
-        return {"taps": ", ".join(self.taps)} if self._searched else {}
+        """Return the taps, if the rule chose them by itself."""
+        return {"taps": ", ".join(self.taps)} if self._chose_taps else {}
 
     @abstractmethod
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """What segment `index` minimises, 0-d.
+        """Return what segment `index` minimises, 0-d.
+
+        It is not called for the output segment, which minimises the task's loss.
 
         Args:
-            index: of the segment, 0 for the first; the output segment is not asked, it has the task's loss.
-            h: [B, ...], its output, attached to its own segment only.
+            index: number of the segment, 0 for the first.
+            h: [B, ...], the output of the segment. Its graph reaches the segment's own parameters only.
             signal: [B, D], the output error dLoss/dout if the rule `needs_error`, else the target.
         """
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor | None:
-        """The gradient of `local_loss` in h, of its shape, where it is known without autograd; default: it is not.
+        """Return the gradient of `local_loss` in h, of its shape, if it is known without autograd; default: None.
 
-        It saves the passes over memory that a loss and its derivative take. h is detached.
+        A rule that knows it saves the passes over memory that a loss and its derivative take.
+
+        Args:
+            index: number of the segment.
+            h: [B, ...], the output of the segment, detached.
+            signal: as for `local_loss`.
+
         """
         return None
 
     def head(self, index: int) -> nn.Module | None:
-        """The part of the rule that trains together with segment `index`, if any."""
+        """Return the submodule of the rule that trains together with segment `index`; default: None."""
         return None
 
     def scores(self, index: int, h: Tensor) -> Tensor | None:
-        """Class scores [B, D] that segment `index` reads from its output h by a head of its own, if it has one."""
+        """Return the class scores [B, D] that the rule's head reads from a segment, for trackers; default: None.
+
+        Args:
+            index: number of the segment.
+            h: [B, ...], the output of the segment.
+        """
         return None
 
     def task_loss(self, scores: Tensor, signal: Tensor) -> Tensor:
-        """The task's loss, 0-d, of scores that a head reads from a segment, with its class weights and the like.
+        """Return the task's loss of scores that a head reads from a segment, 0-d, with class weights and the like.
 
         Args:
             scores: [B, D], or [B, C, H, W] if each pixel has an answer.
-            signal: the target, as `local_loss` is given it.
+            signal: the target, as `local_loss` gets it.
         """
         assert self._task is not None, "bind sets it"
         if self._batch is None or getattr(self._task, "takes_target", False):
             return self._task.loss(scores, Batch(scores if self._batch is None else self._batch.x, signal))
+        # The loss of a user's task may take only the y of its own data set, such as class indices.
         y = self._batch.y
         return self._task.loss(scores, self._batch._replace(y=y.flatten(0, 1) if self.per_step else y))
 
+    def input_of(self, index: int) -> Inputs:
+        """Return what segment `index` got from the segment before it, detached; for use in `local_loss`.
+
+        Args:
+            index: number of the segment that learns now; the first segment got the batch's x [B, ...].
+
+        Raises:
+            UserError: the rule does not say `sees_inputs = True`, or the segment does not learn now.
+        """
+        return self._seen(index).segments[index]
+
+    def layers_of(self, index: int) -> list[SeenLayer]:
+        """Return the Linear layers and convolutions of segment `index` with their inputs; for use in `local_loss`.
+
+        Args:
+            index: number of the segment that learns now.
+
+        Returns:
+            Layers with a trainable weight, in the order in which they ran; one that ran twice is there twice.
+
+        Raises:
+            UserError: the rule does not say `sees_inputs = True`, or the segment does not learn now.
+        """
+        return self._seen(index).layers[index]
+
+    def _seen(self, index: int) -> SeenInputs:
+        name = type(self).__name__
+        if not self.sees_inputs:
+            raise UserError(f"{name}: inputs are not kept. Write `sees_inputs: ClassVar[bool] = True` in the class")
+        if self._inputs is None or index not in self._inputs.segments:
+            raise UserError(f"{name}: found segment {index}, whose input is not kept now, allowed: within `local_loss`")
+        return self._inputs
+
     def pass_on(self, index: int, h: Tensor) -> Tensor:
-        """What the next segment sees of the output h of segment `index`; default: h itself."""
+        """Return what the next segment sees of the output h of segment `index`; default: h itself.
+
+        Args:
+            index: number of the segment.
+            h: [B, ...], its output, detached.
+        """
         return h
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """One or two forward passes; see the class.
+        """Run one or two forward passes, in which or after which every segment learns.
 
         Raises:
-            UserError: the rule is not bound, so that nothing would be cut.
+            UserError: the rule is not bound. Without its cuts it would be backprop under another name.
         """
-        if not self.segments:
-            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        self.refuse_unbound()
         refuse_wrapped(net, type(self).__name__, deep=False)
         self._task, self._batch = task, batch
         try:
             if not self.needs_error:
-                return self._learn_on_the_way(net, task, batch, noise, task.target(batch))
+                return learn_on_the_way(self, net, task, batch, noise)
             if self.memory == "fast":
-                return self._learn_afterwards(net, task, batch, noise, keep_from=0, errors=[])
-            return self._learn_in_two_passes(net, task, batch, noise)
+                return learn_afterwards(self, net, task, batch, noise).scalars
+            return learn_in_two_passes(self, net, task, batch, noise)
         finally:
             self._batch = None
 
+    def learn_segment(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
+        """Add the gradients of a hidden segment and of its head. Rules that run the net themselves call it at a tap.
+
+        Args:
+            index: number of the segment.
+            h: [B, ...], its output, attached to the segment.
+            signal: the signal for `local_loss`, [B, D] or [B, T, D].
+
+        Returns:
+            `loss/<tap>`; nothing if the segment has nothing to train.
+        """
+        if not h.requires_grad and self.head(index) is None:
+            return {}  # every parameter of the segment is frozen
+        keep_order(h)
+        if self.per_step:
+            h = h.flatten(0, 1)  # [B*T, ...]
+            signal = signal.reshape(len(h), -1)  # [B*T, D]
+        gradient = self.local_gradient(index, h.detach(), signal)
+        if gradient is not None:
+            backward(h, gradient)
+            loss = (h.detach() * gradient).sum()
+        else:
+            loss = self.local_loss(index, h, signal)
+            backward(loss)
+        self.finish_segment(index)
+        return {f"loss/{self.taps[index]}": loss.detach()}
+
+    def learn_output(self, task: Task, out: Tensor, batch: Batch) -> Scalars:
+        """Add the gradients of the output segment, from the task's loss.
+
+        Args:
+            task: gives the loss and the metrics.
+            out: [B, D], the output of the net, attached to the output segment.
+            batch: the samples and targets.
+
+        Returns:
+            The metrics of the output, and `loss`.
+        """
+        loss = task.loss(out, batch)
+        backward(loss if self.output_weight == 1 else self.output_weight * loss)
+        self.finish_segment(len(self.taps))
+        return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+
+    def finish_segment(self, index: int) -> None:
+        """Say that the gradients of segment `index` are complete, so that they can be used and its inputs dropped."""
+        self.forget_inputs(index)
+        if self.segment_done is not None:
+            self.segment_done(index)
+
     def locality(self) -> Locality:
-        """A segment at a time; with `needs_error` it waits, and keeps what it has seen unless `memory` is flat."""
+        """Declare one segment at a time; with `needs_error` segments wait, and are kept unless `memory` is flat."""
         keeps = self.needs_error and self.memory == "fast"
         return LOCAL._replace(waits=self.needs_error, memory="grows" if keeps else "flat")
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """The segments, each with its head."""
+        """Return the parameters of each segment and its head."""
         return [self.unit(net, index) for index in range(len(self.segments))]
 
     def unit(self, net: nn.Module, index: int) -> list[nn.Parameter]:
-        """The parameters of segment `index` and of its head."""
+        """Return the parameters of segment `index` and of its head.
+
+        Args:
+            net: the net that the rule is bound to.
+            index: number of the segment; the last is the output segment.
+        """
         head = self.head(index)
         own = [net.get_parameter(name) for name in self.segments[index].parameters]
         return own + (trainable(head) if head else [])
 
-    def _learn_on_the_way(self, net: nn.Module, task: Task, batch: Batch, noise: Noise, signal: Tensor) -> Scalars:
-        scalars: Scalars = {}
+    @contextmanager
+    def cut_net(self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object]) -> Iterator[None]:
+        """While active, a forward pass of the net is cut at the taps, as `bpfree.local.cut.cut` does it.
 
-        def learn(index: int, h: Tensor) -> Tensor:
-            scalars.update(self._learn(index, h, signal))
-            return self.pass_on(index, h.detach())
+        Rules that run the net themselves use it. The next segment sees what `pass_on` returns.
 
-        with cut(net, self.taps, learn, self._again):
-            with noise.global_rng(batch.device):
-                out = forward(net, batch.x)
-            return scalars | self._learn_output(task, out, batch)
-
-    def _learn_in_two_passes(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        last = len(self.taps) - 1
-        signal: list[Tensor] = []
-        final = self._learn_afterwards(net, task, batch, noise, keep_from=last, errors=signal)
-        scalars: Scalars = {}
-
-        def learn(index: int, h: Tensor) -> Tensor:
-            scalars.update(self._learn(index, h, signal[0]))
-            if index == last - 1:
-                raise _Enough
-            return self.pass_on(index, h.detach())
-
-        if last > 0:
-            with suppress(_Enough), noise.global_rng(batch.device), cut(net, self.taps, learn, self._again):
-                forward(net, batch.x)
-        return scalars | final
-
-    def _learn_afterwards(
-        self, net: nn.Module, task: Task, batch: Batch, noise: Noise, *, keep_from: int, errors: list[Tensor]
-    ) -> Scalars:
-        """One pass that keeps the activations of the segments from `keep_from` on, which then learn; tells the error.
-
-        What the segments before do to buffers is undone: theirs is yet to come.
+        Args:
+            net: the net that the rule is bound to.
+            x: [B, ...], the samples of the pass.
+            visit: called with the index and the output h [B, ...] of each hidden segment, attached to that segment.
         """
-        kept: list[tuple[int, Tensor]] = []
-        rehearsal = ExitStack()
 
-        def keep(index: int, h: Tensor) -> Tensor:
-            if index >= keep_from:
-                kept.append((index, h))
-            if index == keep_from - 1:
-                rehearsal.close()
+        def go_on(index: int, h: Tensor) -> Tensor:
+            visit(index, h)
+            passed = self.pass_on(index, h.detach())
+            if self._inputs is not None:
+                self._inputs.segments[index + 1] = passed
+            return passed
+
+        def again(index: int, h: Tensor) -> Tensor:
+            # Activation checkpointing computes the segment a second time, in a backward pass: it has learned already.
             return self.pass_on(index, h.detach())
 
-        with cut(net, self.taps, keep, self._again):  # until all is learned: checkpointing runs modules again
-            with rehearsal, noise.global_rng(batch.device):
-                if keep_from > 0:
-                    rehearsal.enter_context(unchanged_buffers(net))
-                out = forward(net, batch.x)
-            error = output_error(task, out, batch)
-            errors.append(error)
-            if self.output_weight == 1:  # it is the gradient that the output segment needs, too
-                backward(out, error.view_as(out).to(out.dtype))
-                self._tell_done(len(self.taps))
-                last = task.metrics(out.detach(), batch)
-            else:
-                last = self._learn_output(task, out, batch)
-            return self._learn_kept(kept, error) | last
+        if not self.sees_inputs:
+            with cut(net, self.taps, go_on, again):
+                yield
+            return
+        self._inputs = SeenInputs(x, len(self.taps))
+        try:
+            with watched(net, self._layers, self._inputs.layers), cut(net, self.taps, go_on, again):
+                yield
+        finally:
+            self._inputs = None
 
-    def _learn_kept(self, kept: list[tuple[int, Tensor]], error: Tensor) -> Scalars:
-        """From the last, whose input is the output of the one before, so that each can be freed."""
-        scalars: Scalars = {}
-        while kept:
-            index, h = kept.pop()
-            scalars = self._learn(index, h, error) | scalars
-            del h
-        return scalars
-
-    def _again(self, index: int, h: Tensor) -> Tensor:
-        """What goes on where activation checkpointing computes a segment a second time."""
-        return self.pass_on(index, h.detach())
-
-    def _learn_output(self, task: Task, out: Tensor, batch: Batch) -> Scalars:
-        loss = task.loss(out, batch)
-        backward(loss if self.output_weight == 1 else self.output_weight * loss)
-        self._tell_done(len(self.taps))
-        return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
-
-    def _learn(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
-        if not h.requires_grad and self.head(index) is None:
-            return {}  # nothing here is trainable
-        keep_order(h)
-        if self.per_step:
-            h = h.flatten(0, 1)
-            signal = signal.reshape(len(h), -1)
-        known = self.local_gradient(index, h.detach(), signal)
-        if known is not None:
-            backward(h, known)
-            loss = (h.detach() * known).sum()
-        else:
-            loss = self.local_loss(index, h, signal)
-            backward(loss)
-        self._tell_done(index)
-        return {f"loss/{self.taps[index]}": loss.detach()}
-
-    def _tell_done(self, index: int) -> None:
-        if self.segment_done is not None:
-            self.segment_done(index)
-
-
-class _Enough(Exception):  # noqa: N818, no error
-    """Ends a forward pass of which the rest is known."""
+    def forget_inputs(self, index: int) -> None:
+        """Drop what `input_of` and `layers_of` give for segment `index`, so that its memory is free."""
+        if self._inputs is not None:
+            self._inputs.segments.pop(index, None)
+            self._inputs.layers.pop(index, None)

@@ -55,5 +55,6 @@ def mlp(
         if dropout:
             layers[f"drop{i}"] = nn.Dropout(dropout)
         width = features
+    # Names count the layers, so that a pattern such as train.freeze=["fc1.*"] means the same layer for any options.
     layers[f"fc{len(hidden) + 1}"] = nn.Linear(width, out_features)
     return nn.Sequential(layers)

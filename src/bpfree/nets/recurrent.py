@@ -70,7 +70,7 @@ class RecurrentLayer(nn.Module):
 
     @abstractmethod
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Take one step.
+        """Take one step of the layer.
 
         Args:
             x: the values of this step, [B, F].
@@ -92,6 +92,8 @@ class RecurrentLayer(nn.Module):
         """Return the features [B, T, H] of sequences x [B, T, F]."""
         if not (self.detach and torch.is_grad_enabled()):
             return self.over_time(x)
+        # The first pass, without gradients, computes the states; the second one computes the gradients. Together they
+        # are faster than T small steps with autograd.
         # With all states as constants the steps are independent, so they run as one batch of B T samples.
         h, _ = self.step(x.flatten(0, 1), self._states_before(x))
         return h.view(*x.shape[:2], -1)

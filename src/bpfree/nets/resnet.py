@@ -87,7 +87,7 @@ def _resnet(
     if isinstance(in_shape, int) or len(in_shape) != 3:
         raise UserError(f"net resnet: found samples of shape {in_shape}, allowed: [channels, height, width]")
     check_positive("net.width", width)
-    small = min(in_shape[1:]) < 64
+    small = min(in_shape[1:]) < 64  # the usual stem would leave 8x8 pixels of a CIFAR image before the first block
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv"] = nn.Conv2d(in_shape[0], width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
     layers["norm"] = nn.BatchNorm2d(width)
@@ -104,7 +104,7 @@ def _resnet(
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(inputs, out_features)
     net = nn.Sequential(layers)
-    for module in net.modules():
+    for module in net.modules():  # He's initialisation for ReLU, as in the paper
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net

@@ -29,6 +29,7 @@ def unchanged_buffers(net: nn.Module) -> Iterator[None]:
     Args:
         net: the net, which may run in training mode inside the block.
     """
+    # Both the tensor and a copy of its content: a pass may write into the buffer, or put another tensor in its place.
     saved = [
         (module, name, buffer, buffer.clone())
         for module in net.modules()

@@ -19,7 +19,7 @@ class TrainedRun(Protocol):
 
     @property
     def net(self) -> nn.Module:
-        """The trained net."""
+        """The net, with its trained weights."""
 
     @property
     def task(self) -> DataTask:
@@ -39,7 +39,7 @@ class TrainedRun(Protocol):
 
     @property
     def metrics(self) -> list[Record]:
-        """One record per epoch, as in metrics.jsonl."""
+        """The records of the epochs, as in metrics.jsonl."""
 
     @property
     def tracked(self) -> list[Record]:

@@ -197,6 +197,8 @@ class DRTP(DirectFeedback):
 class Shallow(LocalRule):
     """The control: only the output segment learns, on random features."""
 
+    trains_every_parameter: ClassVar[bool] = False
+
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The output segment alone."""
         return super().units(net)[-1:]

@@ -18,7 +18,7 @@ each parameter while its noise is drawn; here gradients are written for the opti
 parameters once more.
 """
 
-from typing import Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 from bpfree.errors import check_choice
 from bpfree.population import PERTURBATIONS, SHAPINGS, LowRank
@@ -114,6 +114,8 @@ class SPSA(BlackBoxRule):
             same up to rounding. The other evaluators: see `BlackBoxRule`.
         running: see `BlackBoxRule`.
     """
+
+    mean_over_samples: ClassVar[bool] = True  # scores are not ranked
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ from bpfree.local.feedback import (
     random_like,
     random_magnitudes,
 )
+from bpfree.local.layers import LAYERS
 from bpfree.local.transport import send_through
 from bpfree.local.weight_uses import Direct, direct_uses, rehearsed
 from bpfree.nets.acceptance import eager
@@ -58,7 +59,6 @@ from bpfree.noise import Noise
 from bpfree.rule import Locality, Rule
 from bpfree.types import Batch, Scalars, Task
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Matrix = Callable[[Tensor], tuple[Tensor, float]]
 """Gives B for a weight as a matrix and the number by which it is multiplied."""
 
@@ -78,7 +78,7 @@ class FA(Rule):
         check_feedback(feedback)
         self.feedback = feedback
         self.names: list[str] = []  # of what has a B: layers, then parameters that are used without a layer
-        self.is_bound = False
+        self._is_bound = False
         self.hooked: list[str] = []  # the layers whose errors are led by hooks
         self.direct: dict[str, Direct] = {}  # parameters whose errors are led by what autograd keeps of them
 
@@ -98,7 +98,12 @@ class FA(Rule):
         self._buffers.clear()  # of an earlier net
         for index, name in enumerate(self.names):
             self.register_buffer(f"B{index}", self.draw(self._weight(net, name)))
-        self.is_bound = True
+        self._is_bound = True
+
+    @property
+    def is_bound(self) -> bool:
+        """True if the weights that carry errors are known."""
+        return self._is_bound
 
     def _rehearse(self, net: nn.Module, batch: Batch, weights: set[nn.Parameter]) -> list[Direct]:
         """Which parameters carry errors past the hooks, seen in a forward pass that changes nothing."""
@@ -130,8 +135,7 @@ class FA(Rule):
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """A forward pass as ever, and a backward pass through B."""
-        if not self.is_bound:
-            raise UserError(f"{type(self).__name__}: not bound to a net. Call rule.bind(net, task, batch) first")
+        self.refuse_unbound()
         with fed_back(net, {name: self._matrix_of(name, noise) for name in self.hooked}):
             with noise.global_rng(batch.device), parametrize.cached(), unfused(net) if self.direct else nullcontext():
                 out = forward(net, batch.x)
@@ -222,12 +226,14 @@ class BRSF(SignSymmetry):
         feedback: how R is drawn, a name in `bpfree.local.feedback.FEEDBACKS`.
     """
 
+    draws_in_memory_order: ClassVar[bool] = True
+
     def __init__(self, *, feedback: Feedback = "kaiming") -> None:
         check_choice("feedback", feedback, FEEDBACKS)  # not aligned: |W| sign(W) at every step is backprop
         super().__init__(feedback=feedback)
 
     def draw(self, weight: Tensor) -> Tensor | None:
-        """Nothing: R is drawn at every step."""
+        """Return None, since R is drawn at every step."""
         return None
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:

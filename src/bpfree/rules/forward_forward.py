@@ -52,6 +52,7 @@ class ForwardForward(LocalRule):
     tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
     takes_soft_labels: ClassVar[bool] = False
     uses_loss: ClassVar[bool] = False
+    mean_over_samples: ClassVar[bool] = False  # wrong labels are drawn for a whole batch
     label_value: Tensor  # 0-d, what a written label's 1 is: the largest input of the first batch
 
     def __init__(
@@ -106,8 +107,7 @@ class ForwardForward(LocalRule):
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """One pass of 2B samples, in which each segment learns on the way; for hard negatives one of B before it."""
-        if not self.segments:
-            raise UserError("ForwardForward: not bound to a net. Call rule.bind(net, task, batch) first")
+        self.refuse_unbound()
         refuse_wrapped(net, type(self).__name__, deep=False)
         scalars: Scalars = {}
         if self.negatives == "hard":
@@ -117,11 +117,10 @@ class ForwardForward(LocalRule):
         both = torch.cat([self.write(batch.tensor, self._one_hot(labels)) for labels in (batch.y, wrong)])
         losses: Scalars = {}
 
-        def learn(index: int, h: Tensor) -> Tensor:
-            losses.update(self._learn(index, h, both))
-            return self.pass_on(index, h.detach())
+        def learn(index: int, h: Tensor) -> None:
+            losses.update(self.learn_segment(index, h, both))
 
-        with noise.global_rng(batch.device), cut(net, self.taps, learn, self.pass_on):
+        with noise.global_rng(batch.device), self.cut_net(net, both, learn):
             forward(net, both)
         return scalars | losses | {"loss": torch.stack([loss.float() for loss in losses.values()]).mean()}
 
@@ -133,14 +132,13 @@ class ForwardForward(LocalRule):
     def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
         neutral = batch.tensor.new_full((len(batch.y), self.classes), 1 / self.classes)
-        with cut(
-            net, self.taps, self.pass_on, self.pass_on
-        ):  # while it learns, too, as checkpointing runs modules again
+        # Cut also while the output segment learns, since activation checkpointing runs modules again then.
+        with self.cut_net(net, batch.x, lambda index, h: None):
             with noise.fold("neutral").global_rng(batch.device):
                 out = forward(net, self.write(batch.tensor, neutral))
             loss = task.loss(out, batch)
             backward(loss)
-        self._tell_done(len(self.taps))
+        self.finish_segment(len(self.taps))
         likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
         likely = likely.nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
         wrong = torch.multinomial(likely, 1, generator=noise.fold("negative").generator(likely.device)).flatten()

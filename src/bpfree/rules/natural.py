@@ -67,10 +67,14 @@ class AdaptiveRule(BlackBoxRule):
         self.register_buffer("at", torch.tensor(-1, device=start[0].device))
 
     @property
+    def is_bound(self) -> bool:
+        """True if every parameter has its sigma."""
+        return hasattr(self, "log_sigmas")
+
+    @property
     def sigmas(self) -> list[Tensor]:
         """The sigmas of the next step, one tensor for each parameter."""
-        if not hasattr(self, "log_sigmas"):
-            raise self._not_bound()
+        self.refuse_unbound()
         return [log_sigma.exp() for log_sigma in self.next_log_sigmas.buffers()]
 
     def generation(self, parameters: list[nn.Parameter], noise: Noise) -> Generation:
@@ -83,20 +87,17 @@ class AdaptiveRule(BlackBoxRule):
         Raises:
             UserError: the rule is not bound to a net with these parameters.
         """
-        if [p.shape for p in parameters] != [t.shape for t in getattr(self, "log_sigmas", nn.Module()).buffers()]:
-            raise self._not_bound()
-        if noise.step >= 0:
+        self.refuse_unbound()
+        if [p.shape for p in parameters] != [t.shape for t in self.log_sigmas.buffers()]:
+            name = type(self).__name__
+            raise UserError(f"{name}: not bound to a net with these parameters. Call rule.bind(net, task, batch) first")
+        if noise.step >= 0:  # else it is a rehearsal, which leaves the rule as it is
             new = self.at != noise.step  # a tensor and not a bool, so that the host need not wait for the device
             for now, later in zip(self.log_sigmas.buffers(), self.next_log_sigmas.buffers(), strict=True):
                 now.copy_(torch.where(new, later, now))
             self.at.fill_(noise.step)
         scale = [log_sigma.exp() for log_sigma in self.log_sigmas.buffers()]
         return Generation(parameters, self.members, self.perturbation, noise, scale)
-
-    def _not_bound(self) -> UserError:
-        return UserError(
-            f"{type(self).__name__}: not bound to a net with these parameters. Call rule.bind(net, task, batch) first"
-        )
 
     def learn(self, generation: Generation, scores: Tensor) -> None:
         """Add the gradient of theta to `.grad`, and update the sigmas of the next step.

@@ -33,6 +33,7 @@ from bpfree.grad import backward, detach_input, first_trainable, output_error, r
 from bpfree.inputs import forward
 from bpfree.local.cut import Taps, cut
 from bpfree.local.feedback import FEEDBACKS, Feedback, random_like
+from bpfree.local.layers import LAYERS
 from bpfree.local.rule import LocalRule
 from bpfree.local.weight_uses import rehearsed
 from bpfree.nets.acceptance import eager
@@ -41,7 +42,6 @@ from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality
 from bpfree.types import Batch, Scalars, Task
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -56,6 +56,7 @@ class Pepita(LocalRule):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "reconstruct", "regress")  # one error for a sample
+    trains_every_parameter: ClassVar[bool] = False  # normalisations stay as they were drawn
     F: Tensor  # [D, inputs]
 
     def __init__(self, *, feedback: Feedback = "kaiming", scale: float = 0.05, taps: Taps = None) -> None:
@@ -101,8 +102,7 @@ class Pepita(LocalRule):
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Two forward passes; in the second, each segment learns on the way."""
-        if not self.segments:
-            raise UserError("Pepita: not bound to a net. Call rule.bind(net, task, batch) first")
+        self.refuse_unbound()
         x, before = batch.tensor, list[Tensor]()
         start = _buffers(net)
         first = cut(net, self.taps, lambda index, h: before.append(h))
@@ -114,7 +114,7 @@ class Pepita(LocalRule):
 
         def learn(index: int, h: Tensor) -> None:
             if attached:
-                self._learn(index, attached.pop(), before[index] - h.detach())
+                self.learn_segment(index, attached.pop(), before[index] - h.detach())
 
         hooks = _attached_alone(net, [name for name in self.layers if name], attached)
         second = cut(net, self.taps, learn)
@@ -123,7 +123,7 @@ class Pepita(LocalRule):
                 module._buffers[name] = value
             last = forward(net, x + modulation.view_as(x).to(x.dtype))
             backward(last, error.view_as(last).to(last.dtype))  # within, because checkpointing runs layers again
-        self._tell_done(len(self.taps))
+        self.finish_segment(len(self.taps))
         return task.metrics(out, batch)
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class PredSim(LocalRule):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel")
+    mean_over_samples: ClassVar[bool] = False  # S compares samples in pairs
 
     def __init__(self, *, beta: float = 0.99, pooled: int = 1024, taps: Taps = None) -> None:
         super().__init__(taps=taps)
@@ -98,6 +99,7 @@ class Pred(PredSim):
     """Prediction loss alone: the task's loss through a learned classifier."""
 
     tasks: ClassVar[tuple[str, ...]] = ANY_LABELS
+    mean_over_samples: ClassVar[bool] = True
 
     def __init__(self, *, pooled: int = 1024, taps: Taps = None) -> None:
         super().__init__(beta=0.0, pooled=pooled, taps=taps)

@@ -8,7 +8,7 @@ from torch import nn
 
 from bpfree._version import __version__
 from bpfree.data import Batches, Preprocess, Split
-from bpfree.data.tokens import tells_numbers
+from bpfree.data.tokens import preprocess_for_net
 from bpfree.errors import UserError
 from bpfree.nets import NETS
 from bpfree.nets.acceptance import inner, refuse_meta
@@ -121,7 +121,7 @@ def assemble(
     seed = config.train.seed
     if net is None and config.net["name"] in NETS:
         preprocess = preprocess.as_numbers()  # no shipped net takes tokens, so integers are quantities for them
-    preprocess = tells_numbers(preprocess, net)
+    preprocess = preprocess_for_net(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     task.use_loss(loss)
     if net is None:
@@ -129,10 +129,10 @@ def assemble(
         # The key depends on the seed alone: a net has the same first weights whatever random numbers were drawn before.
         with Noise(seed).fold("net").global_rng():
             net = build(NETS, config.net, preprocess.shape, task.dim, section="net", outside=nn.Module)
-        preprocess = tells_numbers(preprocess, net)  # again: a net of the user's, built just now, may take tokens
+        preprocess = preprocess_for_net(preprocess, net)  # again: a net of the user's, built just now, may take tokens
     assert net is not None
     refuse_meta(net)
-    freeze(inner(net)[1], config.train.freeze)
+    freeze(inner(net)[1], config.train.freeze)  # patterns name the parameters of the net inside a compiler's wrapper
     trainer = Trainer(
         net.to(resolve_device(config.train.device)),
         rule or config.rule,

@@ -51,6 +51,7 @@ def load(
             weights, or the config names code and `trust` is False.
     """
     path = user_path(path, "run")
+    # Every file is checked before anything is built from it, so that an error names the file.
     values = _overridden(folder.read_config(path), overrides)
     result = folder.read_result(path) or {}
     weights = weights or result.get("weights", "last")

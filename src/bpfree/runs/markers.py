@@ -113,6 +113,7 @@ class Choice(_Marker):
         labels = self.labels
         if not labels:
             raise ValueError("values: found none, allowed: one or more")
+        # A label names the choice in paths and in the study, so two values must not share one.
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"values: found {label!r} twice, allowed: values that differ")
@@ -218,6 +219,7 @@ def resolve(values: Any, choose: Choose, path: str = "") -> Any:
         chosen = choose(path, marker)
         if not isinstance(marker, Choice):
             return chosen
+        # The value may have markers of its own, which get names only now.
         return resolve(marker.values[marker.labels.index(chosen)], choose, f"{path}={chosen}")
     if isinstance(values, Mapping):
         return {key: resolve(value, choose, _join(path, key)) for key, value in values.items()}
@@ -318,6 +320,7 @@ def grid(values: Any) -> list[dict[str, Any]]:
     while incomplete:
         fixed = incomplete.pop()
 
+        # `fixed` is an argument, since a closure would see the value of a later turn of the loop.
         def choose(name: str, marker: Marker, fixed: dict[str, Any] = fixed) -> Any:
             if name not in fixed:
                 raise _LeftOpenError(name, _all_of(name, marker))

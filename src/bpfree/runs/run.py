@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bpfree.data import Batches, Preprocess, Split, from_python
+from bpfree.data import Batches, Preprocess, Split, make_dataset
 from bpfree.data.tensors import in_shape, to_inputs, to_tensor
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, tensors_of
@@ -17,7 +17,7 @@ from bpfree.runs import checkpoint, folder
 from bpfree.runs.assemble import Setup
 from bpfree.runs.config import Config
 from bpfree.runs.keeper import RunWriter
-from bpfree.tasks import DataTask, reading
+from bpfree.tasks import DataTask, label_options
 from bpfree.training.evaluation import mean_metrics
 from bpfree.training.listener import Record
 from bpfree.training.progress import Progress
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def net(self) -> nn.Module:
-        """The trained net."""
+        """The net, with the weights that `weights` names."""
         return self.setup.net
 
     @property
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def metrics(self) -> list[Record]:
-        """One record per epoch, as in metrics.jsonl."""
+        """The records of the epochs, as in metrics.jsonl."""
         return self.progress.history
 
     @property
@@ -162,7 +162,7 @@ class Run:
             The task's metrics, means over all samples.
 
         Raises:
-            UserError: there is no test split, or the data do not fit the training's.
+            UserError: the run does not have a test split, or the data do not fit the training's.
         """
         if data is None and self.test is None:
             raise UserError("data: none given, and the run has no test split. Give a pair (samples, labels)")
@@ -185,7 +185,7 @@ class Run:
         return self.setup.batches(split)
 
     def _split(self, data: Any) -> Split:
-        split = from_python(data, classes=self.preprocess.classes, **reading(self.config.task)).train
+        split = make_dataset(data, classes=self.preprocess.classes, **label_options(self.config.task)).train
         return split._replace(x=self._as_trained(split.x))
 
     def _as_trained(self, x: Inputs) -> Inputs:

@@ -75,6 +75,8 @@ def train(
         weights = _fit(setup, data, batches, watching, keeper)
         run = Run(setup, setup.trainer.progress, data.dataset.test, weights=weights, folder=out)
         run = replace(run, result=_measure(run, data, batches, peak))
+        # result.json says that the run is over, so it is written when nothing is left that could need a resume.
+        # Pictures come after it: they can be drawn again.
         keeper.finish(run.result)
         if out is not None:
             run.plots(run.test or data.validation or data.train)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bpfree.data.dataset import Split
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 from bpfree.lab.compare.plan import BASELINE, Entry
 from bpfree.lab.jobs.jobs import Job

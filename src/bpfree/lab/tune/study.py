@@ -21,7 +21,7 @@ from bpfree.lab.tune.store import open_study
 from bpfree.lab.tune.trial import without_test
 from bpfree.lab.tune.worker import OnProgress, report, work
 from bpfree.runs import folder
-from bpfree.runs.config import DataConfig
+from bpfree.runs.data_config import DataConfig
 from bpfree.runs.markers import find_markers, is_marker
 
 TEMPLATE = "tune.yaml"  # the config with its markers, as the user gave it

@@ -17,7 +17,8 @@ from bpfree.errors import DivergedError, UserError
 from bpfree.lab.tune.plan import Metric, Plan, check
 from bpfree.lab.tune.store import KIND, REASON, REFUSED
 from bpfree.runs import folder
-from bpfree.runs.config import Config, DataConfig
+from bpfree.runs.config import Config
+from bpfree.runs.data_config import DataConfig
 from bpfree.runs.markers import Choice, Choose, Integer, Linear, Marker
 from bpfree.runs.progress_bar import hidden
 from bpfree.runs.train import train

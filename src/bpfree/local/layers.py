@@ -1,0 +1,126 @@
+"""Linear layers and convolutions of a net, and the inputs from which they computed in a forward pass."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from bpfree.grad import detach_input, runs_again
+from bpfree.inputs import Inputs
+from bpfree.local.cut import Segment
+from bpfree.nets.unchanged import unchanged_buffers
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""The types of layer that multiply an input by a weight [outputs, inputs, ...]."""
+
+
+class SeenLayer(NamedTuple):
+    """A layer, and the input from which it has computed in this forward pass.
+
+    Attributes:
+        name: its name in the net.
+        layer: the module, one of LAYERS.
+        x: its input, detached: [B, ..., inputs] of a Linear, [B, channels, ...] of a convolution.
+    """
+
+    name: str
+    layer: Any
+    x: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight [outputs, inputs, ...], attached to the parameters from which it is computed."""
+        if not parametrize.is_parametrized(self.layer, "weight"):
+            weight: Tensor = self.layer.weight
+        else:
+            # Reading a parametrized weight runs the parametrization. That of spectral_norm moves its buffers in
+            # training mode, and the pass that is going on has moved them already.
+            with unchanged_buffers(self.layer):
+                weight = self.layer.weight
+        return weight
+
+    @property
+    def axis(self) -> int:
+        """The axis of the output on which its units or channels lie: -1 of a Linear, 1 of a convolution."""
+        return -1 if isinstance(self.layer, nn.Linear) else 1
+
+    def response(self, weight: Tensor) -> Tensor:
+        """Compute what the layer gives for its input with this weight and without a bias.
+
+        Args:
+            weight: [outputs, inputs, ...], of the shape of the layer's weight.
+
+        Returns:
+            [B, ..., outputs] of a Linear, [B, outputs, ...] of a convolution.
+        """
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(self.x, weight)
+        return self.layer._conv_forward(self.x, weight, None)  # type: ignore[no-any-return]  # knows every padding mode
+
+
+class SeenInputs:
+    """The inputs of segments and of their layers in one forward pass.
+
+    Args:
+        x: the input of the first segment.
+        hidden: the number of hidden segments.
+
+    Attributes:
+        segments: by the index of a segment, its input.
+        layers: by the index of a hidden segment, its layers that have run.
+    """
+
+    def __init__(self, x: Inputs, hidden: int) -> None:
+        self.segments: dict[int, Inputs] = {0: x}
+        self.layers: dict[int, list[SeenLayer]] = {index: [] for index in range(hidden)}
+
+
+def layers_of(net: nn.Module, segment: Segment) -> dict[str, list[nn.Parameter]]:
+    """Return the layers of a segment whose weight learns: by name, the parameters that make the weight.
+
+    Args:
+        net: the net that was cut.
+        segment: one of its segments.
+
+    Returns:
+        Layers in the order of the net. A weight is one parameter, or those of its parametrization.
+    """
+    weights: dict[str, list[nn.Parameter]] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, LAYERS):
+            # A layer keeps the parameters of a parametrized weight under the second name.
+            own = (f"{name}.weight", f"{name}.parametrizations.weight.")
+            if parameters := [net.get_parameter(p) for p in segment.parameters if p == own[0] or p.startswith(own[1])]:
+                weights[name] = parameters
+    return weights
+
+
+@contextmanager
+def watched(net: nn.Module, names: Mapping[str, int], seen: Mapping[int, list[SeenLayer]]) -> Iterator[None]:
+    """While active, note the input of each layer that runs.
+
+    Args:
+        net: any net; its hooks are removed afterwards.
+        names: by the name of a layer, the index of its segment.
+        seen: by the index of a segment, the list that is filled, in the order in which layers run.
+    """
+
+    def look(name: str, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if index in seen and not runs_again():  # activation checkpointing repeats forward passes
+                seen[index].append(SeenLayer(name, layer, detach_input(args, kwargs)[0].detach()))
+
+        return note
+
+    handles = [
+        net.get_submodule(name).register_forward_pre_hook(look(name, index), with_kwargs=True)
+        for name, index in names.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
