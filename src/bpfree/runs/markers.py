@@ -22,6 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Marker(BaseModel):
+    # A range with an infinite end would give infinite values or NaN.
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -73,6 +74,7 @@ class Linear(_Range):
         """
         if self.step is None:
             return []
+        # str() gives the digits that the user wrote, such as 0.1; Decimal(0.1) would be the binary number beside it.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return [float(low + k * step) for k in range(int((high - low) / step) + 1)]
 
@@ -115,6 +117,7 @@ class Choice(_Marker):
             raise ValueError("values: found none, allowed: one or more")
         # A label names the choice in paths and in the study, so two values must not share one.
         for label in labels:
+            # For Python 1, 1.0 and True are equal, here and where `resolve` looks up a label. So they count as one.
             if labels.count(label) > 1:
                 raise ValueError(f"values: found {label!r} twice, allowed: values that differ")
         return self
@@ -139,6 +142,7 @@ Choose = Callable[[str, Marker], Any]
 
 def _label(value: Any, *, at_length: bool) -> Label:
     if at_length and is_marker(value):
+        # The value is chosen later, and this label must not depend on it.
         return "?"
     if isinstance(value, Mapping):
         name = str(value.get("name", value.get("search", "")))
@@ -288,9 +292,11 @@ def at_random(seed: int) -> Choose:
 
     def choose(_name: str, marker: Marker) -> Any:
         if isinstance(marker, Choice):
+            # An index, because rng.choice makes an array of the labels, and an array of 1 and "a" holds only texts.
             return marker.labels[rng.integers(len(marker.labels))]
         if isinstance(marker, Log):
             return float(np.exp(rng.uniform(np.log(marker.low), np.log(marker.high))))
+        # A step need not divide the range, so the values are listed and not computed from `high`.
         steps = marker.all()
         return steps[rng.integers(len(steps))] if steps else float(rng.uniform(marker.low, marker.high))
 
@@ -323,6 +329,7 @@ def grid(values: Any) -> list[dict[str, Any]]:
         # `fixed` is an argument, since a closure would see the value of a later turn of the loop.
         def choose(name: str, marker: Marker, fixed: dict[str, Any] = fixed) -> Any:
             if name not in fixed:
+                # An exception leaves `resolve` at any depth of its recursion.
                 raise _LeftOpenError(name, _all_of(name, marker))
             return fixed[name]
 
@@ -333,6 +340,7 @@ def grid(values: Any) -> list[dict[str, Any]]:
             incomplete += [{**fixed, left.name: option} for option in reversed(left.options)]
         else:
             done.append(fixed)
+        # Counted while the grid grows: the whole grid may not fit into memory.
         if len(done) + len(incomplete) > _LARGEST_GRID:
             raise UserError(f"tune.sampler: found grid for over {_LARGEST_GRID} combinations, allowed: tpe, random")
     return done
