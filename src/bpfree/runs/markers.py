@@ -22,8 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Marker(BaseModel):
-    # A range with an infinite end would give infinite values or NaN.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)  # no number can be drawn up to infinity
 
 
 class _Range(_Marker):
@@ -142,8 +141,7 @@ Choose = Callable[[str, Marker], Any]
 
 def _label(value: Any, *, at_length: bool) -> Label:
     if at_length and is_marker(value):
-        # The value is chosen later, and this label must not depend on it.
-        return "?"
+        return "?"  # the value is chosen later, and this label must not depend on it
     if isinstance(value, Mapping):
         name = str(value.get("name", value.get("search", "")))
         if name and not at_length:
@@ -292,11 +290,9 @@ def at_random(seed: int) -> Choose:
 
     def choose(_name: str, marker: Marker) -> Any:
         if isinstance(marker, Choice):
-            # An index, because rng.choice makes an array of the labels, and an array of 1 and "a" holds only texts.
-            return marker.labels[rng.integers(len(marker.labels))]
+            return marker.labels[rng.integers(len(marker.labels))]  # rng.choice would turn 1 and "a" into two texts
         if isinstance(marker, Log):
             return float(np.exp(rng.uniform(np.log(marker.low), np.log(marker.high))))
-        # A step need not divide the range, so the values are listed and not computed from `high`.
         steps = marker.all()
         return steps[rng.integers(len(steps))] if steps else float(rng.uniform(marker.low, marker.high))
 
@@ -329,8 +325,7 @@ def grid(values: Any) -> list[dict[str, Any]]:
         # `fixed` is an argument, since a closure would see the value of a later turn of the loop.
         def choose(name: str, marker: Marker, fixed: dict[str, Any] = fixed) -> Any:
             if name not in fixed:
-                # An exception leaves `resolve` at any depth of its recursion.
-                raise _LeftOpenError(name, _all_of(name, marker))
+                raise _LeftOpenError(name, _all_of(name, marker))  # it leaves `resolve` at any depth
             return fixed[name]
 
         try:
@@ -340,8 +335,7 @@ def grid(values: Any) -> list[dict[str, Any]]:
             incomplete += [{**fixed, left.name: option} for option in reversed(left.options)]
         else:
             done.append(fixed)
-        # Counted while the grid grows: the whole grid may not fit into memory.
-        if len(done) + len(incomplete) > _LARGEST_GRID:
+        if len(done) + len(incomplete) > _LARGEST_GRID:  # counted early: all of them may not fit into memory
             raise UserError(f"tune.sampler: found grid for over {_LARGEST_GRID} combinations, allowed: tpe, random")
     return done
 
