@@ -49,6 +49,7 @@ class Batch(NamedTuple):
         """
         if isinstance(given, cls) and all(isinstance(t, Tensor) for t in (*tensors_of(given.x), given.y)):
             return given
+        # A Batch that holds arrays is also a tuple of two, and is converted like one.
         if not isinstance(given, tuple | list) or len(given) != 2:
             raise UserError(
                 f"batch: found {type(given).__name__}, allowed: Batch(x, y), or a pair (x, y) of arrays or tensors"

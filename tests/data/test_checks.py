@@ -72,7 +72,7 @@ def test_files_as_published_are_whole(change, mnist, tmp_path):
     assert len(findings.published) == 4
     done = shell("data", "check", "mnist", "--data-dir", tmp_path)
     assert done.exit_code == 0
-    assert done.stdout == "mnist: whole, 40 training and 40 test samples, 4 files as published by their md5\n"
+    assert done.stdout == "mnist: complete, 40 training and 40 test samples, 4 files with the published md5 sums\n"
 
 
 def damage(path, how):
@@ -114,7 +114,7 @@ def test_nothing_is_downloaded_by_a_check(mnist, tmp_path):
     (mnist / "t10k-labels-idx1-ubyte.gz").unlink()
     done = shell("data", "check", "mnist", "--data-dir", tmp_path)
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"mnist: not in {tmp_path}, or not all of it. `bpfree data get mnist`")
+    assert done.stderr.startswith(f"mnist: missing or incomplete in {tmp_path}. `bpfree data get mnist`")
     assert "t10k-labels-idx1-ubyte.gz is not in" in check("mnist", tmp_path).problems[0]
 
 

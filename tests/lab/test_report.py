@@ -13,6 +13,7 @@ import yaml
 
 import bpfree
 from bpfree.pictures.confusion import ClassPredictions, predict_classes
+from bpfree.trackers import TRACKERS
 from tests.helpers import without_pictures
 from tests.lab.test_html import Reader
 from tests.runs.test_run import power_cut
@@ -56,7 +57,8 @@ def test_a_report_of_one_run(trained):
     shown = text(path)
     assert f"test accuracy {trained.result['test']['accuracy']:.4f}" in shown
     assert f"{trained.result['parameters']:,}" in shown
-    assert "bp_cosine. Cosine of the rule's gradients with the true ones, for each layer." in shown
+    about = TRACKERS["bp_cosine"].__doc__.splitlines()[0]
+    assert f"bp_cosine. {about}" in shown
     wrong = round((1 - trained.result["test"]["accuracy"]) * 360)
     assert f"{wrong} of 360 test samples are classified wrongly." in shown
     assert f"bpfree train {trained.folder}/config.yaml --out {trained.folder}-again" in shown

@@ -66,7 +66,11 @@ def test_layers_of_every_kind_respond_as_they_do(kind):
     ((_, (layer,), h),) = rule.shown.values()
     assert layer.axis == 1
     kept = conv.parametrizations.weight[0]._u.clone()
-    torch.testing.assert_close(layer.response(layer.weight), h, rtol=0.2, atol=0.1)  # a power iteration further
+    weight = layer.weight.detach().requires_grad_()
+    out = layer.response(weight)
+    torch.testing.assert_close(out, h, rtol=0.2, atol=0.1)  # a power iteration further
+    y = torch.randn_like(out)
+    torch.testing.assert_close(layer.hebbian(y), torch.autograd.grad(out, weight, y)[0])
     assert torch.equal(conv.parametrizations.weight[0]._u, kept), "looking changes nothing"
 
 

@@ -112,6 +112,7 @@ def _collect(data: Any, what: str) -> Collected:
 
 
 def _item(data: Any, index: int, what: str) -> Any:
+    """Return an item of the user's data set; any exception becomes a UserError that names the item."""
     try:
         return data[index]
     except NotImplementedError as error:
@@ -176,6 +177,7 @@ def _pair(data: Any, what: str, without_labels: bool) -> tuple[Inputs, Tensor]:
 
 
 def _check_dimension(x: Tensor, what: str) -> Tensor:
+    """Return the tensor, or raise UserError if it is a single number."""
     if not x.dim():
         raise UserError(f"{what}: found a single number, allowed: an array with one entry for each sample")
     return x

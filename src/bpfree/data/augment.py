@@ -137,6 +137,7 @@ class Augment:
             )
 
     def _names(self, keys: tuple[str, ...]) -> list[str]:
+        """Return the config keys of the changes that are switched on."""
         return [f"data.augment.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
 
     def _move(self, x: Tensor, noise: Noise) -> Tensor:

@@ -115,6 +115,7 @@ def encode(
 
 
 def _numbers(column: Column, cells: Sequence[str], where: Sequence[str], decimal: str) -> Tensor:
+    """Return a column of numbers as float64 [N, 1]."""
     values = [number(cell, decimal) for cell in cells]
     for value, cell, place in zip(values, cells, where, strict=True):
         if value is None:
@@ -123,6 +124,7 @@ def _numbers(column: Column, cells: Sequence[str], where: Sequence[str], decimal
 
 
 def _words(column: Column, cells: Mapping[str, Sequence[str]], where: Sequence[str]) -> Tensor:
+    """Return a column of words one-hot, float64 [N, number of words]."""
     number_of = {word: i for i, word in enumerate(column.values or ())}
     places = [number_of.get(cell.strip()) for cell in cells[column.name]]
     for index, cell, place in zip(places, cells[column.name], where, strict=True):

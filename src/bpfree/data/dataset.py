@@ -72,6 +72,7 @@ class Dataset:
         return self.labels.names
 
     def _check(self, split: Split, what: str) -> None:
+        """Raise UserError if a split is empty, samples are not finite, or labels are not of the declared kind."""
         x, y = split
         for tensor in tensors_of(x):
             if len(tensor) != len(y):

@@ -106,6 +106,7 @@ class Scaling:
         return [by_name[name] for name in x] if isinstance(x, Mapping) else list(by_name.values())
 
     def _check_form(self, x: Inputs) -> None:
+        """Raise UserError unless x has the inputs of training, by the same names or in the same number."""
         names = [name for name, _ in self.inputs]
         by_name = not names[0].isdigit()
         form = sorted(x) if isinstance(x, Mapping) else len(tensors_of(x))
@@ -115,6 +116,7 @@ class Scaling:
             raise UserError(f"samples: found {shown}, allowed: {allowed}, as in training")
 
     def _scaled(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return one input scaled, or unchanged if it holds tokens."""
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(f"samples have the shape {list(x.shape[1:])}, allowed: {list(self.shape)}, as in training")
         if self.has_tokens:

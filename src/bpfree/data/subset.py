@@ -30,15 +30,15 @@ class Skew(NamedTuple):
         factor: the share of the first class divided by the share of the last.
 
     Example:
-        >>> Skew("step", 10).shares(4).tolist()
-        [1.0, 1.0, 0.1, 0.1]
+        >>> Skew("step", 4).shares(4).tolist()
+        [1.0, 1.0, 0.25, 0.25]
     """
 
     kind: SkewKind
     factor: float
 
     def shares(self, classes: int) -> Tensor:
-        """Return the share of each class that is kept, float64 [C]."""
+        """Return the share of each class that is kept, floating [C]."""
         index = torch.arange(classes, dtype=torch.float64)
         if self.kind == "step":
             return torch.where(index > (classes - 1) / 2, 1 / self.factor, 1.0)

@@ -55,6 +55,7 @@ def to_tensor(values: Any, what: str) -> Tensor:
 
 
 def _stacked(values: Any, what: str) -> Tensor:
+    """Return a list of tensors as one tensor; numpy would go through them value by value, which is slow."""
     try:
         return torch.stack(list(values))
     except (RuntimeError, TypeError) as error:
@@ -80,6 +81,7 @@ def _plain(x: Tensor, what: str) -> Tensor:
 
 
 def _from_numpy(array: "np.ndarray[Any, Any]", values: Any, what: str) -> Tensor:
+    """Return an array of numbers as a tensor of a type that torch computes with; raise UserError for other arrays."""
     kind = array.dtype.kind
     if kind not in "biuf":
         kind_of_values = (

@@ -1,1 +1,1 @@
-"""What local rules share: where a net is cut, heads that read segments, and feedback matrices."""
+"""Everything that local rules share: cuts of a net, heads that read segments, and feedback matrices."""

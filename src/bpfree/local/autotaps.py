@@ -1,9 +1,9 @@
-"""Find by itself where a net can be cut, for nets of which nobody said it.
+"""Find places where a net can be cut, for a net that comes without taps.
 
-One forward pass records what each module made of what. A cut behind a module is *sound* if no parameter from which its
-output was computed is also reached from the net's output by another way: by a connection around the module, or by a
-weight that is used on both sides. Of the sound cuts those at block level are taken: behind the blocks of the net, not
-behind every layer of a block.
+One forward pass records from which inputs each module computed its output. A cut behind a module is *sound* if the
+parameters before the cut reach the net's output through this module only. A connection around the module, or a weight
+that is used on both sides, makes a cut unsound. Among the sound cuts we take those behind whole blocks of the net, not
+those behind every layer of a block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,18 +24,26 @@ _OUTPUT = -1  # the run of the whole net
 
 
 class Found(NamedTuple):
-    """Segments, and whether they were looked for: those of a Sequential are its stages."""
+    """The segments of a net without given taps.
+
+    Attributes:
+        segments: in the order in which they run; the last is the output segment.
+        searched: False if they are simply the stages of a Sequential, True if cuts had to be searched.
+    """
 
     segments: list[Segment]
     searched: bool
 
 
 def find_segments(net: nn.Module, x: Inputs) -> Found:
-    """The segments of a net without given taps: the stages of a Sequential, or those behind sound cuts.
+    """Return the segments of a net without given taps: the stages of a Sequential, or those between sound cuts.
 
     Args:
         net: any module; buffers and random state come out as they went in.
         x: [B, ...], a few samples, as `bpfree.inputs.forward` takes them.
+
+    Returns:
+        The segments, and whether cuts were searched.
 
     Raises:
         UserError: the net has several layers, and no sound cut.
@@ -50,7 +58,7 @@ def find_segments(net: nn.Module, x: Inputs) -> Found:
     blocks = Blocks(net, x)
     taps = _checked(net, blocks.taps(), x)
     if not taps:
-        owners(net, (), x)  # it knows why a graph may hide its parameters
+        owners(net, (), x)  # raises the more precise error if checkpointing hides parameters from the graph
         if failure is not None:
             raise failure
         blocks.refuse_several_layers()
@@ -58,7 +66,10 @@ def find_segments(net: nn.Module, x: Inputs) -> Found:
 
 
 def _checked(net: nn.Module, taps: Sequence[str], x: Inputs) -> Sequence[str]:
-    """The taps, without those that fail where the net is really cut."""
+    """The taps, without those that fail when the net is really cut.
+
+    The recorded graph does not show everything: a module that changes a tapped output in place is seen only here.
+    """
     try:
         owners(net, taps, x)
     except UserError:
@@ -75,13 +86,14 @@ def _is_sound(net: nn.Module, tap: str, x: Inputs) -> bool:
 
 
 class _Run(NamedTuple):
-    """A module's output, and what it was made of.
+    """One run of a module in the recorded forward pass.
 
     Attributes:
-        h: as the module gave it.
-        leaf: a copy of h, at which the graph of what comes later ends.
-        passed: what went on in place of h.
-        version: of `passed`; an operation in place increases it.
+        name: the name of the module.
+        h: its output, with the graph from which it was computed.
+        leaf: a detached copy of h, at which the graphs of later runs end.
+        passed: a clone of `leaf`, which went on through the net in place of h.
+        version: the version counter of `passed`; an operation in place increases it.
     """
 
     name: str
@@ -92,7 +104,10 @@ class _Run(NamedTuple):
 
 
 class Blocks:
-    """The runs of the modules in one forward pass, as a graph. Sets of parameters are the bits of an integer.
+    """The runs of all modules in one forward pass, as a graph in which cuts can be tested.
+
+    Sets of parameters are the bits of an integer: a net has thousands of modules, and a cut is tested for each of them,
+    so unions and intersections must be one machine operation and not a loop.
 
     Args:
         net: any module; it is run once.
@@ -116,30 +131,32 @@ class Blocks:
         self.changed = {i for i, run in enumerate(runs) if run.passed._version != run.version}
         self.by_sample = {i for i, run in enumerate(runs) if run.h.dim() > 1 and len(run.h) == count(x)}
         made = {i: run.h for i, run in enumerate(runs)} | {_OUTPUT: out}
-        self.own: dict[int, int] = {}  # parameters that a run reads, with those of modules that it does not go through
-        self.before: dict[int, list[int]] = {}  # the runs whose output it reads
+        self.own: dict[int, int] = {}  # parameters that a run reads directly, and not through the output of another run
+        self.before: dict[int, list[int]] = {}  # the runs whose output a run reads
         for i, h in made.items():
             leaves = _leaves(h)
             self.own[i] = _union(bits.get(leaf, 0) for leaf in leaves)
             self.before[i] = [places[leaf] for leaf in leaves if leaf in places]
-        self.reached: dict[int, int] = {}  # parameters from which its output was computed
+        self.reached: dict[int, int] = {}  # parameters from which the output of a run was computed
+        # A run reads only earlier runs, so their sets are complete when the loop comes to it.
         for i in (*range(len(runs)), _OUTPUT):
             self.reached[i] = reduce(int.__or__, (self.reached[j] for j in self.before[i]), self.own[i])
 
     def taps(self) -> list[str]:
-        """Sound taps at block level, in the order in which they run."""
+        """Return the sound taps at block level, in the order in which they run."""
         opened: set[str] = set()
         names = self._below("")
+        # A net is often one big module around its blocks. As long as fewer than two blocks are in sight, look inside.
         while len(wide := [n for n in names if is_block(self.modules[n]) and n not in opened]) < 2 and wide:
             opened.update(wide)
             names = [name for n in names for name in ([*self._below(f"{n}."), n] if n in wide else [n])]
         return self._ends(sorted(set(names), key=self.names.__getitem__))
 
     def refuse_several_layers(self) -> None:
-        """A net in one piece would be trained by backprop under another name.
+        """Raise UserError if a net without sound cuts has several layers: it would be trained by plain backprop.
 
         Raises:
-            UserError: it has more than one layer.
+            UserError: the net has more than one layer.
         """
         layers = [name for name, m in self.modules.items() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
         if len(layers) < 2:
@@ -158,7 +175,7 @@ class Blocks:
 
     @cached_property
     def _always_shared(self) -> int:
-        """Trained parameters that every cut would leave on both sides of it."""
+        """Trained parameters that every possible cut would leave on both sides."""
         once = [i for name, i in self.names.items() if self.times[name] == 1 and self.reached[i] & self.weights]
         shared = [self.reached[i] & self._around(i) for i in once if i not in self._at_the_end]
         return reduce(int.__and__, shared, self.trained) if shared else 0
@@ -168,7 +185,7 @@ class Blocks:
         return {i for i in self.names.values() if not self._around(i) & self.weights}
 
     def _ends(self, names: Sequence[str]) -> list[str]:
-        """The last name of each stage; see `bpfree.local.cut.stages`."""
+        """The last name of each stage, by the same rules as `bpfree.local.cut.stages`."""
         taps: list[str] = []
         covered = 0
         for name in names:
@@ -188,7 +205,8 @@ class Blocks:
         names: list[str] = []
         for child, _ in module.named_children():
             name = prefix + child
-            if name in self.modules and not _makes_weights(self.modules[name]):  # one name, even if it has more places
+            # `named_modules` has one name for a module that is registered at several places.
+            if name in self.modules and not _makes_weights(self.modules[name]):
                 names += [name] if self._is_sound(name) else self._below(f"{name}.")
         return names
 
@@ -200,19 +218,19 @@ class Blocks:
         return bool(reached & self.weights) and bool(around & self.weights) and not reached & around & self.trained
 
     def _around(self, index: int) -> int:
-        """Parameters that the net's output reaches without going through a run; all, if it does not go through it."""
-        found, stack, seen = 0, [_OUTPUT], set[int]()
+        """Parameters that the net's output reaches without passing a run; all of them, if it does not use the run."""
+        parameters, stack, seen = 0, [_OUTPUT], set[int]()
         while stack:
             at = stack.pop()
             if at != index and at not in seen:
                 seen.add(at)
-                found |= self.own[at]
+                parameters |= self.own[at]
                 stack += self.before[at]
-        return found
+        return parameters
 
 
 def _record(net: nn.Module, x: Inputs) -> tuple[list[_Run], Tensor, dict[str, int]]:
-    """The runs in order, the output, and how often each module ran."""
+    """Run the net once: the runs in order, the output, and how often each module ran."""
     runs: list[_Run] = []
     times: dict[str, int] = {}
 
@@ -241,7 +259,7 @@ def _record(net: nn.Module, x: Inputs) -> tuple[list[_Run], Tensor, dict[str, in
 
 @contextmanager
 def _all_trained(net: nn.Module) -> Iterator[None]:
-    """Frozen parameters are seen in the graph too, so that the same cuts are found with and without them."""
+    """Unfreeze all parameters for a while, so that the graph shows them and cuts do not depend on what is frozen."""
     frozen = [p for p in net.parameters() if not p.requires_grad and p.is_floating_point()]
     for p in frozen:
         p.requires_grad_()
@@ -256,25 +274,29 @@ def _leaves(h: Tensor) -> set[int]:
     """Ids of the tensors at which the graph of h ends."""
     if h.grad_fn is None:
         return {id(h)}
-    found, seen, stack = set[int](), {h.grad_fn}, [h.grad_fn]
+    leaves, seen, stack = set[int](), {h.grad_fn}, [h.grad_fn]
     while stack:
         node = stack.pop()
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            leaves.add(id(node.variable))
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 stack.append(following)
-    return found
+    return leaves
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether a module has several layers with weights."""
+    """Return True if a module has several layers with weights.
+
+    Args:
+        module: any module; layers that only compute a weight, as those of spectral_norm, do not count.
+    """
     return sum(begins_stage(m, recurse=False) and not _makes_weights(m) for m in module.modules()) > 1
 
 
 def _makes_weights(module: nn.Module) -> bool:
-    """Whether the module computes a weight, as spectral_norm does, and no features."""
+    """True if the module computes a weight, as spectral_norm does, and not features."""
     return isinstance(module, ParametrizationList)
 
 

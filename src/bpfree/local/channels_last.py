@@ -1,7 +1,8 @@
-"""Memory order of feature maps: convolutions on a CPU are faster if their feature maps lie channels last.
+"""Products of matrices with feature maps that lie channels last in memory.
 
-`bpfree.training.rehearsal` decides the order. The columns of a matrix [D, H] count the features of a map channel by
-channel. The map is large and the matrix is small, so we reorder the matrix.
+Convolutions on a CPU are faster in this memory order; `bpfree.training.rehearsal` decides where it is used. The columns
+of a feedback matrix or head [D, H] count the values of a map channel by channel. The map is large and the matrix is
+small, so these functions reorder the matrix and not the map.
 """
 
 from typing import Any
@@ -14,19 +15,37 @@ from bpfree.inputs import Inputs, apply
 
 
 def channels_last(x: Inputs) -> Inputs:
-    """The input with its images and feature maps [B, C, H, W] in that memory order; their values are the same."""
+    """Return the input with its images and feature maps in channels-last order; their values stay the same.
+
+    Args:
+        x: tensors of any shape; those with four dimensions [B, C, H, W] are reordered.
+    """
     return apply(x, lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t)
 
 
 def project(h: Tensor, matrix: Tensor) -> Tensor:
-    """The product h.flatten(1) @ matrix.T, [B, D]; h [B, ...] with H values a sample, matrix [D, H]."""
+    """Return the product h.flatten(1) @ matrix.T, [B, D].
+
+    Args:
+        h: [B, ...], features with H values a sample, in any memory order.
+        matrix: [D, H].
+    """
     if not lies_channels_last(h):
         return F.linear(h.flatten(1), matrix)
     return F.linear(h.permute(0, 2, 3, 1).flatten(1), _channels_last(matrix, h))
 
 
 def spread(signal: Tensor, matrix: Tensor, like: Tensor) -> Tensor:
-    """The product signal @ matrix, of the shape and memory order of `like` [B, ...]; signal [B, D], matrix [D, H]."""
+    """Return the product signal @ matrix in the shape and memory order of features.
+
+    Args:
+        signal: [B, D].
+        matrix: [D, H].
+        like: [B, ...], features with H values a sample.
+
+    Returns:
+        A tensor of the shape of `like`.
+    """
     if not lies_channels_last(like):
         return (signal @ matrix).view_as(like)
     b, channels, height, width = like.shape
@@ -34,20 +53,26 @@ def spread(signal: Tensor, matrix: Tensor, like: Tensor) -> Tensor:
 
 
 def keep_order(h: Tensor) -> None:
-    """Have the error of h arrive in the memory order of h.
+    """Make the error of h arrive in the memory order of h.
 
-    A loss that sees a feature map flat sends its error back in another, in which convolutions are 1.6 times as slow.
+    A loss that flattens a map sends its error back in another order, in which convolutions are 1.6 times as slow.
+
+    Args:
+        h: features with a graph; nothing happens unless they lie channels last.
     """
     if h.requires_grad and lies_channels_last(h):
         h.register_hook(lambda error: error.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
 
 
 def keep_gradients_in_order(optimizer: optim.Optimizer) -> None:
-    """Have gradients lie as their parameters do whenever the optimiser steps.
+    """Put gradients in the memory order of their parameters before each step of the optimiser.
 
-    Fused optimisers walk parameter and gradient side by side as they lie in memory, so that each weight of a
-    channels-last convolution would move by the gradient of another. Autograd takes care of it; a rule that writes
-    `.grad` itself need not.
+    Fused optimisers of torch 2.6 walk through the memory of a parameter and its gradient side by side. If their orders
+    differ, each weight of a channels-last convolution moves by the gradient of another weight. Autograd gives the right
+    order; a rule that writes `.grad` itself may not.
+
+    Args:
+        optimizer: it gets a hook that runs before each step.
     """
     optimizer.register_step_pre_hook(_put_gradients_in_order)
 
@@ -60,7 +85,13 @@ def _put_gradients_in_order(optimizer: optim.Optimizer, *_: Any) -> None:
 
 
 def lies_channels_last(h: Tensor) -> bool:
-    """Whether h is a batch of feature maps with the channels of a pixel side by side, and in no other order."""
+    """Return True if h is a batch of feature maps [B, C, H, W] that lie channels last, and in this order only.
+
+    Maps of one channel or one pixel are contiguous in both orders; for them the answer is False.
+
+    Args:
+        h: a tensor of any shape.
+    """
     return h.dim() == 4 and not h.is_contiguous() and h.is_contiguous(memory_format=torch.channels_last)
 
 

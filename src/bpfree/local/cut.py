@@ -1,9 +1,10 @@
-"""See any net as segments.
+"""Cut any net into segments, without changing it.
 
-A *tap* names a submodule; the graph is cut behind it. Taps t_1..t_k make k+1 segments: segment i ends at the output of
-t_i, and the last, called "output", at the output of the net. The cut is made by plain forward hooks that detach: the
-net is neither wrapped nor changed, and no module backward hook is used (they break with in-place activations). A
-compiled net runs as it was written while it is cut, since compiled code does not call hooks that were added later.
+A *tap* is the name of a submodule; the graph is cut behind this submodule. Taps t_1..t_k make k+1 segments: segment i
+ends at the output of t_i. The last segment is called "output" and ends at the output of the net. Plain forward hooks
+make the cut by detaching outputs, so the net is not wrapped and no layer is replaced. Backward hooks of modules are not
+used, since they break with in-place activations. While a compiled net is cut it runs as it was written, since compiled
+code does not call hooks that were added later.
 """
 
 import inspect
@@ -23,21 +24,21 @@ from bpfree.noise import Noise
 
 OUTPUT = "output"
 Taps = Sequence[str] | Literal["auto"] | None
-"""Where a rule is asked to cut: names of submodules; "auto" and None for the stages of a Sequential."""
+"""The places where a rule should cut: names of submodules; "auto" and None let the rule choose."""
 Visit = Callable[[int, Tensor], object]
-"""What is done with a tapped output; a tensor that it returns goes on in place of that output."""
+"""A function that is called with each tapped output. If it returns a tensor, this goes on in place of the output."""
 
 _NORMS = {f"torch.nn.modules.{m}" for m in ("batchnorm", "normalization", "instancenorm")}
 _PASS_ON = {f"torch.nn.modules.{m}" for m in ("pooling", "dropout", "flatten", "padding", "upsampling")}
 
 
 class Segment(NamedTuple):
-    """One segment of a net.
+    """A piece of a net between two cuts.
 
     Attributes:
-        name: its tap, or "output" for the last one.
-        shape: of its output for one sample.
-        parameters: names of the parameters that its loss reaches.
+        name: the tap at its end, or "output" for the last segment.
+        shape: the shape of its output for one sample.
+        parameters: the names of the parameters that its loss reaches.
     """
 
     name: str
@@ -46,9 +47,13 @@ class Segment(NamedTuple):
 
 
 def channel_axis(net: nn.Module, segment: Segment) -> int:
-    """Where the channels of a segment's output [B, ...] are: 1 in a feature map, -1 in tokens [B, T, H].
+    """Return the axis of the channels in a segment's output: 1 for a feature map, -1 for tokens [B, T, H].
 
-    Three dimensions are a feature map only if a one-dimensional convolution made it.
+    An output with three dimensions is a feature map only if the segment has a one-dimensional convolution.
+
+    Args:
+        net: the net that was cut.
+        segment: one of its segments.
     """
     layers = [net.get_submodule(name.rpartition(".")[0]) for name in segment.parameters]
     is_map = len(segment.shape) != 2 or any(isinstance(layer, nn.Conv1d) for layer in layers)
@@ -56,7 +61,15 @@ def channel_axis(net: nn.Module, segment: Segment) -> int:
 
 
 def at_each_step(segments: Sequence[Segment], steps: int) -> list[Segment]:
-    """The segments with the shape of their output at one step."""
+    """Return the segments with the shape that their output has at one step.
+
+    Args:
+        segments: hidden segments with outputs [T, ...].
+        steps: T, the number of steps with a target.
+
+    Raises:
+        UserError: a segment does not keep the steps apart.
+    """
     for segment in segments:
         if len(segment.shape) < 2 or segment.shape[0] != steps:
             raise UserError(
@@ -78,8 +91,9 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
     Args:
         net: any module; untouched afterwards.
         taps: names of submodules; `index` counts in this order.
-        visit: called with h [B, ...] still attached to its own segment; it may return what is to go on instead.
-        again: what is to go on instead when checkpointing runs the module again; needed only if `visit` returns
+        visit: called with h [B, ...], which is attached to its own segment only. A tensor that it returns goes on in
+            place of h.
+        again: called in place of `visit` when checkpointing runs the module again; needed only if `visit` returns
             something else than h.
 
     Raises:
@@ -91,6 +105,8 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
     def hook(index: int) -> Callable[[nn.Module, object, object], Tensor | None]:
         def detach(module: nn.Module, args: object, h: object) -> Tensor | None:
             nonlocal visiting
+            # A visit may start a backward pass, in which checkpointing runs tapped modules again. Then `visiting`
+            # is True as well, and the second run must be detached like the first.
             is_again = _in_backward()
             if visiting and not is_again:
                 return None
@@ -128,14 +144,15 @@ _REPEATED = "tap '{tap}' ran {times} times in one forward pass, allowed: once. {
 
 
 def _in_backward() -> bool:
-    """Whether autograd runs now, as it does when activation checkpointing computes something again."""
+    """True if autograd runs a backward pass now, in which activation checkpointing runs modules again."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _apart_from_checkpointing() -> AbstractContextManager[Any]:
-    """Keep what autograd saves inside the context out of the running region of activation checkpointing.
+    """Hide the tensors that autograd saves inside the context from a running region of activation checkpointing.
 
-    Checkpointing counts what the region saves, and counts again when it runs the region again, without the visit.
+    Checkpointing counts the tensors that a region saves, and compares with the count of the second run. The visit does
+    not happen in the second run, so its tensors must not be counted in the first.
     """
     if not _in_checkpoint():
         return nullcontext()
@@ -143,10 +160,10 @@ def _apart_from_checkpointing() -> AbstractContextManager[Any]:
 
 
 def _in_checkpoint() -> bool:
-    """Whether a region of activation checkpointing runs now."""
+    """True if a region of activation checkpointing runs now."""
     if (top := getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)) is not None:
         return (hooks := top(True)) is not None and hooks[0].__module__ == "torch.utils.checkpoint"
-    frame = inspect.currentframe()  # torch 2.6 does not tell which hooks are at work
+    frame = inspect.currentframe()  # torch 2.6 cannot tell which hooks are active, so look for its file on the stack
     while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
         frame = frame.f_back
     return frame is not None
@@ -157,13 +174,16 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 def stages(net: nn.Module) -> tuple[str, ...]:
-    """Default taps: the ends of all stages of a Sequential but the last.
+    """Return the default taps of a Sequential: the ends of all its stages but the last.
 
     A stage begins at a child with weights and runs through the normalisations and activations behind it. Pooling,
     dropout and reshaping belong to the next stage, so a signal meets the features before they are pooled.
 
+    Args:
+        net: a Sequential.
+
     Raises:
-        UserError: the net is no Sequential, so that nobody but its author knows where its stages end.
+        UserError: the net is not a Sequential, so only its author knows where its stages end.
     """
     if not isinstance(net, nn.Sequential):
         raise UserError(
@@ -185,18 +205,27 @@ def stages(net: nn.Module) -> tuple[str, ...]:
 
 
 def begins_stage(module: nn.Module, *, recurse: bool = True) -> bool:
-    """Whether a module has weights (by itself, without `recurse`) and is more than a normalisation or an activation."""
+    """Return True if a module has weights and is more than a normalisation or an activation.
+
+    Args:
+        module: any module.
+        recurse: count the parameters of its submodules too.
+    """
     is_extra = type(module).__module__ in _NORMS or isinstance(module, nn.PReLU)
     return not is_extra and any(True for _ in module.parameters(recurse))
 
 
 def passes_on(module: nn.Module) -> bool:
-    """Whether a module without weights belongs to the stage behind it."""
+    """Return True if a module without weights belongs to the stage behind it: pooling, dropout, reshaping.
+
+    Args:
+        module: any module.
+    """
     return type(module).__module__ in _PASS_ON
 
 
 def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
-    """Which parameters each segment's loss reaches, found by a walk over the graph of one forward pass.
+    """Find the parameters that each segment's loss reaches, by a walk over the graph of one forward pass.
 
     Args:
         net: the net, as it will be trained; buffers and random state come out as they went in.
@@ -239,7 +268,14 @@ def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
 
 @contextmanager
 def rehearsal(net: nn.Module, x: Inputs) -> Iterator[None]:
-    """A forward pass within it leaves buffers and random state as they were, and is recorded by autograd."""
+    """Make forward passes inside the context leave no trace: buffers and random state are put back afterwards.
+
+    Autograd records the passes, also where the caller has switched it off.
+
+    Args:
+        net: any net.
+        x: its samples, for their device.
+    """
     with (
         unchanged_buffers(net),
         Noise().global_rng(main_input(x).device),
@@ -251,7 +287,12 @@ def rehearsal(net: nn.Module, x: Inputs) -> Iterator[None]:
 
 
 def reached_parameters(net: nn.Module, h: Tensor) -> tuple[str, ...]:
-    """Names of the parameters from which h was computed, as far as the graph goes."""
+    """Return the names of the parameters from which h was computed, as far as its graph goes back.
+
+    Args:
+        net: it owns the parameters.
+        h: a tensor with or without a graph.
+    """
     seen, stack = set(), [h.grad_fn]
     leaves = set()
     while stack:
@@ -266,10 +307,10 @@ def reached_parameters(net: nn.Module, h: Tensor) -> tuple[str, ...]:
 
 
 def _refuse_hidden(net: nn.Module, segments: Sequence[Segment], x: Inputs) -> None:
-    """No parameter may learn by backprop behind the back of the segments.
+    """Raise UserError if a parameter learns by backprop although no segment has it.
 
-    Reentrant checkpointing shows autograd one node for all that it runs, so that neither a cut within it nor the
-    parameters within it are seen.
+    Reentrant checkpointing shows autograd one node for everything that it runs. A walk over the graph then sees neither
+    the cuts inside nor the parameters, and only a real backward pass finds out who gets a gradient.
     """
     known = {name for segment in segments for name in segment.parameters}
     others = {name: p for name, p in net.named_parameters() if p.requires_grad and name not in known}
@@ -320,7 +361,10 @@ def _refuse_shared(segments: Sequence[Segment]) -> None:
 def _refuse_idle_output(
     net: nn.Module, segments: Sequence[Segment], out: Tensor, seen: Sequence[tuple[str, Tensor, int]]
 ) -> None:
-    """With a tap at the net's very end nothing would learn from the task's loss; a frozen output layer may be meant."""
+    """Raise UserError if nothing would learn from the task's loss, since a tap stands at the very end of the net.
+
+    An output segment without parameters is allowed if the user has frozen some: then the output layer may be frozen.
+    """
     if segments[-1].parameters or not seen:
         return
     tap, h, _ = seen[-1]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -59,6 +60,29 @@ class SeenLayer(NamedTuple):
         if isinstance(self.layer, nn.Linear):
             return F.linear(self.x, weight)
         return self.layer._conv_forward(self.x, weight, None)  # type: ignore[no-any-return]  # knows every padding mode
+
+    def hebbian(self, y: Tensor) -> Tensor:
+        """Return sum y_k x over samples and places: the gradient of <response(W), y> in W, without autograd.
+
+        Args:
+            y: of the shape of `response`.
+
+        Returns:
+            A tensor of the shape of the weight.
+        """
+        if isinstance(self.layer, nn.Linear):
+            return y.flatten(0, -2).T @ self.x.flatten(0, -2)
+        conv, rank = self.layer, len(self.layer.kernel_size)
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        # Padded here, since the operator knows zeros only, and the same number of them on both sides.
+        x = F.pad(self.x, conv._reversed_padding_repeated_twice, mode)
+        shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+        zeros = [0] * rank
+        grads = torch.ops.aten.convolution_backward(
+            *(y, x, y.new_empty(shape), None, conv.stride, zeros, conv.dilation, False, zeros, conv.groups),
+            [False, True, False],
+        )
+        return grads[1]  # type: ignore[no-any-return]
 
 
 class SeenInputs:

@@ -76,6 +76,7 @@ class DataTask(ABC):
         Raises:
             UserError: the output does not have the shape that the task needs, or the user's loss is not one number.
         """
+        # Checked before the user's loss, too: broadcasting would turn a wrong shape silently into a wrong number.
         out = self.check_output(out, batch)
         if self.user_loss is None:
             return self.plain_loss(out, batch)
@@ -117,6 +118,7 @@ class DataTask(ABC):
     @property
     def takes_target(self) -> bool:
         """True if `loss` accepts in `batch.y` what `target` returned. The user's loss needs the labels as they are."""
+        # A class of the user's that derives from a task may read y in its own way.
         return self.user_loss is None and type(self).__module__.startswith("bpfree.tasks.")
 
     def weight(self, metric: str, batch: Batch) -> Tensor | int:

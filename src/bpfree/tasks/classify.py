@@ -145,6 +145,7 @@ class Classify(DataTask):
         """Return the number of samples, or for a loss with class weights the sum of their weights."""
         if metric != "loss" or self.class_weights is None or self.user_loss is not None:
             return len(batch.y)
+        # Weights of shares: the mean weight of the classes in them, as in the loss.
         shares = batch.y if batch.y.is_floating_point() else None
         weights = self.class_weights.like(torch.zeros((), device=batch.y.device) if shares is None else shares)
         return weights[batch.y].sum() if shares is None else (shares @ weights).sum()

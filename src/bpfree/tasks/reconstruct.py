@@ -64,7 +64,7 @@ class Reconstruct(DataTask):
         """
         if data.has_tokens:
             raise UserError("task: found 'reconstruct' on samples that are tokens, allowed: images or real numbers")
-        if output == "auto":
+        if output == "auto":  # g must reach all values of the samples, and should not reach many others
             low, high = data.limits
             bounded: Output = "sigmoid" if low >= 0 else "tanh"
             output = bounded if low >= -1 and high <= 1 else "linear"

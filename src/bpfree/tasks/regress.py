@@ -122,6 +122,7 @@ class Regress(DataTask):
 
     def decode(self, out: Tensor) -> Tensor:
         """Return numbers in the units of the data, [N] or [N, D] as the labels were."""
+        # In float64: for a label such as a year, a small std beside a large mean would lose digits in float32.
         values = (out.double() * self.std.to(out.device) + self.mean.to(out.device)).to(out.dtype)
         return values[:, 0] if self.flat else values
 
@@ -155,6 +156,7 @@ class Fit:
 
     def metrics(self) -> dict[str, float]:
         """Return `rmse` and `r2` of all batches so far."""
+        # One pass over the split: the variance comes from sums, which are float64 so that the difference is exact.
         squares, mean, square = (self.sums / self.samples).cpu()
         variance = square - mean.square()
         explained = torch.where(variance > _TINY, 1 - squares / variance.clamp_min(_TINY), 0.0)

@@ -138,6 +138,7 @@ class Segment(DataTask):
         """Return the mean over the pixels that count; see `Classify` for weights and smoothing."""
         weights = None if self.class_weights is None else self.class_weights.like(out)
         options = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing, "reduction": "sum"}
+        # Divided here: torch's own mean is NaN for a batch in which no pixel counts.
         summed = F.cross_entropy(out, batch.y, weights, **options)  # type: ignore[arg-type]
         total = self.weight("loss", batch)
         return summed / torch.where(total > 0, total, 1)

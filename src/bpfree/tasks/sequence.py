@@ -150,7 +150,7 @@ class Rollouts:
 
     def add(self, out: Tensor, batch: Batch) -> None:
         """Forecast the windows of a batch; their outputs one step ahead are not used."""
-        if batch.tensor.shape[-1] != self.task.dim:
+        if batch.tensor.shape[-1] != self.task.dim:  # the output cannot become the next input
             return
         seen, coming = batch.tensor[:, : self.task.warmup], batch.y[:, self.task.warmup - 1 :]
         predicted = closed_loop(self.net, seen, coming.shape[1])
@@ -182,6 +182,7 @@ def valid_steps(squares: Tensor, threshold: float) -> Tensor:
         >>> valid_steps(torch.tensor([[0.0, 0.01, 9.0, 0.0]]), 0.4)
         tensor([2])
     """
+    # The product is 0 from the first step above the threshold on, also if the error becomes small again by chance.
     good = squares.sqrt() <= threshold  # False for NaN, as of a net whose values overflow
     return good.long().cumprod(1).sum(1)
 

@@ -80,6 +80,7 @@ class _Metered:
         self.soon = left  # the part of `left` that may be read before the caller allows more
 
     def read(self, size: int = -1, /) -> bytes:
+        """Return the next bytes, at most `size`, and count them."""
         with _damage_as_user_error(self.archive):
             # One byte over the limit is enough to notice it, and read(-1) of a zip bomb would fill the memory.
             block = self.stream.read(size if size >= 0 else self.left + 1)
@@ -91,6 +92,7 @@ class _Metered:
 
 
 def _zip_members(archive: Path, file: BinaryIO, largest: int) -> Iterator[tuple[str, Readable]]:
+    """Iterate over the regular files of a .zip; the bytes of all of them together are limited."""
     with zipfile.ZipFile(file) as opened:
         for number, info in enumerate(opened.infolist()):
             _count(archive, number)
@@ -107,6 +109,7 @@ def _zip_members(archive: Path, file: BinaryIO, largest: int) -> Iterator[tuple[
 
 
 def _tar_members(archive: Path, stream: Readable, largest: int) -> Iterator[tuple[str, Readable]]:
+    """Iterate over the regular files of a .tar that is read as a stream, so that nothing is unpacked twice."""
     metered = _Metered(stream, archive, largest)
     metered.soon = _HEADERS
     with tarfile.open(fileobj=metered, mode="r|") as opened:  # type: ignore[call-overload]
@@ -131,6 +134,7 @@ def _too_large(archive: Path) -> UserError:
 
 
 def _count(archive: Path, number: int) -> None:
+    """Raise UserError for an archive with very many members: each costs time, even if it is empty."""
     if number >= MOST_MEMBERS:
         raise UserError(f"{archive}: has more than {MOST_MEMBERS:,} members, which no data set here has")
 

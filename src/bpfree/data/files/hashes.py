@@ -8,12 +8,22 @@ from bpfree.errors import UserError
 
 
 def is_known(path: Path, known_hash: str) -> bool:
-    """Return True if the file has that hash, such as "md5:..."."""
+    """Return True if the file has that hash.
+
+    Args:
+        path: of the file.
+        known_hash: the kind and the value, such as "md5:...".
+    """
     return hash_of(path, known_hash) == known_hash
 
 
 def check_hash(path: Path, known_hash: str) -> None:
-    """Raise UserError unless the file has that hash, such as "md5:..."."""
+    """Raise UserError unless the file has that hash.
+
+    Args:
+        path: of the file.
+        known_hash: the kind and the value, such as "md5:...".
+    """
     if (actual := hash_of(path, known_hash)) != known_hash:
         kind, _, value = known_hash.partition(":")
         raise UserError(

@@ -1,4 +1,8 @@
-"""The IDX format of MNIST: big-endian, magic 0 0 type rank, sizes as int32, then the values in row-major order."""
+"""Read the IDX format of MNIST.
+
+A file is big-endian. It has two bytes 0, a byte for the type, a byte for the number of dimensions, the length of each
+dimension as int32, then the values in row-major order.
+"""
 
 import gzip
 import struct

@@ -138,6 +138,7 @@ def _open(file: BinaryIO | Path, what: str) -> Image.Image:
 
 
 def _too_large(what: str, found: str) -> UserError:
+    """Return the error for an image with too many pixels: small files may unpack to gigabytes."""
     return UserError(f"{what}: found {found}, allowed: at most {MOST_PIXELS:,} pixels. Scale it down, or remove it")
 
 
@@ -221,4 +222,5 @@ def _fit(image: Image.Image, mode: str, size: tuple[int, int] | None) -> Image.I
 
 
 def _line(error: Exception) -> str:
+    """Return an error of Pillow as one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -113,6 +113,7 @@ class _Loader(pickle.Unpickler):
     """An Unpickler that knows the names in `_ALLOWED` and no others, so it imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the replacement for a name; raise UnpicklingError for a name that is not allowed."""
         try:
             return _ALLOWED[module, name]
         except KeyError:

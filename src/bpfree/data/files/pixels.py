@@ -104,6 +104,7 @@ def _reason(error: str) -> str:
 
 
 def _channels(files: Sequence[str], root: Path) -> Literal[1, 3]:
+    """Return 1 if all files are grey, else 3. Only headers are read, which is fast."""
     return 1 if all(_is_grey(root / file) for file in files) else 3
 
 
@@ -120,6 +121,7 @@ def _is_grey(file: Path) -> bool:
 
 
 def _first_size(files: Sequence[str], root: Path, form: PixelFormat) -> tuple[int, int]:
+    """Return the size of the first image that can be read; raise UserError if none can be read."""
     broken: dict[int, str] = {}
     for position, file in enumerate(files):
         image = _decode(file, root, form)
@@ -212,6 +214,7 @@ def _counted(images: Iterator[Tensor | UserError], advance: Callable[[int], None
 
 
 def _in_memory(images: Iterator[Tensor | UserError], count: int, shape: tuple[int, ...]) -> Decoded:
+    """Return the images as one tensor, which is filled as they come."""
     x = torch.empty(count, *shape, dtype=torch.uint8)
     broken: dict[int, str] = {}
     for position, image in enumerate(images):

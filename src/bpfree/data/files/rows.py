@@ -177,6 +177,7 @@ class Rows(Tensor):
 
 
 def _in_memory(value: Any) -> Any:
+    """Return all rows of a `Rows`, and any other value as it is."""
     return value.load() if isinstance(value, Rows) else value
 
 

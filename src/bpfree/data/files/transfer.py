@@ -132,6 +132,7 @@ def _lock(stream: BinaryIO, part: Path) -> bool:
 
 
 def _size(stream: BinaryIO) -> int:
+    """Return the number of bytes in an open file."""
     return os.fstat(stream.fileno()).st_size
 
 

@@ -113,6 +113,7 @@ def _list(root: Path, place: Path, classes: tuple[str, ...]) -> SplitFiles:
 
 
 def _folders(place: Path) -> list[Path]:
+    """Return the folders in a folder, in order, without hidden ones and those of operating systems."""
     return sorted(folder for folder in place.iterdir() if folder.is_dir() and not _is_junk(folder.name))
 
 
@@ -127,6 +128,7 @@ def _files(root: Path, folder: Path) -> list[str]:
 
 
 def _is_junk(name: str) -> bool:
+    """Return True for hidden files and for files that operating systems leave behind."""
     return name.startswith(".") or name.lower() in _JUNK
 
 

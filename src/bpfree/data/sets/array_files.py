@@ -168,6 +168,7 @@ def _npz_names(path: Path, memory_limit: float | None) -> list[str]:
 
 
 def _read_npz(path: Path, name: str) -> Array:
+    """Return an array of an .npz; raise UserError if it is damaged or would have to be unpickled."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _native(archive[name])
@@ -176,6 +177,7 @@ def _read_npz(path: Path, name: str) -> Array:
 
 
 def _damaged(file: Path, error: BaseException) -> UserError:
+    """Return the error for a file that numpy cannot read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{file}: not an array of numbers or words that numpy can read ({reason})")
 

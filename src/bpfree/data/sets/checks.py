@@ -69,6 +69,7 @@ def check(name: str, data_dir: Path) -> Findings:
 
 
 def _check_file(source: Source, file: str, data_dir: Path, findings: Findings) -> None:
+    """Add a file to the published ones or to the problems; a file that is not on the disk is neither."""
     path = existing_file(("", *source.folders), file, data_dir)
     if path is None:
         return

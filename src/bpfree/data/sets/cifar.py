@@ -44,6 +44,7 @@ class Layout(NamedTuple):
 
 
 def _source(name: str, folder: str, archive: str, md5: str, files: Iterable[str]) -> Source:
+    """Return the places of files in an archive that has one hash as a whole."""
     return Source(
         folders=(name, folder, f"{name}/{folder}"),
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
@@ -54,6 +55,7 @@ def _source(name: str, folder: str, archive: str, md5: str, files: Iterable[str]
 
 
 def _pickled(name: str, folder: str, archive: str, md5: str, files: dict[str, str]) -> Source:
+    """Return the places of files in an archive; each file has a known hash, too, beside that of the archive."""
     source = _source(name, folder, archive, md5, files)
     return source._replace(hashes=source.hashes | {file: f"md5:{value}" for file, value in files.items()})
 
@@ -105,18 +107,33 @@ LAYOUTS = {
 
 
 def cifar10(data_dir: Path) -> Dataset:
-    """Photographs of animals and vehicles (Krizhevsky 2009). Read from DATA/cifar10, or downloaded to there."""
+    """Photographs of animals and vehicles (Krizhevsky 2009). Read from DATA/cifar10, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("cifar10", data_dir)
 
 
 def cifar100(data_dir: Path) -> Dataset:
-    """Photographs of 100 kinds of things, fine labels (Krizhevsky 2009). In DATA/cifar100, or downloaded to there."""
+    """Photographs of 100 kinds of things, fine labels (Krizhevsky 2009). In DATA/cifar100, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("cifar100", data_dir)
 
 
 def _load(name: str, data_dir: Path) -> Dataset:
     """Read the layout that is on the disk; download the binary one if neither is."""
     layout = LAYOUTS[name]
+    # Nobody should download 170 MB again because they have the other layout of the same images.
     read = _read
     files, source = {file: file for file in layout.files}, layout.source
     if not is_here(source, data_dir) and is_here(layout.pickled, data_dir):

@@ -20,6 +20,9 @@ def diabetes(data_dir: Path) -> Dataset:
 
     Measurements are standardised by the training patients. The data set has no official split. Ours is a fixed shuffle,
     so training never sees a test patient, whatever the seed.
+
+    Args:
+        data_dir: not used.
     """
     from sklearn.datasets import load_diabetes
 

@@ -16,6 +16,9 @@ def digits(data_dir: Path) -> Dataset:
     """Handwritten digits: 1,437 training and 360 test images [1, 8, 8] with values 0 to 16. Needs no network.
 
     The data set has no official split. Ours is a fixed shuffle, so training never sees a test image, whatever the seed.
+
+    Args:
+        data_dir: not used.
     """
     from sklearn.datasets import load_digits
 

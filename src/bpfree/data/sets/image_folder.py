@@ -85,6 +85,7 @@ def _with_test(tree: Tree, share: float | None) -> Tree:
 
 
 def _take(listed: SplitFiles, index: Tensor) -> SplitFiles:
+    """Return the files at some positions."""
     positions = index.tolist()
     return SplitFiles([listed.files[i] for i in positions], [listed.labels[i] for i in positions])
 

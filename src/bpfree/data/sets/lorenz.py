@@ -120,4 +120,5 @@ def trajectories(starts: Noise, count: int, points: int, dt: float, substeps: in
 
 
 def _windows(path: Tensor) -> Split:
+    """Return paths [N, T + 1, D] as samples [N, T, D] whose labels are the next values."""
     return Split(path[:, :-1].float(), path[:, 1:].float())

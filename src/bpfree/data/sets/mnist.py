@@ -22,6 +22,7 @@ EMNIST_FILES = tuple(f"emnist-balanced-{file.replace('t10k', 'test')}.gz" for fi
 
 
 def _source(folders: Sequence[str], mirrors: Sequence[str], md5: Sequence[str], contents: Sequence[str] = ()) -> Source:
+    """Return the places of the four files, with hashes of the .gz files and of their contents, as in FILES."""
     hashes = {f"{name}.gz": f"md5:{value}" for name, value in zip(FILES, md5, strict=True)}
     unzipped = {name: f"md5:{value}" for name, value in zip(FILES, contents, strict=False)}
     return Source(tuple(folders), tuple(mirrors), hashes, contents=unzipped)
@@ -82,27 +83,56 @@ EMNIST = Source(
 
 
 def mnist(data_dir: Path) -> Dataset:
-    """Handwritten digits (LeCun, Cortes, Burges 1998). Read from DATA/mnist, or downloaded to there."""
+    """Handwritten digits (LeCun, Cortes, Burges 1998). Read from DATA/mnist, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("mnist", MNIST, data_dir)
 
 
 def fashion_mnist(data_dir: Path) -> Dataset:
-    """Pictures of clothes (Xiao, Rasul, Vollgraf 2017). Read from DATA/fashion_mnist, or downloaded to there."""
+    """Pictures of clothes (Xiao, Rasul, Vollgraf 2017). Read from DATA/fashion_mnist, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("fashion_mnist", FASHION_MNIST, data_dir)
 
 
 def kmnist(data_dir: Path) -> Dataset:
-    """Cursive Japanese characters (Clanuwat et al. 2018). Read from DATA/kmnist, or downloaded to there."""
+    """Cursive Japanese characters (Clanuwat et al. 2018). Read from DATA/kmnist, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("kmnist", KMNIST, data_dir)
 
 
 def emnist(data_dir: Path) -> Dataset:
-    """Handwritten digits and letters, 47 balanced classes (Cohen et al. 2017). In DATA/emnist, or downloaded."""
+    """Handwritten digits and letters, 47 balanced classes (Cohen et al. 2017). In DATA/emnist, or downloaded.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     train_x, train_y, test_x, test_y = (find("emnist", EMNIST, file, data_dir) for file in EMNIST_FILES)
     return Dataset("emnist", _upright(_split(train_x, train_y)), _upright(_split(test_x, test_y)), Labels(47))
 
 
 def _load(name: str, source: Source, data_dir: Path) -> Dataset:
+    """Return a data set of ten classes in the four files of MNIST."""
     train_x, train_y, test_x, test_y = (find(name, source, f"{file}.gz", data_dir) for file in FILES)
     return Dataset(name, _split(train_x, train_y), _split(test_x, test_y), Labels(10))
 

@@ -35,7 +35,14 @@ _CLUTTER = "257.clutter"
 
 
 def eurosat(data_dir: Path) -> Dataset:
-    """Land use in satellite images, 64x64 pixels (Helber et al. 2019). In DATA/eurosat, or downloaded to there."""
+    """Land use in satellite images, 64x64 pixels (Helber et al. 2019). In DATA/eurosat, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     images = _read("eurosat", EUROSAT, data_dir, root="2750", size=64)
     _check_classes("eurosat", images, 10)
     return _divided("eurosat", images, 10)

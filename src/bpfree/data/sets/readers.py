@@ -1,4 +1,7 @@
-"""The table `DATASETS`: the reader of each data set, by the name that a config gives under `data.name`."""
+"""The table `DATASETS`: the reader of each data set, by the name that a config gives under `data.name`.
+
+The table is a module of its own and not in `__init__`, so that modules of this folder can import it.
+"""
 
 from collections.abc import Callable
 

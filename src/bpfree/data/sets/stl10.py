@@ -34,12 +34,20 @@ STL10 = Source(
 
 
 def stl10(data_dir: Path) -> Dataset:
-    """Photographs of animals and vehicles, few but large (Coates, Ng, Lee 2011). Images without labels are left out."""
+    """Photographs of animals and vehicles, few but large (Coates, Ng, Lee 2011). Images without labels are left out.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     train, test = (_split(part, data_dir) for part in COUNTS)
     return Dataset("stl10", train, test, Labels(CLASSES))
 
 
 def _split(part: str, data_dir: Path) -> Split:
+    """Return the split "train" or "test" from its two files, with labels from 0."""
     n = COUNTS[part]
     images, labels = (find("stl10", STL10, f"{part}_{what}.bin", data_dir) for what in "Xy")
     x = _bytes(images, n * int(np.prod(SHAPE))).view(n, *SHAPE).transpose(2, 3)  # the file stores columns
