@@ -1,4 +1,4 @@
-"""Wall milliseconds of calls that take turns on a device, their peak memory, and calls captured as a CUDA graph."""
+"""A clock for benchmarks: wall milliseconds and peak memory of calls that take turns on a device; CUDA graphs."""
 
 import statistics
 import time
@@ -14,13 +14,13 @@ _MOST = 200  # calls in a group
 
 
 class Timing(NamedTuple):
-    """What the groups of a subject took.
+    """The time and memory of one subject.
 
     Attributes:
-        ms: the median over the groups, of one call.
-        low, high: of the fastest and the slowest group.
-        groups: how many there were.
-        peak_mb: the most memory of tensors that one call took beyond what was there before it; None on a CPU.
+        ms: milliseconds of one call; the median over the groups.
+        low, high: milliseconds of one call in the fastest and in the slowest group.
+        groups: number of groups that were timed.
+        peak_mb: peak memory of tensors during one call, without the tensors that existed before, in MB; None on a CPU.
     """
 
     ms: float
@@ -30,28 +30,28 @@ class Timing(NamedTuple):
     peak_mb: float | None
 
 
-class Found(NamedTuple):
-    """Timings by subject, in order, and why some subjects have none."""
+class Timings(NamedTuple):
+    """The timings by subject, and the reason for each subject that has none."""
 
     timings: dict[str, Timing]
     failures: dict[str, str]
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
 
 
-def measure(subjects: dict[str, Callable[[], Call]], device: torch.device, *, groups: int, seconds: float) -> Found:
+def measure(subjects: dict[str, Callable[[], Call]], device: torch.device, *, groups: int, seconds: float) -> Timings:
     """Time subjects in alternating groups of calls, so that a machine that slows down slows all of them.
 
     Args:
-        subjects: by name, what makes the call to be timed.
-        device: on which they run.
-        groups: how many for each subject, if there is time.
-        seconds: after which no subject is begun that has not been, nor another round. A subject that fails is told of
-            and left out.
+        subjects: by name, a function that makes the call to be timed.
+        device: the device that they run on.
+        groups: number of groups for each subject, if the time is sufficient.
+        seconds: time limit. After it no new subject and no new round begins. A subject that fails is left out, and the
+            result says why.
     """
     end = time.perf_counter() + seconds
     failures: dict[str, str] = {}
@@ -82,7 +82,7 @@ def measure(subjects: dict[str, Callable[[], Call]], device: torch.device, *, gr
         name: Timing(statistics.median(taken), min(taken), max(taken), len(taken), peaks[name])
         for name, taken in spent.items()
     }
-    return Found(timings, failures)
+    return Timings(timings, failures)
 
 
 def _seconds(call: Call, times: int, device: torch.device) -> float:
@@ -95,7 +95,7 @@ def _seconds(call: Call, times: int, device: torch.device) -> float:
 
 
 def peak_mb(call: Call, device: torch.device) -> float | None:
-    """Megabytes of tensors at the peak of a call beyond those that are there before; None on a CPU."""
+    """Return the peak memory of tensors in a call in MB, without tensors that existed before; None on a CPU."""
     if device.type != "cuda":
         call()
         return None
@@ -108,7 +108,7 @@ def peak_mb(call: Call, device: torch.device) -> float | None:
 
 
 def captured(call: Call) -> Call:
-    """The call as a CUDA graph: captured once, after a warm-up, and replayed."""
+    """Return the call as a CUDA graph: captured once, after a warm-up, then replayed."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""What a training step costs on a GPU: every table of a device in one run, beside torch by itself.
+"""The cost of a training step on a GPU: all tables for one device in one run, compared with plain torch.
 
     python benchmarks/device.py [--parts mlp_small vgg_128 ...] [--out FILE] [--device cuda] [--quick]
 
@@ -30,7 +30,7 @@ ALL_PARTS = {**PARTS, "profile": Part(30, profile)}
 
 
 def printed(title: str, rows: dict[str, Any]) -> None:
-    """A table as plain text, at once."""
+    """Print a table as plain text."""
     print(f"\n## {title}")
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if key not in ("failed", "rule", "net")))
     if columns:
@@ -43,7 +43,7 @@ def printed(title: str, rows: dict[str, Any]) -> None:
 
 
 def aim(title: str, rows: dict[str, Any]) -> None:
-    """Write into the rows what we aim at."""
+    """Write our aims into the rows."""
     for words, targets in TARGETS.items():
         for name, ratio in targets.items():
             if title.startswith(words) and name in rows:
@@ -61,7 +61,7 @@ def _cell(value: Any) -> str:
 
 
 def round_float32(allowed: bool) -> None:
-    """Whether products and convolutions in float32 may round their operands to TF32."""
+    """Allow or forbid that products and convolutions in float32 round their operands to TF32."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     for backend in backends:
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer
@@ -71,7 +71,7 @@ def round_float32(allowed: bool) -> None:
 
 
 def described(device: torch.device, commit: str | None) -> dict[str, str]:
-    """What a reader must know of the run."""
+    """Return what a reader must know about the run."""
     if commit is None:
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
         commit = done.stdout.strip() or "unknown"
@@ -81,16 +81,16 @@ def described(device: torch.device, commit: str | None) -> dict[str, str]:
 
 
 def main() -> None:
-    """Measure, print, and write."""
+    """Measure all parts, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=ALL_PARTS, default=list(ALL_PARTS))
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=STEP_RULES, help="in the tables of steps")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=STEP_RULES, help="rules in the tables of steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny nets and few calls, to try the script")
-    parser.add_argument("--groups", type=int, default=5, help="of calls, for each subject")
-    parser.add_argument("--seconds", type=float, default=1.0, help="multiplies the time that each part has")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of every trainer")
-    parser.add_argument("--commit", help="where there is no git")
+    parser.add_argument("--groups", type=int, default=5, help="number of groups of calls for each subject")
+    parser.add_argument("--seconds", type=float, default=1.0, help="factor for the time limit of each part")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options for every trainer")
+    parser.add_argument("--commit", help="the commit, if git is not available")
     parser.add_argument("--out", type=Path, help="a JSON file, written after each part")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

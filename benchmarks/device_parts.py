@@ -1,4 +1,4 @@
-"""The parts of `device.py`: what runs, on which nets, and beside what."""
+"""The parts of `device.py`: their subjects, their nets, and what each is compared with."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from clock import Call, Found, captured, measure, wait
+from clock import Call, Timings, captured, measure, wait
 from gradients import DRAWN_OTHERWISE, check
 from torch import nn
 from torch.nn import functional as F
@@ -44,14 +44,14 @@ TARGETS: dict[str, dict[str, float]] = {
 
 
 class Scene(NamedTuple):
-    """What all parts are told.
+    """The options that all parts share.
 
     Attributes:
-        device: on which everything runs.
-        quick: whether everything is tiny.
-        groups: of calls, for each subject.
-        rules: of the tables of steps.
-        options: of every trainer.
+        device: the device that everything runs on.
+        quick: True if everything is tiny.
+        groups: number of groups of calls for each subject.
+        rules: the rules in the tables of steps.
+        options: options for every trainer.
     """
 
     device: torch.device
@@ -65,8 +65,8 @@ class Part(NamedTuple):
     """A part of the benchmark.
 
     Attributes:
-        seconds: after which it begins nothing more.
-        run: makes its tables in that time: by title, by subject, a row.
+        seconds: time limit, after which nothing new begins.
+        run: makes the tables within the limit; a table is a dict by title, then by subject.
     """
 
     seconds: float
@@ -74,7 +74,7 @@ class Part(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """A net, and the batch of one step; the smaller one is for `--quick`."""
+    """A net and the batch of one step; `--quick` uses a smaller batch."""
 
     make: Callable[[bool], nn.Module]
     shape: tuple[int, ...]
@@ -216,7 +216,7 @@ def jax_rows(batch: Batch, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def generations(scene: Scene, batch: Batch, size: int) -> dict[str, Callable[[], Call]]:
-    """By name, what makes a generation of so many members."""
+    """Return, by name, functions that make a generation of `size` members."""
     net = lambda: member(scene, batch)  # noqa: E731
     subjects: dict[str, Callable[[], Call]] = {PLAIN: lambda: inference(net(), batch, size)}
     if scene.device.type == "cuda":
@@ -244,17 +244,17 @@ def images(scene: Scene) -> Batch:
 
 
 def member(scene: Scene, batch: Batch) -> nn.Module:
-    """The net of a population: MLP 784-64-10."""
+    """Return the net of a population: MLP 784-64-10."""
     return placed(mlp(batch.tensor.shape[1:], CLASSES, hidden=[64]), scene.device)
 
 
 def placed(net: nn.Module, device: torch.device) -> nn.Module:
-    """The net on the device, its convolutions channels last."""
+    """Return the net on the device, with convolutions in channels-last format."""
     return net.to(device).to(memory_format=torch.channels_last)
 
 
 def torch_step(net: nn.Module, batch: Batch, precision: str) -> Call:
-    """A step of backprop as anybody writes it in torch, with the optimiser that ours has by default."""
+    """Return a step of backprop in plain torch, with the default optimiser of bpfree."""
     graphed = batch.device.type == "cuda"
     optimizer = torch.optim.Adam(net.parameters(), fused=True, capturable=graphed)
     rounded = precision == "bfloat16"
@@ -270,7 +270,7 @@ def torch_step(net: nn.Module, batch: Batch, precision: str) -> Call:
 
 
 def rule_step(scene: Scene, net: nn.Module, rule: str, batch: Batch, precision: str, **options: Any) -> Call:
-    """A step of our trainer."""
+    """Return a step of the trainer of bpfree."""
     trainer = Trainer(net, rule, Classify(CLASSES), compute=precision, **{**options, **scene.options})
     return lambda: trainer.step(batch)
 
@@ -283,7 +283,7 @@ def denoiser_step(scene: Scene, batch: Batch, rule: str, options: dict[str, Any]
 
 
 def inference(net: nn.Module, batch: Batch, size: int) -> Call:
-    """All members' samples through the net at once, without noise and without losses."""
+    """Return plain inference on the samples of all members at once, without noise and without losses."""
     many = batch.tensor.repeat(size, 1, 1, 1)
 
     @torch.no_grad()
@@ -294,7 +294,7 @@ def inference(net: nn.Module, batch: Batch, size: int) -> Call:
 
 
 def generation(net: nn.Module, batch: Batch, rule_name: str, evaluator: str, size: int) -> Call:
-    """Noise, scores and gradients of a generation of one of our rules."""
+    """Return one generation of a rule of bpfree: noise, scores and gradients."""
     rule, task = RULES[rule_name](population=size, evaluator=evaluator), Classify(CLASSES)
     rule.bind(net, task, batch)
     rule.to(batch.device)
@@ -308,17 +308,17 @@ def generation(net: nn.Module, batch: Batch, rule_name: str, evaluator: str, siz
     return run
 
 
-def rows_of(found: Found, bases: list[str]) -> dict[str, Any]:
-    """A row for each subject, with its ratio to those that it stands beside."""
+def rows_of(measured: Timings, bases: list[str]) -> dict[str, Any]:
+    """Return a row for each subject, with its ratio to the subjects that it is compared with."""
     rows: dict[str, Any] = {}
-    for name, timing in found.timings.items():
-        ratios = {f"of {base}": timing.ms / found.timings[base].ms for base in bases if base in found.timings}
+    for name, timing in measured.timings.items():
+        ratios = {f"of {base}": timing.ms / measured.timings[base].ms for base in bases if base in measured.timings}
         rows[name] = timing._asdict() | ratios
-    return rows | {name: {"failed": why} for name, why in found.failures.items()}
+    return rows | {name: {"failed": why} for name, why in measured.failures.items()}
 
 
 def clear(device: torch.device) -> None:
-    """Give memory that is no longer used back, graphs' pools included."""
+    """Free memory that is no longer used, including the pools of CUDA graphs."""
     wait(device)
     gc.collect()  # trainers and their hooks hold each other
     if device.type == "cuda":

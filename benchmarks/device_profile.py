@@ -1,4 +1,4 @@
-"""The last part of `device.py`: why a step takes the time that it takes. Kernels of one step, and where time goes.
+"""The last part of `device.py`: the kernels of one step and their time, to explain how long a step takes.
 
 A step whose kernels are busy for much less than it takes waits for launches; one that is busy all the time does more
 work than it must. The profiler may slow down what runs after it, so this part comes last.
@@ -31,7 +31,7 @@ _PROFILED = (("mlp_small", "float32"), ("vgg_128", "bfloat16"))
 
 
 def profile(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
-    """By table and subject: kernels of a step, milliseconds in which they were busy, and which took longest."""
+    """Return, by table and subject: kernels of a step, milliseconds in which they were busy, and the longest ones."""
     end = time.perf_counter() + seconds
     tables: dict[str, dict[str, Any]] = {}
     for title, subjects in profiled_subjects(scene).items():
@@ -49,7 +49,7 @@ def profile(scene: Scene, seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def profiled_subjects(scene: Scene) -> dict[str, dict[str, Any]]:
-    """By table and name, what makes the step."""
+    """Return, by table and name, functions that make the step."""
     tables: dict[str, dict[str, Any]] = {}
     for name, precision in _PROFILED:
         work = WORKLOADS[name]
@@ -73,7 +73,7 @@ def profiled_subjects(scene: Scene) -> dict[str, dict[str, Any]]:
 
 
 def kernels(call: Call, device: torch.device) -> dict[str, Any]:
-    """What the profiler sees of one call, after a warm-up: of kernels on a GPU, of torch's operations on a CPU."""
+    """Return the profile of one call after a warm-up: kernels on a GPU, operations of torch on a CPU."""
     for _ in range(4):
         call()
     wait(device)

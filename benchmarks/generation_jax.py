@@ -19,7 +19,7 @@ _GROUPS, _GROUP = 5, 0.03  # groups of calls, and seconds that one takes
 
 
 def generation(samples: int, size: int) -> Callable[[], Any]:
-    """What computes one generation of `size` members, an even number, and waits for it."""
+    """Return a function that computes one generation of `size` members (an even number) and waits for the result."""
     import jax
     import jax.numpy as jnp
 
@@ -47,7 +47,7 @@ def generation(samples: int, size: int) -> Callable[[], Any]:
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """The median over groups of calls, each begun and ended with an idle device."""
+    """Return the median milliseconds over groups of calls; the device is idle before and after each group."""
     import jax
 
     jax.block_until_ready(call())

@@ -1,6 +1,6 @@
-"""Whether the gradients of each rule on a device are those of float64 on the CPU.
+"""A test of a device: it compares the gradients of each rule with those in float64 on the CPU.
 
-What is random is drawn on the CPU in float64 for both, so that the same numbers meet the same arithmetic.
+Random numbers are drawn on the CPU in float64 for both, so that both compute with the same numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ _DRAWN = (torch.randn, torch.rand, torch.randint)
 
 
 class Error(NamedTuple):
-    """Of a rule on a net: how far its gradients on the device are from float64 on the CPU.
+    """The error of a rule on a net: the difference of its gradients on the device from float64 on the CPU.
 
     Attributes:
         rule, net: their names.
@@ -45,12 +45,12 @@ class Error(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether the errors are within the limits; NaN is not."""
+        """True if the errors are within the limits; NaN is not."""
         return self.float64 < LIMITS["float64"] and self.float32 < LIMITS["float32"]
 
 
 class _DrawnOnCPU(TorchFunctionMode):
-    """Within it, what is drawn by a generator of the CPU is drawn there in float64, wherever it is to lie."""
+    """A mode in which a CPU generator draws on the CPU in float64, for every target device and dtype."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -70,14 +70,14 @@ class _DrawnOnCPU(TorchFunctionMode):
 
 @contextmanager
 def drawn_on_the_cpu() -> Iterator[None]:
-    """Within it, a key gives the same numbers on every device and in every dtype."""
+    """A context in which a key gives the same numbers on every device and in every dtype."""
     generator = Noise.generator
     with mock.patch.object(Noise, "generator", lambda self, device="cpu": generator(self)), _DrawnOnCPU():
         yield
 
 
 def nets_for(name: str) -> dict[str, Callable[[], nn.Module]]:
-    """Small nets that the rule can train, without dropout, whose masks differ by device and dtype."""
+    """Return small nets that the rule can train; without dropout, because its masks differ by device and dtype."""
     kind = RULES[name]
     if issubclass(kind, DiffusionRule):
         head = {"timed": kind.timed, "predicts": kind.predicts}
@@ -93,7 +93,7 @@ def nets_for(name: str) -> dict[str, Callable[[], nn.Module]]:
 
 
 def rules_for(name: str) -> dict[str, Callable[[], Rule]]:
-    """The rule as it is, or with each way to run the members of its population."""
+    """Return the rule; for a population, one rule for each way to run the members."""
     kind = RULES[name]
     if not issubclass(kind, BlackBoxRule):
         return {name: kind}
@@ -101,7 +101,7 @@ def rules_for(name: str) -> dict[str, Callable[[], Rule]]:
 
 
 def written(rule: Rule, net: nn.Module, device: torch.device, dtype: torch.dtype, precision: str) -> Tensor:
-    """All gradients of one call of the rule in one row, on the CPU in float64."""
+    """Return all gradients of one call of the rule as one vector, on the CPU in float64."""
     net = net.to(device=device, dtype=dtype)
     x = Noise().fold("x").randn(32, *IN_SHAPE, dtype=torch.float64)
     batch = Batch(x.to(device=device, dtype=dtype), torch.arange(32, device=device) % 10)
@@ -115,7 +115,7 @@ def written(rule: Rule, net: nn.Module, device: torch.device, dtype: torch.dtype
 
 
 def check(name: str, device: torch.device) -> list[Error]:
-    """Compare the rule's gradients on each of its nets; those of a population with one member after the other."""
+    """Compare the gradients of a rule on each of its nets; a population's with those of one member after the other."""
     errors = []
     for shape, make_net in nets_for(name).items():
         expected = None

@@ -1,4 +1,4 @@
-"""A folder of small JPEGs: time to the first batch, memory and images a second, beside a plain torch DataLoader.
+"""A folder of small JPEGs: time to the first batch, memory, and images per second, compared with a DataLoader.
 
     python benchmarks/images.py [--images 20000] [--size 64] [--workers 2] [--keep FOLDER]
 
@@ -40,7 +40,7 @@ WAYS = ("memory", "cold", "cached", "loader")
 
 
 class ImageFolder(torch.utils.data.Dataset):
-    """What torchvision's ImageFolder with Resize, ToTensor and Normalize does, without torchvision."""
+    """A data set like torchvision's ImageFolder with Resize, ToTensor and Normalize, without torchvision."""
 
     def __init__(self, root: Path, size: int) -> None:
         self.files = [(file, label) for label, d in enumerate(sorted(root.iterdir())) for file in sorted(d.iterdir())]
@@ -69,12 +69,12 @@ def generate(root: Path, count: int) -> None:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process, MiB."""
+    """Return the peak resident memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def measure(way: str, root: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds to the first batch, images a second in the second epoch, peak MiB above the baseline."""
+    """Return seconds to the first batch, images per second in the second epoch, and peak MiB above the baseline."""
     baseline, begun = peak_mib(), time.perf_counter()
     if way == "loader":
         loader = torch.utils.data.DataLoader(
@@ -105,12 +105,12 @@ def measure(way: str, root: Path, options: argparse.Namespace) -> dict[str, floa
 
 
 def main() -> None:
-    """Generate, measure each way in a process, and print."""
+    """Generate images, measure each way in its process, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
-    parser.add_argument("--keep", type=Path, help="folder for the images, to be used again")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of the DataLoader")
+    parser.add_argument("--keep", type=Path, help="folder in which the images are kept for the next call")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

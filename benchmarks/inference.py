@@ -19,7 +19,7 @@ STEPS = (1, 2, 5, 10, 50)
 
 
 def variants(rule: DiffusionRule) -> list[dict[str, object]]:
-    """Settings of the rule's attributes to try."""
+    """Return the settings of the rule's options to try."""
     common = [{"inference": kind} for kind in ("deterministic", "stochastic")]
     if not isinstance(rule, TimeRule):
         return common
@@ -29,7 +29,7 @@ def variants(rule: DiffusionRule) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Evaluate and print."""
+    """Evaluate the runs and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data-dir", type=Path)

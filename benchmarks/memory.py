@@ -27,18 +27,18 @@ RULES = [
 
 
 def peaks(name: str, depth: int, width: int, batch_size: int, device: str) -> tuple[int, int] | None:
-    """Peak bytes of a step: activations and temporaries, and the same with gradients."""
-    found = trainers([name], lambda: mlp(width, CLASSES, hidden=[width] * depth, activation="tanh").to(device))
-    if not found:
+    """Return the peak bytes of a step: activations and temporaries, and the same with gradients."""
+    by_name = trainers([name], lambda: mlp(width, CLASSES, hidden=[width] * depth, activation="tanh").to(device))
+    if not by_name:
         return None
     x = torch.randn(batch_size, width, device=device)
     batch = Batch(x, torch.zeros(batch_size, dtype=torch.int64, device=device))
-    trainer = found[name]
+    trainer = by_name[name]
     return trainer.step_memory(batch, with_gradients=False), trainer.step_memory(batch)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the peaks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1024)

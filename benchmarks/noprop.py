@@ -1,4 +1,4 @@
-"""NoProp on MNIST-sized images: CPU seconds for 1,000 training images, and peak memory of a step, beside backprop.
+"""NoProp on MNIST-sized images: CPU seconds for 1,000 training images, peak memory of a step, and both for backprop.
 
     python benchmarks/noprop.py [--blocks 10] [--batch 256] [--rounds 9]
 
@@ -39,7 +39,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def trainer(subject: str, precision: str, blocks: int) -> Trainer:
-    """A trainer of the subject's rule on its net."""
+    """Return a trainer of the subject's rule on its net."""
     rule, options = SUBJECTS[subject]
     net = Denoiser((1, 28, 28), 10, **{"blocks": blocks, "backbone": {"name": "conv", "norm": True}, **options})
     net = net.to(memory_format=torch.channels_last)
@@ -47,7 +47,7 @@ def trainer(subject: str, precision: str, blocks: int) -> Trainer:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all subjects and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--batch", type=int, default=256)

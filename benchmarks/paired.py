@@ -1,8 +1,8 @@
-"""Do two runs differ on the same test split? McNemar's exact test on what one has right and the other wrong.
+"""A test whether two runs differ on the same test split: McNemar's exact test on samples that only one predicts.
 
     python benchmarks/paired.py runs/a runs/b [--data-dir DIR]
 
-It speaks of these two trained nets; for what rules do in general, seeds must be compared.
+The result holds for these two trained nets. For a statement about rules, compare several seeds.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from bpfree.data import DATASETS, data_directory
 
 
 def main() -> None:
-    """Evaluate and print."""
+    """Evaluate both runs and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs=2, type=Path)
     parser.add_argument("--data-dir", type=Path)
@@ -28,7 +28,7 @@ def main() -> None:
         print(f"{folder}: {100 * float(right[-1].double().mean()):.2f} %")
     first, second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     p = binomtest(first, first + second).pvalue if first + second else 1.0
-    print(f"right in the first alone: {first}, in the second alone: {second}, p = {p:.3f}")
+    print(f"correct only in the first: {first}, only in the second: {second}, p = {p:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A generation of a population: CPU milliseconds, beside plain inference, evotorch and EvoX, and peak memory.
+"""A generation of a population: CPU milliseconds, compared with inference, evotorch and EvoX; peak memory.
 
     python benchmarks/population.py [--net mlp|conv] [--population 64] [--batch 256] [--rounds 7]
 
@@ -50,7 +50,7 @@ OURS = {
 
 
 def ours(rule_name: str, evaluator: str, net: nn.Module, batch: Batch, population: int) -> Callable[[], object]:
-    """A generation of one of our rules."""
+    """Return one generation of a rule of bpfree."""
     task = Classify(CLASSES)
     rule = RULES[rule_name](population=population, evaluator=evaluator)
     rule.bind(net, task, batch)
@@ -65,7 +65,7 @@ def ours(rule_name: str, evaluator: str, net: nn.Module, batch: Batch, populatio
 
 
 def plain(net: nn.Module, batch: Batch, population: int) -> Callable[[], object]:
-    """All samples through the net, in one batch or in slices."""
+    """Return plain inference on all samples, in one batch or in slices."""
     many = batch.x.repeat(population, 1, 1, 1)
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ def plain(net: nn.Module, batch: Batch, population: int) -> Callable[[], object]
 
 
 def evotorch_supervised(net: nn.Module, batch: Batch, population: int) -> Callable[[], object]:
-    """SNES of evotorch on its SupervisedNE."""
+    """Return a generation of SNES on evotorch's SupervisedNE."""
     from evotorch.algorithms import SNES
     from evotorch.neuroevolution import SupervisedNE
 
@@ -90,7 +90,7 @@ def evotorch_supervised(net: nn.Module, batch: Batch, population: int) -> Callab
 
 
 def evotorch_vectorised(net: nn.Module, batch: Batch, population: int) -> Callable[[], object]:
-    """SNES of evotorch on a vectorised fitness, members under vmap."""
+    """Return a generation of evotorch's SNES on a vectorised fitness, with members under vmap."""
     from evotorch import Problem
     from evotorch.algorithms import SNES
     from evotorch.decorators import vectorized
@@ -108,7 +108,7 @@ def evotorch_vectorised(net: nn.Module, batch: Batch, population: int) -> Callab
 
 
 def evox_openes(net: nn.Module, batch: Batch, population: int) -> Callable[[], object]:
-    """OpenES of EvoX on its SupervisedLearningProblem."""
+    """Return a generation of OpenES on EvoX's SupervisedLearningProblem."""
     from evox.algorithms import OpenES
     from evox.problems.neuroevolution.supervised_learning import SupervisedLearningProblem
     from evox.utils import ParamsAndVector
@@ -131,14 +131,14 @@ PEERS = {
 
 
 def milliseconds(run: Callable[[], object]) -> float:
-    """CPU time of one call."""
+    """Return the CPU time of one call in milliseconds."""
     start = time.process_time()
     run()
     return 1e3 * (time.process_time() - start)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all subjects and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=NETS, default="mlp")
     parser.add_argument("--population", type=int, default=64)
@@ -172,7 +172,7 @@ def main() -> None:
     memory |= {name: peak_step_memory(subjects[name]) for name in OURS}
     parameters = sum(p.numel() for p in net.parameters())
     title = f"{options.net}, {parameters:,} parameters, P {options.population}, B {options.batch}"
-    table = Table("subject", "CPU ms", "of plain inference", "peak MB", title=title)
+    table = Table("subject", "CPU ms", "times plain inference", "peak MB", title=title)
     floor = statistics.median(spent["plain inference"])
     for name, values in spent.items():
         median = statistics.median(values)

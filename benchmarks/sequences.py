@@ -26,7 +26,7 @@ def main(folders: list[str]) -> None:
 
 
 def compared(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Of each group of a comparison a title and its rows."""
+    """Return a title and the rows for each group of a comparison."""
     record = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     machine = record["machine"]
     where = f"{record['date']}, {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}"
@@ -34,7 +34,7 @@ def compared(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def runs(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """A title, and a row for each rule of the runs in a folder."""
+    """Return a title, and a row for each rule of the runs in a folder."""
     by_rule: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*-*/result.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def runs(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table: means over seeds, with standard deviations."""
+    """Return a row of the table: means over seeds, with standard deviations."""
     if not row["runs"]:
         return f"| {row['name']} | {'; '.join(row['errors'])} | | | | | |"
     shown = [spread([run["test"][name] for run in row["runs"]], digits) for name, digits in FIGURES.items()]
@@ -58,7 +58,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean ± standard deviation."""
+    """Return mean ± standard deviation."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 

@@ -3,7 +3,7 @@
     python benchmarks/step_time.py [--net mlp|conv] [--rounds 30] [--precision float32] [--rules dfa "dfa memory=flat"]
 
 Batch 128, fused Adam, one thread. The rules take turns, five steps at a time, so a machine that slows down slows all of
-them; the ratio is the median of the rounds' own ratios, with their 10th and 90th percentile. The floor by arithmetic:
+them; the ratio is the median over the rounds, with the 10th and 90th percentile. The floor by arithmetic:
 backprop does three products of a layer for the one of a forward pass; a local rule saves the one that carries the error
 to the layer below, except in the first layer, where nobody needs it. On the MLP that is 0.74 of the products, and 0.80
 of a step with the activations and the optimiser in it.
@@ -27,7 +27,7 @@ RULES = [
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all rules and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=["mlp", "conv"], default="mlp")
     parser.add_argument("--rounds", type=int, default=30)

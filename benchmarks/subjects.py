@@ -1,4 +1,4 @@
-"""What the benchmarks compare: rules of bpfree, backprop with activation checkpointing, and BioTorch.
+"""The subjects of the benchmarks: rules of bpfree, backprop with activation checkpointing, and BioTorch.
 
 BioTorch (https://pypi.org/project/biotorch) is left out if it is not there: `make peers` installs it without its own
 dependencies, of which its layers need none but torch.
@@ -25,14 +25,14 @@ CLASSES = 10
 
 
 class BioTorch(Rule):
-    """A step of BioTorch, as its own trainer takes it: forward, loss, backward through its layers."""
+    """A step of BioTorch, in the way of its trainer: forward, loss, backward through its layers."""
 
     def __init__(self, mode: str) -> None:
         super().__init__()
         self.mode = mode
 
     def gradients(self, net, task, batch, noise):
-        """What its layers write."""
+        """Compute the gradients that the layers of BioTorch write."""
         extra = {"targets": batch.y, "loss_function": F.cross_entropy} if self.mode == "dfa" else {}
         out = net(batch.x, **extra)
         loss = F.cross_entropy(out, batch.y)
@@ -41,7 +41,7 @@ class BioTorch(Rule):
 
 
 def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], precision: str = "float32") -> dict[str, Trainer]:
-    """A trainer for each name: a rule, `rule option=value`, `checkpointed`, or `biotorch <mode>`."""
+    """Return a trainer for each name: a rule, `rule option=value`, `checkpointed`, or `biotorch <mode>`."""
     made = {}
     for name in names:
         word, _, rest = name.partition(" ")
@@ -68,13 +68,13 @@ def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], precision:
 
 
 def mlp_and_batch(batch_size: int = 128) -> tuple[Callable[[], nn.Module], Batch]:
-    """MLP 784-1000-1000-1000-10 of tanh."""
+    """Return a maker of MLP 784-1000-1000-1000-10 with tanh, and a batch."""
     batch = Batch(torch.randn(batch_size, 784), torch.randint(0, CLASSES, (batch_size,)))
     return lambda: mlp(784, CLASSES, hidden=[1000] * 3, activation="tanh"), batch
 
 
 def conv_and_batch(batch_size: int = 128) -> tuple[Callable[[], nn.Module], Batch]:
-    """Convolutions of 32, 64 and 128 channels on 3x32x32, a hidden layer of 256, relu; channels last."""
+    """Return a maker of a net (convolutions of 32, 64, 128 channels, a hidden layer of 256), and a batch of 3x32x32."""
     batch = Batch(torch.randn(batch_size, 3, 32, 32), torch.randint(0, CLASSES, (batch_size,)))
 
     def make() -> nn.Module:

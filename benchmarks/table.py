@@ -9,11 +9,11 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-COLUMNS = ["data", "config", "test accuracy %", "seeds", "epochs", "CPU s", "step memory MB", "parameters"]
+COLUMNS = ["data", "config", "test accuracy, %", "seeds", "epochs", "CPU s", "memory of a step, MB", "parameters"]
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, for several values, the standard deviation."""
+    """Return the mean, and for several values the standard deviation."""
     mean = statistics.fmean(values)
     return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 

@@ -51,7 +51,7 @@ def options(rule: type[Rule]) -> list[tuple[str, str, str]]:
     entries = []
     for parameter in inspect.signature(rule).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD and issubclass(rule, BlackBoxRule):
-            defaults = RUNNING | {"evaluator": rule().asked}  # the default of spsa differs
+            defaults = RUNNING | {"evaluator": rule().evaluator}  # the default of spsa differs
             entries += [(f"`{name}`", f"`{default}`", _meaning(rule, name)) for name, default in defaults.items()]
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue

@@ -11,7 +11,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite in the backg
 import pytest
 import torch
 
-from bpfree.data import Dataset, digits
+from bpfree.data import Dataset
+from bpfree.data.sets.digits import digits
 from bpfree.types import Batch
 from tests.helpers import without_pictures
 
@@ -63,7 +64,7 @@ def undrawn() -> Iterator[pytest.MonkeyPatch]:
 def at_once() -> Iterator[None]:
     """A resume does not wait for the next second, by which TensorBoard alone tells the files of a run apart."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bpfree.runs.folder._wait_for_a_new_second", lambda _: None)
+        patch.setattr("bpfree.runs.keeper.wait_for_a_new_second", lambda _: None)
         yield
 
 

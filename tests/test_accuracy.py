@@ -4,7 +4,7 @@ import pytest
 
 from bpfree.data import data_directory
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 
 DIGITS = {
     "backprop": 0.96,

@@ -1,4 +1,4 @@
-"""The shell door: what it prints, what it refuses, and that it stays as it is."""
+"""The command line: its output, its errors, and its fixed list of commands and options."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def shell(*args):
 
 
 def refused(*args):
-    """The error line of a command that is refused as it should be."""
+    """Run a command that must be refused, and return its error line."""
     result = shell(*args)
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit), result.exception
@@ -43,14 +43,14 @@ def run_folder(tmp_path_factory):
 
 
 def test_the_commands_and_options_are_frozen():
-    """Knobs belong in the config. Whoever adds a verb or an option changes this test on purpose."""
-    found = {}
+    """Settings belong in the config. Whoever adds a command or an option changes this test on purpose."""
+    commands = {}
     groups = [("", app), *((f"{group.name} ", group.typer_instance) for group in app.registered_groups)]
     for prefix, group in groups:
         for command in group.registered_commands:
             name = command.name or command.callback.__name__
-            found[prefix + name] = list(command.callback.__annotations__)
-    assert found == {
+            commands[prefix + name] = list(command.callback.__annotations__)
+    assert commands == {
         "train": ["config", "overrides", "out", "data_dir", "resume", "trust", "return"],
         "tune": ["config", "overrides", "out", "storage", "workers", "data_dir", "return"],
         "eval": ["run", "overrides", "data_dir", "trust", "return"],
@@ -92,11 +92,11 @@ def test_train_then_eval_in_real_processes(tmp_path, monkeypatch, undrawn):
 def test_a_trained_run_may_infer_otherwise(tmp_path, undrawn):
     run = tmp_path / "run"
     shown = shell("train", "digits/noprop_fm", "train.epochs=4", "--out", run).stdout
-    beside = {line.split()[2].rstrip(":"): line.split("accuracy ")[1][:6] for line in shown.splitlines()[:-1]}
-    assert set(beside) == {"one_step", "stochastic"}
+    controls = {line.split()[1].rstrip(":"): line.split("accuracy ")[1][:6] for line in shown.splitlines()[:-1]}
+    assert set(controls) == {"one_step", "stochastic"}
     for option, name in (("rule.inference=stochastic", "stochastic"), ("rule.steps=1", "one_step")):
         metrics = json.loads(shell("eval", run, option).stdout)
-        assert f"{metrics['accuracy']:.4f}" == beside[name]
+        assert f"{metrics['accuracy']:.4f}" == controls[name]
     assert "found 'rule.name=dfa', allowed for a trained run" in refused("eval", run, "rule.name=dfa")
     assert "unknown key 'rule.step'. Did you mean 'rule.steps'?" in refused("eval", run, "rule.step=1")
 
@@ -158,7 +158,7 @@ def test_predict_refuses(run_folder, tmp_path):
     Image.new("L", (28, 28)).save(tmp_path / "large.png")
     assert "found an image of 28x28 pixels, allowed: 8x8" in refused("predict", run_folder, tmp_path / "large.png")
     (tmp_path / "text.png").write_text("no image")
-    assert "no image that Pillow can read" in refused("predict", run_folder, tmp_path / "text.png")
+    assert "found a file that Pillow cannot read as an image" in refused("predict", run_folder, tmp_path / "text.png")
     np.save(tmp_path / "shape.npy", np.zeros((3, 5, 5)))
     assert "found the shape [3, 5, 5], allowed: [1, 8, 8]" in refused("predict", run_folder, tmp_path / "shape.npy")
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
@@ -176,7 +176,7 @@ def test_predict_refuses(run_folder, tmp_path):
 def test_predict_a_bomb(run_folder, tmp_path, monkeypatch):
     Image.new("L", (64, 64)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert "no image that Pillow can read (Image size (4096 pixels)" in refused(
+    assert "found a file that Pillow cannot read as an image (Image size (4096 pixels)" in refused(
         "predict", run_folder, tmp_path / "bomb.png"
     )
 
@@ -239,7 +239,7 @@ def test_a_closed_stderr_does_not_fail_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "CONFIG: none was given. Try `bpfree train digits/dfa`"),
+        ([], "CONFIG: found none. Try `bpfree train digits/dfa`"),
         (["digits/dfaa"], "unknown config 'digits/dfaa'. Did you mean 'digits/dfa'?"),
         (["digits/dfa", "rule=dfaa"], "unknown rule 'dfaa'. Did you mean 'dfa'?"),
         (["digits/dfa", "net=cnov"], "unknown net 'cnov'. Did you mean 'conv'?"),
@@ -266,8 +266,11 @@ def test_a_closed_stderr_does_not_fail_a_run(tmp_path):
         ),
         (["digits/dfa", "train.early_stopping={}", "data.validation=0"], "needs validation samples"),
         (["digits/recombine", "rule.population=3"], "population: found 3, allowed: an even number"),
-        (["--resume", "nowhere"], "nowhere is no run folder"),
-        (["digits/dfa", "--resume", "nowhere"], "--resume: goes on as the run's own config says"),
+        (["--resume", "nowhere"], "nowhere is not a run folder"),
+        (
+            ["digits/dfa", "--resume", "nowhere"],
+            "--resume: found also a CONFIG, KEY=VALUE or --out, allowed: --resume RUN alone",
+        ),
     ],
 )
 def test_train_refuses(args, message, tmp_path, monkeypatch):
@@ -299,7 +302,7 @@ def test_folders_that_cannot_be_used(run_folder, tmp_path):
     assert "holds another run" in refused("train", "digits/dfa", *SMALL, "--out", run_folder)
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused("train", "digits/dfa", *SMALL, "--out", tmp_path / "file" / "x")
-    assert "is no run folder" in refused("eval", tmp_path)
+    assert "is not a run folder" in refused("eval", tmp_path)
     (tmp_path / "config.yaml").write_text("rule: dfa\n")
     assert "no checkpoint last.ckpt in it" in refused("eval", tmp_path)
     assert "no checkpoint last.ckpt in it" in refused("train", "--resume", tmp_path)

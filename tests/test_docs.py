@@ -10,6 +10,7 @@ import yaml
 
 import bpfree
 from bpfree.rules import RULES
+from tests.test_house import FLOOR
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,6 +64,17 @@ def test_names_of_bpfree_that_a_page_uses_exist(page):
         for part in name.split(".")[1:]:
             path = f"{path}.{part}"
             thing = getattr(thing, part) if hasattr(thing, part) else import_module(path)
+
+
+def test_architecture_lists_the_rooms_in_their_order():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.search(r"^## The rooms\n.*?((?:^\|[^\n]*\n)+)", page, re.MULTILINE | re.DOTALL)[1]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    names = [name for cell in cells for name in re.findall(r"`(\w+)(?:/|\.py)`", cell) if name != "configs"]
+    assert set(names) == set(FLOOR) - {"_version", "__init__", "__main__"}
+    assert [FLOOR[name] for name in names] == sorted(FLOOR[name] for name in names)
+    for folder in re.findall(r"`([\w/]+/)`", table):
+        assert (ROOT / "src" / "bpfree" / folder).is_dir(), folder
 
 
 def test_citation_is_valid_and_has_the_version():

@@ -1,5 +1,6 @@
-"""What is imported when: each command waits for its own imports alone."""
+"""The moment of imports: a command imports only what it needs."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -38,7 +39,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory) -> tuple[set[str], set[str]]:
-    """Packages there when the command line has started, and those that a training in a fork has yet to import."""
+    """Packages that the command line imports at its start, and packages that a training in a fork imports later."""
     command = [sys.executable, "-c", WATCHED]
     done = subprocess.run(command, cwd=tmp_path_factory.mktemp("cwd"), capture_output=True, text=True)
     start, further = json.loads(done.stdout.splitlines()[-1])
@@ -46,7 +47,7 @@ def imported(tmp_path_factory) -> tuple[set[str], set[str]]:
     return set(start), set(further)
 
 
-def test_the_command_line_starts_without_what_only_some_commands_need(imported):
+def test_the_command_line_starts_without_packages_that_only_some_commands_need(imported):
     start, _ = imported
     assert {"bpfree", "torch", "typer"} <= start
     assert not start & HEAVY
@@ -71,3 +72,22 @@ def test_no_check_of_a_module_against_a_protocol():
     """Since Python 3.12 `isinstance` with a protocol looks attributes up in a way that misses a module's submodules."""
     package = Path(bpfree.__file__).parent
     assert [path.name for path in package.rglob("*.py") if "runtime_checkable" in path.read_text("utf-8")] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("bpfree.config", "parse", "bpfree.runs.config"),
+        ("bpfree.feedback", "FEEDBACKS", "bpfree.local.feedback"),
+        ("bpfree.lab.html", "Section", "bpfree.lab.report.html"),
+        ("bpfree.locality", "LOCAL", "bpfree.rule"),
+        ("bpfree.run", "Run", "bpfree.runs.run"),
+    ],
+)
+def test_modules_that_the_documentation_named_are_found_by_their_earlier_names(monkeypatch, old, name, new):
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        module = importlib.import_module(old)
+    assert getattr(module, name) is getattr(importlib.import_module(new), name)
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec(f"from {old} import nothing")

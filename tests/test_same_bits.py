@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 
 CONFIGS = (
     *("digits/backprop", "digits/dfa", "digits/fa", "digits/mono_forward", "digits/predsim", "digits/forward_forward"),

@@ -24,7 +24,7 @@ from bpfree.lab.report.records import read_run
 from bpfree.runs import checkpoint
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import apply_override, load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.hostile.guard import EVIL, Guarded, limited
 from tests.runs.test_run import power_cut, weights
 
@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_meant_is_refused_and_nothing_is_written(tmp_pat
         (" ", "--out: found ' '"),
         ("/", "out: found /"),
         ("~", "out: found"),
-        ("~nouserofthisname/run", "no such user"),
+        ("~nouserofthisname/run", "that user does not exist"),
         ("a\0b", "without NUL"),
         ("file", "file is a file"),
         ("x" * 300, "cannot be written"),

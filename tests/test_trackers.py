@@ -194,7 +194,7 @@ def test_segment_accuracy_of_feature_maps_at_taps_of_ones_own():
     assert run.tracked[0]["values"].keys() == {"fc2", "output"}
     with pytest.raises(UserError, match=r"unknown tap 'fc9'"):
         bpfree.fit("mlp", "digits", "backprop", trackers=[{**tracker, "taps": ["fc9"]}])
-    with pytest.raises(UserError, match="reads a local rule at the taps of the rule"):
+    with pytest.raises(UserError, match="but a local rule is read at its own taps"):
         bpfree.fit("mlp", "digits", "dfa", trackers=[{**tracker, "taps": ["fc1"]}])
 
 
@@ -238,7 +238,7 @@ def test_a_watched_training_comes_to_the_same_bits(rule, digits_data):
     for trackers in ([], admitted(rule)):
         net = net_for(rule)
         random = torch.get_rng_state()
-        goes_by_the_clock = issubclass(RULES[rule], BlackBoxRule) and RULES[rule]().asked == "auto"
+        goes_by_the_clock = issubclass(RULES[rule], BlackBoxRule) and RULES[rule]().evaluator == "auto"
         exact = {"name": rule, "evaluator": "loop"} if goes_by_the_clock else rule
         trainer = watched(exact, trackers, digits_data, net=net, epochs=2, clip=1.0)
         assert torch.equal(random, torch.get_rng_state())
@@ -361,7 +361,11 @@ def test_what_a_run_leaves(tmp_path, undrawn):
 @pytest.mark.parametrize(
     ("tracker", "rule", "message"),
     [
-        ("bp_cosine", "noprop_dt", "bp_cosine compares with backprop through net\\(x\\), but NoPropDT predicts by"),
+        (
+            "bp_cosine",
+            "noprop_dt",
+            "bp_cosine compares with backprop through net\\(x\\), but the prediction of NoPropDT",
+        ),
         ("bp_cosine", "forward_forward", "but the prediction of ForwardForward is not"),
         ("bp_cosine", {"name": "mono_forward", "read": "sum"}, "but the prediction of MonoForward is not"),
         ("weight_alignment", "backprop", "but Backprop has no feedback matrices for this net. Allowed: fa"),
@@ -408,7 +412,7 @@ def test_more_that_is_refused(digits_data):
         ("trackers=[{name: cost, every: often}]", "tracker.every: found 'often', allowed: int"),
         ("trackers=[{every: 3}]", "tracker.name: found None, allowed: the name of a tracker"),
         ("trackers=[3]", "trackers.0: found 3"),
-        ("trackers=[os:system]", "'os:system' is no Tracker"),
+        ("trackers=[os:system]", "'os:system' is not a Tracker"),
     ],
 )
 def test_a_config_that_does_not_hold(override, message):
@@ -432,13 +436,13 @@ def test_configs_and_the_shell(tmp_path):
         str(tmp_path / "r"),
     ]
     shown = CliRunner().invoke(app, args).stdout
-    assert "watching rude: 0." in shown
+    assert "tracker rude: 0." in shown
     assert "s in 1 measurements" in shown
 
 
 def test_every_tracker_says_what_it_measures():
     for name, tracker in TRACKERS.items():
         assert tracker.name == name
-        assert "every: steps from one measurement to the next" in tracker.__doc__
+        assert "every: number of steps from one measurement to the next" in tracker.__doc__
     with warnings.catch_warnings(), contextlib.suppress(UserError):
         assert all(tracker().every == 100 for tracker in TRACKERS.values())

@@ -1,4 +1,4 @@
-"""Two processes and one run, and disks that do not take any more: one clear line, and nothing is lost."""
+"""Two processes and one run, and disks that are full: the error is one clear line, and nothing is lost."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from bpfree.lab.jobs.jobs import Job, run_jobs
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
 from bpfree.runs.lock import LOCK, FolderLock
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.helpers import same
 from tests.runs.test_run import command, power_cut, weights
 
@@ -52,10 +52,10 @@ def test_of_two_trainings_into_one_new_folder_exactly_one_goes_on(tmp_path):
     args = ["digits/dfa", "train.epochs=60", "--out", out]
     commands = [command("train", *args, f"train.seed={seed}") for seed in (1, 2)]
     processes = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
-    told = [process.communicate()[1] for process in processes]
+    errors = [process.communicate()[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, 2]
-    loser = told[codes.index(2)].strip()
+    loser = errors[codes.index(2)].strip()
     assert len(loser.splitlines()) == 1
     assert "another process is writing to it" in loser or "holds another run" in loser
     seed = codes.index(0) + 1
@@ -129,7 +129,7 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})
 
 
 def train_limited(limit, *args):
-    """`bpfree train` in a process whose files may have so many bytes."""
+    """Run `bpfree train` in a process whose files may have at most `limit` bytes."""
     code = f"{LIMITED.format(limit)}; from bpfree.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, "train", *map(str, args)], capture_output=True, text=True)
 
@@ -201,7 +201,7 @@ def test_a_folder_that_goes_away_while_it_is_written(what, tmp_path, monkeypatch
         assert same(weights(tmp_path / "whole"), weights(tmp_path / "moved"))
 
 
-def test_every_writer_tells_the_file(tmp_path, monkeypatch):
+def test_every_writer_names_the_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

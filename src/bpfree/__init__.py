@@ -15,8 +15,12 @@ _AS_A_PROGRAM = sys.argv[:1] == ["-m"] and any(word in ("bpfree", "-mbpfree") fo
 if _AS_A_PROGRAM and not sys.flags.safe_path:
     del sys.path[0]
 
+import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from bpfree import data, nets, rules, tasks, trackers
 from bpfree._version import __version__
@@ -38,25 +42,48 @@ from bpfree.training.progress import EarlyStopping
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
 
+_MOVED = {  # modules that the documentation of earlier versions named
+    "bpfree.config": "bpfree.runs.config",
+    "bpfree.feedback": "bpfree.local.feedback",
+    "bpfree.lab.html": "bpfree.lab.report.html",
+    "bpfree.locality": "bpfree.rule",
+    "bpfree.run": "bpfree.runs.run",
+}
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Import a module by its earlier name: a new module that gets its names from the present one, with a warning."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in _MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        present = _MOVED[module.__name__]
+        warnings.warn(f"{module.__name__} is now {present}", DeprecationWarning, stacklevel=2)
+        module.__getattr__ = lambda name: getattr(import_module(present), name)  # type: ignore[method-assign]
+
+
+sys.meta_path.append(_MovedModules())  # at the end: modules that exist are found before
+
 if TYPE_CHECKING:
     from bpfree.lab.compare.compare import Comparison, compare
     from bpfree.lab.report.report import report
 else:
-    # When first asked for: they draw, and what they draw with takes a while to import.
-    _WHEN_ASKED = {
+    # Imported when they are first used: they import matplotlib, which takes about half a second.
+    _LAZY = {
         "Comparison": "bpfree.lab.compare",
         "compare": "bpfree.lab.compare",
         "report": "bpfree.lab.report.report",
     }
 
     def __getattr__(name):
-        if name not in _WHEN_ASKED:
+        if name not in _LAZY:
             raise AttributeError(f"module 'bpfree' has no attribute '{name}'")
-        globals()[name] = found = getattr(import_module(_WHEN_ASKED[name]), name)
-        return found
+        globals()[name] = value = getattr(import_module(_LAZY[name]), name)
+        return value
 
     def __dir__():
-        return sorted({*globals(), *_WHEN_ASKED})
+        return sorted({*globals(), *_LAZY})
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`python -m bpfree` is `bpfree`."""
+"""Run the command line with `python -m bpfree`."""
 
 from bpfree.cli import main
 

@@ -1,4 +1,4 @@
-"""The Python door: fit, resume, load."""
+"""Train, resume and load from Python: `bpfree.fit`, `resume` and `bpfree.load`."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from bpfree.data import from_python
+from bpfree.data import make_dataset
 from bpfree.data.records import is_data
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, unknown
 from bpfree.rule import Rule
 from bpfree.runs import checkpoint, folder
-from bpfree.runs.config import OLD_DATA_KEYS, DataConfig, TrainConfig, parse
+from bpfree.runs.config import TrainConfig, parse
+from bpfree.runs.data_config import OLD_DATA_KEYS, DataConfig
 from bpfree.runs.load import load
-from bpfree.runs.run import Run, train
+from bpfree.runs.run import Run
+from bpfree.runs.train import train
 from bpfree.spec import Spec, split_spec, without_foreign_code
-from bpfree.tasks import TASKS, Loss, reading
+from bpfree.tasks import TASKS, Loss, label_options
 from bpfree.trackers import Tracker
 
 __all__ = ["fit", "load", "resume"]
@@ -41,23 +43,23 @@ def fit(
     """Train a net without end-to-end backpropagation.
 
     Args:
-        net: any `nn.Module`, or the name or spec of one in `bpfree.nets.NETS`.
+        net: any `nn.Module`, or the name or spec of a net in `bpfree.nets.NETS`.
         data: name or spec of a data set, such as `{"name": "folder", "path": "flowers"}`, a pair (samples, labels) of
-            arrays or tensors, a torch Dataset, or a DataLoader, which is gone through once; samples of a net of several
-            inputs are a tuple or a dict of arrays, see docs/own_data.md. Labels are one class for each sample, [N];
-            with `task="multilabel"` 0 or 1 for each of C labels, [N, C]; with "segment" a class for each pixel,
-            [N, H, W]; with "regress" and "sequence" numbers; with "reconstruct" samples alone will do.
+            arrays or tensors, a torch Dataset, or a DataLoader, which is read once. For several inputs, samples are
+            a tuple or a dict of arrays; see docs/own_data.md. Labels depend on the task: a class for each sample,
+            [N]; with `task="multilabel"` 0 or 1 for each of C labels, [N, C]; with "segment" a class for each pixel,
+            [N, H, W]; with "regress" and "sequence" numbers. With "reconstruct", samples without labels are enough.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         epochs: passes over the training data.
         optimizer: a name or spec from `bpfree.training.optim.OPTIMIZERS`.
         seed: of everything random.
-        out: run folder to write; None for none.
-        resume: go on with the run in `out` if one was begun there by the same call.
-        test: a pair or Dataset for the final evaluation; a named data set brings its own.
-        trackers: what to watch: names or specs from `bpfree.trackers.TRACKERS`, or Trackers.
-        loss: a function (outputs, labels) -> loss, 0-d and differentiable, in place of the task's loss: outputs [B, D]
-            of the net, or of a head of the rule, and labels as the task has them (class indices [B], or with mixup
-            shares [B, C]). Or the name of a loss of the task: with task="regress" mse, mae or huber.
+        out: run folder to write; None trains in memory.
+        resume: continue the run in `out` if the same call began one there.
+        test: a pair or Dataset for the final evaluation; a named data set has its own.
+        trackers: measure while training: names or specs from `bpfree.trackers.TRACKERS`, or Trackers.
+        loss: a function (outputs, labels) -> loss, 0-d and differentiable, used instead of the task's loss. Outputs
+            [B, D] are those of the net, or of a head of the rule. Labels are those of the task (class indices [B], or
+            with mixup shares [B, C]). Or the name of a loss of the task: with task="regress" mse, mae or huber.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
             label_noise, augment; precision, update, device, clip, freeze, early_stopping), the sections `schedule` and
             `task`, and `classes`: how many there are in arrays, or a list of those to keep of any data.
@@ -66,7 +68,7 @@ def fit(
         The finished run.
 
     Raises:
-        UserError: anything that cannot work, said in one line.
+        UserError: anything that cannot work; the text is one line.
 
     Example:
         >>> run = fit("mlp", "digits", rule="dfa", epochs=2)
@@ -74,9 +76,11 @@ def fit(
         True
     """
     named = isinstance(data, str) or (isinstance(data, Mapping) and not is_data(data))
+    # `classes` means two things: a number of classes for arrays, or a list of classes to keep, a key of the config.
     classes = options.pop("classes") if isinstance(options.get("classes"), int) else None
     values: dict[str, Any] = {
         "data": {"name": data} if isinstance(data, str) else dict(data) if named else {},
+        # Objects get the name of a valid stand-in: `parse` checks names, and classes of the user are not in its tables.
         "net": "mlp" if isinstance(net, nn.Module) else net,
         "rule": "backprop" if isinstance(rule, nn.Module) else rule,
         "optimizer": optimizer,
@@ -93,14 +97,15 @@ def fit(
         else:
             known = {*DataConfig.model_fields, *TrainConfig.model_fields, "schedule", "task", "classes"}
             raise unknown("argument", key, known - {"name"})
+    # After the options, since `task` may be one of them.
     if isinstance(loss, str):
         values["task"] = _with_loss(values.get("task", "classify"), loss)
     elif loss is not None and not callable(loss):
         raise UserError(f"loss: found {type(loss).__name__}, allowed: a function (outputs, labels) -> loss, or a name")
     config = parse(values, "fit")
-    dataset = None if named else from_python(data, test, classes, **reading(config.task))
+    dataset = None if named else make_dataset(data, test, classes, **label_options(config.task))
     for section, value in (("net", net), ("rule", rule)):
-        if isinstance(value, nn.Module):  # named for the reader; `given` says that no config can rebuild it
+        if isinstance(value, nn.Module):  # the name is for readers; `from_python` says that no config can rebuild it
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})
     if dataset is not None:
         config.data.name = dataset.name
@@ -118,11 +123,7 @@ def fit(
 
 
 def _with_loss(task: Spec, loss: str) -> dict[str, Any]:
-    """The section `task` with a loss by name.
-
-    Raises:
-        UserError: the task has no such option.
-    """
+    """Return the section `task` with a loss by name, or raise UserError if the task has no such option."""
     name, options = split_spec(task, "task")
     if name in TASKS and "loss" not in inspect.signature(TASKS[name].of).parameters:
         raise UserError(
@@ -133,25 +134,28 @@ def _with_loss(task: Spec, loss: str) -> dict[str, Any]:
 
 
 def resume(path: str | Path, data_dir: str | Path | None = None, *, trust: bool = False) -> Run:
-    """Go on with a run that was interrupted; one that is over is loaded and returned as it is.
+    """Continue a run that was interrupted. A run that is over is only loaded.
 
-    The weights come out bit for bit as if it had never stopped.
+    The weights become the same, to the bit, as if the run had never stopped.
 
     Args:
-        path: of the run folder.
-        data_dir: where data sets are; default: where the run's config says.
+        path: the run folder.
+        data_dir: the directory of data sets; default: the one that the run's config names.
         trust: import what the run's config names as "module:Class", which executes that module.
 
+    Returns:
+        The finished run.
+
     Raises:
-        UserError: the folder is no run, has no checkpoint, another process writes to it, its net came from Python, or
-            its config names code and `trust` is False.
+        UserError: the folder does not hold a run or a checkpoint, another process writes to it, its net came from
+            Python, or its config names code and `trust` is False.
     """
     path = user_path(path, "run")
     values = folder.read_config(path)
-    if given := checkpoint.read_state(path / folder.LAST).given:
+    if objects := checkpoint.read_state(path / folder.LAST).from_python:
         raise UserError(
-            f"{path}: its {' and '.join(given)} came from Python as objects, so no config can rebuild the run. Repeat "
-            "the call there: bpfree.fit(..., resume=True)"
+            f"{path}: its {' and '.join(objects)} came from Python as objects, so no config can rebuild the run. "
+            "Repeat the call there: bpfree.fit(..., resume=True)"
         )
     with without_foreign_code(path / folder.CONFIG, trust=trust):
         config = parse(values, str(path / folder.CONFIG))

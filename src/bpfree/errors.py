@@ -1,4 +1,7 @@
-"""What goes wrong at a user's hand, said in one line: the argument, the value found, what is allowed, the cure."""
+"""Errors that a user can correct, and checks that raise them.
+
+A message is one line. It names the argument, the value found, what is allowed, and the cure.
+"""
 
 import difflib
 import reprlib
@@ -6,29 +9,33 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Input that cannot work. The shell prints its text and exits with 2; no traceback."""
+    """An error in the user's input. The command line prints it as one line and ends with exit code 2."""
 
 
 class DivergedError(UserError):
-    """A loss or a weight became NaN or infinite; the run was stopped and its last good checkpoint kept."""
+    """A loss or a weight became NaN or infinite. The run has stopped, and its last good checkpoint is kept."""
 
 
 class LeakError(UserError):
-    """A connection around a tap carries the loss of one segment into the parameters of another."""
+    """A connection around a tap lets the loss of one segment change the parameters of another segment."""
 
 
 def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "", to: str = "") -> UserError:
-    """An error for a name that is in no table, with the nearest one that is.
+    """Return the error for an unknown name; it proposes the most similar known name.
 
     Args:
-        kind: what is looked up.
-        found: the name.
-        known: the table.
-        prefix: shown before the name, such as the section of a key.
-        to: whose table it is, where that is no matter of course.
+        kind: what the name should be the name of, such as "rule".
+        found: the unknown name.
+        known: the known names.
+        prefix: text before the name in the message, such as the section of a key.
+        to: who knows the names, such as "the net mlp"; "" if that is obvious.
 
-    >>> str(unknown("rule", "dfaa", ["dfa", "backprop"]))
-    "unknown rule 'dfaa'. Did you mean 'dfa'? Known: backprop, dfa"
+    Returns:
+        The error, for the caller to raise.
+
+    Example:
+        >>> str(unknown("rule", "dfaa", ["dfa", "backprop"]))
+        "unknown rule 'dfaa'. Did you mean 'dfa'? Known: backprop, dfa"
     """
     names = sorted(known)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
@@ -37,13 +44,16 @@ def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "", to: s
     return UserError(f"unknown {kind} '{prefix}{found}'.{hint} Known{whose}: {', '.join(names)}")
 
 
-_short = reprlib.Repr()
+_short = reprlib.Repr()  # a value such as a whole array must not make a message of many lines
 _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 4, 10, 10, 10
 _short.maxstring, _short.maxlong, _short.maxother = 200, 100, 200
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: in full if it is short.
+    """Return a value as text for an error: in full if it is short, else with dots in place of its rest.
+
+    Args:
+        value: any value of a user.
 
     >>> shown({"lr": [0.1] * 100})
     "{'lr': [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, ...]}"
@@ -52,21 +62,49 @@ def shown(value: object) -> str:
 
 
 def no_soft_labels(rule: str) -> UserError:
-    """The error for a rule that cannot train with mixup."""
+    """Return the error for a rule that cannot train with mixup.
+
+    Args:
+        rule: the name of the rule.
+    """
     return UserError(
         f"rule '{rule}' reads one class for each sample, but data.augment.mixup gives shares of the classes. Use "
-        "data.augment.mixup=0, or a rule with takes_soft_labels, such as backprop, dfa, mono_forward, eggroll"
+        "data.augment.mixup=0, or a rule that takes soft labels, such as backprop, dfa, mono_forward, eggroll"
     )
 
 
 def check_choice(argument: str, found: object, allowed: Iterable[str]) -> None:
-    """Raise UserError unless `found` is one of `allowed`."""
+    """Raise UserError unless `found` is one of `allowed`.
+
+    Args:
+        argument: the name of the argument, for the message.
+        found: the value.
+        allowed: the allowed values.
+
+    Raises:
+        UserError: the value is not allowed.
+
+    >>> check_choice("weights", "last", ("last", "best"))
+    """
     names = list(allowed)
     if found not in names:
         raise UserError(f"{argument}: found {found!r}, allowed: {', '.join(names)}")
 
 
 def check_positive(argument: str, found: float) -> None:
-    """Raise UserError unless `found` is a number above 0."""
-    if not found > 0:
+    """Raise UserError unless `found` is a number above 0.
+
+    Args:
+        argument: the name of the argument, for the message.
+        found: the value.
+
+    Raises:
+        UserError: the value is 0, negative or NaN.
+
+    >>> check_positive("epochs", 0)
+    Traceback (most recent call last):
+    ...
+    bpfree.errors.UserError: epochs: found 0, allowed: a number above 0
+    """
+    if not found > 0:  # and not `found <= 0`, which is False for NaN
         raise UserError(f"{argument}: found {found!r}, allowed: a number above 0")

@@ -1,4 +1,4 @@
-"""Black-box search for those who have no net: ask for parameters to try, tell how good they were."""
+"""Black-box search without a net: ask for parameters to try, and tell the search how good they were."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,13 +19,18 @@ from bpfree.training.optim import make_optimizer, make_schedule
 from bpfree.types import Batch
 
 Tree = Any
-"""A tensor, or lists, tuples and mappings of trees."""
+"""A tensor, or a list, tuple or mapping of trees."""
 
 ADAM: Spec = {"name": "adam", "lr": 0.01}
 
 
 class Members(Sequence[Tree]):
-    """The members of a generation, each made when it is looked at."""
+    """The members of a generation as a sequence; each one is computed when it is read.
+
+    Args:
+        generation: the members.
+        like: a tree with the structure that members shall have.
+    """
 
     def __init__(self, generation: Generation, like: Tree) -> None:
         self._generation = generation
@@ -43,28 +48,32 @@ class Members(Sequence[Tree]):
             return Members(replace(self._generation, members=self._generation.members[index]), self._like)
         key, sign = self._generation.members[index]
         block, place = divmod(key, self._generation.perturbation.together)
-        moved = []
+        tensors = []
         for i, (p, sample) in enumerate(zip(self._generation.parameters, self._generation.draw(block), strict=True)):
+            # A contiguous tensor of its own: the caller may keep it, change it or view it in another shape.
             member = torch.empty_like(p, memory_format=torch.contiguous_format, requires_grad=False)
             sample.add(p.detach(), place, sign * self._generation.scale_of(i), member)
-            moved.append(member)
-        return rebuild(self._like, iter(moved))
+            tensors.append(member)
+        return rebuild(self._like, iter(tensors))
 
 
 class Evolution:
-    """Ask and tell.
+    """A black-box search that its caller runs step by step: `ask` for members, and `tell` their scores.
 
     Args:
-        params: where to start: a tensor, or lists, tuples and mappings of tensors.
+        params: the start: a tensor, or a list, tuple or mapping of tensors.
         rule: a name or spec of a black-box rule ("es", "eggroll", "snes", "pgpe", "recombine", "spsa"), or a rule.
         optimizer: a name or spec from `bpfree.training.optim.OPTIMIZERS`.
-        schedule: of the learning rate; others than "constant" must know `steps`.
-        steps: how many generations there will be.
-        maximize: whether high scores are good.
-        seed: of the noise.
+        schedule: the schedule of the learning rate. Every schedule but "constant" needs `steps`.
+        steps: the number of generations.
+        maximize: True if high scores are good.
+        seed: the seed of the noise.
+
+    Attributes:
+        step: the number of the present generation, from 0.
 
     Raises:
-        UserError: the rule is no black-box rule, or there is no tensor of floats among the params.
+        UserError: the rule is not a black-box rule, or `params` has no tensors, or tensors that are not floats.
 
     Example:
         >>> evolution = Evolution(torch.zeros(3), "snes", {"name": "sgd", "lr": 1.0})
@@ -89,24 +98,25 @@ class Evolution:
         if not isinstance(made, BlackBoxRule):
             able = [name for name, kind in RULES.items() if issubclass(kind, BlackBoxRule)]
             raise UserError(f"rule: found {type(made).__name__}, allowed: {', '.join(able)}")
-        found = list(leaves(params))
-        if not found or not all(t.is_floating_point() for t in found):
+        tensors = list(leaves(params))
+        if not tensors or not all(t.is_floating_point() for t in tensors):
             raise UserError("params: allowed: at least one tensor, and all of floating-point types")
         self.rule = made
         self.maximize = maximize
         self.noise = Noise(seed)
         self.step = 0
         self._like = params
-        self._net = nn.ParameterList(t.detach().clone() for t in found)
-        self.rule.bind(self._net, Classify(2), Batch(found[0], torch.zeros(1, dtype=torch.int64)))
-        self.rule.to(found[0].device)
+        # The rule needs a net, a task and a batch to bind to. A list of parameters is enough: it is never run.
+        self._net = nn.ParameterList(t.detach().clone() for t in tensors)
+        self.rule.bind(self._net, Classify(2), Batch(tensors[0], torch.zeros(1, dtype=torch.int64)))
+        self.rule.to(tensors[0].device)
         self.optimizer = make_optimizer(optimizer, self.rule.optimizer_groups(self._net))
         keep_gradients_in_order(self.optimizer)
         self.schedule = make_schedule(schedule, self.optimizer, steps)
 
     @property
     def params(self) -> Tree:
-        """Where the search is: the centre of the population."""
+        """The present result of the search: the centre of the population."""
         return rebuild(self._like, (p.detach().clone() for p in self._net))
 
     def _generation(self) -> Generation:
@@ -114,18 +124,22 @@ class Evolution:
 
     @torch.no_grad()
     def ask(self) -> Members:
-        """The members of this generation, shaped like the params; the same on every call until `tell`."""
+        """Return the members of this generation, shaped like the params; the same members until `tell` is called."""
         return Members(self._generation(), self._like)
 
     @torch.no_grad()
     def tell(self, scores: Sequence[float | Tensor] | Tensor) -> None:
-        """Take a step by the scores of all members, in the order of `ask`; NaN counts as the worst.
+        """Take a step by the scores of all members.
+
+        Args:
+            scores: one number for each member, in the order of `ask`. NaN counts as the worst score.
 
         Raises:
             UserError: there are more or fewer scores than members.
         """
         like = self._net[0]
         values = scores if isinstance(scores, Tensor) else torch.stack([torch.as_tensor(s) for s in scores])
+        # At least float32: scores in half precision would tie, and ranks need differences.
         values = values.detach().to(like.device, torch.promote_types(like.dtype, torch.float32))
         if values.shape != (len(self.rule.members),):
             raise UserError(
@@ -140,12 +154,12 @@ class Evolution:
 
 @dataclass
 class Evolved:
-    """What `evolve` found.
+    """The result of `evolve`.
 
     Attributes:
         params: the centre of the last generation.
         score: fn(params).
-        history: by generation, the mean score of the members that have one.
+        history: for each generation, the mean over the finite scores of its members.
     """
 
     params: Tree
@@ -165,19 +179,22 @@ def evolve(
     seed: int = 0,
     callback: Callable[[int, float], object] | None = None,
 ) -> Evolved:
-    """Minimise, or maximise, any function of tensors, without derivatives.
+    """Minimise or maximise any function of tensors, without derivatives.
 
     Args:
-        fn: of params, to a number.
-        params: where to start: a tensor, or lists, tuples and mappings of tensors.
+        fn: the function from params to a number.
+        params: the start: a tensor, or a list, tuple or mapping of tensors.
         rule, optimizer, schedule, maximize, seed: see `Evolution`.
-        steps: generations.
-        callback: told the number of each generation, from 1, and its mean score.
+        steps: the number of generations.
+        callback: a function that is called after each generation with its number, from 1, and its mean score.
+
+    Returns:
+        The last centre of the population, its score, and the history.
 
     Example:
         >>> start = {"a": torch.zeros(3), "b": torch.ones(1)}
-        >>> found = evolve(lambda p: (p["a"] - 2).square().sum() + p["b"] ** 2, start)
-        >>> found.score < 0.1
+        >>> result = evolve(lambda p: (p["a"] - 2).square().sum() + p["b"] ** 2, start)
+        >>> result.score < 0.1
         True
     """
     check_positive("steps", steps)
@@ -191,15 +208,18 @@ def evolve(
             history.append(float(finite.mean()) if len(finite) else float("nan"))
             if callback is not None:
                 callback(step, history[-1])
-        found = evolution.params
-        return Evolved(found, float(fn(found)), history)
+        params = evolution.params
+        return Evolved(params, float(fn(params)), history)
 
 
 def leaves(tree: Tree) -> Iterator[Tensor]:
-    """The tensors of a tree, in order.
+    """Yield the tensors of a tree, in order.
+
+    Args:
+        tree: a tensor, or a list, tuple or mapping of trees.
 
     Raises:
-        UserError: there is something else in it.
+        UserError: the tree has something else in it.
     """
     if isinstance(tree, Tensor):
         yield tree
@@ -216,7 +236,12 @@ def leaves(tree: Tree) -> Iterator[Tensor]:
 
 
 def rebuild(like: Tree, tensors: Iterator[Tensor]) -> Tree:
-    """A tree like another, of these tensors."""
+    """Return a tree with the structure of another one and new tensors.
+
+    Args:
+        like: the tree whose structure is copied.
+        tensors: the new tensors, in the order of `leaves`.
+    """
     if isinstance(like, Tensor):
         return next(tensors)
     if isinstance(like, Mapping):

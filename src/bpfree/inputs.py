@@ -1,8 +1,8 @@
-"""What a net takes and gives: a tensor, several tensors, or tensors by name.
+"""Inputs and outputs of a net: one tensor, several tensors, or tensors by name.
 
-A net of one input is called as net(x). A tuple is passed on as net(*x) and a dict as net(**x), so two-tower nets and
+A net of one input is called as net(x). A tuple is passed as net(*x) and a dict as net(**x), so nets with two inputs and
 nets that take `input_ids` and `attention_mask` need no wrapper. The output is one tensor, or an object or a dict that
-has one under `logits`, as the classifiers of Hugging Face do.
+has one under `logits`, as classifiers of Hugging Face do.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from bpfree.errors import UserError
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-"""What the `forward` of a net takes: one tensor, several, or several by name."""
+"""The input of a net's `forward`: one tensor, several tensors, or several by name."""
 
 
 def forward(net: nn.Module, x: Inputs) -> Tensor:
-    """The output of the net, one tensor [B, ...].
+    """Return the output of a net, one tensor [B, ...].
 
     Args:
         net: any module.
-        x: what its `forward` takes; see the module.
+        x: the input of its `forward`; see the module.
 
     Raises:
         UserError: the output is not a tensor and has no tensor under `logits`.
@@ -31,23 +31,26 @@ def forward(net: nn.Module, x: Inputs) -> Tensor:
 
 
 def call(net: nn.Module, x: Inputs) -> Any:
-    """Call the net with an input and return its output unchanged."""
+    """Call a net with an input, and return its output unchanged."""
     if isinstance(x, Tensor):
         return net(x)
     return net(**x) if isinstance(x, Mapping) else net(*x)
 
 
 def scores_of(out: Any) -> Tensor:
-    """The tensor in an output of a net.
+    """Return the tensor in an output of a net.
+
+    Args:
+        out: a tensor, or an object or a dict with a tensor under `logits`.
 
     Raises:
-        UserError: there is none.
+        UserError: the output contains no such tensor.
     """
     if isinstance(out, Tensor):
         return out
-    found = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
-    if isinstance(found, Tensor):
-        return found
+    logits = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
     raise UserError(
         f"net: its output is {type(out).__name__}, allowed: one tensor [B, ...], or an object or a dict that has one "
         "under 'logits'. Wrap the net so that it returns its scores"
@@ -55,25 +58,37 @@ def scores_of(out: Any) -> Tensor:
 
 
 def tensors_of(x: Inputs) -> tuple[Tensor, ...]:
-    """The tensors of an input, in order."""
+    """Return the tensors of an input, in order."""
     if isinstance(x, Tensor):
         return (x,)
     return tuple(x.values()) if isinstance(x, Mapping) else tuple(x)
 
 
 def main_input(x: Inputs) -> Tensor:
-    """The first tensor that holds floating point numbers, or else the first: it tells the device, B and the dtype."""
+    """Return the first tensor of floating numbers, or else the first tensor.
+
+    Device, batch size and floating type are read from it: masks and tokens beside it have other types.
+    """
     tensors = tensors_of(x)
     return next((t for t in tensors if t.is_floating_point()), tensors[0])
 
 
 def count(x: Inputs) -> int:
-    """How many samples there are, B."""
+    """Return the number of samples B."""
     return len(tensors_of(x)[0])
 
 
 def apply(x: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    """The input with `change` applied to each of its tensors."""
+    """Return an input of the same form, with `change` applied to each of its tensors.
+
+    Args:
+        x: one tensor, several, or several by name.
+        change: takes a tensor and returns one.
+
+    Example:
+        >>> apply({"a": torch.zeros(2, 3)}, lambda t: t[:1])["a"].shape
+        torch.Size([1, 3])
+    """
     if isinstance(x, Tensor):
         return change(x)
     if isinstance(x, Mapping):
@@ -82,7 +97,7 @@ def apply(x: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def concatenate(parts: list[Inputs]) -> Inputs:
-    """Inputs of one form, joined along the samples."""
+    """Return inputs of one form joined along the samples."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
@@ -92,15 +107,15 @@ def concatenate(parts: list[Inputs]) -> Inputs:
 
 
 def from_arrays(x: Any, like: Tensor, *, tokens: bool = True) -> Inputs:
-    """What a user gives as samples, as a net takes it: arrays become tensors, floats get the type of the net.
+    """Convert the user's samples to the input of a net: arrays become tensors, floats get the type of the net.
 
     Args:
-        x: an array, a tensor or nested lists of numbers; or a tuple or a dict of those.
-        like: a parameter of the net, for the floating type and the device.
-        tokens: integers may be tokens, and stay integers; else they become floats.
+        x: an array, a tensor or nested lists of numbers, or a tuple or a dict of them.
+        like: a parameter of the net, which has its floating type and its device.
+        tokens: True if integers may be tokens and stay integers; else they become floats.
 
     Raises:
-        UserError: there are no numbers in it.
+        UserError: the values are not numbers.
     """
     if isinstance(x, Mapping):
         return {str(name): _tensor(values, like, tokens) for name, values in x.items()}
@@ -119,22 +134,22 @@ def _tensor(values: Any, like: Tensor, tokens: bool) -> Tensor:
 
 
 def one_tensor(x: Inputs) -> Tensor:
-    """The input, for code that works with a single tensor.
+    """Return the input as one tensor, for code that works with a single tensor.
 
     Raises:
-        UserError: it is several tensors.
+        UserError: the input is several tensors.
     """
     if isinstance(x, Tensor):
         return x
-    found = f"named tensors ({', '.join(x)})" if isinstance(x, Mapping) else f"{len(x)} tensors"
+    form = f"named tensors ({', '.join(x)})" if isinstance(x, Mapping) else f"{len(x)} tensors"
     raise UserError(
-        f"net: it takes {found}, but this rule or command works on samples that are one tensor. Use a rule such as "
+        f"net: it takes {form}, but this rule or command works on samples that are one tensor. Use a rule such as "
         "backprop, dfa, fa or es, or wrap the net so that it takes one tensor"
     )
 
 
 def shapes(x: Inputs) -> str:
-    """The shapes of an input, for messages."""
+    """Return the shapes of an input as text, for messages."""
     if isinstance(x, Tensor):
         return str(list(x.shape))
     if isinstance(x, Mapping):

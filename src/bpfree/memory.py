@@ -1,4 +1,4 @@
-"""How much memory training takes, measured."""
+"""Measure the memory that training takes."""
 
 import os
 import sys
@@ -11,10 +11,21 @@ import torch
 
 
 def peak_step_memory(step: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """The most bytes of tensors that `step` holds at once beyond those that are there before it.
+    """Return the peak memory of tensors that `step` makes, in bytes.
 
-    On a CPU every allocation of torch's allocator is followed by its profiler; on an accelerator its own counter is
-    read. Activations, gradients and temporaries count; parameters, optimiser state and data that exist already do not.
+    Activations, gradients and temporaries count. Parameters, optimiser state and data that exist before do not.
+
+    Args:
+        step: is called once.
+        device: where the tensors are.
+
+    Returns:
+        Bytes, exact: on a CPU torch's profiler reports each allocation, on a GPU torch's allocator counts them. 0 on
+        other devices, which count nothing.
+
+    Example:
+        >>> peak_step_memory(lambda: torch.zeros(1000))
+        4000
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -28,17 +39,20 @@ def peak_step_memory(step: Callable[[], Any], device: torch.device | str = "cpu"
     activities = [torch.profiler.ProfilerActivity.CPU]
     with _quiet_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         step()
-    held = peak = 0
+    in_use = peak = 0
     events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        in_use += event.nbytes()  # negative for memory that is freed
+        peak = max(peak, in_use)
     return peak
 
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Torch's profiler writes lines of its own to file descriptor 2, past Python and every log level."""
+    """Discard what is written to file descriptor 2 within the block.
+
+    Torch's profiler writes lines there from C++, so neither `sys.stderr` nor a log level can stop them.
+    """
     if sys.stderr is not None:
         sys.stderr.flush()
     try:
@@ -58,28 +72,39 @@ def _quiet_stderr() -> Iterator[None]:
 
 @contextmanager
 def peak_process_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int | None]]:
-    """Gives a function that tells the peak memory in bytes since the block began.
+    """Give a function that returns the peak memory in bytes since the block began.
 
-    On a GPU it is that of torch's allocator; on a CPU the resident memory of the whole process, interpreter and
-    libraries included. None where the system does not tell. Where a peak cannot be reset (not Linux) it is that of the
-    process so far.
+    On a GPU this is the memory of torch's allocator. On a CPU it is the resident memory of the whole process, including
+    the interpreter and libraries.
+
+    Args:
+        device: where the training runs.
+
+    Yields:
+        The function. It returns None if the system does not report a peak. On systems other than Linux a peak cannot be
+        reset, so it counts from the start of the process.
     """
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
-    with suppress(OSError):  # else the peak covers the process from its start
-        Path("/proc/self/clear_refs").write_text("5")
+    with suppress(OSError):  # a container may forbid it: the peak then counts from the start of the process
+        Path("/proc/self/clear_refs").write_text("5")  # 5 resets VmHWM, see proc(5)
     yield _resident_peak
 
 
 def peak_so_far(device: torch.device) -> int | None:
-    """What `peak_process_memory` would tell, without a new beginning."""
+    """Return the peak memory in bytes since the last reset, or since the process started; None if unknown.
+
+    Args:
+        device: where the training runs.
+    """
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak()
 
 
 def _resident_peak() -> int | None:
+    """Return the peak resident memory of this process in bytes; None if the system does not report it."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -91,4 +116,4 @@ def _resident_peak() -> int | None:
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, other systems KiB

@@ -1,7 +1,7 @@
-"""Randomness keyed by (seed, step, unit): never a running stream.
+"""Random numbers from a key (seed, step, unit), and never from a running stream.
 
-What is drawn depends on the key alone, so a result depends neither on how many processes share the work, nor on the
-order in which units draw, nor on an interruption: a resumed run needs no generator state.
+The numbers depend on the key alone. So a result does not depend on the number of processes, on the order in which units
+draw, or on an interruption: a resumed run needs no state of a generator.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ class Noise:
 
     Args:
         seed: the seed of the run.
-        step: the step of training; -1 for what is drawn before the first step.
-        units: whatever else tells one draw from another: a segment, a member, a purpose.
+        step: the step of training; -1 for numbers that are drawn before the first step.
+        units: everything else that distinguishes one draw from another: a segment, a member, a purpose.
 
     Example:
         >>> noise = Noise(seed=0, step=7)
@@ -38,24 +38,32 @@ class Noise:
     units: tuple[Key, ...] = ()
 
     def at(self, step: int) -> "Noise":
-        """The same key at another step."""
+        """Return this key at another step."""
         return Noise(self.seed, step, self.units)
 
     def fold(self, *units: Key) -> "Noise":
-        """A key of its own for a unit of this one."""
+        """Return the key of a unit within this key.
+
+        Args:
+            units: names or numbers of the unit, such as ("member", 3).
+        """
         return Noise(self.seed, self.step, self.units + units)
 
     def key(self) -> int:
-        """The key as an integer of 63 bits."""
+        """Return the key as an integer of 63 bits, which fits into a signed seed of torch."""
         return int.from_bytes(self._digest(8), "little") >> 1
 
     def _digest(self, size: int) -> bytes:
         units = tuple(unit if isinstance(unit, str) else int(unit) for unit in self.units)
-        text = repr((int(self.seed), int(self.step), units)).encode()  # numpy's integers have another repr
+        text = repr((int(self.seed), int(self.step), units)).encode()  # int(): numpy's integers have another repr
         return hashlib.blake2b(text, digest_size=size).digest()
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """A generator that starts at this key, for several draws in a row."""
+        """Return a generator that starts at this key, for several draws in a row.
+
+        Args:
+            device: the device of the generator. Another kind of device draws other numbers.
+        """
         return torch.Generator(device).manual_seed(self.key())
 
     def randn(
@@ -64,20 +72,34 @@ class Noise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Standard normal numbers of the given shape."""
+        """Draw standard normal numbers of a shape."""
         return torch.randn(*shape, generator=self.generator(device), device=device, dtype=dtype)
 
     def words(self, n: int) -> NDArray[np.uint64]:
-        """Words of 64 random bits, [n], on the CPU: the fastest way there to random numbers in bulk."""
+        """Draw n words of 64 random bits, [n]. This is the fastest way to many random numbers on a CPU.
+
+        Args:
+            n: the number of words.
+        """
         return np.random.SFC64(_Seed(self._digest(24))).random_raw(n)  # type: ignore[arg-type]
 
     def permutation(self, n: int) -> Tensor:
-        """A shuffle of 0..n-1, int64 [n], on the CPU."""
+        """Return a random order of 0..n-1, int64 [n], on the CPU.
+
+        Args:
+            n: the number of elements.
+        """
         return torch.randperm(n, generator=self.generator())
 
     @contextmanager
     def global_rng(self, device: torch.device | str = "cpu") -> Iterator[None]:
-        """Run torch's global generators (dropout, `nn.init`) from this key within; afterwards they are as before."""
+        """Start torch's global generators, which dropout and `nn.init` use, from this key inside the block.
+
+        Afterwards they have the states from before.
+
+        Args:
+            device: the device whose generator starts too, besides the CPU's.
+        """
         device = torch.device(device)
         with _restored_rng(device):
             seed_global(self.key(), device)
@@ -85,25 +107,39 @@ class Noise:
 
 
 def seed_global(key: int, device: torch.device) -> None:
-    """Start torch's global generators from a key: that of the CPU, and that of the device."""
+    """Start torch's global generators of the CPU and of a device from a key.
+
+    Args:
+        key: the seed.
+        device: the device.
+    """
     torch.default_generator.manual_seed(key)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(key)
 
 
 def generator_states(device: torch.device) -> list[Tensor]:
-    """The states of torch's global generators: that of the CPU, and that of the device."""
+    """Return the states of torch's global generators of the CPU and of a device.
+
+    Args:
+        device: the device; for the CPU there is only one state.
+    """
     cpu = torch.default_generator.get_state()
     return [cpu] if device.type == "cpu" else [cpu, torch.get_device_module(device).get_rng_state()]
 
 
 def drawn_since(states: list[Tensor], device: torch.device) -> bool:
-    """Whether numbers have been drawn from the global generators since they had these states."""
+    """Return True if numbers have been drawn from the global generators since they had some states.
+
+    Args:
+        states: the states of then, from `generator_states`.
+        device: the device of then.
+    """
     return any(not torch.equal(a, b) for a, b in zip(states, generator_states(device), strict=True))
 
 
 class _Seed(ISeedSequence):
-    """The three words that SFC64 starts from, as they are; numpy's own hashing of a seed takes four times as long."""
+    """A seed that gives SFC64 its three starting words directly, because numpy's hashing takes four times as long."""
 
     def __init__(self, digest: bytes) -> None:
         self.state = np.frombuffer(digest, np.dtype("<u8")).astype(np.uint64)
@@ -112,6 +148,7 @@ class _Seed(ISeedSequence):
         return self.state
 
 
+# fork_rng without a list of devices would save the state of every GPU, which is slow.
 def _restored_rng(device: torch.device):  # type: ignore[no-untyped-def]
     if device.type == "cpu":
         return torch.random.fork_rng(devices=[])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bpfree
-from bpfree.data import DATASETS, from_python
+from bpfree.data import DATASETS, make_dataset
 from bpfree.data.files.rows import Rows
 from bpfree.errors import UserError
 
@@ -172,7 +172,7 @@ def test_what_cannot_be_read_from_where_it_lies(tmp_path, x, message):
 def test_paths_and_limits_that_cannot_work(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     for path, options, message in (
-        ("none", {}, "none, which is not there, allowed: an .npz, a folder"),
+        ("none", {}, "none, which does not exist, allowed: an .npz, a folder"),
         ("none.npz", {}, "No such file"),
         ("a.npz", {"memory_limit": 0}, "take 0 MiB with the copy for training, which is more. Raise it, or save"),
         ("a.npz", {"labels": tmp_path / "y.npy"}, "data.labels: found .* with one .npy of samples"),
@@ -216,8 +216,8 @@ def test_labels_that_are_numbers(tmp_path):
 )
 def test_gaps_between_labels_from_python_are_told(labels, message):
     with pytest.raises(UserError, match=message):
-        from_python((X, labels))
-    assert from_python((X, np.arange(N) % 3 + 1), classes=4).classes == 4
+        make_dataset((X, labels))
+    assert make_dataset((X, np.arange(N) % 3 + 1), classes=4).classes == 4
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.tasks import Classify
 from tests.helpers import TASK, denoiser_for, net_for, same
 from tests.runs.test_run import BLACK_BOX, power_cut, weights
@@ -333,7 +333,7 @@ def test_values_that_cannot_be(override, message):
         (
             {"contrast": 0.5},
             torch.zeros(4, 1, 3, 8).long(),
-            "data.augment.contrast: samples are torch.int64, that is names",
+            "data.augment.contrast: samples are torch.int64, which are tokens",
         ),
     ],
 )
@@ -344,7 +344,7 @@ def test_samples_that_cannot_be(options, samples, message):
 
 def test_mixup_of_names_or_numbers_is_refused():
     y = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(UserError, match="data.augment.mixup: samples are torch.int64, that is names"):
+    with pytest.raises(UserError, match="data.augment.mixup: samples are torch.int64, which are tokens"):
         Augment(mixup=1.0).mix(torch.zeros(4, 9).long(), y, NOISE, 2)
     with pytest.raises(UserError, match=r"data.augment.mixup: targets are torch.float32 of shape \[4\]"):
         Augment(mixup=1.0).mix(torch.zeros(4, 9), y.float(), NOISE, 2)

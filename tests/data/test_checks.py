@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bpfree.data import DATASETS, FACTS, data_directory
-from bpfree.data.checks import check, here
+from bpfree.data.sets.checks import check, is_readable
 from tests.data.server import Handler, Server
 from tests.data.test_idx import write_mnist
 from tests.test_cli import refused, shell
@@ -32,25 +32,29 @@ def mnist(monkeypatch, tmp_path):
     contents = {name: f"md5:{hashlib.md5(content).hexdigest()}" for name, content in contents.items()}
     source = MNIST.MNIST._replace(hashes=known(folder), contents=contents, mirrors=())
     monkeypatch.setattr(MNIST, "MNIST", source)
-    monkeypatch.setitem(FACTS, "mnist", FACTS["mnist"]._replace(train=40, test=40, sources=(source,)))
+    monkeypatch.setitem(
+        FACTS,
+        "mnist",
+        FACTS["mnist"]._replace(train=40, test=40, published=FACTS["mnist"].published._replace(sources=(source,))),
+    )
     return folder
 
 
 def test_every_fact_is_of_a_data_set_and_its_sources_are_whole():
     assert set(FACTS) == set(DATASETS) - {"folder", "arrays", "table"}, "all but data of one's own"
     for name, facts in FACTS.items():
-        assert bool(facts.megabytes) == bool(facts.sources), name
-        for source in facts.sources + facts.further:
+        assert bool(facts.published.megabytes) == bool(facts.published.sources), name
+        for source in facts.published.sources + facts.published.further:
             assert all(mirror.startswith("http") and mirror.endswith("/") for mirror in source.mirrors)
             assert all(len(value) == len("md5:") + 32 for value in {**source.hashes, **source.contents}.values())
             assert source.archive is None or (source.archive in source.hashes and source.members)
             assert source.folders[0] == name, "where it is downloaded to"
 
 
-@pytest.mark.parametrize("name", [name for name in FACTS if not FACTS[name].sources])
+@pytest.mark.parametrize("name", [name for name in FACTS if not FACTS[name].published.sources])
 def test_what_needs_no_download_is_as_the_table_says(name, tmp_path):
     assert check(name, tmp_path).problems == []
-    assert here(name, tmp_path)
+    assert is_readable(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -68,7 +72,7 @@ def test_files_as_published_are_whole(change, mnist, tmp_path):
     assert len(findings.published) == 4
     done = shell("data", "check", "mnist", "--data-dir", tmp_path)
     assert done.exit_code == 0
-    assert done.stdout == "mnist: whole, 40 training and 40 test samples, 4 files as published by their md5\n"
+    assert done.stdout == "mnist: complete, 40 training and 40 test samples, 4 files with the published md5 sums\n"
 
 
 def damage(path, how):
@@ -92,7 +96,7 @@ def test_damage_is_told_and_the_exit_code_is_1(how, mnist, tmp_path):
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert (
-        lines[0] == f"mnist: damaged: {path}: by its md5 not the file that was published. Delete it and fetch it again"
+        lines[0] == f"mnist: damaged: {path}: its md5 is not that of the published file. Delete it and fetch it again"
     )
     assert len(lines) == (1 if how == "a byte" else 2)
     assert shell("data", "check", "--data-dir", tmp_path).exit_code == 1, "without a name, all that are here"
@@ -110,7 +114,7 @@ def test_nothing_is_downloaded_by_a_check(mnist, tmp_path):
     (mnist / "t10k-labels-idx1-ubyte.gz").unlink()
     done = shell("data", "check", "mnist", "--data-dir", tmp_path)
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"mnist: not in {tmp_path}, or not all of it. `bpfree data get mnist`")
+    assert done.stderr.startswith(f"mnist: missing or incomplete in {tmp_path}. `bpfree data get mnist`")
     assert "t10k-labels-idx1-ubyte.gz is not in" in check("mnist", tmp_path).problems[0]
 
 
@@ -156,9 +160,9 @@ def test_what_is_refused(tmp_path, monkeypatch):
     assert "allowed: section.key=value" in refused("data", "get", "svhn", "extra")
 
 
-@pytest.mark.parametrize("name", [name for name in FACTS if FACTS[name].sources])
+@pytest.mark.parametrize("name", [name for name in FACTS if FACTS[name].published.sources])
 def test_the_real_ones_where_they_are(name):
     """Every data set that BPFREE_DATA has is the published one, or says what differs."""
-    if "BPFREE_DATA" not in os.environ or not here(name, data_directory()):
+    if "BPFREE_DATA" not in os.environ or not is_readable(name, data_directory()):
         pytest.skip("BPFREE_DATA names no directory that has it")
     assert check(name, Path(data_directory())).problems == []

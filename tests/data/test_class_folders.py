@@ -184,9 +184,9 @@ def claim():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no image that can be read"),
-        (b"hello", "no image that can be read"),
-        (picture(3)[:400], "no image that can be read"),
+        (b"", "not an image that can be read"),
+        (b"hello", "not an image that can be read"),
+        (picture(3)[:400], "not an image that can be read"),
         (claim(), "found 10000 x 10000 pixels, allowed: at most"),
     ],
     ids=["empty", "text", "cut", "100 megapixels"],

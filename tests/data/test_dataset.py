@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import bpfree
-from bpfree.data import Augment, Batches, Dataset, Preprocess, Split, from_python
+from bpfree.data import Augment, Batches, Dataset, Labels, Preprocess, Split, make_dataset
 from bpfree.errors import UserError
 from bpfree.noise import Noise
 
@@ -14,7 +14,7 @@ def images(n=50, channels=3):
 
 
 def batches(split, size=8, **options):
-    return Batches(split, Preprocess.of(Dataset("x", split, None, 4), split), size, **options)
+    return Batches(split, Preprocess.of(Dataset("x", split, None, Labels(4)), split), size, **options)
 
 
 def test_train_and_validation_are_disjoint_whole_and_by_seed(digits_data):
@@ -33,7 +33,7 @@ def test_train_and_validation_are_disjoint_whole_and_by_seed(digits_data):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalised_training_data_have_mean_0_and_deviation_1_by_channel(channels):
     split = images(400, channels)
-    x = Preprocess.of(Dataset("x", split, None, 4), split)(split.x, torch.float64)
+    x = Preprocess.of(Dataset("x", split, None, Labels(4)), split)(split.x, torch.float64)
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(channels, dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(channels, dtype=torch.float64))
     assert split.x.dtype == torch.uint8
@@ -41,15 +41,15 @@ def test_normalised_training_data_have_mean_0_and_deviation_1_by_channel(channel
 
 def test_preprocessing_survives_saving():
     split = images()
-    preprocess = Preprocess.of(Dataset("x", split, None, 4), split)
+    preprocess = Preprocess.of(Dataset("x", split, None, Labels(4)), split)
     assert Preprocess.load(preprocess.save()) == preprocess
 
 
 def test_floats_pass_as_they_are_and_a_constant_image_is_no_division_by_zero():
     floats = Split(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
-    torch.testing.assert_close(Preprocess.of(Dataset("x", floats, None, 2), floats)(floats.x), floats.x)
+    torch.testing.assert_close(Preprocess.of(Dataset("x", floats, None, Labels(2)), floats)(floats.x), floats.x)
     black = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), floats.y)
-    assert bool(Preprocess.of(Dataset("x", black, None, 2), black)(black.x).isfinite().all())
+    assert bool(Preprocess.of(Dataset("x", black, None, Labels(2)), black)(black.x).isfinite().all())
 
 
 def test_an_epoch_has_every_sample_once_in_a_keyed_order():
@@ -101,11 +101,11 @@ def test_shift_and_flip_against_a_plain_loop():
 
 def test_data_from_python():
     x, y = np.random.default_rng(0).normal(size=(9, 3)), np.arange(9) % 3
-    dataset = from_python((x, y))
+    dataset = make_dataset((x, y))
     assert (dataset.classes, dataset.train.x.dtype, dataset.train.y.dtype) == (3, torch.float32, torch.int64)
     torch_set = torch.utils.data.TensorDataset(torch.randn(6, 2), torch.arange(6) % 2)
-    assert from_python(torch_set).train.x.shape == (6, 2)
-    assert from_python((x, y.astype(float).reshape(9, 1)), test=(x, y)).test is not None
+    assert make_dataset(torch_set).train.x.shape == (6, 2)
+    assert make_dataset((x, y.astype(float).reshape(9, 1)), test=(x, y)).test is not None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_data_from_python():
 )
 def test_data_that_cannot_work(data, message):
     with pytest.raises(UserError, match=message):
-        from_python(data)
+        make_dataset(data)
 
 
 class Items(torch.utils.data.Dataset):
@@ -147,7 +147,7 @@ class Endless(torch.utils.data.IterableDataset):
     [
         (Items(), "found no samples"),
         (Items((torch.zeros(2), 0, 1)), "pairs"),
-        (Items({"x": torch.zeros(2)}, {"x": torch.zeros(2)}), "no pairs, but dict with x, allowed.*'labels'"),
+        (Items({"x": torch.zeros(2)}, {"x": torch.zeros(2)}), "not pairs, but dict with x, allowed.*'labels'"),
         (Items((torch.zeros(2), 0), (torch.zeros(3), 1)), "all samples of one shape"),
         (Items((torch.zeros(2), "cat"), (torch.zeros(2), "dog")), "class number"),
         (Endless(), "with a length"),
@@ -156,12 +156,12 @@ class Endless(torch.utils.data.IterableDataset):
 )
 def test_torch_datasets_that_cannot_work(data, message):
     with pytest.raises(UserError, match=message):
-        from_python(data)
+        make_dataset(data)
 
 
 def test_labels_beyond_the_classes_given():
     with pytest.raises(UserError, match="labels run from 0 to 5, allowed: 0 to 2"):
-        from_python((np.zeros((6, 2)), np.arange(6)), classes=3)
+        make_dataset((np.zeros((6, 2)), np.arange(6)), classes=3)
 
 
 def test_what_was_trained_on_bytes_predicts_from_any_numbers(digits_data):

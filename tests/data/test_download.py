@@ -156,7 +156,7 @@ def test_a_server_that_trickles(server, tmp_path, monkeypatch):
 
 def test_a_server_that_does_not_end(server, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "LARGEST", 500_000)
-    with pytest.raises(UserError, match="sends more than any file"):
+    with pytest.raises(UserError, match="sends more bytes than any known file"):
         get(server, tmp_path, "endless")()
     part = tmp_path / "there" / PART
     assert part.stat().st_size < 2_000_000

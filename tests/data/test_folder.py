@@ -20,7 +20,7 @@ from bpfree.data.files.limits import fits, memory_bytes
 from bpfree.data.files.rows import Rows
 from bpfree.data.sets.image_folder import folder
 from bpfree.errors import UserError
-from bpfree.pictures.confusion import answers_of, confusion_figure
+from bpfree.pictures.confusion import confusion_figure, predict_classes
 from bpfree.runs.config import parse
 from tests.test_cli import shell
 
@@ -326,11 +326,14 @@ def test_answers_are_told_by_name_and_images_scaled_as_in_training(root, tmp_pat
     image(7, 2, size=(40, 50)).save(tmp_path / "other.png")
     shown = shell("predict", tmp_path / "run", tmp_path / "other.png", root / "cat" / "000.png").stdout.splitlines()
     assert [line.split("\t")[1] for line in shown] == ["emu", "cat"]
-    answers = answers_of(run, run.test)
+    answers = predict_classes(run, run.test)
     axes = confusion_figure(answers.confusion(), ["cat", "a $ sign", "a name that is too long"]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", r"a \$ sign", "a name that is \u2026"]
     (tmp_path / "broken.png").write_bytes(b"")
-    assert "broken.png: no image that can be read" in shell("predict", tmp_path / "run", tmp_path / "broken.png").stderr
+    assert (
+        "broken.png: not an image that can be read"
+        in shell("predict", tmp_path / "run", tmp_path / "broken.png").stderr
+    )
 
 
 def kept_weights(run):
@@ -377,7 +380,7 @@ def test_a_named_pipe_among_images_is_told_of_and_not_waited_for(root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": Path("~nouser/x")}, r"data.path: found '~nouser/x', but there is no such user"),
+        ({"path": Path("~nouser/x")}, r"data.path: found '~nouser/x', but that user does not exist"),
         ({"path": Path("a\0b")}, r"data.path: found 'a\\x00b', allowed: a path without NUL"),
         ({"cache": Path("~nouser/x")}, r"data.cache: found '~nouser/x'"),
         ({"cache": Path("a\0b")}, r"data.cache: found 'a\\x00b'"),

@@ -93,19 +93,19 @@ def test_things_keep_their_proportions():
 
 
 HOSTILE = {
-    "empty": (b"", "of no known format, or empty"),
-    "text": (b"hello, this is no image", "of no known format, or empty"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "of no known format"),
-    "half": (saved(Image.fromarray(COLOUR.repeat(20, 0).repeat(20, 1)))[:600], "no image that can be read"),
-    "half a photograph": (saved(Image.fromarray(COLOUR.repeat(20, 0)), "JPEG")[:500], "no image that can be read"),
+    "empty": (b"", "of an unknown format, or empty"),
+    "text": (b"hello, this is no image", "of an unknown format, or empty"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "of an unknown format"),
+    "half": (saved(Image.fromarray(COLOUR.repeat(20, 0).repeat(20, 1)))[:600], "not an image that can be read"),
+    "half a photograph": (saved(Image.fromarray(COLOUR.repeat(20, 0)), "JPEG")[:500], "not an image that can be read"),
     "100 megapixels": (
         claiming(10_000, 10_000),
         f"found 10000 x 10000 pixels, allowed: at most {MOST_PIXELS:,} pixels",
     ),
     "10,000 megapixels": (claiming(100_000, 100_000), "allowed: at most"),
-    "more rows than there are": (claiming(3_000, 3_000), "no image that can be read"),
+    "more rows than there are": (claiming(3_000, 3_000), "not an image that can be read"),
     "32 bits": (saved(Image.fromarray(np.full((3, 3), 1 << 20, np.int32)), "TIFF"), "found pixels of 32 bits"),
-    "floats": (saved(Image.fromarray(np.zeros((3, 3), np.float32)), "TIFF"), "that are no integers"),
+    "floats": (saved(Image.fromarray(np.zeros((3, 3), np.float32)), "TIFF"), "that are not integers"),
 }
 
 
@@ -131,7 +131,7 @@ def test_arguments():
         read(data, channels=4)
     with pytest.raises(UserError, match=r"size: found \[0, 4\]"):
         read(data, size=(0, 4))
-    with pytest.raises(UserError, match=r"gone.png: no image"):
+    with pytest.raises(UserError, match=r"gone.png: not an image"):
         decode(Path("gone.png"), channels=3, size=None, what="gone.png")
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import (
 )
 
 import bpfree
-from bpfree.data import from_python
+from bpfree.data import make_dataset
 from bpfree.data.subset import select
 from bpfree.errors import UserError
 
@@ -45,16 +45,16 @@ class Counted(Endless):
 )
 def test_a_loader_gives_its_data_set_in_order(loader):
     """So that shuffling, which is by key, is the same in every run."""
-    data = from_python(loader)
+    data = make_dataset(loader)
     assert torch.equal(data.train.x, X)
     assert torch.equal(data.train.y, Y)
 
 
 def test_samplers_of_ones_own_stay():
     chosen = DataLoader(DATA, 2, sampler=[3, 4, 5, 0])
-    assert torch.equal(from_python(chosen).train.x, X[[3, 4, 5, 0]])
+    assert torch.equal(make_dataset(chosen).train.x, X[[3, 4, 5, 0]])
     often = DataLoader(DATA, 4, sampler=torch.utils.data.RandomSampler(DATA, replacement=True, num_samples=40))
-    assert len(from_python(often, classes=3).train.y) == 40
+    assert len(make_dataset(often, classes=3).train.y) == 40
 
 
 def test_fit_takes_loaders():
@@ -66,8 +66,8 @@ def test_fit_takes_loaders():
     ("loader", "message"),
     [
         (DataLoader(Endless(), 4), r"a DataLoader without a length, which may never end.*torch.cat"),
-        (DataLoader(TensorDataset(X), 4), "found batches that are no pairs of tensors, but list"),
-        (DataLoader(DATA, 4, collate_fn=lambda items: {"x": 1}), "no pairs of tensors, but dict"),
+        (DataLoader(TensorDataset(X), 4), "found batches that are not pairs of tensors, but list"),
+        (DataLoader(DATA, 4, collate_fn=lambda items: {"x": 1}), "not pairs of tensors, but dict"),
         (
             DataLoader(DATA, 1, collate_fn=lambda items: (torch.zeros(1, 1 + int(items[0][1])), torch.zeros(1))),
             "one shape",
@@ -78,11 +78,11 @@ def test_fit_takes_loaders():
 )
 def test_loaders_that_cannot_work(loader, message):
     with pytest.raises(UserError, match=message):
-        from_python(loader)
+        make_dataset(loader)
 
 
 def test_one_that_says_how_long_it_is_is_taken_at_its_word():
-    assert len(from_python(DataLoader(Counted(), 4), classes=2).train.y) == 12
+    assert len(make_dataset(DataLoader(Counted(), 4), classes=2).train.y) == 12
 
 
 class Numbered(torch.utils.data.Dataset):
@@ -132,7 +132,7 @@ def often(data, n=60):
     ids=range(10),
 )
 def test_validation_shares_no_sample_with_training(data):
-    dataset = from_python(data)
+    dataset = make_dataset(data)
     assert len(dataset.train.y) > len(dataset.train.x.unique()), "copies stay in training"
     for seed in range(3):
         train, validation = dataset.carve(0.2, seed)
@@ -145,7 +145,7 @@ def test_validation_shares_no_sample_with_training(data):
 
 
 def test_equal_samples_are_not_copies():
-    data = from_python(DataLoader(TensorDataset(torch.zeros(30, 2), torch.arange(30) % 2), 4, shuffle=True))
+    data = make_dataset(DataLoader(TensorDataset(torch.zeros(30, 2), torch.arange(30) % 2), 4, shuffle=True))
     assert data.origin is None
     train, validation = data.carve(0.2, 0)
     assert (len(train.y), len(validation.y)) == (24, 6)
@@ -153,7 +153,7 @@ def test_equal_samples_are_not_copies():
 
 def test_copies_are_kept_apart_when_classes_are_chosen_or_thinned():
     loader = DataLoader(Numbered(), 8, sampler=[*range(60), *range(0, 60, 3)])
-    chosen = select(from_python(loader), [1, 0])
+    chosen = select(make_dataset(loader), [1, 0])
     assert len(chosen.origin) == len(chosen.train.y)
     train, validation = chosen.carve(0.25, 0)
     assert not {*train.x.flatten().tolist()} & {*validation.x.flatten().tolist()}
@@ -166,8 +166,8 @@ def test_a_sampler_of_copies_with_a_collate_fn_that_drops_some_is_refused():
         return torch.utils.data.default_collate(items[:-1])
 
     with pytest.raises(UserError, match="its sampler repeats samples, and its collate_fn gives 45 samples where .* 60"):
-        from_python(DataLoader(Numbered(), 4, sampler=[*range(30), *range(30)], collate_fn=drop))
-    assert len(from_python(DataLoader(Numbered(), 4, sampler=range(60), collate_fn=drop)).train.y) == 45
+        make_dataset(DataLoader(Numbered(), 4, sampler=[*range(30), *range(30)], collate_fn=drop))
+    assert len(make_dataset(DataLoader(Numbered(), 4, sampler=range(60), collate_fn=drop)).train.y) == 45
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -176,10 +176,10 @@ def test_an_error_in_a_data_set_or_a_worker_is_one_clear_line(workers):
     with pytest.raises(
         UserError, match=r"data: its DataLoader failed at batch 3, from 0 \(OSError: cannot open image 13"
     ) as e:
-        from_python(loader)
+        make_dataset(loader)
     assert "\n" not in str(e.value)
     with pytest.raises(UserError, match=r"its Numbered failed at item 13, from 0 \(OSError: cannot open image 13\)"):
-        from_python(Numbered(fails_at=13))
+        make_dataset(Numbered(fails_at=13))
 
 
 class Stream(IterableDataset):
@@ -191,12 +191,12 @@ class Stream(IterableDataset):
 
 
 def test_a_stream_is_read_once_however_many_workers_there_are():
-    data = from_python(DataLoader(Stream(), 5, num_workers=2))
+    data = make_dataset(DataLoader(Stream(), 5, num_workers=2))
     assert data.train.x.flatten().tolist() == list(range(12))
 
 
 def test_the_last_part_is_not_dropped():
-    assert len(from_python(DataLoader(Numbered(), 7, drop_last=True)).train.y) == 60
+    assert len(make_dataset(DataLoader(Numbered(), 7, drop_last=True)).train.y) == 60
 
 
 def test_a_loader_of_ones_own_is_gone_through_as_it_is():
@@ -204,7 +204,7 @@ def test_a_loader_of_ones_own_is_gone_through_as_it_is():
         def __iter__(self):
             return ((x, y) for x, y in [(torch.zeros(3, 2), torch.tensor([0, 1, 0]))] * len(self))
 
-    assert len(from_python(Twice(Numbered(), 30)).train.y) == 6
+    assert len(make_dataset(Twice(Numbered(), 30)).train.y) == 6
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,12 @@ def test_a_loader_of_ones_own_is_gone_through_as_it_is():
 )
 def test_batches_that_cannot_work(collate, message):
     with pytest.raises(UserError, match=message):
-        from_python(DataLoader(Numbered(), 1, collate_fn=collate))
+        make_dataset(DataLoader(Numbered(), 1, collate_fn=collate))
 
 
 def test_a_batch_that_is_not_batched_is_refused():
     with pytest.raises(UserError, match=r"with labels \[\].*batch_size"):
-        from_python(DataLoader(Numbered(), batch_size=None))
+        make_dataset(DataLoader(Numbered(), batch_size=None))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -239,10 +239,10 @@ def test_what_is_drawn_while_reading_is_the_same_in_every_run(workers):
     loader = DataLoader(Random(), 8, sampler=WeightedRandomSampler(torch.ones(60), 60), num_workers=workers)
     for data in (loader, Random()):
         state = torch.get_rng_state()
-        first = from_python(data)
+        first = make_dataset(data)
         assert torch.equal(torch.get_rng_state(), state)
         torch.rand(3)
-        assert torch.equal(from_python(data).train.x, first.train.x)
+        assert torch.equal(make_dataset(data).train.x, first.train.x)
 
 
 def test_an_object_with_a_length_and_items_is_a_data_set():
@@ -257,4 +257,4 @@ def test_an_object_with_a_length_and_items_is_a_data_set():
                 raise IndexError
             return {"input_ids": [i, 1, 2], "label": i % 2}
 
-    assert from_python(Rows()).train.x["input_ids"].shape == (6, 3)
+    assert make_dataset(Rows()).train.x["input_ids"].shape == (6, 3)

@@ -87,7 +87,7 @@ def test_code_is_not_executed(protocol, nested, tmp_path):
         Calls(getattr, int, "mro"),
     ):
         value = {"data": VALUES, "labels": [call]} if nested else call
-        with pytest.raises(UserError, match=r"file: no pickle that is read here \(it (calls|has the instruction) "):
+        with pytest.raises(UserError, match=r"file: not a pickle that bpfree reads \(it (calls|has the instruction) "):
             read(tmp_path, pickle.dumps(value, protocol))
     assert not marker(tmp_path).exists()
 
@@ -117,7 +117,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_no_such_pickle_is_one_line_that_names_the_file(case, tmp_path):
-    with pytest.raises(UserError, match=r"file: no pickle that is read here \(") as caught:
+    with pytest.raises(UserError, match=r"file: not a pickle that bpfree reads \(") as caught:
         read(tmp_path, BAD[case])
     assert "\n" not in str(caught.value)
 

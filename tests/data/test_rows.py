@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bpfree.data import Batches, Dataset, Preprocess, Split
+from bpfree.data import Batches, Dataset, Labels, Preprocess, Split
 from bpfree.data.files.rows import RowFile, Rows, chunks
 from bpfree.errors import UserError
 
@@ -73,8 +73,8 @@ def test_chunks_are_the_whole_in_order(pair, monkeypatch):
 def test_batches_and_statistics_are_the_same_to_the_bit(pair):
     found = []
     for x in pair:
-        split, _ = Dataset("x", Split(x, torch.arange(N) % 3), None, 3).carve(0.2, 1)
-        preprocess = Preprocess.of(Dataset("x", split, None, 3), split)
+        split, _ = Dataset("x", Split(x, torch.arange(N) % 3), None, Labels(3)).carve(0.2, 1)
+        preprocess = Preprocess.of(Dataset("x", split, None, Labels(3)), split)
         found.append((preprocess, [b for e in (0, 1) for b in Batches(split, preprocess, 8, seed=5).epoch(e)]))
     (first, ours), (second, theirs) = found
     assert first == second
@@ -84,7 +84,7 @@ def test_batches_and_statistics_are_the_same_to_the_bit(pair):
 
 def test_a_device_gets_each_batch_by_itself(pair):
     split = Split(pair[1], torch.zeros(N, dtype=torch.int64))
-    batches = Batches(split, Preprocess.of(Dataset("x", split, None, 2), split), 8, device="meta")
+    batches = Batches(split, Preprocess.of(Dataset("x", split, None, Labels(2)), split), 8, device="meta")
     assert isinstance(batches.x, Rows)
     batch = next(batches.epoch())
     assert (batch.x.device.type, batch.y.device.type, tuple(batch.x.shape)) == ("meta", "meta", (8, *SHAPE))

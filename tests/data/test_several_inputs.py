@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bpfree
-from bpfree.data import Preprocess, from_python
+from bpfree.data import Preprocess, make_dataset
 from bpfree.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -84,7 +84,7 @@ NAMED = {"pixel_values": IMAGES, "input_ids": TOKENS}
 )
 def test_every_form_gives_the_same_data(data, by_name):
     data = (NAMED, Y) if isinstance(data, tuple) and data[0] == [] else data
-    split = from_python(data).train
+    split = make_dataset(data).train
     assert isinstance(split.x, dict if by_name else tuple)
     image, tokens = split.x.values() if by_name else split.x
     assert torch.equal(image, torch.from_numpy(IMAGES))
@@ -108,9 +108,9 @@ def test_a_run_trains_predicts_and_is_loaded(tmp_path):
 
 
 def test_inputs_are_prepared_as_each_alone_would_be():
-    split = from_python(({**NAMED, "mask": MASK, "size": X_SIZE}, Y))
+    split = make_dataset(({**NAMED, "mask": MASK, "size": X_SIZE}, Y))
     prepared = Preprocess.of(split, split.train)(split.train.x)
-    alone = from_python((IMAGES, Y))
+    alone = make_dataset((IMAGES, Y))
     assert torch.equal(prepared["pixel_values"], Preprocess.of(alone, alone.train)(alone.train.x))
     assert torch.equal(prepared["input_ids"], torch.from_numpy(TOKENS))
     assert prepared["mask"].dtype == torch.bool
@@ -135,11 +135,11 @@ def list_of(data):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((IMAGES, TOKENS, Y), r"3 parts, allowed.*cannot be told which part is the label.*\(\(a, b\), labels\)"),
-        (TensorDataset(*map(torch.from_numpy, (IMAGES, TOKENS, Y))), r"items that are no pairs, but 3 parts"),
+        ((IMAGES, TOKENS, Y), r"3 parts, allowed.*cannot tell which part is the label.*\(\(a, b\), labels\)"),
+        (TensorDataset(*map(torch.from_numpy, (IMAGES, TOKENS, Y))), r"items that are not pairs, but 3 parts"),
         (DataLoader(TensorDataset(*map(torch.from_numpy, (IMAGES, TOKENS, Y))), 4), r"3 parts.*\(\(a, b\), labels\)"),
         (NAMED, "dict with pixel_values, input_ids, allowed"),
-        ({**NAMED, "labels": Y, "y": Y}, "Exactly one of those names"),
+        ({**NAMED, "labels": Y, "y": Y}, "Give exactly one of these names"),
         ({"labels": Y}, "samples beside it"),
         (({"a b": IMAGES}, Y), "found the name 'a b', allowed: names of arguments"),
         (({"a": IMAGES, "b": TOKENS[:5]}, Y), "found 5 samples and 40 labels"),
@@ -151,19 +151,19 @@ def list_of(data):
 )
 def test_forms_that_cannot_be_understood(data, message):
     with pytest.raises(UserError, match=message) as caught:
-        from_python(data)
+        make_dataset(data)
     assert "\n" not in str(caught.value)
 
 
 def test_two_samples_of_two_inputs():
     two = torch.utils.data.Subset(Items("tuple"), [0, 1])
     for data in (two, DataLoader(two, 2)):
-        assert [len(x) for x in from_python(data).train.x] == [2, 2]
+        assert [len(x) for x in make_dataset(data).train.x] == [2, 2]
 
 
 def test_a_tuple_of_samples_is_an_array():
     samples, labels = zip(*[(torch.from_numpy(x), int(y)) for x, y in zip(IMAGES, Y, strict=True)], strict=True)
-    assert torch.equal(from_python((samples, labels)).train.x, torch.from_numpy(IMAGES))
+    assert torch.equal(make_dataset((samples, labels)).train.x, torch.from_numpy(IMAGES))
 
 
 def test_predicting_from_another_form_than_that_of_training():

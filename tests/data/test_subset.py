@@ -9,10 +9,10 @@ import yaml
 
 import bpfree
 from bpfree import Noise, UserError
-from bpfree.data import Dataset, Split
+from bpfree.data import Dataset, Labels, Split
 from bpfree.data.subset import Skew, mislabel, select, thin
-from bpfree.runs.config import DataConfig
 from bpfree.runs.config_file import load_config
+from bpfree.runs.data_config import DataConfig
 from tests.test_cli import shell
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -128,7 +128,7 @@ def test_more_noise_keeps_what_was_wrong_before(split):
 
 def test_a_class_subset_is_of_all_splits_and_renumbered(split):
     names = tuple("abcdefg")
-    whole = Dataset("x", split, split.take(torch.arange(70)), CLASSES, class_names=names)
+    whole = Dataset("x", split, split.take(torch.arange(70)), Labels(CLASSES, names))
     few = select(whole, [6, 0, 3])
     assert (few.classes, few.class_names) == (3, ("g", "a", "d"))
     for part, of in ((few.train, whole.train), (few.test, whole.test)):
@@ -153,7 +153,7 @@ def test_a_class_subset_is_of_all_splits_and_renumbered(split):
 def test_class_subsets_that_cannot_be(classes, message):
     train, test = (Split(torch.zeros(n, 1), torch.arange(n) % n) for n in (6, 4))
     with pytest.raises(UserError, match=message):
-        select(Dataset("x", train, test, CLASSES), classes)
+        select(Dataset("x", train, test, Labels(CLASSES)), classes)
 
 
 def test_validation_is_what_it_would_be_and_the_rest_is_thinned(digits_data):

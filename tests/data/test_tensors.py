@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import bpfree
-from bpfree.data import from_python
+from bpfree.data import make_dataset
 from bpfree.data.tensors import channels_first, to_tensor
 from bpfree.errors import UserError
 
@@ -20,7 +20,7 @@ X, Y = np.arange(24).reshape(8, 3), np.arange(8) % 2
 def test_numbers_of_every_type_keep_their_values(kind):
     values = X.astype(kind)
     assert to_tensor(values, "x").double().tolist() == values.astype(float).tolist()
-    assert from_python((values, Y)).train.x.shape == (8, 3)
+    assert make_dataset((values, Y)).train.x.shape == (8, 3)
 
 
 @pytest.mark.parametrize("kind", [torch.uint16, torch.uint32, torch.uint64, torch.bfloat16, torch.float8_e4m3fn])
@@ -46,7 +46,7 @@ class Table:
 
 def test_tables():
     assert to_tensor(Table([[1, 0.5], [2, 1]]), "x").tolist() == [[1, 0.5], [2, 1]]
-    data = from_python(((Table([[1], [2]] * 2), Table([[1.5], [2]] * 2)), [0, 1] * 2))
+    data = make_dataset(((Table([[1], [2]] * 2), Table([[1.5], [2]] * 2)), [0, 1] * 2))
     assert [x.tolist() for x in data.train.x] == [[[1], [2]] * 2, [[1.5], [2]] * 2]
     with pytest.raises(UserError, match=r"found Table of object \(int, str\).*columns of numbers"):
         to_tensor(Table(np.array([[1, "x"]], dtype=object)), "x")
@@ -82,7 +82,7 @@ def test_what_is_not_numbers(values, message):
 def test_scipy_sparse_matrices():
     sparse = pytest.importorskip("scipy.sparse")
     with pytest.raises(UserError, match=r"a sparse matrix \(csr_matrix\).*x.toarray\(\)"):
-        from_python((sparse.csr_matrix(np.eye(4)), Y[:4]))
+        make_dataset((sparse.csr_matrix(np.eye(4)), Y[:4]))
 
 
 def test_a_masked_array_without_masked_values_is_an_array():
@@ -110,13 +110,13 @@ def test_a_masked_array_without_masked_values_is_an_array():
 )
 def test_samples_and_labels_that_cannot_work(data, message):
     with pytest.raises(UserError, match=message):
-        from_python(data)
+        make_dataset(data)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_bytes_with_channels_last_are_images_with_channels_first(channels):
     x = np.random.default_rng(0).integers(0, 256, (20, 8, 9, channels), dtype=np.uint8)
-    data = from_python((x, np.arange(20) % 2))
+    data = make_dataset((x, np.arange(20) % 2))
     assert torch.equal(data.train.x, torch.from_numpy(x).permute(0, 3, 1, 2))
     assert channels_first(data.train.x) is data.train.x
     net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 7, 2))

@@ -23,7 +23,7 @@ def test_the_home_folder_is_filled_in(monkeypatch, tmp_path):
     [
         ("", "^data.path: found '', allowed: a path. Is a variable of the shell empty"),
         ("a\0b", r"^data.path: found 'a\\x00b', allowed: a path without NUL characters"),
-        ("~nouser/x", "^data.path: found '~nouser/x', but there is no such user. Give the whole path"),
+        ("~nouser/x", "^data.path: found '~nouser/x', but that user does not exist. Give the whole path"),
     ],
 )
 def test_paths_that_cannot_be(path, message):

@@ -17,7 +17,7 @@ import bpfree
 from bpfree.api import resume
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.hostile import readers, tamper, texts
 from tests.hostile.guard import Guarded, HangError, limited, lost, names, refused_or_done, shell
 from tests.runs.test_run import power_cut
@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bpfree.runs.run.draw", lambda *_: [])
-        patch.setattr("bpfree.runs.folder._wait_for_a_new_second", lambda _: None)
+        patch.setattr("bpfree.runs.keeper.wait_for_a_new_second", lambda _: None)
         train(parse(values), out=root / "over")
         with power_cut(patch, 6), pytest.raises(RuntimeError):
             train(parse(values), out=root / "torn")
@@ -52,7 +52,7 @@ def runs(tmp_path_factory):
 def guarded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BPFREE_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("bpfree.runs.folder._wait_for_a_new_second", lambda _: None)
+    monkeypatch.setattr("bpfree.runs.keeper.wait_for_a_new_second", lambda _: None)
     return Guarded(tmp_path)
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.helpers import same
 from tests.runs.test_run import command, finished_epochs, weights
 

@@ -1,4 +1,4 @@
-"""Comparisons: which runs they are made of, what they tell, and that nothing is run twice or lost."""
+"""Comparisons: their runs and their numbers, and that no run is repeated or lost."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from bpfree.cli import app
 from bpfree.lab.compare.measure import compare_with_baseline, default_target, mcnemar, time_to_target
 from bpfree.lab.compare.plan import plan
 from bpfree.rules import RULES
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from tests.lab.chromium import CHROMIUM, Browser, check_page
 
 SMALL = ["train.epochs=2", "net.hidden=[16]"]
@@ -36,7 +36,7 @@ def test_rules_share_net_data_and_epochs_and_bring_their_recipe():
     assert entries["eggroll"].config.net == group.config.net
     assert entries["eggroll"].config.optimizer == bpfree.runs.config_file.load_config("digits/eggroll").optimizer
     assert entries["noprop_dt"].config.net["name"] == "denoiser"
-    assert entries["noprop_dt"].notes == ["on a net of its own (denoiser, mlp)"]
+    assert entries["noprop_dt"].notes == ["on another net (denoiser, mlp)"]
     assert entries["backprop, checkpointed"].config.rule == {"name": "backprop", "checkpoint": True}
 
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_compared():
     with pytest.raises(UserError, match="unknown rule 'dfaa'. Did you mean 'dfa'"):
         plan(["digits/mlp"], ["dfaa"])
     with pytest.raises(
-        UserError, match="noprop_ct needs a net 'denoiser', and there is no shipped config fashion_mnist"
+        UserError, match="found noprop_ct, which needs a net 'denoiser', but no shipped config fashion_mnist"
     ):
         plan(["fashion_mnist/backprop"], ["noprop_ct"])
     with pytest.raises(UserError, match="'forward_forward' learns from class labels"):
@@ -77,9 +77,9 @@ def test_what_cannot_be_compared():
 
 def test_a_net_of_ones_own_is_compared_by_name_with_backprop_checkpointed_too(tmp_path, undrawn):
     overrides = ["net={name: 'tests.outside:Linear'}", "train.epochs=1"]
-    found = bpfree.compare("digits/mlp", rules=["usf"], seeds=1, out=tmp_path / "c", overrides=overrides)
-    assert not found.failed
-    (group,) = found.record["groups"]
+    done = bpfree.compare("digits/mlp", rules=["usf"], seeds=1, out=tmp_path / "c", overrides=overrides)
+    assert not done.failed
+    (group,) = done.record["groups"]
     assert [row["name"] for row in group["rows"]] == [
         "backprop",
         "backprop, checkpointed",
@@ -107,7 +107,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_mcnemar_looks_at_what_one_has_right_alone():
-    """6 against 0: p = 2 / 2^6."""
+    """With 6 against 0, p = 2 / 2^6."""
     first = torch.tensor([True] * 6 + [False] * 4 + [True] * 5)
     second = torch.tensor([False] * 6 + [False] * 4 + [True] * 5)
     assert mcnemar(first, second) == (6, 0, pytest.approx(2 / 64))
@@ -150,7 +150,7 @@ def test_a_comparison_is_reported_and_not_run_again(tmp_path):
         rows["dfa"]["runs"][0]["score"] - rows["backprop"]["runs"][0]["score"]
     )
     html = (out / "report.html").read_text()
-    for text in ("noprop_dt", "peak memory", "bpfree compare digits/mlp", "on a net of its own"):
+    for text in ("noprop_dt", "peak memory", "bpfree compare digits/mlp", "on another net"):
         assert text in html
     if CHROMIUM is not None:
         with Browser() as browser:
@@ -191,9 +191,9 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
         while not (checkpoint.exists() and checkpoint.read_text()):
             time.sleep(0.02)
         first.send_signal(signal.SIGINT)
-        _, told = first.communicate()
+        _, message = first.communicate()
     assert first.returncode == 130
-    assert told.endswith("interrupted. What was trained is kept; go on with the same command\n")
+    assert message.endswith("interrupted. Finished and begun runs are kept. The same command goes on\n")
     assert not (tmp_path / "stopped" / "compare.json").exists()
     subprocess.run(command, check=True, capture_output=True)
     for run in ("backprop-0", "dfa-0"):

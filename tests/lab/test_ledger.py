@@ -1,4 +1,4 @@
-"""The ledger: what it says of the repository, that nothing is run twice or lost, and what it refuses."""
+"""The ledger: its page is up to date, no run is repeated or lost, and wrong entries are refused."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from bpfree.lab.ledger.results import RESULTS, Measured, this_machine
 from bpfree.lab.ledger.status import Status, Verdict, compare_with_published
 from bpfree.lab.ledger.update import PAGE, RUNS
 from bpfree.rules import RULES
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 
 ROOT = Path(__file__).parents[2]
 ENTRY = {
@@ -58,7 +58,7 @@ def write(root, entries):
     (root / LEDGER).write_text(yaml.safe_dump(entries))
 
 
-def status(score=None, **changes):
+def status_of(score=None, **changes):
     entry = Entry.model_validate({**ENTRY, **changes})
     run = Measured(
         seed=0,
@@ -79,7 +79,7 @@ def status(score=None, **changes):
 
 
 def test_the_page_is_what_the_sources_give():
-    """`bpfree ledger` writes it."""
+    """`bpfree ledger` writes docs/ledger.md."""
     entries = read_entries(ROOT / LEDGER)
     assert (ROOT / PAGE).read_text() == render([compare_with_published(entry, ROOT / RESULTS) for entry in entries])
 
@@ -117,13 +117,13 @@ def test_no_path_of_a_machine_is_in_the_results():
     ],
 )
 def test_verdicts(score, changes, verdict, difference):
-    found = status(score, **changes)
-    assert found.verdict is verdict
-    assert found.difference == difference
+    status = status_of(score, **changes)
+    assert status.verdict is verdict
+    assert status.difference == difference
 
 
 def test_a_row_says_all_there_is():
-    page = render([status(99.5, setting="", about="Not\nfar."), status(None, name="digits-other", net="a|b")])
+    page = render([status_of(99.5, setting="", about="Not\nfar."), status_of(None, name="digits-other", net="a|b")])
     assert "2 entries: 0 🟢 reached, 1 🔴 not reached, 0 ⚪ no published value, 1 ⚪ not measured yet." in page
     first, second = (line.split(" | ") for line in page.splitlines() if line.startswith("| [`mono"))
     assert first[:3] == ["| [`mono_forward`](#digits-mono)", "digits, MLP of 16", "[99.90](https://example.org/paper)"]
@@ -145,9 +145,9 @@ def test_an_entry_is_run_once_and_the_page_rewritten(root):
     results = json.loads((root / RESULTS / "digits-mono.json").read_text())
     assert [run["seed"] for run in results["runs"]] == [0, 1]
     for run in results["runs"]:
-        told = json.loads((root / RUNS / f"digits-mono-{run['seed']}" / "result.json").read_text())
-        assert run["score"] == 100 * told["test"]["accuracy"]
-        assert run["cpu_seconds"] == told["cpu_seconds"]
+        result = json.loads((root / RUNS / f"digits-mono-{run['seed']}" / "result.json").read_text())
+        assert run["score"] == 100 * result["test"]["accuracy"]
+        assert run["cpu_seconds"] == result["cpu_seconds"]
         assert run["threads"] == 1
     page = (root / PAGE).read_text()
     assert "🔴 not reached, other setting" in page
@@ -161,14 +161,14 @@ def test_an_entry_is_run_once_and_the_page_rewritten(root):
 
     write(root, [{**ENTRY, "overrides": ["train.epochs=1", "net.hidden=[16]"]}, OTHER])
     assert shell().exit_code == 0
-    assert "Its results are of a config that has changed since" in (root / PAGE).read_text()
+    assert "The config has changed since the results were measured" in (root / PAGE).read_text()
     write(root, [{**ENTRY, "seeds": [0, 1, 2]}, OTHER])
     assert shell("--all", "--jobs", 1).exit_code == 0
     assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["digits-dfa-0", "digits-mono-2"]
     assert "1 🔴 not reached, 1 ⚪ no published value, 0 ⚪ not measured yet" in (root / PAGE).read_text()
 
 
-def test_a_run_that_fails_is_told_and_the_others_count(root):
+def test_a_run_that_fails_is_reported_and_the_others_count(root):
     write(root, [{**ENTRY, "overrides": ["train.epochs=1", "net.activation=sign"]}, OTHER])
     done = shell("--all", "--jobs", 1)
     assert done.exit_code == 1
@@ -187,9 +187,9 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(root):
         while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()):
             time.sleep(0.02)
         first.send_signal(signal.SIGINT)
-        _, told = first.communicate()
+        _, message = first.communicate()
     assert first.returncode == 130
-    assert told.endswith("interrupted. What was trained is kept; go on with the same command\n")
+    assert message.endswith("interrupted. Finished and begun runs are kept. The same command goes on\n")
     assert not (root / RESULTS).exists()
     subprocess.run(command, check=True, capture_output=True)
     (entry,) = read_entries(root / LEDGER)
@@ -204,15 +204,15 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(root):
     [
         ({"rule": "dfaa"}, "entry 1 (digits-mono): unknown rule 'dfaa'. Did you mean 'dfa'"),
         ({"config": "digits/mono_forwar"}, "unknown config 'digits/mono_forwar'. Did you mean 'digits/mono_forward'"),
-        ({"rule": "dfa"}, "rule: found 'dfa', allowed: 'mono_forward', which is that of the config"),
-        ({"data": "mnist"}, "data: found 'mnist', allowed: 'digits', which is that of the config"),
+        ({"rule": "dfa"}, "rule: found 'dfa', allowed: 'mono_forward' as in the config digits/mono_forward"),
+        ({"data": "mnist"}, "data: found 'mnist', allowed: 'digits' as in the config digits/mono_forward"),
         ({"overrides": ["train.epoch=2"]}, "unknown key 'train.epoch'. Did you mean 'train.epochs'"),
         ({"publised": 1}, "unknown key 'publised'. Did you mean 'published'"),
         ({"published": "many"}, "published: found 'many', allowed: a valid number"),
-        ({"url": None}, "allowed: a url with every published figure"),
+        ({"url": None}, "allowed: a url for every published value"),
         ({"url": "example.org"}, "url: found 'example.org'"),
         ({"seeds": []}, "seeds: found []"),
-        ({"seeds": [1, 1]}, "seeds: found [1, 1], allowed: distinct numbers from 0 on"),
+        ({"seeds": [1, 1]}, "seeds: found [1, 1], allowed: different numbers, 0 or larger"),
         ({"name": "../x"}, "name: found '../x'"),
         ({"metric": "f1"}, "metric: found 'f1', allowed: 'accuracy' or 'loss'"),
         ({"tolerance": -1}, "tolerance: found -1"),
@@ -230,7 +230,7 @@ def test_entries_that_do_not_hold(root, changes, message):
 
 def test_files_that_do_not_hold(root, tmp_path_factory, monkeypatch):
     write(root, [{key: value for key, value in ENTRY.items() if key != "published"}])
-    assert "published: found none, allowed: a value; null where there is none" in shell().stderr
+    assert "published: found no value, allowed: a value, or null if there is none" in shell().stderr
     write(root, [ENTRY, ENTRY])
     assert "name: found 'digits-mono' twice" in shell().stderr
     write(root, {"entries": []})
@@ -247,15 +247,15 @@ def test_files_that_do_not_hold(root, tmp_path_factory, monkeypatch):
         done = shell()
         assert done.exit_code == 2
         assert "digits-mono.json: damaged: " in done.stderr
-        assert "Delete it, and `bpfree ledger --run digits-mono`" in done.stderr
+        assert "Delete it, and train again with `bpfree ledger --run digits-mono`" in done.stderr
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     done = shell()
     assert done.exit_code == 2
-    assert "found no benchmarks/ledger.yaml here, allowed: the root of the bpfree repository" in done.stderr
+    assert "found no benchmarks/ledger.yaml in this folder. Run it in the root of the bpfree repository" in done.stderr
 
 
 def test_a_metric_that_the_test_split_does_not_have(tmp_path):
-    """Runs of arrays have no test split."""
+    """Runs on arrays do not have a test split."""
     from bpfree.lab.ledger.results import measure
 
     (tmp_path / "result.json").write_text(

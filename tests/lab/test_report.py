@@ -12,7 +12,8 @@ import torch
 import yaml
 
 import bpfree
-from bpfree.pictures.confusion import Answers, answers_of
+from bpfree.pictures.confusion import ClassPredictions, predict_classes
+from bpfree.trackers import TRACKERS
 from tests.helpers import without_pictures
 from tests.lab.test_html import Reader
 from tests.runs.test_run import power_cut
@@ -56,7 +57,8 @@ def test_a_report_of_one_run(trained):
     shown = text(path)
     assert f"test accuracy {trained.result['test']['accuracy']:.4f}" in shown
     assert f"{trained.result['parameters']:,}" in shown
-    assert "bp_cosine. Cosine of the rule's gradients with the true ones, for each layer." in shown
+    about = TRACKERS["bp_cosine"].__doc__.splitlines()[0]
+    assert f"bp_cosine. {about}" in shown
     wrong = round((1 - trained.result["test"]["accuracy"]) * 360)
     assert f"{wrong} of 360 test samples are classified wrongly." in shown
     assert f"bpfree train {trained.folder}/config.yaml --out {trained.folder}-again" in shown
@@ -89,21 +91,21 @@ def test_a_report_of_several_runs(trained, tmp_path, monkeypatch):
 
 
 def test_the_figures_of_the_matrix(digits_data, trained):
-    answers = answers_of(trained, digits_data.test)
+    answers = predict_classes(trained, digits_data.test)
     matrix = answers.confusion()
     assert int(matrix.sum()) == 360
     accuracy = trained.result["test"]["accuracy"]
     assert int(matrix.trace()) == round(accuracy * 360)
     for true, said in ((3, 3), (8, 1), (9, 9)):
-        assert int(matrix[true, said]) == int(((answers.true == true) & (answers.said == said)).sum())
+        assert int(matrix[true, said]) == int(((answers.true == true) & (answers.predicted == said)).sum())
 
 
 def test_the_most_wrong_are_the_surest_of_the_wrong():
     true, said = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1, 1, 1, 0, 0])
-    answers = Answers(torch.zeros(5, 2), true, said, torch.tensor([0.6, 0.99, 0.9, 0.7, 0.8]), 2)
+    answers = ClassPredictions(torch.zeros(5, 2), true, said, torch.tensor([0.6, 0.99, 0.9, 0.7, 0.8]), 2)
     assert answers.most_wrong().tolist() == [2, 3, 0]
     assert answers.most_wrong(2).tolist() == [2, 3]
-    right = Answers(torch.zeros(2, 2), true[:2], true[:2], torch.ones(2), 2)
+    right = ClassPredictions(torch.zeros(2, 2), true[:2], true[:2], torch.ones(2), 2)
     assert right.most_wrong().tolist() == []
 
 
@@ -139,7 +141,7 @@ def test_a_run_without_a_test_split_or_a_folder(tmp_path, monkeypatch, digits_da
     with pytest.raises(bpfree.UserError, match="out: found none, and the run has no folder"):
         bpfree.report(run)
     named = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / "run")
-    untested = bpfree.data.Dataset("digits", digits_data.train, None, 10, 16.0)
+    untested = bpfree.data.Dataset("digits", digits_data.train, None, bpfree.data.Labels(10), white=16.0)
     monkeypatch.setitem(bpfree.data.DATASETS, "digits", lambda _: untested)
     shown = text(bpfree.report(named.folder))
     assert "The data set has no test split, so the report shows predictions for validation samples." in shown
@@ -240,7 +242,7 @@ def test_hostile_text_in_names(old):
 
 def test_report_refuses(trained, tmp_path):
     assert "run: nowhere does not exist" in refused("report", "nowhere")
-    assert "is no run folder" in refused("report", tmp_path)
+    assert "is not a run folder" in refused("report", tmp_path)
     config = trained.folder / "config.yaml"
     assert "allowed: a file whose name ends in .html" in refused("report", trained.folder, "--out", config)
     assert "allowed: a file whose name ends in .html" in refused("report", trained.folder, "--out", tmp_path)

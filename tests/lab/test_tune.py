@@ -49,7 +49,7 @@ def test_a_malformed_marker_is_named(marker, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "digits/dfa: leaves nothing open, allowed: one or more markers"),
+        ([], "digits/dfa: has no search marker, allowed: one or more, such as"),
         (["tune.trails=3"], "unknown key 'tune.trails'. Did you mean 'tune.trials'?"),
         (["tune.trials=0"], "tune.trials: found 0, allowed: greater than or equal to 1"),
         (["tune.sampler=cma"], "tune.sampler: found 'cma', allowed: 'tpe', 'random' or 'grid'"),
@@ -80,8 +80,7 @@ def test_a_config_that_leaves_a_value_open_cannot_be_trained(tmp_path):
     path = config_file(tmp_path)
     line = refused("train", path)
     assert line == (
-        f"error: {path}: optimizer.lr is left open by a search marker, allowed: a value. `bpfree tune` searches for "
-        "the best"
+        f"error: {path}: optimizer.lr is left open by a search marker, allowed: a value. Use `bpfree tune` to find one"
     )
     config_file(tmp_path, tune={"trials": 3})
     assert load_config(str(path), ["optimizer.lr=0.1"]).optimizer["lr"] == 0.1, "what tune is told, train ignores"

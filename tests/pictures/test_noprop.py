@@ -13,7 +13,8 @@ from bpfree.nets import Denoiser
 from bpfree.pictures.curves import all_schedules, plot_losses, plot_schedules, principal
 from bpfree.pictures.denoising import plane_of
 from bpfree.pictures.draw import draw
-from bpfree.pictures.noprop import affordable, draw_diffusion, follow, judge_steps
+from bpfree.pictures.noprop import draw_diffusion
+from bpfree.pictures.trail import affordable, follow, judge_steps
 from tests.helpers import same
 
 OWN = {"name": "denoiser", "blocks": 3, "width": 16}
@@ -95,14 +96,14 @@ def test_accuracies_by_step_are_those_of_an_evaluation(name, runs):
     steps, controls = judge_steps(run, run.test), run.extra_metrics()
     assert steps.metric == ("loss" if name == "rebuilt" else "accuracy")
     ours, other = ("stochastic", "deterministic") if name == "stochastic" else ("deterministic", "stochastic")
-    last = max(steps.answers[ours])
+    last = max(steps.outputs[ours])
     assert last == {"fm": 40, "ct": 4, "rebuilt": 4}.get(name, 3)
-    assert steps.answers[ours][last] == run.evaluate()[steps.metric] == run.result["test"][steps.metric]
-    assert steps.answers[other][last] == controls[other][steps.metric]
+    assert steps.outputs[ours][last] == run.evaluate()[steps.metric] == run.result["test"][steps.metric]
+    assert steps.outputs[other][last] == controls[other][steps.metric]
     assert steps.alone == controls[run.trainer.rule.first][steps.metric]
     for kind in ("deterministic", "stochastic"):
-        assert list(steps.blocks[kind]) == list(steps.answers[kind])[1:]
-        assert list(steps.answers[kind])[:2] == [0, 1]
+        assert list(steps.blocks[kind]) == list(steps.outputs[kind])[1:]
+        assert list(steps.outputs[kind])[:2] == [0, 1]
 
 
 def test_a_path_begins_with_noise_and_ends_with_the_answer(runs):
@@ -113,19 +114,19 @@ def test_a_path_begins_with_noise_and_ends_with_the_answer(runs):
     assert float(trail.z[0].std()) == pytest.approx(1, abs=0.05)
     assert torch.equal(trail.y, run.test.y[:100])
     ended = follow(run, run.test, len(run.test.y), stochastic=False)
-    torch.testing.assert_close(ended.answers[-1], run.scores(run.test.x))
+    torch.testing.assert_close(ended.outputs[-1], run.scores(run.test.x))
     assert len(follow(runs("fm"), run.test, 5, stochastic=True).steps) == 12, "of 41, eleven and the first step"
 
 
 def test_large_nets_are_looked_at_with_fewer_samples(runs, monkeypatch):
     run = runs("own")
     assert affordable(run, run.test) == 2000
-    monkeypatch.setattr("bpfree.pictures.noprop._FLOPS", 200_000)
+    monkeypatch.setattr("bpfree.pictures.trail._FLOPS", 200_000)
     assert affordable(run, run.test) == 100
     flops = 2 * sum(module.weight.numel() for module in run.net.modules() if isinstance(module, torch.nn.Linear))
     read = 2 * 10 * 10 * 4  # what is read at the four places of the path
     estimates = 2 * 10 * 10 * 3  # and the estimates
-    monkeypatch.setattr("bpfree.pictures.noprop._FLOPS", 1000 * (flops + read + estimates))
+    monkeypatch.setattr("bpfree.pictures.trail._FLOPS", 1000 * (flops + read + estimates))
     assert affordable(run, run.test) == 1000
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import bpfree
-from bpfree.pictures.numbers import Carried, Predicted, carried, predicted
+from bpfree.pictures.numbers import NumberPredictions, Rollout, predict_numbers, rollout
 from tests.lab.test_report import text, titles
 from tests.test_cli import shell
 
@@ -31,7 +31,7 @@ def windows(tmp_path_factory):
 
 
 def test_dots_are_predictions_in_the_units_of_the_data(patients):
-    answers = predicted(patients, patients.test)
+    answers = predict_numbers(patients, patients.test)
     (axes,) = answers.figure(answers.shown).axes
     line, dots = lines(axes)
     assert np.array_equal(dots[:, 0], patients.test.y.numpy())
@@ -43,7 +43,7 @@ def test_a_panel_for_each_number():
     rng = np.random.default_rng(0)
     x, y = rng.random((60, 4), dtype=np.float32), rng.random((60, 2), dtype=np.float32)
     run = bpfree.fit("mlp", (x, y), "backprop", epochs=1, task="regress", test=(x, y))
-    answers = predicted(run, run.test)
+    answers = predict_numbers(run, run.test)
     panels = answers.figure(answers.shown).axes
     assert [axes.get_xlabel() for axes in panels] == ["true value of number 0", "true value of number 1"]
     assert np.array_equal(lines(panels[1])[1][:, 0], y[:, 1])
@@ -51,25 +51,25 @@ def test_a_panel_for_each_number():
 
 def test_curves_are_what_the_metrics_are_of(windows):
     three = windows.test.take(torch.arange(3))
-    found = carried(windows, windows.test)
-    assert torch.equal(found.truth, three.y)
-    assert found.said.shape == (3, 19, 3), "24 steps, of which the last is to be said once 6 were seen"
+    windows_shown = rollout(windows, windows.test)
+    assert torch.equal(windows_shown.truth, three.y)
+    assert windows_shown.predicted.shape == (3, 19, 3), "24 steps, of which the last is to be said once 6 were seen"
     metrics = windows.evaluate((three.x, three.y))
-    assert float(found.valid.double().mean()) * windows.task.time_step == pytest.approx(metrics["valid_time"])
-    squares = (found.said - three.y[:, 5:]).double().square()
+    assert float(windows_shown.valid.double().mean()) * windows.task.time_step == pytest.approx(metrics["valid_time"])
+    squares = (windows_shown.predicted - three.y[:, 5:]).double().square()
     assert float(squares.mean().sqrt()) == pytest.approx(metrics["rollout"], rel=1e-5)
 
 
 def test_a_panel_has_truth_and_prediction_at_their_steps(windows):
-    found = carried(windows, windows.test)
-    panels = found.figure([1]).axes
+    windows_shown = rollout(windows, windows.test)
+    panels = windows_shown.figure([1]).axes
     assert len(panels) == 3
-    truth, said, alone, valid = lines(panels[2])
-    assert np.array_equal(truth[:, 1], found.truth[1, :, 2].numpy())
+    truth, predicted, alone, valid = lines(panels[2])
+    assert np.array_equal(truth[:, 1], windows_shown.truth[1, :, 2].numpy())
     assert np.array_equal(truth[:, 0], np.arange(1, 25))
-    assert np.array_equal(said[:, 1], found.said[1, :, 2].numpy())
-    assert np.array_equal(said[:, 0], np.arange(6, 25))
-    assert (alone[0, 0], valid[0, 0]) == (5, 5 + int(found.valid[1]))
+    assert np.array_equal(predicted[:, 1], windows_shown.predicted[1, :, 2].numpy())
+    assert np.array_equal(predicted[:, 0], np.arange(6, 25))
+    assert (alone[0, 0], valid[0, 0]) == (5, 5 + int(windows_shown.valid[1]))
 
 
 class OneStep(nn.Linear):
@@ -79,25 +79,25 @@ class OneStep(nn.Linear):
 def test_of_a_net_that_cannot_go_on_its_next_steps_are_shown():
     net = nn.Sequential(OneStep(3, 3))
     run = bpfree.fit(net, SMALL, "backprop", epochs=1, task="sequence", batch_size=16)
-    found = carried(run, run.test)
-    assert found.valid is None
-    assert torch.equal(found.said, run.predict(run.test.x[:3]))
-    truth, said = lines(found.figure([0]).axes[0])
-    assert np.array_equal(truth[:, 0], said[:, 0])
+    windows_shown = rollout(run, run.test)
+    assert windows_shown.valid is None
+    assert torch.equal(windows_shown.predicted, run.predict(run.test.x[:3]))
+    truth, predicted = lines(windows_shown.figure([0]).axes[0])
+    assert np.array_equal(truth[:, 0], predicted[:, 0])
 
 
 def test_what_is_far_off_leaves_the_panel():
-    truth, said = torch.linspace(0, 1, 8).view(1, 8, 1), torch.tensor([0.1, 1e30, float("nan")]).view(1, 3, 1)
-    (axes,) = Carried(truth, said, torch.tensor([1])).figure([0]).axes
+    truth, predicted = torch.linspace(0, 1, 8).view(1, 8, 1), torch.tensor([0.1, 1e30, float("nan")]).view(1, 3, 1)
+    (axes,) = Rollout(truth, predicted, torch.tensor([1])).figure([0]).axes
     assert axes.get_ylim() == (-0.25, 1.25)
-    (axes,) = Predicted(torch.full((4, 1), float("nan")), torch.ones(4, 1)).figure([0]).axes
+    (axes,) = NumberPredictions(torch.full((4, 1), float("nan")), torch.ones(4, 1)).figure([0]).axes
     assert axes.get_ylim() == (0, 2), "also where all are alike"
 
 
 def test_reports_and_plots_have_them(patients, windows):
     for run, picture, title, note in (
         (patients, "predicted", "Predicted and true", "Each dot is one of 88 test samples"),
-        (windows, "carried", "Predictions beside the truth", "The first 3 test samples. Once it has seen its part"),
+        (windows, "rollout", "Predictions beside the truth", "The first 3 test samples. Once it has seen its part"),
     ):
         assert (run.folder / "plots" / f"{picture}.png").exists()
         drawn = shell("plots", run.folder).stdout.splitlines()

@@ -49,7 +49,7 @@ def test_plots_of_runs_that_are_not_over_or_whose_data_came_from_python(tmp_path
 
 
 def test_plots_refuses(tmp_path):
-    assert "is no run folder" in refused("plots", tmp_path)
+    assert "is not a run folder" in refused("plots", tmp_path)
     (tmp_path / "config.yaml").write_text("rule: dfa\n")
     assert "no checkpoint last.ckpt in it" in refused("plots", tmp_path)
     own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

@@ -390,7 +390,7 @@ def test_a_first_layer_whose_weight_is_used_again_is_not_shared(batch):
 @pytest.mark.parametrize(
     ("net", "perturbation", "message"),
     [
-        (lambda: NETS["mlp"]((1, 8, 8), 10), Gaussian(), "lowrank, but the noise has no low rank"),
+        (lambda: NETS["mlp"]((1, 8, 8), 10), Gaussian(), "lowrank, but the noise does not have a low rank"),
         (Mixing, LowRank(1), "other outputs when members are run side by side"),
         (Tied, LowRank(1), "layers share parameters"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10)), LowRank(1), "1 is a LayerNorm"),

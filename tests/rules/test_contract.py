@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parametrize("name", RULES)
 
 def make(name):
     """A rule with its defaults, but for a choice that goes by the clock."""
-    if issubclass(RULES[name], BlackBoxRule) and RULES[name]().asked == "auto":
+    if issubclass(RULES[name], BlackBoxRule) and RULES[name]().evaluator == "auto":
         return RULES[name](evaluator="loop")
     return RULES[name]()
 

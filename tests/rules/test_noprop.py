@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import bpfree
@@ -16,7 +17,7 @@ from bpfree.rules import RULES, NoPropCT, NoPropDT, NoPropFM, NoPropHybrid
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import apply_override, load_config
 from bpfree.tasks import Classify
-from tests.helpers import IN_SHAPE, TASK, bound, denoiser_for, gradients, jolt, same, zero_grad
+from tests.helpers import IN_SHAPE, TASK, bound, denoiser_for, gradients, jolt, same, without_pictures, zero_grad
 
 FAMILY = [name for name, rule in RULES.items() if issubclass(rule, DiffusionRule)]
 DIMS = {"one_hot": 10, "learned": 20, "prototype": 64}
@@ -423,3 +424,23 @@ def test_old_keys_still_work_in_a_config():
 def test_a_wrong_schedule_is_refused_by_its_key(options, message):
     with pytest.raises(UserError, match=message):
         NoPropCT(**options)
+
+
+def test_a_run_of_an_earlier_version_loads(tmp_path):
+    """Its config has the keys of then, also beside an override of a present key."""
+    net = {"name": "denoiser", "blocks": 1, "head": {"timed": True}, "width": 8}
+    rule = {"name": "noprop_ct", "schedule": {"abar_max": 0.9}}
+    with without_pictures():
+        run = bpfree.fit(net, "digits", rule=rule, epochs=1, out=tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["net"] = {"name": "denoiser", "blocks": 1, "timed": True, "width": 8}
+    config["rule"] = {"name": "noprop_ct", "abar_max": 0.9}
+    path.write_text(yaml.safe_dump(config))
+    with (
+        pytest.warns(DeprecationWarning, match="net.timed is now net.head.timed"),
+        pytest.warns(DeprecationWarning, match="rule.abar_max is now rule.schedule.abar_max"),
+    ):
+        loaded = bpfree.load(tmp_path / "run", overrides=["rule.schedule.abar_min=0.01"])
+    assert loaded.config.rule["schedule"] == {"abar_max": 0.9, "abar_min": 0.01}
+    assert same(run.net.state_dict(), loaded.net.state_dict())

@@ -25,7 +25,7 @@ from bpfree.rules import RULES
 from bpfree.runs import checkpoint, folder
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.training.optim import SCHEDULES
 from tests.helpers import denoiser_for, same
 
@@ -229,9 +229,9 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(tmp_path, monkeypatch, digi
 
 def test_a_process_killed_before_its_first_checkpoint_leaves_no_dead_end(tmp_path, monkeypatch):
     """Whatever was written, the same command works again."""
-    for moment in ("checkpoint.save", "folder.write_text"):
+    for moment in ("checkpoint.save", "keeper.write_text"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"bpfree.{moment}", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+            patch.setattr(f"bpfree.runs.{moment}", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
             with pytest.raises(RuntimeError):
                 bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
         done = bpfree.fit("mlp", "digits", "dfa", epochs=1, out=tmp_path / moment, resume=True)
@@ -401,7 +401,7 @@ def forget(path, *keys):
         (lambda f: forget(f / "last.ckpt" / "state.json", "preprocess", "shape"), "preprocessing is damaged"),
         (lambda f: (f / "config.yaml").write_text("net: {name: mlp, hidden: [3]}"), "do not fit"),
         (lambda f: (f / "config.yaml").write_text("!!python/object/apply:os.system [echo]"), "no readable config.yaml"),
-        (lambda f: (f / "config.yaml").unlink(), "no run folder"),
+        (lambda f: (f / "config.yaml").unlink(), "not a run folder"),
     ],
     ids=range(11),
 )

@@ -176,11 +176,11 @@ MAPS = torch.arange(12 * 16).view(12, 4, 4) % 3
 @pytest.mark.parametrize(
     ("labels", "task", "message"),
     [
-        (Y, "classify", r"rows of 3 values that are not shares .*Use|labels a sample use task=\"multilabel\""),
-        (Y.float(), "classify", 'For several labels a sample use task="multilabel"'),
+        (Y, "classify", r"rows of 3 values that are not shares .*Use|labels for each sample use task=\"multilabel\""),
+        (Y.float(), "classify", 'For several labels for each sample use task="multilabel"'),
         (torch.full((12, 4), 0.25), "classify", "found shares of 4 classes, allowed: one class number"),
         (MAPS, "classify", 'For a class for each pixel use task="segment"'),
-        (Y[:, 0], "multilabel", "For one class a sample use task=classify"),
+        (Y[:, 0], "multilabel", "For one class for each sample use task=classify"),
         (2 * Y, "multilabel", "found values from 0 to 2, allowed: 0 and 1"),
         (Y + 0.5, "multilabel", "with fractions, allowed: 0 or 1"),
         (Y, "segment", r"the shape \[12, 3\], allowed with task=segment: \[N, H, W\]"),

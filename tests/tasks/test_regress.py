@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import bpfree
 from bpfree import Batch, Noise, UserError
 from bpfree.api import resume
-from bpfree.data import DATASETS, Dataset, Preprocess, Split
+from bpfree.data import DATASETS, Dataset, Labels, Preprocess, Split
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.tasks import Regress
@@ -30,7 +30,9 @@ def patients(tmp_path_factory):
 
 def task_of(y):
     return Regress.of(
-        Preprocess.of(Dataset("mine", Split(torch.zeros(len(y), 2), y), None, 0), Split(torch.zeros(len(y), 2), y))
+        Preprocess.of(
+            Dataset("mine", Split(torch.zeros(len(y), 2), y), None, Labels(0)), Split(torch.zeros(len(y), 2), y)
+        )
     )
 
 
@@ -191,9 +193,9 @@ def test_early_stopping_knows_that_errors_fall():
         ),
         ((torch.randn(9, 4, 3), torch.randn(9, 4, 3)), "regress", "For numbers at each step use task=sequence"),
         ((torch.randn(9, 3), torch.randn(8)), "regress", "found 9 samples and 8 labels"),
-        ("diabetes", "classify", "labels that are no classes, allowed: regress"),
+        ("diabetes", "classify", "labels that are not classes, allowed: regress"),
         ("diabetes", "sequence", "found 'sequence' on samples"),
-        ("lorenz", "classify", "labels that are no classes, allowed: regress"),
+        ("lorenz", "classify", "labels that are not classes, allowed: regress"),
         ("lorenz", "regress", "found 'regress' on labels of shape"),
     ],
 )

@@ -71,7 +71,7 @@ def test_windows_follow_the_system(small):
     torch.testing.assert_close(torch.cat([x[:, :1], y], 1).mean((0, 1)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.cat([x[:, :1], y], 1).std((0, 1)), torch.ones(3), atol=1e-3, rtol=0)
     assert not {tuple(row) for row in x[:, 0].tolist()} & {tuple(row) for row in small.test.x[:, 0].tolist()}
-    assert small.time_step == pytest.approx(0.05 * LYAPUNOV)
+    assert small.labels.time_step == pytest.approx(0.05 * LYAPUNOV)
 
 
 def test_options_of_the_data(small):
@@ -144,7 +144,7 @@ def test_who_copies_is_judged_by_hand(small):
     errors = (x[:, 9:10] - y[:, 9:]).double().square().mean(2)
     assert metrics["rollout"] == pytest.approx(float(errors.mean().sqrt()))
     valid = [next((k for k, e in enumerate(row) if e**0.5 > 0.4), len(row)) for row in errors.tolist()]
-    assert metrics["valid_time"] == pytest.approx(sum(valid) / len(valid) * small.time_step)
+    assert metrics["valid_time"] == pytest.approx(sum(valid) / len(valid) * small.labels.time_step)
 
 
 def test_valid_times_end_at_the_first_error_that_is_too_large():

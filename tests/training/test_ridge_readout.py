@@ -13,7 +13,7 @@ from bpfree import UserError
 from bpfree.api import resume
 from bpfree.data import Batches, Preprocess
 from bpfree.runs.config import parse
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.training.ridge_readout import Ridge
 from bpfree.training.trainer import Trainer
 from tests.helpers import TASK, same
@@ -74,7 +74,7 @@ def test_it_is_what_is_saved_loaded_and_evaluated(early_stopping, tmp_path, digi
 def test_an_interrupted_run_comes_to_the_same(when, tmp_path, monkeypatch):
     config = parse({"data": "digits", "rule": "dfa", "train": {"epochs": 3, "readout": "ridge"}})
     train(config, out=tmp_path / "whole")
-    owner, method = (bpfree.Trainer, "step") if when == "in training" else (bpfree.runs.folder.RunFolder, "finish")
+    owner, method = (bpfree.Trainer, "step") if when == "in training" else (bpfree.runs.keeper.RunWriter, "finish")
     real = getattr(owner, method)
 
     def fail(self, *args):
@@ -98,7 +98,9 @@ def test_an_interrupted_run_comes_to_the_same(when, tmp_path, monkeypatch):
 )
 def test_a_rule_that_predicts_otherwise_is_refused_before_it_trains(net, rule, monkeypatch):
     monkeypatch.setattr(Trainer, "step", None)
-    with pytest.raises(UserError, match="readout: found 'ridge', but what .* is not the output of a Linear layer"):
+    with pytest.raises(
+        UserError, match="readout: found 'ridge', but the prediction of .* is not the output of a Linear layer"
+    ):
         bpfree.fit(net, "digits", rule, epochs=1, readout="ridge")
 
 

@@ -1,4 +1,8 @@
-"""The shell door. Knobs live in the config, so there are few verbs and few options; a test freezes them."""
+"""The command line `bpfree`.
+
+Settings belong in the config, so there are few commands and few options. tests/test_cli.py holds the list of them, so
+that nobody adds one by accident. The docstrings of the command functions are the texts of `--help`.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -35,12 +39,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 app = typer.Typer(
     help="Train neural networks without end-to-end backpropagation.",
     epilog=(
-        "What is trusted: a config file that you give may name code of yours (name: my_module:MyNet), which is "
-        "imported from installed packages and, last, from the current folder. A run folder may be anybody's: what its "
-        "config names is not imported unless you say --trust. See docs/runs.md."
+        "Which code is executed: a config file that you give may name your own code (name: my_module:MyNet). It is "
+        "imported from installed packages, else from the current folder. A run folder may come from somebody else, so "
+        "code that its config names is not imported without --trust. See docs/runs.md."
     ),
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a traceback with the values of all variables would print whole tensors
     add_completion=False,
 )
 for _name, _command in COMMANDS.items():
@@ -48,8 +52,9 @@ for _name, _command in COMMANDS.items():
 app.add_typer(data, name="data")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_wanted: bool) -> None:
+    """Print the version and end the program, if the option --version is there."""
+    if is_wanted:
         typer.echo(f"bpfree {__version__}")
         raise typer.Exit
 
@@ -60,10 +65,12 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
+    # Here and not when bpfree is imported: a library must not change the memory allocation of its user's program.
     keep_freed_memory()
 
 
 def main() -> None:
     """Run the command line `bpfree`."""
+    # One line without the path and source line of bpfree, which say nothing to its user.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     app()

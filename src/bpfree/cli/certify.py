@@ -1,4 +1,4 @@
-"""`bpfree certify`."""
+"""The command `bpfree certify`: it writes certificate.json, and a picture of the dependencies between layers."""
 
 import json
 import sys
@@ -20,81 +20,125 @@ from bpfree.errors import UserError
 from bpfree.lab.certify import Certificate
 from bpfree.lab.certify import certify as certify_rule
 from bpfree.runs import folder
+from bpfree.runs.assemble import Setup, assemble
 from bpfree.runs.config_file import load_config
-from bpfree.runs.run import Run, assemble
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"
-_SAMPLES = 32
-_WIDTH = 160  # where there is no terminal
+_SAMPLES = 32  # of the batch that is measured
+_WIDTH = 160  # of the tables where standard output is not a terminal
 
 
 def certify(
-    config: Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="A config as for train, or a run folder.")],
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config such as digits/dfa, or a run folder."),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as net.hidden=[64,64] rule=dfa.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the config, such as net.hidden=[64,64] rule=dfa."),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for certificate.json and dependencies.png. Default: that of a run.", parser=path_of("--out")
+            help="Folder for certificate.json and dependencies.png. Default: the run folder.", parser=path_of("--out")
         ),
     ] = None,
     data_dir: DataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Measure how local a rule is on a net; exit code 1 if it breaks what it declares."""
+    """Measure how local a rule is on a net. The exit code is 1 if the rule is less local than it declares.
+
+    \b
+    Examples:
+      bpfree certify digits/dfa
+      bpfree certify runs/mine --json
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line():
         run = user_path(config, "CONFIG|RUN")
         is_run = (run / folder.CONFIG).is_file()
-        found = _of_run(run, overrides, data_dir, trust) if is_run else _of_config(config, overrides, data_dir)
+        certificate = _of_run(run, overrides, data_dir, trust) if is_run else _of_config(config, overrides, data_dir)
         if out is not None:
-            _write(found, out / _FILE, out / _PICTURE)
+            _write(certificate, out / _FILE, out / _PICTURE)
         elif is_run:
+            # The run may be anybody's: a link in place of plots/ would let it write to another folder.
             refuse_to_replace(run / folder.PLOTS, folder=True)
-            _write(found, run / _FILE, run / folder.PLOTS / _PICTURE)
+            _write(certificate, run / _FILE, run / folder.PLOTS / _PICTURE)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1))
+        typer.echo(json.dumps(certificate.to_json(), indent=1))
     else:
-        Console(width=None if sys.stdout.isatty() else _WIDTH).print(found)
-    for line in found.violations:
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(certificate)
+    for line in certificate.violations:
         typer.echo(f"violation: {' '.join(line.split())}", err=True)
-    if not found.ok:
+    if not certificate.ok:
         raise typer.Exit(1)
 
 
 def _of_run(path: Path, overrides: list[str] | None, data_dir: Path | None, trust: bool) -> Certificate:
+    """Return the certificate of a run, measured on samples of its training data.
+
+    Args:
+        path: the run folder.
+        overrides: options of the rule, `rule.key=value`.
+        data_dir: the folder of the data sets; None for the default.
+        trust: import the code that the config of the run names.
+
+    Raises:
+        UserError: the run cannot be loaded, or its data came from Python.
+    """
     loaded = api.load(path, overrides=overrides or [], trust=trust)
-    if "data" in loaded.given:
+    if "data" in loaded.from_python:
         raise UserError(
-            f"{path}: its data came from Python. Certify it there: bpfree.certify(run.net, run.trainer.rule, run.task, "
-            "batch)"
+            f"{path}: the data of the run came from Python. Certify the run in Python: "
+            "bpfree.certify(run.net, run.trainer.rule, run.task, batch)"
         )
     dataset = loaded.config.data.load(data_dir)
-    return _of(loaded, dataset.train)
+    return _of(loaded.setup, dataset.train)
 
 
 def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) -> Certificate:
+    """Return the certificate of a config, measured on a net with initial weights.
+
+    Args:
+        name: a YAML file or the name of a shipped config.
+        overrides: changes `section.key=value`.
+        data_dir: the folder of the data sets; None for the default.
+
+    Raises:
+        UserError: the config is wrong, or its data cannot be read.
+    """
     config = load_config(name, overrides or [])
     dataset = config.data.load(data_dir)
     train, _ = dataset.carve(config.data.validation, config.train.seed)
-    run = assemble(config, Preprocess.of(dataset, train), None, None)
-    return _of(run, train)
+    return _of(assemble(config, Preprocess.of(dataset, train)), train)
 
 
-def _of(run: Run, split: Split) -> Certificate:
+def _of(setup: Setup, split: Split) -> Certificate:
+    """Return the certificate of a rule and net, measured on the first samples of a split.
+
+    Args:
+        setup: the net with its rule and task.
+        split: samples; 32 of them are enough, since the measurement is about dependencies and not about accuracy.
+    """
     few = split.take(torch.arange(min(_SAMPLES, len(split.y))))
-    batch = next(run.batches(few).epoch())
+    batch = next(setup.batches(few).epoch())
     console = Console(stderr=True)
     with warnings.catch_warnings(), console.status("measuring") if console.is_terminal else nullcontext():
-        warnings.simplefilter("ignore")  # of what training would come to
-        return certify_rule(run.net, run.trainer.rule, run.task, batch)
+        warnings.simplefilter("ignore")  # warnings about training, which does not take place here
+        return certify_rule(setup.net, setup.trainer.rule, setup.task, batch)
 
 
-def _write(found: Certificate, file: Path, picture: Path) -> None:
+def _write(certificate: Certificate, file: Path, picture: Path) -> None:
+    """Write a certificate as JSON, and its dependencies as a picture if they were measured.
+
+    Args:
+        certificate: the certificate.
+        file: the path of the JSON file, whose folder is made.
+        picture: the path of the picture.
+    """
     make_folder(file.parent)
-    write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
-    if found.measured is not None:
-        from bpfree.lab.certify.picture import plot_dependencies  # with matplotlib
+    write_text(file, json.dumps(certificate.to_json(), indent=1) + "\n")
+    if certificate.measured is not None:
+        from bpfree.lab.certify.picture import plot_dependencies  # it imports matplotlib, which takes a while
 
-        plot_dependencies(found, picture)
+        plot_dependencies(certificate, picture)

@@ -1,4 +1,4 @@
-"""`bpfree compare`."""
+"""The command `bpfree compare`."""
 
 import json
 from collections.abc import Sequence
@@ -8,41 +8,61 @@ from typing import Annotated
 import typer
 
 from bpfree.cli.bar import RunsBar
-from bpfree.cli.shell import DataDir, errors_in_one_line, path_of
+from bpfree.cli.shell import GO_ON, DataDir, Jobs, errors_in_one_line, path_of
 from bpfree.errors import UserError
 
 
 def compare_rules(
     configs: Annotated[
-        list[str], typer.Argument(metavar="CONFIG...", help="Configs as for train, and KEY=VALUE for all of them.")
+        list[str],
+        typer.Argument(
+            metavar="CONFIG...",
+            help="YAML files or shipped configs such as digits/mlp; also KEY=VALUE for all of them.",
+        ),
     ],
     rules: Annotated[
-        str | None, typer.Option(help="Rules to train on each config's net and data, such as dfa,eggroll; or all.")
+        str | None,
+        typer.Option(
+            help="Rules to train on the net and data of each config, such as dfa,eggroll; or all. Default: each config "
+            "as it is."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each rule, with different seeds.")] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write. Default: runs/compare-<config>.", parser=path_of("--out"))
+        Path | None,
+        typer.Option(help="Folder of the comparison. Default: runs/compare-<config>.", parser=path_of("--out")),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at a time, a thread each. Default: one for each core.")
+    jobs: Jobs = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Validation metric to reach, for the column 'time to target'. Default: 95 % of backprop's best."
+        ),
     ] = None,
-    target: Annotated[float | None, typer.Option(help="Metric to time. Default: 95 % of backprop's best.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Train rules on the same net, data and epochs, with backprop beside them, and report in HTML."""
-    from bpfree.cli.compared import tell  # these two with matplotlib and jinja2, which take a while to import
+    """Compare rules with backprop on the same net, data and epochs; write an HTML report.
+
+    \b
+    Examples:
+      bpfree compare digits/mlp --rules dfa,mono_forward
+      bpfree compare mnist/mlp train.epochs=5 --rules all --jobs 8
+      bpfree compare mine.yaml other.yaml
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
+    # These two import matplotlib and jinja2, which would slow down the start of every other command.
+    from bpfree.cli.compared import print_comparison
     from bpfree.lab.compare import compare
 
     names = [name for name in configs if "=" not in name]
     overrides = [name for name in configs if "=" in name]
-    with errors_in_one_line(lambda error: f". {_GO_ON}" if isinstance(error, KeyboardInterrupt) else ""):
+    with errors_in_one_line(lambda error: GO_ON if isinstance(error, KeyboardInterrupt) else ""):
         if data_dir is not None:
             overrides.append(f"data.dir={json.dumps(str(data_dir.resolve()))}")
         if not names:
-            raise UserError("CONFIG: none was given, allowed: one or more, such as digits/mlp")
+            raise UserError("CONFIG: found none, allowed: one or more, such as digits/mlp")
         chosen = [rule.strip() for rule in (rules or "").split(",") if rule.strip()]
         command = _command(configs, rules, seeds, out, target)
-        with RunsBar() as on_progress:
+        with RunsBar() as bar:
             done = compare(
                 names,
                 rules=chosen,
@@ -52,20 +72,25 @@ def compare_rules(
                 target=target,
                 overrides=overrides,
                 command=command,
-                on_progress=on_progress,
+                on_progress=bar,
             )
-    tell(done)
+    print_comparison(done)
     if done.failed:
         raise typer.Exit(1)
 
 
-_GO_ON = "What was trained is kept; go on with the same command"
-
-
 def _command(configs: Sequence[str], rules: str | None, seeds: int, out: Path | None, target: float | None) -> str:
-    """Without what holds on one machine only."""
+    """Return the command line for the report, without options that fit one machine only (--jobs, --data-dir).
+
+    Args:
+        configs: configs and overrides, as the user gave them.
+        rules: the option --rules, or None.
+        seeds: the option --seeds.
+        out: the option --out, or None.
+        target: the option --target, or None.
+    """
     from bpfree.lab.compare.page import command_line
 
     options = [("--rules", rules), ("--seeds", seeds), ("--out", out), ("--target", target)]
-    given = [str(part) for name, value in options if value is not None for part in (name, value)]
-    return command_line(["compare", *configs, *given])
+    words = [str(part) for name, value in options if value is not None for part in (name, value)]
+    return command_line(["compare", *configs, *words])

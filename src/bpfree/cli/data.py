@@ -1,4 +1,4 @@
-"""`bpfree data`: which data sets there are, getting them, and checking what is there."""
+"""The commands `bpfree data list`, `get` and `check`: show, download and check data sets."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,33 +10,39 @@ from rich.table import Table
 
 from bpfree.cli.shell import DataDir, errors_in_one_line
 from bpfree.data import FACTS, data_directory
-from bpfree.data.checks import check, here
+from bpfree.data.sets.checks import check, is_readable
 from bpfree.errors import unknown
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import apply_override
 
 data = typer.Typer(help="List, download and check data sets.", no_args_is_help=True)
 
-_WIDEST = 120
-_GO_ON = ". What came is kept; the same command goes on"
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `bpfree data list` shows them.")]
+_NARROWEST = 120  # letters; the table of data sets needs so many
+_GO_ON = ". The part that was downloaded is kept. The same command goes on"
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `bpfree data list`.")]
 
 
 @data.command("list")
 def list_data(data_dir: DataDir = None) -> None:
-    """Show what can be had by name: its size, its licence, where it is from and whether it is here."""
+    """Show all data sets: their size, licence and origin, and whether they are on this machine."""
     with errors_in_one_line():
         folder = data_directory(data_dir)
     table = Table(box=None, padding=(0, 1), show_edge=False)
-    for heading in ("name", "training", "test", "classes", "shape", "MB", "licence", "from", "here"):
+    for heading in ("name", "training", "test", "classes", "shape", "MB", "licence", "origin", "here"):
         table.add_column(heading, no_wrap=True)
     for name, facts in FACTS.items():
         shape = "x".join(map(str, facts.shape))
-        known = (f"{facts.train:,}", f"{facts.test:,}", str(facts.classes or "numbers"), shape, f"{facts.megabytes:,}")
-        host = urlsplit(facts.origin).netloc.removeprefix("www.")
-        table.add_row(name, *known, facts.licence, host, "yes" if here(name, folder) else "no")
+        numbers = (
+            f"{facts.train:,}",
+            f"{facts.test:,}",
+            str(facts.classes or "numbers"),
+            shape,
+            f"{facts.published.megabytes:,}",
+        )
+        host = urlsplit(facts.published.page).netloc.removeprefix("www.")
+        table.add_row(name, *numbers, facts.published.licence, host, "yes" if is_readable(name, folder) else "no")
     console = Console()
-    console.width = max(console.width, _WIDEST)  # for a file or a narrow window, rather than with names cut off
+    console.width = max(console.width, _NARROWEST)  # in a file or a narrow window, rich would cut off names
     console.print(table)
     typer.echo(f"here: {folder}")
 
@@ -45,16 +51,23 @@ def list_data(data_dir: DataDir = None) -> None:
 def get(
     name: Name,
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the data set, such as extra=true for svhn.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Options of the data set, such as extra=true for svhn."),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Download a data set, if it is not here, and read it once."""
+    """Download a data set, unless it is here already, and read it once to check it.
+
+    \b
+    Examples:
+      bpfree data get mnist
+      bpfree data get svhn extra=true
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with errors_in_one_line(lambda error: _GO_ON if isinstance(error, KeyboardInterrupt) else ""):
         _check_name(name)
         values: dict[str, Any] = {"data": {"name": name}}
         for option in options or []:
-            apply_override(values, f"data.{option}")
+            apply_override(values, f"data.{option}")  # checked as in a config, so a wrong option has the same error
         folder = data_directory(data_dir)
         dataset = parse(values).data.load(folder)
     counts = (
@@ -65,23 +78,29 @@ def get(
 
 @data.command("check")
 def check_data(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: every one that is here.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: every data set that is here.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Compare what is here with what was published; exit code 1 if it is damaged or not here."""
+    """Compare data sets on this machine with the published ones. The exit code is 1 if one is damaged or missing."""
     with errors_in_one_line():
         folder = data_directory(data_dir)
         if name is not None:
             _check_name(name)
-        names = [name] if name is not None else [known for known in FACTS if here(known, folder)]
+        names = [name] if name is not None else [each for each in FACTS if is_readable(each, folder)]
         failed = [name for name in names if not _is_whole(name, folder)]
     if failed:
         raise typer.Exit(1)
 
 
 def _is_whole(name: str, folder: Path) -> bool:
-    if not here(name, folder):
-        typer.echo(f"{name}: not in {folder}, or not all of it. `bpfree data get {name}` downloads it", err=True)
+    """Check a data set, print what was found, and return True if it is complete and undamaged.
+
+    Args:
+        name: the name of a data set.
+        folder: the folder of the data sets.
+    """
+    if not is_readable(name, folder):
+        typer.echo(f"{name}: missing or incomplete in {folder}. `bpfree data get {name}` downloads it", err=True)
         return False
     findings = check(name, folder)
     for problem in findings.problems:
@@ -89,11 +108,12 @@ def _is_whole(name: str, folder: Path) -> bool:
     if findings.problems:
         return False
     facts = FACTS[name]
-    hashes = f", {len(findings.published)} files as published by their md5" if findings.published else ""
-    typer.echo(f"{name}: whole, {facts.train:,} training and {facts.test:,} test samples{hashes}")
+    hashes = f", {len(findings.published)} files with the published md5 sums" if findings.published else ""
+    typer.echo(f"{name}: complete, {facts.train:,} training and {facts.test:,} test samples{hashes}")
     return True
 
 
 def _check_name(name: str) -> None:
+    """Raise UserError if no data set has this name."""
     if name not in FACTS:
         raise unknown("data set", name, FACTS)

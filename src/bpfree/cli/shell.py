@@ -1,4 +1,4 @@
-"""What the commands share: how errors are told, and arguments that several take."""
+"""The parts that several commands share: errors on one line, and common arguments."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,16 +7,23 @@ from typing import Annotated
 
 import typer
 
-from bpfree.data.dataset import Split
+from bpfree.data.split import Split
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 from bpfree.runs.run import Run
 
+GO_ON = ". Finished and begun runs are kept. The same command goes on"
+
 
 def path_of(argument: str) -> Callable[[str], Path]:
-    """Reads a path of the command line. Typer's own way would take an empty text for the current folder."""
+    """Return a parser for a path on the command line.
+
+    Args:
+        argument: the name of the argument, for errors.
+    """
 
     def path(text: str) -> Path:
+        # Typer's own parser would take "" for the current folder: `--out "$UNSET"` would write there.
         with errors_in_one_line():
             return user_path(text, argument)
 
@@ -25,17 +32,35 @@ def path_of(argument: str) -> Callable[[str], Path]:
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", parser=path_of("RUN"))]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Import the code that the run's config names (module:Class). It is executed.")
+    bool,
+    typer.Option("--trust", help="Import the code that the config of the run names (module:Class). It is executed."),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Where data sets are. Default: BPFREE_DATA, else the user cache.", parser=path_of("--data-dir")),
+    typer.Option(
+        help="Folder of the data sets. Default: the variable BPFREE_DATA, else the user cache.",
+        parser=path_of("--data-dir"),
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Runs at the same time, each with one thread. Default: one for each core, or one with a GPU."
+    ),
 ]
 
 
 @contextmanager
 def errors_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
-    """Errors at a user's hand end the command with one line and exit code 2."""
+    """End the command with one line and exit code 2 after an error of the user, and with 130 after Ctrl-C.
+
+    Args:
+        hint: returns a text to add to the line, such as how to go on.
+
+    Raises:
+        typer.Exit: in place of a UserError, OSError or KeyboardInterrupt of the block. Other errors are defects of
+            bpfree and keep their traceback.
+    """
     try:
         yield
     except (UserError, OSError) as error:
@@ -43,9 +68,17 @@ def errors_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> I
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted{hint(error)}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(130) from None  # 128 + SIGINT, as shells report it
 
 
 def named_test_split(run: Run, data_dir: Path | None) -> Split | None:
-    """Of the named data set that a run was trained on."""
+    """Load the test split of the data set that a run's config names; None if the data set does not have one.
+
+    Args:
+        run: a run whose data did not come from Python.
+        data_dir: the folder of the data sets; None for the default.
+
+    Raises:
+        UserError: the data set cannot be read or downloaded.
+    """
     return run.config.data.load(data_dir).test

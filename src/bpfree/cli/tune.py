@@ -1,4 +1,4 @@
-"""`bpfree tune`."""
+"""The command `bpfree tune`."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +19,22 @@ from bpfree.lab.tune.plan import Plan, make_plan
 if TYPE_CHECKING:
     from bpfree.lab.tune.results import Tuned
 
-_SHOWN = 10  # trials in the table
+_SHOWN = 10  # trials in the table of the best
 
 
 def tune(
     config: Annotated[
-        str | None, typer.Argument(help="A YAML file or a shipped config, with search markers in place of values.")
+        str | None,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A YAML file or a shipped config. Values to search for are markers, see docs/tune.md.",
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Such as tune.trials=50 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}'."
+            metavar="[KEY=VALUE]...",
+            help="Changes of the config, such as tune.trials=50 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}'.",
         ),
     ] = None,
     out: Annotated[
@@ -38,30 +43,40 @@ def tune(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="A database that several machines reach. Default: a file in --out."),
+        typer.Option(metavar="URL", help="A database that several machines can reach. Default: a file in --out."),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that run trials, each with one thread.")] = 1,
     data_dir: DataDir = None,
 ) -> None:
-    """Search for the best values of what a config leaves open. The same command goes on with a search, or joins it."""
-    from bpfree.lab.tune.study import search  # with Optuna and its databases, which take a while to import
+    """Search for the best values of options. The same command goes on with a search, or joins a running one.
+
+    \b
+    Examples:
+      bpfree tune examples/tune.yaml
+      bpfree tune digits/dfa 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}' --workers 4
+    """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
+    from bpfree.lab.tune.study import search  # it imports Optuna and its databases, which takes a while
 
     with errors_in_one_line(hint=_how_to_go_on):
         if config is None:
-            raise UserError("CONFIG: none was given. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
+            raise UserError("CONFIG: found none. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
         plan = make_plan(config, overrides or [], out=out, storage=storage, data_dir=data_dir)
-        with _bar(plan) as told:
-            tuned = search(plan, workers, told)
+        with _bar(plan) as on_progress:
+            tuned = search(plan, workers, on_progress)
     _print(tuned, plan)
 
 
 def _how_to_go_on(error: BaseException) -> str:
-    return ". What is finished is kept; the same command goes on" if isinstance(error, KeyboardInterrupt) else ""
+    """Return what to do after Ctrl-C; "" after another error."""
+    return ". Finished trials are kept. The same command goes on" if isinstance(error, KeyboardInterrupt) else ""
 
 
 @contextmanager
 def _bar(plan: Plan) -> Iterator[Callable[[int, float | None], None]]:
-    """Finished trials and the best so far, on standard error, if somebody is looking."""
+    """Show a progress bar on standard error if it is a terminal, and yield the function that updates it.
+
+    The function takes the number of finished trials and the best value so far.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda finished, best: None
@@ -70,14 +85,20 @@ def _bar(plan: Plan) -> Iterator[Callable[[int, float | None], None]]:
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=plan.trials)
 
-        def told(finished: int, best: float | None) -> None:
+        def on_progress(finished: int, best: float | None) -> None:
             text = "" if best is None else f"best {plan.objective} {best:.4f}"
             progress.update(task, completed=finished, description=text)
 
-        yield told
+        yield on_progress
 
 
 def _print(tuned: "Tuned", plan: Plan) -> None:
+    """Print the best trials, the best values for each setting, and the command that trains the best config.
+
+    Args:
+        tuned: the result of the search.
+        plan: the search; its objective says whether large or small values are good.
+    """
     console = Console()
     ranked = sorted(
         (trial for trial in tuned.trials if trial["value"] is not None),
@@ -89,33 +110,40 @@ def _print(tuned: "Tuned", plan: Plan) -> None:
         [trial["number"], trial["value"], *(trial["params"].get(n, "") for n in names)] for trial in ranked[:_SHOWN]
     ]
     console.print(_table("best trials", ["trial", tuned.metric, *names], rows))
-    if any(found["setting"] for found in tuned.settings):
+    if any(best["setting"] for best in tuned.settings):
         console.print(_settings_table(tuned, names))
     states = [trial["kind"] or trial["state"] for trial in tuned.trials]
     typer.echo(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     best = tuned.best
     spread = "" if len(best["values"]) == 1 else f", the mean of {', '.join(f'{v:.4f}' for v in best['values'])}"
     typer.echo(f"best: trial {best['number']}, {tuned.metric} {best['value']:.4f}{spread}. Study: {tuned.folder}")
+    # Another number of threads adds up floats in another order: the command must repeat the trial to the bit.
     threads = "" if best["threads"] == torch.get_num_threads() else f"OMP_NUM_THREADS={best['threads']} "
     typer.echo(f"train it with: {threads}bpfree train {tuned.folder / 'best.yaml'}")
 
 
 def _settings_table(tuned: "Tuned", names: Sequence[str]) -> Table:
-    """The best learning rate, and what else is a number, for each combination of choices."""
-    settings = [n for n in names if any(n in found["setting"] for found in tuned.settings)]
+    """Return the table of the best numbers, such as the learning rate, for each combination of choices.
+
+    Args:
+        tuned: the result of the search.
+        names: names of the options that were searched.
+    """
+    settings = [n for n in names if any(n in best["setting"] for best in tuned.settings)]
     values = [n for n in names if n not in settings]
     rows = [
         [
-            *(found["setting"].get(n, "") for n in settings),
-            *(found["values"].get(n, "") for n in values),
-            *(found["value"], found["trial"], found["trials"]),
+            *(best["setting"].get(n, "") for n in settings),
+            *(best["values"].get(n, "") for n in values),
+            *(best["value"], best["trial"], best["trials"]),
         ]
-        for found in tuned.settings
+        for best in tuned.settings
     ]
-    return _table("best values for each setting", [*settings, *values, tuned.metric, "trial", "of"], rows)
+    return _table("best values for each setting", [*settings, *values, tuned.metric, "trial", "trials"], rows)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Return a table with numbers in four digits; long titles break after ".", "/" and "="."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(re.sub("([./=])", r"\1\n", column), overflow="fold")

@@ -1,4 +1,4 @@
-"""Data from Python: arrays, tensors, torch data sets."""
+"""Data sets from objects of Python: arrays, tensors, torch data sets and DataLoaders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,20 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpfree.data.dataset import Dataset, Split
-from bpfree.data.labels import Answers, count_classes, read_labels
-from bpfree.data.loaders import Collected, collect, joined, told
-from bpfree.data.origins import numbered, origin
+from bpfree.data.dataset import Dataset
+from bpfree.data.labels import Answers, Labels, count_classes, read_labels
+from bpfree.data.loaders import Collected, collect, error_line, joined
+from bpfree.data.origins import number_copies, original
 from bpfree.data.records import record_of
+from bpfree.data.split import Split
 from bpfree.data.tensors import channels_first, to_inputs, to_tensor
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply
 from bpfree.noise import Noise
 
-__all__ = ["from_python", "to_tensor"]
 
-
-def from_python(
+def make_dataset(
     data: Any,
     test: Any = None,
     classes: int | None = None,
@@ -30,31 +29,37 @@ def from_python(
     answers: Answers = "class",
     ignored: int | None = None,
 ) -> Dataset:
-    """A Dataset from a pair (samples, labels) of arrays or tensors, or a torch Dataset or DataLoader of such pairs.
+    """Make a Dataset from a pair (samples, labels) of arrays, or from a torch Dataset or DataLoader of such pairs.
 
-    Samples may be one array, a tuple of arrays or a dict of arrays by name, for nets of several inputs; in place of a
-    pair a dict may have its labels under "labels", "label" or "y". uint8 samples are images and will be normalised;
-    with channels last they are turned to channels first. Any others pass as they are. Labels are integers from 0,
-    unless they are to be numbers.
+    Samples are one array, or for nets of several inputs a tuple of arrays or a dict of arrays by name. A dict may also
+    hold the labels, under "labels", "label" or "y". Samples of uint8 are images: training normalises them, and channels
+    last become channels first. All other samples pass as they are. Labels are integers from 0, unless they are numbers.
 
     Args:
-        data: for training.
-        test: for the final evaluation, likewise; optional.
+        data: the training data.
+        test: the data for the final evaluation, in the same form; None for no test split.
         classes: C; default: the largest label plus 1.
-        without_labels: samples alone will do, since they are to be rebuilt.
-        values: labels are numbers, [N, ...], and there are no classes.
-        answers: what a label is otherwise, see `bpfree.data.labels`.
+        without_labels: True if samples without labels are enough, because the net rebuilds them.
+        values: True if labels are numbers [N, ...], and not classes.
+        answers: what a label is, if labels are classes; see `bpfree.data.labels`.
         ignored: the label of pixels that do not count.
 
+    Returns:
+        A data set named "arrays", without a validation split.
+
     Raises:
-        UserError: neither a pair nor a data set, samples that are no numbers, labels that are no integers, out of range
-            or have gaps, lengths that differ.
+        UserError: `data` is neither a pair nor a data set, samples are not numbers, labels are not integers, are out of
+            range or have gaps, or lengths differ.
+
+    Example:
+        >>> make_dataset((np.zeros((4, 2)), [0, 1, 0, 1])).classes
+        2
     """
     answers = "numbers" if values else answers
     train_split, copies = _split(data, "data", without_labels, answers)
     test_split = None if test is None else _split(test, "test", without_labels, answers)[0]
     if values:
-        return Dataset("arrays", train_split, test_split, 0, origin=copies)
+        return Dataset("arrays", train_split, test_split, Labels(0), origin=copies)
     if classes is None:
         splits = [split.y for split in (train_split, test_split) if split is not None]
         classes, labels = count_classes(splits, answers, ignored)
@@ -62,11 +67,12 @@ def from_python(
             _check_gaps(labels, answers)
     fewest = 1 if answers == "several" else 2
     classes = max(classes, fewest)
-    return Dataset("arrays", train_split, test_split, classes, answers=answers, ignored=ignored, origin=copies)
+    return Dataset("arrays", train_split, test_split, Labels(classes, None, answers, ignored), origin=copies)
 
 
 def _check_gaps(labels: set[int], answers: Answers) -> None:
     """Raise UserError unless every class from 0 to the largest one occurs."""
+    # A gap is mostly an error in the labels, and a class that never occurs would still cost an output of the net.
     largest = max(labels, default=-1)
     if min(labels, default=0) >= 0 and len(labels) <= largest:
         missing = next(label for label in range(largest) if label not in labels)
@@ -81,10 +87,10 @@ def _check_gaps(labels: set[int], answers: Answers) -> None:
 
 
 def _collect(data: Any, what: str) -> Collected:
-    """The items of a torch Dataset.
+    """Return the items of a torch Dataset, joined.
 
     Raises:
-        UserError: it has no length, no items, items of another form, or getting one failed.
+        UserError: the data set has no length or no items, its items have another form, or reading one failed.
     """
     try:
         length = len(data)
@@ -95,34 +101,37 @@ def _collect(data: Any, what: str) -> Collected:
     xs: list[Inputs] = []
     ys: list[Tensor] = []
     for i in range(length):
-        x, y = record_of(_item(data, i, what), f"{what}: found items that are no pairs")
+        x, y = record_of(_item(data, i, what), f"{what}: found items that are not pairs")
         xs.append(apply(to_inputs(x, f"{what} (samples)"), lambda t: t.unsqueeze(0)))
         ys.append(to_tensor(y, f"{what} (labels)"))
     try:
         together = Collected(joined(xs), torch.stack(ys))
     except (TypeError, KeyError, RuntimeError, ValueError) as error:
         raise _unfit(data, what, error) from error
-    return together._replace(origin=numbered([origin(data, i) for i in range(length)]))
+    return together._replace(origin=number_copies([original(data, i) for i in range(length)]))
 
 
 def _item(data: Any, index: int, what: str) -> Any:
+    """Return an item of the user's data set; any exception becomes a UserError that names the item."""
     try:
         return data[index]
     except NotImplementedError as error:
         raise _unfit(data, what, error) from error
     except Exception as error:  # of the user's code
-        raise UserError(f"{what}: its {type(data).__name__} failed at item {index}, from 0 ({told(error)})") from error
+        raise UserError(
+            f"{what}: its {type(data).__name__} failed at item {index}, from 0 ({error_line(error)})"
+        ) from error
 
 
 def _unfit(data: Any, what: str, error: Exception) -> UserError:
     return UserError(
-        f"{what}: found a {type(data).__name__} that does not fit ({told(error)}), allowed: a torch Dataset with a "
-        "length, whose items are pairs (sample, label), all samples of one shape and form"
+        f"{what}: found a {type(data).__name__} that does not fit ({error_line(error)}), allowed: a torch Dataset with "
+        "a length, whose items are pairs (sample, label), all samples of one shape and form"
     )
 
 
 def _is_data_set(data: Any) -> bool:
-    """Whether it is a torch Dataset, or an object that is read as one: with a length and items, but not an array."""
+    """Return True for a torch Dataset, and for an object with a length and items that is not an array."""
     if isinstance(data, torch.utils.data.Dataset):
         return True
     is_read_otherwise = isinstance(data, Sequence | Mapping | Tensor | type) or hasattr(data, "__array__")
@@ -130,11 +139,12 @@ def _is_data_set(data: Any) -> bool:
 
 
 def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> tuple[Split, Tensor | None]:
-    """Samples and labels, and which samples are copies of one; see `Collected`."""
+    """Return samples and labels, and the numbers that copies of one sample share; see `Collected`."""
     copies = None
     if isinstance(data, torch.utils.data.DataLoader) or _is_data_set(data):
         read = collect if isinstance(data, torch.utils.data.DataLoader) else _collect
-        with Noise(0).fold("read").global_rng():  # so that every run, and a resume, draws the same while reading
+        # The user's data set may draw random numbers. Every run, and a resume, must read the same samples.
+        with Noise(0).fold("read").global_rng():
             data = read(data, what)
         copies = data.origin
     if without_labels and isinstance(data, Tensor | np.ndarray):
@@ -149,7 +159,7 @@ def _split(data: Any, what: str, without_labels: bool, answers: Answers) -> tupl
 
 
 def _pair(data: Any, what: str, without_labels: bool) -> tuple[Inputs, Tensor]:
-    """Samples with channels first, and labels with one entry for each."""
+    """Return samples with channels first, and labels with at least one dimension."""
     if isinstance(data, Collected):
         x, y = data.x, data.y
     else:
@@ -167,6 +177,7 @@ def _pair(data: Any, what: str, without_labels: bool) -> tuple[Inputs, Tensor]:
 
 
 def _check_dimension(x: Tensor, what: str) -> Tensor:
+    """Return the tensor, or raise UserError if it is a single number."""
     if not x.dim():
         raise UserError(f"{what}: found a single number, allowed: an array with one entry for each sample")
     return x

@@ -1,4 +1,6 @@
-"""Random changes to raw samples, on their device and by key: every image has draws of its own, made on the CPU.
+"""Random changes to raw samples, by key. Each image has its own draws.
+
+Numbers are drawn on the CPU and images are changed on their device, so a GPU gives the same changes as a CPU.
 
 Random crops as in Szegedy et al. 2015, https://arxiv.org/abs/1409.4842; cutout: DeVries & Taylor 2017,
 https://arxiv.org/abs/1708.04552; mixup: Zhang et al. 2018, https://arxiv.org/abs/1710.09412.
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bpfree.data.dataset import Preprocess
+from bpfree.data.preprocess import Preprocess
 from bpfree.errors import UserError
 from bpfree.noise import Noise
 
@@ -98,10 +100,19 @@ class Augment:
         return self._cut_out(x, noise.fold("augment", "cutout")) if self.cutout else x
 
     def mix(self, x: Tensor, y: Tensor, noise: Noise, classes: int) -> tuple[Tensor, Tensor]:
-        """Mixup of samples [B, ...] and labels [B], which become shares of the classes [B, C]; without it, as they are.
+        """Return mixed samples and labels; without mixup, return both as they are.
+
+        Args:
+            x: raw samples [B, ...].
+            y: class indices [B].
+            noise: the key of the draws.
+            classes: C.
+
+        Returns:
+            Samples [B, ...], and shares of the classes [B, C] in place of labels.
 
         Raises:
-            UserError: the samples are names and no quantities, or the labels no classes.
+            UserError: the samples are tokens and not quantities, or the labels are not one class for each sample.
         """
         if not self.mixup:
             return x, y
@@ -118,18 +129,19 @@ class Augment:
         return _blend(x, x[other], share), _blend(shares, shares[other], share)
 
     def refuse_several(self) -> None:
-        """Raise UserError if anything is to be changed, for samples that are several tensors."""
+        """Raise UserError if a change is switched on; samples of several inputs cannot be changed."""
         if names := self._names(("shift", "flip", "crop", "brightness", "contrast", "cutout", "mixup")):
             raise UserError(
                 f"{', '.join(names)}: samples are several inputs, allowed: samples that are one array of images. Leave "
-                "it out, and change the samples in a torch Dataset of your own"
+                "it out, and change the samples in your own torch Dataset"
             )
 
     def _names(self, keys: tuple[str, ...]) -> list[str]:
+        """Return the config keys of the changes that are switched on."""
         return [f"data.augment.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
 
     def _move(self, x: Tensor, noise: Noise) -> Tensor:
-        """Flip and shift, by one look-up of rows and columns."""
+        """Flip and shift: compute for each pixel the row and column that it comes from, then index once."""
         generator = noise.generator()
         b, _, height, width = x.shape
         rows = torch.arange(height).expand(b, height)
@@ -147,7 +159,7 @@ class Augment:
         return x.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
 
     def _light(self, x: Tensor, noise: Noise) -> Tensor:
-        """Brightness, then contrast, each kept between black and white."""
+        """Change brightness, then contrast; each result is clamped between black and white."""
         black, white = self.values.black, self.values.white
         brighter, starker = (2 * _uniform(noise, (2, len(x), 1, 1, 1), x) - 1).unbind()
         x = (black + (x - black) * (1 + self.brightness * brighter)).clamp(black, white)
@@ -155,6 +167,7 @@ class Augment:
         return (mean + (x - mean) * (1 + self.contrast * starker)).clamp(black, white)
 
     def _cut_out(self, x: Tensor, noise: Noise) -> Tensor:
+        """Fill a square with the mean; rows and columns inside the square are two masks that are multiplied."""
         b, _, *sides = x.shape
         _check_within("cutout", self.cutout, *sides)
         within = []
@@ -167,26 +180,27 @@ class Augment:
 
 
 def _check_within(key: str, pixels: int, *sides: int) -> None:
-    """Refuse what leaves nothing of an image."""
+    """Raise UserError unless so many pixels leave something of an image."""
     if pixels >= min(sides):
         raise UserError(f"data.augment.{key}: found {pixels}, allowed: less than an image's side, {min(sides)} pixels")
 
 
 def _as_values(x: Tensor, names: list[str]) -> Tensor:
-    """Floating, if there is something to compute."""
+    """Return samples as floating numbers if changes named `names` compute with their values."""
     if not names or x.is_floating_point():
         return x
     if x.dtype not in (torch.uint8, torch.bool):
-        raise UserError(
-            f"{', '.join(names)}: samples are {x.dtype}, that is names (tokens), allowed: uint8 or floating"
-        )
+        raise UserError(f"{', '.join(names)}: samples are {x.dtype}, which are tokens, allowed: uint8 or floating")
     return x.float()
 
 
 def _crop(x: Tensor, smallest: float, noise: Noise) -> Tensor:
-    """A random part of each image, as wide as it is high relative to the image, in the size of the image."""
+    """Return a random part of each image, scaled to the size of the image; the part has the image's proportions.
+
+    The corners of the part are affine coordinates, in which the image reaches from -1 to 1.
+    """
     area, right, down = _uniform(noise, (3, len(x)), x).unbind()
-    side = (smallest + (1 - smallest) * area).sqrt()  # in units of the image's
+    side = (smallest + (1 - smallest) * area).sqrt()  # [B], as a share of the image's side
     frame = x.new_zeros(len(x), 2, 3)
     frame[:, 0, 0] = frame[:, 1, 1] = side
     frame[:, 0, 2], frame[:, 1, 2] = (1 - side) * (2 * right - 1), (1 - side) * (2 * down - 1)
@@ -195,11 +209,11 @@ def _crop(x: Tensor, smallest: float, noise: Noise) -> Tensor:
 
 
 def _uniform(noise: Noise, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Numbers in [0, 1), drawn on the CPU, so that they are the same on any device."""
+    """Return numbers in [0, 1). They are drawn on the CPU, so that they are the same on any device."""
     return torch.rand(shape, generator=noise.generator()).to(like)
 
 
 def _blend(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Share [B] of a [B, ...], and the rest of b."""
+    """Return share * a + (1 - share) * b, for a share [B] and tensors [B, ...]."""
     share = share.view(-1, *[1] * (a.dim() - 1))
     return share * a + (1 - share) * b

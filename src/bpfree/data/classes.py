@@ -1,11 +1,11 @@
-"""Labels of any kind as classes 0, 1, 2, ..., and a test split that is the same for every seed."""
+"""Number labels of any kind as classes 0, 1, 2, ..., and hold out a test split that is the same for every seed."""
 
 from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from bpfree.data.dataset import Split
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 from bpfree.noise import Noise
 
@@ -13,10 +13,14 @@ _TEST = 0.2
 
 
 def name_classes(labels: Sequence[str]) -> tuple[str, ...]:
-    """The different labels in order: of numbers by size, else of the alphabet.
+    """Return the different labels in order: by size if all are integers, else by the alphabet.
 
-    >>> name_classes(["10", "9", "10"]), name_classes(["b", "a", "10"])
-    (('9', '10'), ('10', 'a', 'b'))
+    Args:
+        labels: one for each sample.
+
+    Example:
+        >>> name_classes(["10", "9", "10"]), name_classes(["b", "a", "10"])
+        (('9', '10'), ('10', 'a', 'b'))
     """
     names = sorted(set(labels))
     try:
@@ -26,10 +30,15 @@ def name_classes(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def number_labels(labels: Sequence[str], names: Sequence[str], what: str) -> Tensor:
-    """Each label as its place among the names, int64 [N].
+    """Return the place of each label among the names, int64 [N].
+
+    Args:
+        labels: N labels.
+        names: the names of the classes, in order.
+        what: the data, for errors.
 
     Raises:
-        UserError: a label is none of them.
+        UserError: a label is not among the names.
     """
     number = {name: i for i, name in enumerate(names)}
     for place, label in enumerate(labels):
@@ -39,24 +48,27 @@ def number_labels(labels: Sequence[str], names: Sequence[str], what: str) -> Ten
 
 
 def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Positions for training and for test, both rising: of each class the share, chosen by a fixed key.
+    """Choose test samples: the same share of each class, by a fixed key.
 
-    Which samples are held out depends on neither the seed nor the config, so that runs can be compared.
+    Neither the seed nor the config changes the choice, so that the results of all runs can be compared.
 
     Args:
         labels: [N], int64.
-        share: in (0, 1).
+        share: the share of each class that becomes test, between 0 and 1.
+
+    Returns:
+        The positions for training and the positions for test, both rising.
 
     Raises:
-        UserError: nothing would be left on one side.
+        UserError: training or test would be empty.
     """
-    held: list[Tensor] = []
+    chosen: list[Tensor] = []
     for label in sorted(set(labels.tolist())):
-        own = (labels == label).nonzero().flatten()
-        order = Noise(0).fold("test", label).permutation(len(own))
-        held.append(own[order[: round(share * len(own))]])
+        positions = (labels == label).nonzero().flatten()
+        order = Noise(0).fold("test", label).permutation(len(positions))
+        chosen.append(positions[order[: round(share * len(positions))]])
     is_test = torch.zeros(len(labels), dtype=torch.bool)
-    is_test[torch.cat(held)] = True
+    is_test[torch.cat(chosen)] = True
     test = int(is_test.sum())
     if not 0 < test < len(labels):
         raise UserError(
@@ -67,14 +79,14 @@ def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 
 def test_share(share: float | None, splits: Collection[str]) -> float:
-    """The share of training to hold out for test: what was asked for, else a fifth if train is the only split.
+    """Return the share of the training samples that becomes the test split.
 
     Args:
-        share: as given, None for the default.
-        splits: names of those that are there.
+        share: the user's choice; None for the default: a fifth if train is the only split, else 0.
+        splits: the names of the splits that the data have.
 
     Raises:
-        UserError: no share, or one where there is a test split already.
+        UserError: the share is not from 0 to below 1, or there is a test split already.
     """
     if share is None:
         return _TEST if len(splits) == 1 else 0.0
@@ -86,7 +98,11 @@ def test_share(share: float | None, splits: Collection[str]) -> float:
 
 
 def with_test(splits: dict[str, Split], share: float | None) -> dict[str, Split]:
-    """The splits, with one for test that is held out of training if `test_share` says so.
+    """Return the splits, with a test split taken from the training samples if `test_share` says so.
+
+    Args:
+        splits: by name, "train" among them.
+        share: the user's choice; see `test_share`.
 
     Raises:
         UserError: see `test_share` and `hold_out`.
@@ -94,6 +110,7 @@ def with_test(splits: dict[str, Split], share: float | None) -> dict[str, Split]
     if not (share := test_share(share, splits)):
         return splits
     y = splits["train"].y
+    # Numbers have no classes to keep in proportion: all samples count as one class.
     labels = y if y.dtype == torch.int64 else torch.zeros(len(y), dtype=torch.int64)
     train, test = (splits["train"].take(index) for index in hold_out(labels, share))
     return {**splits, "train": train, "test": test}

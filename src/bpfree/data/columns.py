@@ -1,4 +1,4 @@
-"""What the features of a table are, so that other rows can be turned into the same features."""
+"""The columns of a table as features of a net. A run keeps them, so that new rows become the same features."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from torch import Tensor
 from bpfree.errors import UserError
 
 MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "none", "?", "<na>", "#na", "#n/a"})
-"""What stands for no value, whatever its case."""
+"""Texts that stand for a missing value, in small letters."""
 
 _SHOWN = 10
 _DECORATION = re.compile(r"[\s%\u2030$\u20ac\u00a3\u00a5'\u2019_]")  # of money, shares and thousands
@@ -28,11 +28,11 @@ _WHEN = re.compile(
 
 
 class Column(NamedTuple):
-    """A column of a table that a net is given.
+    """A column of a table that a net learns from.
 
     Attributes:
-        name: its title.
-        values: of a column of words, all that it may hold, one feature for each (one-hot); None for numbers.
+        name: the title of the column.
+        values: for a column of words, all words that it may hold; each becomes one feature (one-hot). None for numbers.
     """
 
     name: str
@@ -40,25 +40,27 @@ class Column(NamedTuple):
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell holds no value.
+    """Return True if a cell holds no value.
 
-    >>> is_missing(" N/A"), is_missing("0")
-    (True, False)
+    Example:
+        >>> is_missing(" N/A"), is_missing("0")
+        (True, False)
     """
     return text.strip().lower() in MISSING
 
 
 def number(text: str, decimal: str = ".") -> float | None:
-    """The finite number in a cell, or None.
+    """Return the finite number in a cell; None if the cell holds anything else.
 
     Args:
-        text: of the cell.
-        decimal: what stands before the fraction, "." or ",".
+        text: the text of the cell.
+        decimal: the sign before the fraction, "." or ",".
 
-    >>> number(" 1e3 "), number("blue"), number("inf"), number("1_000"), number("0,5", ","), number("0.5", ",")
-    (1000.0, None, None, None, 0.5, None)
+    Example:
+        >>> number(" 1e3 "), number("blue"), number("inf"), number("1_000"), number("0,5", ","), number("0.5", ",")
+        (1000.0, None, None, None, 0.5, None)
     """
-    if decimal == ",":
+    if decimal == ",":  # "?" makes float() refuse a point, which would else be read as a fraction
         text = text.replace(".", "?").replace(",", ".")
     try:
         value = float(text)
@@ -68,10 +70,13 @@ def number(text: str, decimal: str = ".") -> float | None:
 
 
 def is_like_a_number(text: str) -> bool:
-    """Whether a person would read a quantity or a time in a cell that `number` does not understand.
+    """Return True if a person would read a quantity or a time in a cell that `number` does not understand.
 
-    >>> [is_like_a_number(text) for text in ("0,5", "12.3%", "1,234.5", "2024-01-31", "12:30", "red", "3-4", "A1")]
-    [True, True, True, True, True, False, False, False]
+    Such a column must not become words: each value would be a class of its own, and nothing would be learned from it.
+
+    Example:
+        >>> [is_like_a_number(text) for text in ("0,5", "12.3%", "1,234.5", "2024-01-31", "12:30", "red", "3-4", "A1")]
+        [True, True, True, True, True, False, False, False]
     """
     text, bare = text.strip(), _DECORATION.sub("", text)
     forms = _GROUPED.fullmatch(bare) or _WHEN.fullmatch(text) or _WITH_UNIT.fullmatch(text)
@@ -81,30 +86,36 @@ def is_like_a_number(text: str) -> bool:
 def encode(
     columns: Sequence[Column], cells: Mapping[str, Sequence[str]], where: Sequence[str], decimal: str = "."
 ) -> Tensor:
-    """Features of rows, float64 [N, F]: numbers as they are, words one-hot.
+    """Return the features of N rows, float64 [N, F]: numbers as they are, words one-hot.
 
     Args:
-        columns: of the features.
-        cells: of each column, by title; N of them.
-        where: each row, as the user finds it; for errors.
-        decimal: what stands before the fraction of a number, "." or ",".
+        columns: the columns that become features.
+        cells: by title, the N cells of each column.
+        where: the place of each row, such as "a.csv, line 5"; for errors.
+        decimal: the sign before the fraction of a number, "." or ",".
 
     Raises:
-        UserError: a cell is missing, no number, or a word that the column may not hold.
+        UserError: a cell is missing, is not a number, or is a word that the column may not hold.
+
+    Example:
+        >>> columns = [Column("age"), Column("colour", ("blue", "red"))]
+        >>> encode(columns, {"age": ["7"], "colour": ["red"]}, ["line 2"]).tolist()
+        [[7.0, 0.0, 1.0]]
     """
     features = torch.zeros(len(where), width(columns), dtype=torch.float64)
     at = 0
     for column in columns:
         if column.values is None:
-            own = _numbers(column, cells[column.name], where, decimal)
+            values = _numbers(column, cells[column.name], where, decimal)
         else:
-            own = _words(column, cells, where)
-        features[:, at : at + own.shape[1]] = own
-        at += own.shape[1]
+            values = _words(column, cells, where)
+        features[:, at : at + values.shape[1]] = values
+        at += values.shape[1]
     return features
 
 
 def _numbers(column: Column, cells: Sequence[str], where: Sequence[str], decimal: str) -> Tensor:
+    """Return a column of numbers as float64 [N, 1]."""
     values = [number(cell, decimal) for cell in cells]
     for value, cell, place in zip(values, cells, where, strict=True):
         if value is None:
@@ -113,13 +124,14 @@ def _numbers(column: Column, cells: Sequence[str], where: Sequence[str], decimal
 
 
 def _words(column: Column, cells: Mapping[str, Sequence[str]], where: Sequence[str]) -> Tensor:
-    known = {word: i for i, word in enumerate(column.values or ())}
-    places = [known.get(cell.strip()) for cell in cells[column.name]]
+    """Return a column of words one-hot, float64 [N, number of words]."""
+    number_of = {word: i for i, word in enumerate(column.values or ())}
+    places = [number_of.get(cell.strip()) for cell in cells[column.name]]
     for index, cell, place in zip(places, cells[column.name], where, strict=True):
         if index is None:
-            shown = ", ".join(list(known)[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
+            shown = ", ".join(list(number_of)[:_SHOWN]) + (", ..." if len(number_of) > _SHOWN else "")
             raise _unfit(column, cell, place, f"{shown}, as in training")
-    return torch.nn.functional.one_hot(torch.tensor(places), len(known)).double()
+    return torch.nn.functional.one_hot(torch.tensor(places), len(number_of)).double()
 
 
 def _unfit(column: Column, cell: str, place: str, allowed: str) -> UserError:
@@ -128,14 +140,15 @@ def _unfit(column: Column, cell: str, place: str, allowed: str) -> UserError:
 
 
 def width(columns: Sequence[Column]) -> int:
-    """F, how many features the columns have together.
+    """Return F, the number of features of all columns together.
 
-    >>> width([Column("age"), Column("colour", ("red", "blue"))])
-    3
+    Example:
+        >>> width([Column("age"), Column("colour", ("red", "blue"))])
+        3
     """
     return sum(1 if column.values is None else len(column.values) for column in columns)
 
 
 def are_numbers(columns: Sequence[Column]) -> Tensor:
-    """Which of the features are numbers, bool [F]."""
+    """Return bool [F]: True for features that are numbers, False for words."""
     return torch.tensor([column.values is None for column in columns for _ in column.values or (None,)])

@@ -1,6 +1,7 @@
-"""Labels from Python: one class for each sample, several at once, one for each pixel, or numbers."""
+"""Labels of data: one class for each sample, several at once, one class for each pixel, or numbers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,18 +17,105 @@ IGNORED = -100
 
 _MOST_CLASSES = 1 << 24  # below which float32 has every integer
 _SHARES = 1e-3  # by which shares may differ from 1 in their sum
+_DIMENSIONS: dict[Answers, tuple[int, str]] = {
+    "class": (1, "[N]"),
+    "several": (2, "[N, C]"),
+    "pixels": (3, "[N, H, W]"),
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The kind of labels that a data set has.
+
+    Args:
+        classes: C; 0 if labels are numbers.
+        names: a name for each of the C classes, for people to read; None if classes have only numbers.
+        answers: what a label is, where there are classes.
+        ignored: the label of pixels that do not count; None if all pixels count.
+        time_step: for sequences, how long a step is, in the unit in which predictions are judged (Lyapunov times for
+            `lorenz`). 1 counts steps.
+
+    Example:
+        >>> Labels(2, names=("cat", "dog")).counts(torch.tensor([0, 1, 1]))
+        (1, 2)
+    """
+
+    classes: int
+    names: tuple[str, ...] | None = None
+    answers: Answers = "class"
+    ignored: int | None = None
+    time_step: float = 1.0
+
+    @property
+    def are_numbers(self) -> bool:
+        """True if labels are numbers to be predicted, and not classes."""
+        return self.answers == "numbers" or self.classes == 0
+
+    def counts(self, y: Tensor) -> tuple[int, ...]:
+        """Count the samples (or pixels) of each class.
+
+        Args:
+            y: labels [N], [N, C] or [N, H, W].
+
+        Returns:
+            C counts, or () if labels are numbers.
+        """
+        if self.are_numbers:
+            return ()
+        if self.answers == "several":
+            return tuple(y.sum(0).tolist())
+        return tuple(torch.bincount(counting_labels(y, self.ignored), minlength=self.classes).tolist())
+
+    def check(self, y: Tensor, what: str) -> None:
+        """Raise UserError unless labels are of this kind.
+
+        Args:
+            y: [N], [N, C] or [N, H, W] of int64; floating numbers [N, ...].
+            what: the split, for the message, such as "digits (train)".
+        """
+        if self.are_numbers:
+            if not y.is_floating_point() or not bool(y.isfinite().all()):
+                raise UserError(
+                    f"{what}: labels that are not classes are of type {y.dtype}, allowed: finite floating numbers"
+                )
+            return
+        dimensions, shape = _DIMENSIONS[self.answers]
+        if y.dim() != dimensions or y.dtype != torch.int64:
+            raise UserError(
+                f"{what}: labels have the shape {list(y.shape)} and type {y.dtype}, allowed: {shape} of int64"
+            )
+        classes = self.classes
+        if self.answers == "several":
+            if y.shape[1] != classes:
+                raise UserError(f"{what}: labels have the shape {list(y.shape)}, allowed: [N, {classes}]")
+            classes = 2  # each value is 0 or 1, however many labels there are
+        counting = counting_labels(y, self.ignored)
+        if not len(counting):
+            raise UserError(
+                f"{what}: all pixels have the ignored label {self.ignored}, allowed: at least one that counts"
+            )
+        low, high = int(counting.min()), int(counting.max())
+        if low < 0 or high >= classes:
+            cure = f", or set task.ignore_index={high if high >= classes else low}" if self.answers == "pixels" else ""
+            raise UserError(
+                f"{what}: labels run from {low} to {high}, allowed: 0 to {classes - 1} for {classes} classes{cure}"
+            )
 
 
 def read_labels(y: Tensor, answers: Answers, what: str) -> Tensor:
-    """Labels as they are kept: int64 [N], [N, C] or [N, H, W]; floating numbers [N, ...].
+    """Return the labels that a user gave in the form in which data sets keep them.
 
     Args:
-        y: as the user gave them.
-        answers: what they are to be.
-        what: for errors, such as "data".
+        y: labels of any number type; classes may also be a column [N, 1] or one-hot rows [N, C].
+        answers: what they shall be.
+        what: the data, for errors, such as "data".
+
+    Returns:
+        int64 [N], [N, C] or [N, H, W]; floating [N, ...] if the answers are numbers.
 
     Raises:
-        UserError: they are something else; the error names the task that would take them.
+        UserError: the labels are something else; the error names the task that would take them.
     """
     where = f"{what} (labels)"
     if answers == "numbers":
@@ -42,12 +130,12 @@ def read_labels(y: Tensor, answers: Answers, what: str) -> Tensor:
         if y.dim() != 2:
             raise UserError(
                 f"{where}: found the shape {list(y.shape)}, allowed with task=multilabel: [N, C], a 0 or 1 for each "
-                "of C labels. For one class a sample use task=classify"
+                "of C labels. For one class for each sample use task=classify"
             )
         if bool(((y != 0) & (y != 1)).any()):
             raise UserError(f"{where}: found values from {int(y.min())} to {int(y.max())}, allowed: 0 and 1")
         return y
-    if y.dim() == 4 and y.shape[1] == 1:
+    if y.dim() == 4 and y.shape[1] == 1:  # maps with a channel, as image readers give them
         y = y[:, 0]
     if y.dim() != 3:
         raise UserError(
@@ -58,7 +146,7 @@ def read_labels(y: Tensor, answers: Answers, what: str) -> Tensor:
 
 
 def _classes(y: Tensor, where: str) -> Tensor:
-    """One class for each sample, int64 [N]; one-hot rows [N, C] are read as classes."""
+    """Return one class for each sample, int64 [N]; one-hot rows [N, C] become classes."""
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dim() == 2 and y.shape[1] > 1:
@@ -79,6 +167,7 @@ def _classes(y: Tensor, where: str) -> Tensor:
             f"{where}: found {y.dtype} with fractions, allowed: class numbers 0, 1, 2, ... For numbers use "
             'task="regress"'
         )
+    # A float32 above 2^24 may already be another number than the user wrote, so it cannot be a class.
     if y.is_floating_point() and y.numel() and float(y.abs().max()) >= _MOST_CLASSES:
         raise UserError(
             f"{where}: found {y.dtype} with the label {float(y.abs().max()):g}, allowed: class numbers below "
@@ -97,63 +186,25 @@ def refuse_several(y: Tensor, where: str) -> None:
         raise UserError(
             f"{where}: found rows of {y.shape[1]} values that are not shares of one class (row {first} has the sum "
             f"{float(rows[first].sum()):g}), allowed with task=classify: a class number for each sample. For several "
-            'labels a sample use task="multilabel"'
+            'labels for each sample use task="multilabel"'
         )
 
 
-def known_labels(y: Tensor, ignored: int | None) -> Tensor:
-    """The labels that count, flat: all, without those of pixels that are `ignored`."""
+def counting_labels(y: Tensor, ignored: int | None) -> Tensor:
+    """Return the labels that count as a flat tensor: all labels except `ignored`."""
     flat = y.flatten()
     return flat if ignored is None else flat[flat != ignored]
 
 
 def count_classes(splits: Sequence[Tensor], answers: Answers, ignored: int | None) -> tuple[int, set[int]]:
-    """C and the labels that occur in the labels of all splits."""
-    if answers == "several":
-        return splits[0].shape[1], set(range(splits[0].shape[1]))
-    labels = {label for y in splits for label in torch.unique(known_labels(y, ignored)).tolist()}
-    return max(labels, default=-1) + 1, labels
-
-
-def class_counts(y: Tensor, classes: int, answers: Answers, ignored: int | None) -> tuple[int, ...]:
-    """Count the samples (or pixels) of each class; the result is () where there are no classes."""
-    if answers == "numbers" or classes == 0:
-        return ()
-    if answers == "several":
-        return tuple(y.sum(0).tolist())
-    return tuple(torch.bincount(known_labels(y, ignored), minlength=classes).tolist())
-
-
-def check_labels(y: Tensor, classes: int, answers: Answers, ignored: int | None, what: str) -> None:
-    """Raise UserError unless labels of a data set are what they are said to be.
+    """Return C, and the set of labels that occur.
 
     Args:
-        y: [N], [N, C] or [N, H, W], int64; floating numbers [N, ...].
-        classes: C.
-        answers: what they are.
+        splits: the labels of each split.
+        answers: what a label is.
         ignored: the label of pixels that do not count.
-        what: for errors.
     """
-    if answers == "numbers" or classes == 0:
-        if not y.is_floating_point() or not bool(y.isfinite().all()):
-            raise UserError(
-                f"{what}: labels that are not classes are of type {y.dtype}, allowed: finite floating numbers"
-            )
-        return
-    dims = {"class": 1, "several": 2, "pixels": 3}[answers]
-    if y.dim() != dims or y.dtype != torch.int64:
-        shape = {"class": "[N]", "several": "[N, C]", "pixels": "[N, H, W]"}[answers]
-        raise UserError(f"{what}: labels have the shape {list(y.shape)} and type {y.dtype}, allowed: {shape} of int64")
     if answers == "several":
-        if y.shape[1] != classes:
-            raise UserError(f"{what}: labels have the shape {list(y.shape)}, allowed: [N, {classes}]")
-        classes = 2
-    counting = known_labels(y, ignored)
-    if not len(counting):
-        raise UserError(f"{what}: all pixels have the ignored label {ignored}, allowed: at least one that counts")
-    low, high = int(counting.min()), int(counting.max())
-    if low < 0 or high >= classes:
-        cure = f", or set task.ignore_index={high if high >= classes else low}" if answers == "pixels" else ""
-        raise UserError(
-            f"{what}: labels run from {low} to {high}, allowed: 0 to {classes - 1} for {classes} classes{cure}"
-        )
+        return splits[0].shape[1], set(range(splits[0].shape[1]))
+    labels = {label for y in splits for label in torch.unique(counting_labels(y, ignored)).tolist()}
+    return max(labels, default=-1) + 1, labels

@@ -1,4 +1,4 @@
-"""Data from a torch DataLoader, gone through once: what it draws at random is drawn once and for all."""
+"""Read a torch DataLoader once into memory. What its data set draws at random is drawn once, not in every epoch."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from bpfree.data.origins import numbered, origin
+from bpfree.data.origins import number_copies, original
 from bpfree.data.records import record_of
 from bpfree.data.tensors import to_inputs, to_tensor
 from bpfree.errors import UserError
@@ -19,9 +19,9 @@ class Collected(NamedTuple):
     """Samples and labels that were read from a data set or a loader.
 
     Attributes:
-        x: samples.
+        x: samples [N, ...], or several inputs.
         y: labels [N, ...].
-        origin: int64 [N], the same number for copies of one sample; None if there are none.
+        origin: int64 [N], the same number for copies of one sample; None if no sample is a copy.
     """
 
     x: Inputs
@@ -30,12 +30,12 @@ class Collected(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """A loader whose order is fixed.
+    """A loader whose order is fixed, so that every run reads the same samples.
 
     Attributes:
-        loader: to go through.
-        batches: how many there are.
-        indices: of the samples of each batch; None if the loader does not tell.
+        loader: the loader to read.
+        batches: the number of its batches.
+        indices: for each batch the indices of its samples in the data set; None if they cannot be known.
     """
 
     loader: "DataLoader[Any]"
@@ -44,30 +44,31 @@ class _Plan(NamedTuple):
 
 
 def collect(loader: "DataLoader[Any]", what: str) -> Collected:
-    """All samples and labels of a DataLoader, in the order of its data set if it shuffles.
+    """Return all samples and labels of a DataLoader.
 
-    Shuffling is bpfree's own, by key, so that a training can be repeated; the loader's workers do the reading. A last
-    batch that is not full is read too. A sampler of the user's own is asked once, and what it repeats is remembered, so
-    that no copy of a validation sample is trained on.
+    A loader that shuffles is read in the order of its data set, because bpfree shuffles by key, so that a training can
+    be repeated. The loader's workers do the reading. A last batch that is not full is read too. The user's own sampler
+    is asked once. If it repeats samples, the copies are noted, so that training gets no copy of a validation sample.
 
     Args:
-        loader: of pairs (samples, labels), or of dicts with labels; see `bpfree.data.records`.
-        what: for errors.
+        loader: gives pairs (samples, labels), or dicts with labels; see `bpfree.data.records`.
+        what: the data, for errors.
 
     Raises:
-        UserError: it has no length, so it may never end, no batches, batches of another form, or reading one failed.
+        UserError: the loader has no length (it may never end), has no batches, gives batches of another form, or a
+            batch cannot be read.
     """
     plan = _plan(loader, what)
     xs: list[Inputs] = []
     ys: list[Tensor] = []
     for batch in _batches(plan, what):
-        x, y = record_of(batch, f"{what}: found batches that are no pairs of tensors")
+        x, y = record_of(batch, f"{what}: found batches that are not pairs of tensors")
         y = to_tensor(y, f"{what} (labels)")
         xs.append(to_inputs(x, f"{what} (samples)", len(y) if y.dim() else None, lists=True))
         if not y.dim() or any(not t.dim() for t in tensors_of(xs[-1])):
             raise UserError(
                 f"{what}: found batches of shape {shapes(xs[-1])} with labels {list(y.shape)}, allowed: samples "
-                "[B, ...] and labels [B, ...]. Leave the loader's batch_size to more than None"
+                "[B, ...] and labels [B, ...]. Give the loader a batch_size"
             )
         ys.append(y)
     if not xs:
@@ -83,11 +84,14 @@ def collect(loader: "DataLoader[Any]", what: str) -> Collected:
 
 
 def joined(parts: list[Inputs]) -> Inputs:
-    """Inputs joined along the samples.
+    """Return inputs joined along the samples.
+
+    Args:
+        parts: inputs of one form: all tensors, all tuples of one length, or all dicts with the same names.
 
     Raises:
-        TypeError: some are of another form than others.
-        RuntimeError: some are of another shape than others.
+        TypeError: the parts differ in form.
+        RuntimeError: the parts differ in shape.
     """
     forms = [sorted(x) if isinstance(x, dict) else [len(x)] if isinstance(x, tuple) else [] for x in parts]
     for form in forms:
@@ -97,21 +101,21 @@ def joined(parts: list[Inputs]) -> Inputs:
 
 
 def _plan(loader: "DataLoader[Any]", what: str) -> _Plan:
-    """The same loader in a known order.
+    """Return the loader in a known order.
 
     Raises:
-        UserError: it has no length.
+        UserError: the loader has no length.
     """
     try:
         batches = len(loader)
     except (TypeError, NotImplementedError) as error:
         raise UserError(
             f"{what}: found a DataLoader without a length, which may never end, allowed: one whose len() is known. "
-            "Take as many batches as you want yourself, and give (torch.cat(samples), torch.cat(labels))"
+            "Read as many batches as you want yourself, and give (torch.cat(samples), torch.cat(labels))"
         ) from error
-    if type(loader).__iter__ is not DataLoader.__iter__:
+    if type(loader).__iter__ is not DataLoader.__iter__:  # the user's subclass decides on its own what it gives
         return _Plan(loader, batches, None)
-    if isinstance(loader.dataset, IterableDataset):  # by one worker: several would each give the whole stream
+    if isinstance(loader.dataset, IterableDataset):  # read by this process: each worker would give the whole stream
         one = DataLoader(loader.dataset, loader.batch_size, num_workers=0, collate_fn=loader.collate_fn)
         return _Plan(one, batches, None)
     if loader.batch_sampler is None:
@@ -127,7 +131,7 @@ def _plan(loader: "DataLoader[Any]", what: str) -> _Plan:
 
 
 def _is_plain(loader: "DataLoader[Any]") -> bool:
-    """Whether each sample of the data set comes once, in order or shuffled; samplers of one's own stay."""
+    """Return True if each sample of the data set comes once, in order or shuffled: then the sampler is replaced."""
     sampler: Any = loader.sampler
     if type(loader.batch_sampler) is not BatchSampler or type(sampler) not in (RandomSampler, SequentialSampler):
         return False
@@ -139,6 +143,7 @@ def _is_plain(loader: "DataLoader[Any]") -> bool:
 
 
 def _with(loader: "DataLoader[Any]", **order: Any) -> "DataLoader[Any]":
+    """Return a copy of a loader that reads in another order, with the same workers and collate_fn."""
     return DataLoader(
         loader.dataset,
         **order,
@@ -155,7 +160,7 @@ def _batches(plan: _Plan, what: str) -> Iterator[Any]:
     """Iterate over the batches of a loader.
 
     Raises:
-        UserError: the data set, a worker or the loader's collate_fn raised something.
+        UserError: the data set, a worker or the loader's collate_fn raised an exception.
     """
     batches = iter(plan.loader)
     for number in range(plan.batches):
@@ -165,15 +170,15 @@ def _batches(plan: _Plan, what: str) -> Iterator[Any]:
             return
         except UserError:
             raise
-        except Exception as error:  # of the user's code, in this process or a worker
+        except Exception as error:  # the user's code may raise anything, here or in a worker
             raise UserError(
-                f"{what}: its DataLoader failed at batch {number}, from 0 ({told(error)}). Look at what its data set "
-                "gives there; with num_workers=0 Python shows the place"
+                f"{what}: its DataLoader failed at batch {number}, from 0 ({error_line(error)}). Look at what its data "
+                "set gives there; with num_workers=0 Python shows the place"
             ) from error
         yield batch
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Return an error of the user's code as one line: the last line of the traceback that a worker's error holds."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and "worker process" in lines[0]:
@@ -182,26 +187,32 @@ def told(error: Exception) -> str:
 
 
 def _origin(loader: "DataLoader[Any]", plan: _Plan, counts: list[int], what: str) -> Tensor | None:
-    """Which samples are copies of one.
+    """Return the numbers that copies of one sample share; None if no sample is a copy.
+
+    Args:
+        loader: the user's loader.
+        plan: the order in which it was read.
+        counts: the number of samples that came in each batch.
+        what: the data, for errors.
 
     Raises:
-        UserError: there are some, and batches have other numbers of samples than the sampler asked for.
+        UserError: there are copies, but a batch does not have as many samples as its sampler asked for.
     """
     if plan.indices is None:
         return None
-    keys = [[origin(loader.dataset, index) for index in batch] for batch in plan.indices]
+    keys = [[original(loader.dataset, index) for index in batch] for batch in plan.indices]
     try:
-        numbers = numbered([key for batch in keys for key in batch])
+        numbers = number_copies([key for batch in keys for key in batch])
     except TypeError:  # indices that cannot be compared
         return None
     if numbers is None:
         return None
     if loader.batch_sampler is None:  # a batch for each index
-        return numbered([(key, row) for (key,), count in zip(keys, counts, strict=True) for row in range(count)])
+        return number_copies([(key, row) for (key,), count in zip(keys, counts, strict=True) for row in range(count)])
     if counts != [len(batch) for batch in keys]:
         raise UserError(
             f"{what}: its sampler repeats samples, and its collate_fn gives {sum(counts)} samples where the sampler "
-            f"asks for {len(numbers)}, so that it cannot be told which are copies of one, allowed: a sampler that does "
-            "not repeat, or a collate_fn that keeps all samples. A copy in validation would be trained on"
+            f"asks for {len(numbers)}, so bpfree cannot tell which samples are copies, allowed: a sampler that does "
+            "not repeat, or a collate_fn that keeps all samples. Else training could use a copy of a validation sample"
         )
     return numbers

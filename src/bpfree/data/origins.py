@@ -1,4 +1,8 @@
-"""Which samples are copies of one: oversampled data have some, and validation must share none with training."""
+"""Find samples that are copies of one original: validation must not share an original with training.
+
+Oversampled data have copies, such as those of a WeightedRandomSampler. A copy in training would let the net see a
+validation sample, and validation would look better than it is.
+"""
 
 from bisect import bisect_right
 from collections.abc import Hashable, Sequence
@@ -9,8 +13,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 
-def origin(data: Any, index: Any) -> Hashable:
-    """The sample behind an index of a torch Dataset, through parts (Subset) and joined data sets (ConcatDataset)."""
+def original(data: Any, index: Any) -> Hashable:
+    """Return a key of the sample behind an index of a torch Dataset; copies of one sample have the same key.
+
+    Args:
+        data: a torch Dataset. Parts (Subset) and joined data sets (ConcatDataset) are followed to the data set inside.
+        index: an index of `data`.
+    """
     while True:
         if isinstance(data, Subset):
             data, index = data.dataset, data.indices[index]
@@ -22,12 +31,16 @@ def origin(data: Any, index: Any) -> Hashable:
             return id(data), (int(index) if isinstance(index, Tensor) else index)
 
 
-def numbered(keys: Sequence[Hashable]) -> Tensor | None:
-    """Number the samples so that copies have the same number, int64 [N]; return None if there are no copies.
+def number_copies(keys: Sequence[Hashable]) -> Tensor | None:
+    """Number the samples so that copies have the same number, int64 [N]; return None if each sample occurs once.
 
-    >>> numbered(["a", "b", "a"]), numbered(["a", "b"])
-    (tensor([0, 1, 0]), None)
+    Args:
+        keys: a key for each sample, from `original`.
+
+    Example:
+        >>> number_copies(["a", "b", "a"]), number_copies(["a", "b"])
+        (tensor([0, 1, 0]), None)
     """
-    known: dict[Hashable, int] = {}
-    numbers = [known.setdefault(key, len(known)) for key in keys]
-    return None if len(known) == len(numbers) else torch.tensor(numbers)
+    number_of: dict[Hashable, int] = {}
+    numbers = [number_of.setdefault(key, len(number_of)) for key in keys]
+    return None if len(number_of) == len(numbers) else torch.tensor(numbers)

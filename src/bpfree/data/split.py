@@ -1,4 +1,4 @@
-"""Samples and labels."""
+"""A split of a data set: its samples and labels."""
 
 from typing import NamedTuple
 
@@ -10,26 +10,31 @@ from bpfree.inputs import Inputs, apply, one_tensor
 
 
 class Split(NamedTuple):
-    """Samples and labels of one split."""
+    """Samples and labels of one split.
 
-    x: Inputs  # [N, ...], or several; uint8 for images; Rows if they stay in a file
-    y: Tensor  # [N], int64; floating numbers [N, ...] where there are no classes
+    Attributes:
+        x: raw samples [N, ...], or several inputs; uint8 for images; `Rows` if samples stay in a file.
+        y: labels, int64 [N], [N, C] or [N, H, W]; floating [N, ...] if labels are numbers.
+    """
+
+    x: Inputs
+    y: Tensor
 
     @property
     def tensor(self) -> Tensor:
-        """The samples, for code that works with a single tensor.
+        """The samples [N, ...], for code that works with a single tensor.
 
         Raises:
-            UserError: there are several.
+            UserError: the samples are several tensors.
         """
         return one_tensor(self.x)
 
     def take(self, index: Tensor) -> "Split":
-        """The samples at the given positions. What is in a file stays there."""
+        """Return the samples at the positions `index` [n], int64. Samples in a file stay there."""
         return Split(apply(self.x, lambda x: x.rows(index) if isinstance(x, Rows) else x[index]), self.y[index])
 
     def slice(self, start: int, count: int) -> "Split":
-        """The samples from `start` on. They are not copied."""
+        """Return `count` samples from position `start` on, without a copy."""
         if isinstance(self.x, Rows):
             return self.take(torch.arange(start, start + count))
         return Split(apply(self.x, lambda x: x[start : start + count]), self.y[start : start + count])

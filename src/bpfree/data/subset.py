@@ -1,8 +1,8 @@
-"""Fewer and worse training samples: a fraction of them, classes out of balance, wrong labels; and fewer classes.
+"""Make training data fewer or worse: a fraction of the samples, classes out of balance, wrong labels, fewer classes.
 
 Class imbalance as in Cui et al. 2019, https://arxiv.org/abs/1901.05555 (long-tailed), and Buda et al. 2018,
 https://arxiv.org/abs/1710.05381 (step); uniform label noise as in Zhang et al. 2017, https://arxiv.org/abs/1611.03530,
-but never the true label.
+except that a wrong label is never the true one.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bpfree.data.dataset import Dataset, Split
-from bpfree.data.origins import numbered
+from bpfree.data.dataset import Dataset
+from bpfree.data.origins import number_copies
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 from bpfree.noise import Noise
 
@@ -21,19 +22,23 @@ SkewKind = Literal["long_tailed", "step"]
 
 
 class Skew(NamedTuple):
-    """Class imbalance; class 0 is the most frequent.
+    """Class imbalance, in which class 0 is the most frequent.
 
     Attributes:
-        kind: of the n samples of class i of K, "long_tailed" keeps n factor^(-i/(K-1)); "step" keeps n / factor of the
-            classes above the median class, and all of the others.
-        factor: how many times as frequent the first class is as the last, if they were alike.
+        kind: how many of the n samples of class i of K classes are kept. "long_tailed": n factor^(-i/(K-1)). "step":
+            n / factor for the classes above the median class, and all samples of the others.
+        factor: the share of the first class divided by the share of the last.
+
+    Example:
+        >>> Skew("step", 4).shares(4).tolist()
+        [1.0, 1.0, 0.25, 0.25]
     """
 
     kind: SkewKind
     factor: float
 
     def shares(self, classes: int) -> Tensor:
-        """What is kept of each class, float64 [C]."""
+        """Return the share of each class that is kept, floating [C]."""
         index = torch.arange(classes, dtype=torch.float64)
         if self.kind == "step":
             return torch.where(index > (classes - 1) / 2, 1 / self.factor, 1.0)
@@ -41,18 +46,24 @@ class Skew(NamedTuple):
 
 
 def select(dataset: Dataset, classes: Sequence[int]) -> Dataset:
-    """The samples of some classes, of every split; labels are places in `classes`.
+    """Return a data set with the samples of some classes, in every split.
+
+    Args:
+        dataset: the whole data set.
+        classes: the classes to keep, at least two. Their order gives the new labels 0, 1, 2, ...
 
     Raises:
-        UserError: fewer than two classes, one twice, one that the data set has not or has no training sample of, or no
-            test sample of any.
+        UserError: there are fewer than two classes, one is named twice, one does not occur in the data set or in its
+            training samples, or a split would be empty.
     """
-    there = torch.bincount(_labels(dataset.train, "classes"), minlength=dataset.classes).tolist()
+    counts = torch.bincount(_labels(dataset.train, "classes"), minlength=dataset.classes).tolist()
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise UserError(f"data.classes: found {list(classes)}, allowed: at least two classes, each once")
-    if unknown := [c for c in classes if c not in range(len(there))]:
-        raise UserError(f"data.classes: found {unknown[0]}, allowed: 0 to {len(there) - 1}, as {dataset.name} has them")
-    if missing := [c for c in classes if not there[c]]:
+    if unknown := [c for c in classes if c not in range(len(counts))]:
+        raise UserError(
+            f"data.classes: found {unknown[0]}, allowed: 0 to {len(counts) - 1}, as {dataset.name} has them"
+        )
+    if missing := [c for c in classes if not counts[c]]:
         raise UserError(f"data.classes: found {missing[0]}, of which {dataset.name} has no training sample")
     names, origin, kept = dataset.class_names, dataset.origin, torch.tensor(classes)
     return replace(
@@ -60,13 +71,13 @@ def select(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         train=_only(dataset, dataset.train, classes),
         validation=dataset.validation and _only(dataset, dataset.validation, classes),
         test=dataset.test and _only(dataset, dataset.test, classes),
-        classes=len(classes),
-        class_names=names and tuple(names[c] for c in classes),
-        origin=origin if origin is None else numbered(origin[torch.isin(dataset.train.y, kept)].tolist()),
+        labels=replace(dataset.labels, classes=len(classes), names=names and tuple(names[c] for c in classes)),
+        origin=origin if origin is None else number_copies(origin[torch.isin(dataset.train.y, kept)].tolist()),
     )
 
 
 def _only(dataset: Dataset, split: Split, classes: Sequence[int]) -> Split:
+    """Return the samples of some classes of a split, with their new labels."""
     places = torch.full((dataset.classes,), -1)
     places[torch.tensor(classes)] = torch.arange(len(classes))
     new = places[split.y]
@@ -79,20 +90,20 @@ def _only(dataset: Dataset, split: Split, classes: Sequence[int]) -> Split:
 
 
 def thin(split: Split, classes: int, noise: Noise, *, fraction: float = 1.0, skew: Skew | None = None) -> Split:
-    """A part of a split: of each class the share that `skew` leaves, and of that the fraction.
+    """Return a part of a split: for each class the share that `skew` leaves, times the fraction.
 
-    A class keeps its share to the nearest whole sample, and at least one. Of two parts by the same key the smaller one
-    is within the larger. Samples stay in their order. Targets that are no classes count as one class.
+    Each class keeps its share, rounded to whole samples, and at least one sample. Samples stay in their order. With the
+    same key, a smaller part lies within a larger one. Labels that are not classes count as one class.
 
     Args:
-        split: to choose from.
+        split: the split to choose from.
         classes: C.
-        noise: the key.
-        fraction: in (0, 1].
-        skew: None for none.
+        noise: the key of the choice.
+        fraction: above 0 and up to 1.
+        skew: class imbalance; None for none.
 
     Raises:
-        UserError: skew on targets that are no classes.
+        UserError: `skew` is given, but labels are not classes.
     """
     if fraction == 1 and skew is None:
         return split
@@ -102,45 +113,50 @@ def thin(split: Split, classes: int, noise: Noise, *, fraction: float = 1.0, ske
     if skew is not None:
         _labels(split, "skew")
         shares = skew.shares(classes)
-    there = torch.bincount(labels, minlength=len(shares))
-    kept = (there * shares * fraction).round().long().clamp_min(1).minimum(there)
+    counts = torch.bincount(labels, minlength=len(shares))
+    kept = (counts * shares * fraction).round().long().clamp_min(1).minimum(counts)  # [C]
     return split.take(_first_of_each(labels, kept, noise))
 
 
 def _first_of_each(labels: Tensor, counts: Tensor, noise: Noise) -> Tensor:
-    """Positions, rising, of the first `counts[c]` samples of each class c in the order of the key."""
+    """Return the positions, rising, of the first `counts[c]` samples of each class c in the order of the key.
+
+    One shuffled order serves all counts: that is why a smaller part lies within a larger one.
+    """
     order = noise.permutation(len(labels))
     grouped = order[labels[order].argsort(stable=True)]
-    there = torch.bincount(labels, minlength=len(counts))
-    rank = torch.arange(len(labels)) - (there.cumsum(0) - there).repeat_interleave(there)
-    return grouped[rank < counts.repeat_interleave(there)].sort().values
+    sizes = torch.bincount(labels, minlength=len(counts))
+    rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # [N], within each class
+    return grouped[rank < counts.repeat_interleave(sizes)].sort().values
 
 
 def mislabel(split: Split, classes: int, share: float, noise: Noise) -> Split:
-    """Give a share of the samples, to the nearest whole one, another class, all others being equally likely.
+    """Give a share of the samples a wrong class; all wrong classes are equally likely.
 
-    With a larger share and the same key, the samples that had a wrong label have the same one, and more have one.
+    With a larger share and the same key, samples that had a wrong label keep it, and further samples get one.
 
     Args:
-        split: y [N], int64.
+        split: samples with labels y [N], int64.
         classes: C.
-        share: in [0, 1).
-        noise: the key.
+        share: from 0 to below 1; the number of samples is rounded.
+        noise: the key of the choice.
 
     Raises:
-        UserError: targets that are no classes.
+        UserError: labels are not classes.
     """
     if share == 0:
         return split
     labels = _labels(split, "label_noise").clone()
     n = len(labels)
     wrong = noise.permutation(n)[: round(share * n)]
+    # A shift by 1 to C - 1 never ends at the true class. It is drawn for all samples, so that `share` changes none.
     shift = 1 + torch.randint(classes - 1, (n,), generator=noise.fold("shift").generator())
     labels[wrong] = (labels[wrong] + shift[wrong]) % classes
     return split._replace(y=labels)
 
 
 def _labels(split: Split, key: str) -> Tensor:
+    """Return the labels of a split, or raise UserError if they are not one class for each sample."""
     if split.y.dim() != 1 or split.y.dtype != torch.int64:
         raise UserError(
             f"data.{key}: needs classes, but the targets are {split.y.dtype} of shape {[*split.y.shape]}. Leave it "

@@ -1,4 +1,4 @@
-"""Arrays of any kind as tensors, or one clear error: nothing is rounded, cut or filled in without a word."""
+"""Convert arrays of any kind to tensors, or raise one clear error. No value is rounded, cut or filled in silently."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from bpfree.errors import UserError
 from bpfree.inputs import Inputs
 
 CHANNELS = (1, 3, 4)
-"""How many channels an image may have whose layout is told by its shape: grey, colour, colour with transparency."""
+"""Numbers of channels by which the layout of an image is recognised: grey, colour, colour with transparency."""
 
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # torch can do little with the narrow ones
 _CURES = {
@@ -26,13 +26,16 @@ _CURES = {
 
 
 def to_tensor(values: Any, what: str) -> Tensor:
-    """Numpy arrays, tensors, tables of pandas and nested lists as a dense tensor of real numbers.
+    """Convert numpy arrays, tensors, pandas tables or nested lists to a dense tensor of real numbers.
 
     Floating arrays of 64 bits or more become float32, as torch users expect; uint16 becomes int32 and uint32 int64.
 
     Args:
-        values: of any shape.
+        values: an array of any shape.
         what: the values as the user knows them, for errors.
+
+    Returns:
+        A tensor of the same shape. A tensor of the user's stays where it is, and its memory is shared if possible.
 
     Raises:
         UserError: the values are not an array of numbers, are sparse or complex, or some are masked.
@@ -52,6 +55,7 @@ def to_tensor(values: Any, what: str) -> Tensor:
 
 
 def _stacked(values: Any, what: str) -> Tensor:
+    """Return a list of tensors as one tensor; numpy would go through them value by value, which is slow."""
     try:
         return torch.stack(list(values))
     except (RuntimeError, TypeError) as error:
@@ -59,7 +63,7 @@ def _stacked(values: Any, what: str) -> Tensor:
 
 
 def _plain(x: Tensor, what: str) -> Tensor:
-    """A dense tensor of real numbers."""
+    """Return the tensor in a type that torch can compute with, or raise UserError for tensors of special kinds."""
     if x.is_nested or x.layout is not torch.strided:
         cure = "Pad the samples to one shape" if x.is_nested else "Give x.to_dense()"
         raise _unfit(what, f"a {'nested' if x.is_nested else 'sparse'} tensor", cure)
@@ -77,13 +81,16 @@ def _plain(x: Tensor, what: str) -> Tensor:
 
 
 def _from_numpy(array: "np.ndarray[Any, Any]", values: Any, what: str) -> Tensor:
+    """Return an array of numbers as a tensor of a type that torch computes with; raise UserError for other arrays."""
     kind = array.dtype.kind
     if kind not in "biuf":
-        found = f"{array.dtype}" if isinstance(values, np.ndarray) else f"{type(values).__name__} of {array.dtype}"
+        kind_of_values = (
+            f"{array.dtype}" if isinstance(values, np.ndarray) else f"{type(values).__name__} of {array.dtype}"
+        )
         if kind == "O" and array.ndim:
             inner = sorted({type(value).__name__ for value in array.reshape(-1)[:1000]})
-            found += f" ({', '.join(inner[:4])})"
-        raise _unfit(what, found, _CURES.get(kind, "Give the columns of numbers, as one array"))
+            kind_of_values += f" ({', '.join(inner[:4])})"
+        raise _unfit(what, kind_of_values, _CURES.get(kind, "Give the columns of numbers, as one array"))
     if array.dtype == np.uint64:
         return _narrowed(array, what)
     if kind == "f" and array.dtype.itemsize >= 8:
@@ -96,14 +103,14 @@ def _from_numpy(array: "np.ndarray[Any, Any]", values: Any, what: str) -> Tensor
 
 
 def _narrowed(array: "np.ndarray[Any, Any]", what: str) -> Tensor:
-    """Convert an array of uint64 to an int64 tensor."""
+    """Convert an array of uint64 to an int64 tensor, or raise UserError if a value does not fit."""
     if array.size and int(array.max()) >= 1 << 63:
         raise _unfit(what, f"uint64 with the value {int(array.max())}", f"Values must be below {1 << 63}")
     return torch.from_numpy(np.ascontiguousarray(array.astype(np.int64))).reshape(array.shape)
 
 
 def _refuse_masked(values: Any, what: str) -> None:
-    """Raise UserError if values of a masked array, or of one in a list, are masked."""
+    """Raise UserError if a masked array, or a list of arrays, has masked values: numpy would fill them in silently."""
     parts = values if isinstance(values, list | tuple) else [values]
     masked = sum(int(np.ma.getmaskarray(part).sum()) for part in parts if isinstance(part, np.ma.MaskedArray))
     if masked:
@@ -125,16 +132,20 @@ def _line(error: Exception) -> str:
 def to_inputs(values: Any, what: str, samples: int | None = None, *, lists: bool = False) -> Inputs:
     """Convert samples to the input of a net: one tensor, a tuple of tensors, or tensors by name; see `bpfree.inputs`.
 
-    A tuple of arrays that have one entry for each sample is several inputs; any other sequence is one array.
+    A tuple of arrays with one entry for each sample is several inputs. Any other sequence is one array.
 
     Args:
         values: an array, a tuple of arrays, or a mapping of arrays by the names of `forward`'s arguments.
         what: the values as the user knows them, for errors.
-        samples: N, if known.
-        lists: they are a batch of a DataLoader, which makes lists of tuples: a list or tuple is several inputs.
+        samples: N; None if it is not known.
+        lists: True for a batch of a DataLoader, which turns tuples into lists: then a list, too, is several inputs.
 
     Raises:
-        UserError: as `to_tensor`, names that are not names of arguments, or a tuple that can be read in two ways.
+        UserError: see `to_tensor`; a name cannot be the name of an argument, or a tuple can be read in two ways.
+
+    Example:
+        >>> [part.shape for part in to_inputs((np.zeros((4, 2)), np.zeros((4, 3))), "x")]
+        [torch.Size([4, 2]), torch.Size([4, 3])]
     """
     if isinstance(values, Mapping):
         for name in values:
@@ -148,8 +159,9 @@ def to_inputs(values: Any, what: str, samples: int | None = None, *, lists: bool
         if values and None not in lengths and (samples is None or set(lengths) == {samples}):
             if len(values) == samples and samples > 1 and not lists:
                 raise UserError(
-                    f"{what}: found {len(values)} arrays with {samples} entries each, which may be {samples} samples "
-                    f"or {samples} inputs. Of samples give one array, as numpy.stack makes it; of inputs a dict by name"
+                    f"{what}: found {len(values)} arrays with {samples} entries each, which may be {samples} "
+                    f"samples or {samples} inputs. For samples give one array, as numpy.stack makes it; for inputs a "
+                    "dict by name"
                 )
             if len(values) > 1:
                 return tuple(to_tensor(part, f"{what}, input {i}") for i, part in enumerate(values))
@@ -164,28 +176,34 @@ def _length(part: Any) -> int | None:
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """Images of bytes [N, H, W, C] as [N, C, H, W], C in `CHANNELS`; all else as it is.
+    """Return images of bytes [N, H, W, C] as [N, C, H, W]; other samples stay as they are.
 
-    >>> channels_first(torch.zeros(2, 8, 9, 3, dtype=torch.uint8)).shape
-    torch.Size([2, 3, 8, 9])
+    Example:
+        >>> channels_first(torch.zeros(2, 8, 9, 3, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 8, 9])
     """
     return x.permute(0, 3, 1, 2).contiguous() if has_channels_last(x) else x
 
 
 def has_channels_last(x: Tensor) -> bool:
-    """Whether samples are images of bytes [N, H, W, C], C in `CHANNELS`, by their shape."""
+    """Return True if samples are images of bytes [N, H, W, C], by their shape: C is in `CHANNELS`."""
     return x.dtype == torch.uint8 and x.dim() == 4 and x.shape[3] in CHANNELS and x.shape[1] > max(CHANNELS)
 
 
 def in_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images in another layout than that of training, [N, H, W, C] or [N, H, W], as [N, C, H, W]; all else as it is.
+    """Return images [N, H, W, C] or [N, H, W] in the layout of training, [N, C, H, W]; other samples stay as they are.
 
-    >>> in_shape(torch.zeros(2, 8, 9), (1, 8, 9)).shape
-    torch.Size([2, 1, 8, 9])
+    Args:
+        x: samples to predict for.
+        shape: the shape of a training sample.
+
+    Example:
+        >>> in_shape(torch.zeros(2, 8, 9), (1, 8, 9)).shape
+        torch.Size([2, 1, 8, 9])
     """
-    own = tuple(x.shape[1:])
-    if own == shape or len(shape) != 3:
+    found = tuple(x.shape[1:])
+    if found == shape or len(shape) != 3:
         return x
-    if len(own) == 3 and (own[2], *own[:2]) == shape:
+    if len(found) == 3 and (found[2], *found[:2]) == shape:
         return x.permute(0, 3, 1, 2).contiguous()
-    return x.unsqueeze(1) if own == shape[1:] and shape[0] == 1 else x
+    return x.unsqueeze(1) if found == shape[1:] and shape[0] == 1 else x

@@ -1,4 +1,4 @@
-"""Whether integers are tokens, which a net looks up, or numbers, which it computes with."""
+"""Find out if integer samples are tokens, which a net looks up in a table, or numbers, which it computes with."""
 
 import copy
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.data.dataset import Preprocess
+from bpfree.data.preprocess import Preprocess
 from bpfree.inputs import one_tensor
 
 _LOOK_UP = (nn.Embedding, nn.EmbeddingBag)
 
 
-def tells_numbers(preprocess: Preprocess, net: nn.Module | None) -> Preprocess:
-    """The preprocessing of integer samples for a net: it makes floating numbers of them unless the net takes integers.
+def preprocess_for_net(preprocess: Preprocess, net: nn.Module | None) -> Preprocess:
+    """Return the preprocessing of integer samples for a net: they become floating numbers if the net needs those.
 
     A net takes integers if it has an `nn.Embedding`, or if a copy of it gives an output for integers. Samples of
-    several inputs pass as they are.
+    several inputs pass as they are, and so do samples that are not integers.
 
     Args:
-        preprocess: of the samples.
-        net: that is to learn from them; None leaves it open.
+        preprocess: the preprocessing of the training data.
+        net: the net that will learn from the samples; None leaves the question open.
     """
     if net is None or preprocess.inputs or not preprocess.has_tokens:
         return preprocess
@@ -32,14 +32,15 @@ def tells_numbers(preprocess: Preprocess, net: nn.Module | None) -> Preprocess:
 
 
 def _runs(net: nn.Module, x: Tensor) -> bool:
-    """Whether a copy of the net gives an output."""
+    """Return True if a copy of the net gives an output for x."""
     try:
+        # A copy in evaluation mode: a forward pass may initialise lazy layers or change the statistics of batch norm.
         tried: Any = copy.deepcopy(net).eval()
         first = next((p for p in net.parameters() if not nn.parameter.is_lazy(p)), None)
         if first is not None:
             x = x.to(first.device, first.dtype if x.is_floating_point() else x.dtype)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             tried(x)
-    except Exception:  # whatever a net raises that cannot use them
+    except Exception:  # a net may raise anything for an input that it cannot use
         return False
     return True

@@ -83,12 +83,13 @@ class BlockRule(DiffusionRule):
         total = batch.tensor.new_zeros((), dtype=torch.float32)
         features: Tensor | None = None
         for t in turns:
+            # Keyed by the block: its dropout does not depend on which other blocks learn in this step.
             with noise.fold("block", t).global_rng(batch.device):
                 features = self._features(blocks, t, task, batch, features, scalars)
                 z, eps = self._noised(t - 1, batch, noise)
                 out = blocks.heads[t - 1](features, z)
                 loss = factor * self.block_loss(t, out, z, eps, task, batch)
-            backward(loss)
+            backward(loss)  # inside the loop: it frees this block's activations before the next block runs
             scalars[f"loss/block{t}"] = loss.detach() / factor
             total = total + loss.detach()
             if t == 1 and classes_of(task) is not None:
@@ -139,6 +140,7 @@ class BlockRule(DiffusionRule):
         """
         blocks = self._blocks(net)
         z = x.new_zeros(len(x), self.embedding.dim)
+        # Noise without the seed of the run: the same samples always get the same prediction.
         z = eps_like(z, Noise().fold("walk", 0)) if stochastic else z
         yield State(0.0, z, None)
         features = x

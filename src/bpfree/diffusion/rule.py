@@ -236,7 +236,7 @@ class DiffusionRule(Rule):
             [p for p in (trunk.get_parameter(name) for name in stage.parameters) if p.requires_grad] + trainable(head)
             for stage, head in zip(self._stages, self.stage_heads, strict=True)
         ]
-        taken = {id(p) for unit in local for p in unit}
+        taken = {id(p) for unit in local for p in unit}  # stage heads are parameters of the rule, too, but not shared
         shared = [p for p in trainable(self) if id(p) not in taken]
         return [unit for unit in (*local, *own, shared) if unit]
 

@@ -1,1 +1,6 @@
-"""Files on disk: paths that a user gives, plain text read within limits, and atomic writes."""
+"""Files on disk, read and written so that neither a crash nor a stranger's file does harm.
+
+paths   paths as users give them, and files that are opened only if they are regular
+plain   small text, YAML and JSON files, read within limits and without executing them
+atomic  writes after which a reader sees the old file or the new one, never half of one
+"""

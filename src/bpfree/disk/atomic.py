@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the old one or the new one, and nothing but regular files is ever replaced."""
+"""Write files so that a reader sees the old file or the new one. Only regular files are ever replaced."""
 
 import os
 import stat
@@ -10,7 +10,12 @@ from bpfree.errors import UserError
 
 
 def write_error(path: Path, error: Exception) -> UserError:
-    """The error for a file that cannot be written: which, and why."""
+    """Return the error for a file that cannot be written, with its path and the reason.
+
+    Args:
+        path: the file.
+        error: what the system or a library raised.
+    """
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     if isinstance(error, FileNotFoundError):
         reason = f"the folder {path.parent} is gone: it was deleted or renamed"
@@ -18,16 +23,18 @@ def write_error(path: Path, error: Exception) -> UserError:
 
 
 def refuse_to_replace(path: Path, *, folder: bool = False) -> None:
-    """Refuse to write where something lies that is not ours to replace, such as a link, a device or a pipe.
+    """Refuse to write where a link, a device or a pipe lies, which we must not replace.
 
     Args:
-        path: that is to be written. Nothing need be there.
-        folder: a folder is to be there, and not a regular file.
+        path: the file that is to be written. It may be missing.
+        folder: True if a folder is to be written, and not a regular file.
 
     Raises:
         UserError: something else is there.
     """
     try:
+        # lstat, not stat: a link must be seen as a link. Somebody else may have put it there to have us overwrite a
+        # file of the user.
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
@@ -41,10 +48,16 @@ def refuse_to_replace(path: Path, *, folder: bool = False) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder, unless it is there.
+    """Make a folder, with its parents, if it does not exist.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The path.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -54,10 +67,14 @@ def make_folder(path: Path) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it.
+    """Let a function fill a temporary file beside the path, then rename that file.
+
+    Args:
+        path: the final name. Its folder must exist.
+        write: is called with the path of an empty temporary file.
 
     Raises:
-        UserError: it cannot be written; a file that was there before stays.
+        UserError: the file cannot be written; a file that was there before stays.
     """
     refuse_to_replace(path)
     try:
@@ -65,8 +82,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary = Path(file.name)
         try:
             write(temporary)
+            # On the disk before the rename: after a power cut, the final name must not lead to an empty file.
             sync(temporary)
-            temporary.chmod(0o644)
+            temporary.chmod(0o644)  # NamedTemporaryFile makes a file that only its owner can read
             os.replace(temporary, path)
             sync(path.parent)
         finally:
@@ -76,16 +94,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
+    """Write a text file atomically, in UTF-8 and with line ends as they are on every system.
+
+    Args:
+        path: the file. Its folder must exist.
+        text: the whole content.
 
     Raises:
-        UserError: it cannot be written; a file that was there before stays.
+        UserError: the file cannot be written; a file that was there before stays.
     """
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk. Windows does not sync folders."""
+    """Wait until a file, or the list of names in a folder, is on the disk.
+
+    Args:
+        path: a file or a folder. Windows does not sync folders, so nothing happens for them there.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

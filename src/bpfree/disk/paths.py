@@ -1,4 +1,4 @@
-"""Paths as users give them, and files that are read: only regular files, so that no read hangs or never ends."""
+"""Paths as users give them, and files opened only if they are regular, since reading a pipe may never end."""
 
 import os
 import stat
@@ -16,34 +16,38 @@ _KINDS = (
 )
 
 
-def user_path(given: str | Path, what: str) -> Path:
-    """The path that somebody gave, with `~` replaced by the home folder.
+def user_path(path: str | Path, what: str) -> Path:
+    """Return a path that a user gave, with `~` replaced by the home folder.
 
     Args:
-        given: the text.
-        what: the argument, for errors.
+        path: the text of the user.
+        what: name of the argument, for errors.
 
     Raises:
-        UserError: the text is empty, holds a NUL, or names a user that does not exist.
+        UserError: the text is empty, contains a NUL, or names a user that does not exist.
 
     >>> user_path("", "out")
     Traceback (most recent call last):
     ...
     bpfree.errors.UserError: out: found '', allowed: a path. Is a variable of the shell empty?
     """
-    text = str(given)
-    if isinstance(given, str) and not text.strip():
+    text = str(path)
+    if isinstance(path, str) and not text.strip():
         raise UserError(f"{what}: found {text!r}, allowed: a path. Is a variable of the shell empty?")
     if "\0" in text:
         raise UserError(f"{what}: found {text!r}, allowed: a path without NUL characters")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{what}: found {text!r}, but there is no such user. Give the whole path") from error
+        raise UserError(f"{what}: found {text!r}, but that user does not exist. Give the whole path") from error
 
 
 def refuse_system_folder(path: Path, what: str) -> None:
     """Refuse the root of a disk and the user's home as a folder to write a run into.
+
+    Args:
+        path: the folder.
+        what: name of the argument, for errors.
 
     Raises:
         UserError: the path is one of them.
@@ -59,41 +63,50 @@ def refuse_system_folder(path: Path, what: str) -> None:
 
 
 def refuse_irregular(mode: int, what: str) -> None:
-    """Raise UserError unless a file of this mode (`os.stat_result.st_mode`) is a regular file."""
+    """Raise UserError unless a mode is that of a regular file.
+
+    Args:
+        mode: `os.stat_result.st_mode` of the file.
+        what: the file as the user knows it, for errors.
+    """
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
         raise UserError(f"{what}: found {kind}, allowed: a regular file")
 
 
 def check_regular(path: Path, what: str | None = None) -> None:
-    """Raise UserError unless the path is a regular file, or a link to one; a path that is not there passes.
+    """Raise UserError unless a path is a regular file, a link to one, or missing.
 
-    For libraries that open files themselves; where we open one, `open_regular` also holds if the file is exchanged in
-    between.
+    This is for libraries that open files themselves. Where we open one, use `open_regular`: it is safe even if the file
+    is exchanged between the check and the opening.
 
     Args:
-        path: of the file.
+        path: the file.
         what: the file as the user knows it, for errors; default: the path.
     """
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # not there, or a path that cannot be: opening it says what is wrong
+    except (OSError, ValueError):  # missing, or a path with a NUL: opening it will say what is wrong
         return
     refuse_irregular(mode, what or str(path))
 
 
 def open_regular(path: Path, what: str | None = None, *, buffering: int = -1) -> BinaryIO:
-    """Open a regular file for reading bytes. A named pipe is refused and not waited for.
+    """Open a regular file to read bytes. A named pipe is refused at once, without waiting for its writer.
 
     Args:
-        path: of the file.
+        path: the file.
         what: the file as the user knows it, for errors; default: the path.
-        buffering: as of `open`.
+        buffering: as in `open`.
+
+    Returns:
+        The open file. The caller closes it.
 
     Raises:
-        UserError: it is a folder, a named pipe, a socket or a device.
-        OSError: it cannot be opened.
+        UserError: the path is a folder, a named pipe, a socket or a device.
+        OSError: the file cannot be opened.
     """
+    # Checked twice: before, since opening some devices has an effect; after, since the file may have been exchanged.
     check_regular(path, what)
     file = open(path, "rb", buffering=buffering, opener=_without_waiting)  # noqa: SIM115 -- the caller closes it
     try:
@@ -105,4 +118,5 @@ def open_regular(path: Path, what: str | None = None, *, buffering: int = -1) ->
 
 
 def _without_waiting(path: str, flags: int) -> int:
+    """Open a file so that a named pipe without a writer does not block."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

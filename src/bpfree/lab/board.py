@@ -1,4 +1,8 @@
-"""TensorBoard on run folders, for `bpfree board`."""
+"""TensorBoard on run folders, for `bpfree board`.
+
+TensorBoard runs in its own process, through the function that its command `tensorboard` calls. It takes one folder with
+all runs.
+"""
 
 import os
 import re
@@ -40,7 +44,16 @@ def serve(paths: Sequence[Path], port: int | None, on_message: Callable[[str], o
 
 
 def _run(folder: Path, port: int | None, on_message: Callable[[str], object]) -> None:
-    """Run TensorBoard on one folder in its own process, until it ends or Ctrl-C is pressed."""
+    """Run TensorBoard on one folder in its own process, until it ends or Ctrl-C is pressed.
+
+    Args:
+        folder: the folder that holds the runs.
+        port: as in `serve`.
+        on_message: as in `serve`.
+
+    Raises:
+        UserError: TensorBoard ends with an error; the message holds its last line.
+    """
     command = [*python("tensorboard.main", "run_main"), "--logdir", str(folder)]
     command += [] if port is None else ["--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=_quiet())

@@ -1,6 +1,6 @@
-"""Nets to try a rule on. Any `nn.Module` works; `NETS` is the table that the config goes by.
+"""Nets on which rules can be tried. Any `nn.Module` works; `NETS` is the table of the nets that a config can name.
 
-Every constructor takes the shape of one sample and the width of the output first, then its own options.
+Every constructor takes first the shape of one sample and the width of the output, then its own options.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from bpfree.nets.conv import conv
-from bpfree.nets.denoiser import Denoiser
+from bpfree.nets.denoiser import Backbone, BlockHead, Denoiser
 from bpfree.nets.hard import SpikingMLP, int8_mlp
 from bpfree.nets.mlp import mlp
 from bpfree.nets.recurrent import Recurrent, gru, liquid, lstm
@@ -32,6 +32,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 
 __all__ = [
     "NETS",
+    "Backbone",
+    "BlockHead",
     "Denoiser",
     "Recurrent",
     "SpikingMLP",

@@ -1,6 +1,6 @@
-"""What a net may be when it is given: compiled, wrapped for several devices, lazy, or without storage.
+"""Checks of a user's net, which may be compiled, wrapped for several devices, lazy, or without storage.
 
-A rule that looks into a net needs its modules to run one by one in Python, and its own parameters with their values.
+A rule that looks into a net needs modules that run one by one in Python, and parameters that have values.
 """
 
 import sys
@@ -21,32 +21,37 @@ _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
 def inner(net: nn.Module) -> tuple[str, nn.Module]:
-    """The net inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+    """Return the net inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+
+    Args:
+        net: the net, perhaps in wrappers.
 
     Returns:
-        What its names begin with in the wrapper ("" if there is no wrapper), and the net.
+        The prefix that its names have in the wrapper ("" without a wrapper), and the net.
     """
     prefix = ""
-    while (name := _held(net)) is not None:
+    while (name := _name_in_wrapper(net)) is not None:
         prefix, net = f"{prefix}{name}.", net.get_submodule(name)
     return prefix, net
 
 
-def _held(net: nn.Module) -> str | None:
+def _name_in_wrapper(net: nn.Module) -> str | None:
+    """The name of the net inside a wrapper; None if `net` is not a wrapper."""
     if isinstance(net, DataParallel | DistributedDataParallel):
         return "module"
+    # By name: importing torch._dynamo only for its class would take seconds.
     return "_orig_mod" if type(net).__name__ == "OptimizedModule" and "_orig_mod" in net._modules else None
 
 
 def unwrapped(net: nn.Module, *, one_backward: bool) -> nn.Module:
-    """The net that a trainer trains: without its wrappers, as far as that changes nothing.
+    """Return the net that a trainer trains: without its wrappers, as far as that does not change the training.
 
     Args:
-        net: as it was given; it stays as it is, and shares its parameters with what is returned.
-        one_backward: whether gradients come from one backward pass through the net, which is what
-            `DistributedDataParallel` averages over processes. Such a wrapper is then kept.
+        net: the user's net. It is not changed, and shares its parameters with the net that is returned.
+        one_backward: True if all gradients come from one backward pass through the net. `DistributedDataParallel`
+            averages such gradients over processes, so this wrapper is kept.
     """
-    while (name := _held(net)) is not None:
+    while (name := _name_in_wrapper(net)) is not None:
         if isinstance(net, DistributedDataParallel) and (one_backward or _processes() > 1):
             break
         net = net.get_submodule(name)
@@ -54,25 +59,26 @@ def unwrapped(net: nn.Module, *, one_backward: bool) -> nn.Module:
 
 
 def refuse_wrapped(net: nn.Module, rule: str, *, deep: bool = True) -> None:
-    """Raise UserError if a wrapper should average gradients that it will not see.
+    """Raise UserError if a wrapper of the net averages gradients, because it would not see the rule's gradients.
 
     Args:
-        net: as it was given.
+        net: the user's net.
         rule: the name of a rule whose gradients do not come from one backward pass through the net.
-        deep: look at all modules; without, at the net itself, which is fast enough for every step.
+        deep: True to look at all modules; False for the net itself alone, which is fast enough for every step.
     """
-    found = next((kind for kind in map(_averages, net.modules() if deep else (net,)) if kind), None)
-    if found is None and getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
-        found = "a net inside the forward pass of DistributedDataParallel"
-    if found is not None:
+    wrapper = next((kind for kind in map(_averages, net.modules() if deep else (net,)) if kind), None)
+    if wrapper is None and getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
+        wrapper = "a net inside the forward pass of DistributedDataParallel"
+    if wrapper is not None:
         raise UserError(
-            f"net: found {found}, which averages only the gradients of a backward pass through it. {rule} writes "
+            f"net: found {wrapper}, which averages only the gradients of a backward pass through it. {rule} writes "
             ".grad by itself, so the processes would drift apart. Give the rule the net without the wrapper "
             "(net.module), and average .grad yourself with torch.distributed.all_reduce before optimizer.step"
         )
 
 
 def _averages(net: nn.Module) -> str | None:
+    """The name of a wrapper that averages gradients; None if `net` is not one."""
     if isinstance(net, DistributedDataParallel):
         return "DistributedDataParallel"
     if isinstance(net, DataParallel):
@@ -86,7 +92,7 @@ def _processes() -> int:
 
 
 def refuse_meta(net: nn.Module) -> None:
-    """Raise UserError if a parameter or buffer of the net has no storage."""
+    """Raise UserError if a parameter or buffer of the net does not have storage."""
     for name, tensor in chain(net.named_parameters(), net.named_buffers()):
         if tensor.is_meta:
             raise UserError(
@@ -99,12 +105,12 @@ def materialize(net: nn.Module, x: Inputs, noise: Noise | None = None) -> None:
     """Give lazy modules such as `nn.LazyLinear` their shapes, by a pass in evaluation mode.
 
     Args:
-        net: changed in place; a net without lazy modules is not run.
-        x: [B, ...], a few samples as the net takes them.
-        noise: the key by which they are initialised.
+        net: the net, which is changed in place. A net without lazy modules is not run.
+        x: a few samples [B, ...] as the net takes them.
+        noise: the key of the initial weights.
 
     Raises:
-        UserError: a lazy module did not run.
+        UserError: a lazy module did not run in the pass.
     """
     if not _lazy(net):
         return
@@ -123,7 +129,12 @@ def materialize(net: nn.Module, x: Inputs, noise: Noise | None = None) -> None:
 
 
 def refuse_lazy(net: nn.Module, cure: str) -> None:
-    """Raise UserError, with what to do about it, if a parameter or buffer has no shape yet."""
+    """Raise UserError if a parameter or buffer does not have a shape yet.
+
+    Args:
+        net: the net.
+        cure: a sentence that says what to do; it ends the message.
+    """
     if left := _lazy(net):
         raise UserError(f"net: the lazy parameter '{left}' has no shape yet. {cure}")
 
@@ -133,8 +144,11 @@ def _lazy(net: nn.Module) -> str | None:
 
 
 def eager() -> AbstractContextManager[Any]:
-    """Run compiled modules as plain Python inside the context, since compiled code does not call hooks added later."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+    """Return a context in which compiled modules run as plain Python.
+
+    Compiled code does not call hooks that were added later, and rules work by such hooks.
+    """
+    if "torch._dynamo" not in sys.modules:  # it was never imported, so nothing can have been compiled
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance

@@ -1,4 +1,4 @@
-"""A small convolutional net."""
+"""A small convolutional net for images."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ def conv(
     batch_norm: bool = False,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Convolutions, each halved by max-pooling, then fully connected layers, as a Sequential of its layers.
+    """Return a Sequential of convolutions, each followed by 2x2 max-pooling, and fully connected layers.
 
     Args:
         in_shape: [channels, height, width] of one image, such as [1, 28, 28] or [3, 32, 32].
         out_features: D.
-        channels: of each convolution.
-        kernel: width of the convolutions, odd.
-        hidden: width of the fully connected hidden layer; none for a net without one.
+        channels: the number of channels of each convolution.
+        kernel: the width of the convolutions, odd.
+        hidden: the width of the fully connected hidden layer; none for a net without a hidden layer.
         activation: a name in ACTIVATIONS.
-        batch_norm: normalise after each convolution.
-        dropout: probability of dropping a unit before the fully connected layers.
+        batch_norm: true for batch norm after each convolution.
+        dropout: the probability that a unit is dropped before the fully connected layers.
 
     Raises:
-        UserError: the input is no image, or too small to be halved once per convolution; an even kernel.
+        UserError: the samples are not images, or too small to be halved once for each convolution; or kernel is even.
     """
     check_choice("activation", activation, ACTIVATIONS)
     for features in (*channels, *([] if hidden is None else [hidden])):

@@ -131,7 +131,7 @@ class Denoiser(Checked, nn.Module):
         Args:
             x: samples [B, ...].
         """
-        z = x.new_zeros(len(x), self.embedding_dim)
+        z = x.new_zeros(len(x), self.embedding_dim)  # [B, E], where inference starts without noise
         time = [x.new_zeros(len(x))] if self.timed else []
         features, scores = x, z
         for t, head in enumerate(self.heads):
@@ -173,7 +173,7 @@ class Head(nn.Module):
         """
         h = self.embed(z)
         h = h + self.residual(h)
-        parts = [features.to(h.dtype), h]
+        parts = [features.to(h.dtype), h]  # under autocast the trunk may give another type than the head
         if self.clock is not None:
             assert time is not None
             parts.append(self.clock(time).to(h.dtype))
@@ -192,6 +192,7 @@ class LinearHead(nn.Module):
         norm: ignored; a linear head has no hidden layer.
     """
 
+    # The same arguments as Head, so that Denoiser can make either of them.
     def __init__(self, width: int, embedding_dim: int, outputs: int, *, timed: bool = False, norm: bool = True) -> None:
         super().__init__()
         self.read = nn.Linear(width, outputs)

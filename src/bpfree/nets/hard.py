@@ -1,6 +1,6 @@
-"""Nets without derivatives: signs, integers, spikes. Black-box rules can train them, and nothing else here.
+"""Nets without derivatives, of signs, integers or spikes. Of the rules of bpfree only black-box rules can train them.
 
-A module whose class says `differentiable = False` is refused by every rule that differentiates.
+A rule that differentiates refuses a net if one of its modules has the class attribute `differentiable = False`.
 """
 
 import math
@@ -18,35 +18,39 @@ from bpfree.errors import UserError, check_positive
 
 
 class Sign(nn.Module):
-    """1 above 0, else -1. The derivative is 0 almost everywhere."""
+    """The activation sign(x): 1 above 0, else -1. Its derivative is 0 almost everywhere."""
 
     differentiable: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of x."""
+        """Return 1 or -1 for each element of x."""
         return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
 
-UNIT = 32  # an int8 activation of this size stands for 1
+UNIT = 32  # the int8 activation that represents the number 1
 
 
 class Quantize(nn.Module):
-    """Floats to int8, in steps of 1/32."""
+    """A layer that rounds floats to int8 in steps of 1/32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Int8 of the shape of x; what is beyond +-127/32 is cut off."""
+        """Return x in int8; values beyond +-127/32 are clipped."""
         return (x * UNIT).round().clamp(-127, 127).to(torch.int8)
 
 
 class Int8Linear(nn.Module):
     """A fully connected layer in integers: int8 weights and inputs, int32 sums.
 
-    Weights are kept as float parameters, for optimisers to move, and rounded wherever they are used: an integer stands
-    for `step`, so that +-127 are four times the largest weights at the start. Biases are rounded in units of the sums.
+    Weights are stored as float parameters, which optimisers can change by small steps, and are rounded when they are
+    used. The integer 1 means `step`, chosen so that +-127 is four times the largest initial weight. Biases are rounded
+    in units of the sums.
 
     Args:
         in_features: I.
         out_features: O.
+
+    Attributes:
+        step: the number that the integer weight 1 means.
     """
 
     differentiable: ClassVar[bool] = False
@@ -59,20 +63,21 @@ class Int8Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def int8_weight(self) -> Tensor:
-        """[O, I], int8."""
+        """Return the rounded weights [O, I] in int8."""
         return (self.weight.detach() / self.step).round().clamp(-127, 127).to(torch.int8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sums, int32 [B, O], of inputs int8 [B, I]; 1 of them stands for step/32."""
+        """Return sums in int32 [B, O] for inputs in int8 [B, I]. The sum 1 means step/32."""
         bias = (self.bias.detach() * (UNIT / self.step)).round().to(torch.int32)
         return integer_product(x, self.int8_weight()) + bias
 
 
 class Int8ReLU(nn.Module):
-    """Sums to the activations of the next layer.
+    """A ReLU that turns int32 sums into the int8 activations of the next layer.
 
     Args:
-        step: what 1 of the weights stands for; rounded to a power of two, by which sums are shifted.
+        step: the number that the integer weight 1 means. It is rounded to a power of two, so that a shift of bits can
+            replace a product with a float.
     """
 
     def __init__(self, step: float) -> None:
@@ -80,15 +85,15 @@ class Int8ReLU(nn.Module):
         self.shift = round(-math.log2(step))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Int8 of the shape of x, int32; from 0 to 127."""
+        """Return activations from 0 to 127 in int8 for sums x in int32."""
         return (x >> self.shift).clamp(0, 127).to(torch.int8)
 
 
 class Dequantize(nn.Module):
-    """Sums to float scores.
+    """A layer that turns int32 sums into float scores.
 
     Args:
-        step: what 1 of the weights stands for.
+        step: the number that the integer weight 1 means.
     """
 
     def __init__(self, step: float) -> None:
@@ -96,17 +101,17 @@ class Dequantize(nn.Module):
         self.step = step
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float of the shape of x, int32."""
+        """Return the sums x, int32, as floats."""
         return x * (self.step / UNIT)
 
 
 def int8_mlp(in_shape: int | Sequence[int], out_features: int, *, hidden: Sequence[int] = (32,)) -> nn.Sequential:
-    """A multilayer perceptron in integer arithmetic throughout: int8 weights and activations, int32 sums, shifts.
+    """Return a multilayer perceptron in integer arithmetic: int8 weights and activations, int32 sums, bit shifts.
 
     Args:
         in_shape: shape of one sample, or its number of values.
         out_features: D.
-        hidden: width of each hidden layer.
+        hidden: the width of each hidden layer.
     """
     for features in hidden:
         check_positive("net.hidden", features)
@@ -122,33 +127,39 @@ def int8_mlp(in_shape: int | Sequence[int], out_features: int, *, hidden: Sequen
 
 
 def integer_product(x: Tensor, weight: Tensor) -> Tensor:
-    """X W^T in int32 [B, O], of int8 x [B, I] and W [O, I]; exact."""
+    """Return x W^T exactly, in int32 [B, O].
+
+    Args:
+        x: int8 [B, I].
+        weight: W, int8 [O, I].
+    """
     if x.device.type == "cpu" and _multiplies_int8_exactly():
-        return torch._int_mm(x, weight.T)  # with the processor's instructions for int8
-    return (x.double() @ weight.T.double()).to(torch.int32)  # GPUs want other shapes; float64 is exact to 2^53
+        return torch._int_mm(x, weight.T)  # uses the processor's instructions for int8
+    # On a GPU _int_mm takes only some shapes. float64 is exact for integers up to 2^53, far above 127^2 I.
+    return (x.double() @ weight.T.double()).to(torch.int32)
 
 
 @cache
 def _multiplies_int8_exactly() -> bool:
-    """Whether this processor does: without VNNI instructions sums of two products are cut off at 16 bits."""
+    """True if torch._int_mm is exact here. Without VNNI instructions, sums of two products are clipped to 16 bits."""
     x, w = (torch.full((rows, 64), 127, dtype=torch.int8) for rows in (32, 16))
     return bool((torch._int_mm(x, w.T) == 64 * 127**2).all())
 
 
 class SpikingMLP(nn.Module):
-    """A spiking net: leaky integrate-and-fire neurons, read out by how often they fire.
+    """A spiking net of leaky integrate-and-fire neurons, whose output depends on how often the neurons fire.
 
         v <- beta v + W s,    s = 1 if v >= 1 else 0,    v <- v - s
 
-    The samples are a constant current into the first layer; the scores are W times the mean spikes of the last hidden
+    A sample is a constant current into the first layer. The scores are W times the mean spikes of the last hidden
     layer.
 
     Args:
         in_shape: shape of one sample, or its number of values.
         out_features: D.
-        hidden: neurons of each hidden layer.
-        steps: of time.
-        beta: what is kept of a membrane's potential from step to step, in [0, 1].
+        hidden: the number of neurons of each hidden layer.
+        steps: the number of time steps.
+        beta: the share of a membrane's potential that stays from step to step, in [0, 1].
     """
 
     differentiable: ClassVar[bool] = False
@@ -176,28 +187,32 @@ class SpikingMLP(nn.Module):
         self.beta = beta
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores [B, D] of samples [B, ...]."""
+        """Return the scores [B, D] of samples x [B, ...]."""
         first, *between, last = self.layers
-        constant = first(x.flatten(1))
+        constant = first(x.flatten(1))  # the same current in every step, so it is computed once
         potentials: list[Tensor | float] = [0.0] * (1 + len(between))
         total: Tensor | float = 0.0
         for _ in range(self.steps):
             fired, potentials[0] = self._step(potentials[0], constant)
             for i, layer in enumerate(between, start=1):
                 fired, potentials[i] = self._step(potentials[i], layer(fired))
-            total = total + fired
+            total = total + fired  # the last layer is linear, so it can be applied once to the mean of the spikes
         scores: Tensor = last(total / self.steps)
         return scores
 
     def _step(self, potential: Tensor | float, current: Tensor) -> tuple[Tensor, Tensor]:
-        """Spikes and the potential that is left."""
+        """The spikes and the remaining potential of a layer, both [B, H]."""
         potential = self.beta * potential + current
         fired = (potential >= 1).to(current.dtype)
         return fired, potential - fired
 
 
 def without_derivatives(net: nn.Module) -> str | None:
-    """Which part of the net says that it has none; None if no part does."""
+    """Return a description of a module that declares itself not differentiable; None if there is none.
+
+    Args:
+        net: the net.
+    """
     for name, module in net.named_modules():
         if not getattr(module, "differentiable", True):
             return f"its {name} ({type(module).__name__})" if name else f"{type(module).__name__}"

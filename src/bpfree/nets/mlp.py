@@ -1,4 +1,4 @@
-"""Multilayer perceptron."""
+"""The multilayer perceptron, and the table of activations."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -32,15 +32,15 @@ def mlp(
     batch_norm: bool = False,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Flatten, then fully connected layers, as a Sequential whose stages are the layers.
+    """Return a Sequential of fully connected layers on the flat sample; each layer is a stage for local rules.
 
     Args:
         in_shape: shape of one sample, or its number of values.
         out_features: D.
-        hidden: width of each hidden layer.
+        hidden: the width of each hidden layer.
         activation: a name in ACTIVATIONS.
-        batch_norm: normalise before each activation.
-        dropout: probability of dropping a hidden unit.
+        batch_norm: true for batch norm before each activation.
+        dropout: the probability that a hidden unit is dropped.
     """
     check_choice("activation", activation, ACTIVATIONS)
     for features in hidden:
@@ -55,5 +55,6 @@ def mlp(
         if dropout:
             layers[f"drop{i}"] = nn.Dropout(dropout)
         width = features
+    # Names count the layers, so that a pattern such as train.freeze=["fc1.*"] means the same layer for any options.
     layers[f"fc{len(hidden) + 1}"] = nn.Linear(width, out_features)
     return nn.Sequential(layers)

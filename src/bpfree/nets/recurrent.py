@@ -1,25 +1,26 @@
-"""Recurrent nets: GRU, LSTM, and liquid (closed-form continuous-time) layers under a linear read-out.
+"""Recurrent nets: GRU, LSTM, and liquid (closed-form continuous-time) layers below a linear read-out.
 
 `gru`: Cho et al. 2014, https://arxiv.org/abs/1406.1078. `lstm`: Hochreiter & Schmidhuber 1997,
-https://doi.org/10.1162/neco.1997.9.8.1735. Both are torch's. `liquid`: Hasani et al. 2022, "Closed-form
-continuous-time neural networks", https://doi.org/10.1038/s42256-022-00556-7, by the authors' package `ncps`:
+https://doi.org/10.1162/neco.1997.9.8.1735. Both use torch's layers. `liquid`: Hasani et al. 2022, "Closed-form
+continuous-time neural networks", https://doi.org/10.1038/s42256-022-00556-7, with the authors' package `ncps`:
 
     h' = s * g2(x, h) + (1 - s) * g1(x, h),    s = sigmoid(a(x, h) dt + b(x, h)),    dt = 1
 
 with g1, g2 (behind a tanh), a and b linear in a shared layer of [x, h].
 
-A net is a Sequential whose stages are its layers, so a local rule cuts it between layers, [B, T, H] for all T steps at
-once. In time it is cut by `detach`: a layer then sees its state of the step before as a constant. What is learned by:
+A net is a Sequential whose stages are its layers. A local rule cuts it between layers, where the features [B, T, H] are
+those of all T steps. The option `detach` cuts it in time: then a layer takes its state from the step before as a
+constant. The gradients of a rule pass through:
 
-    backprop                backpropagation through time (BPTT), and through the layers
-    backprop, detach        through the layers of one step: BPTT truncated to one step
-    local rules, dfa        through the steps of one layer
-    the same, detach        through one layer at one step: nothing travels back, neither in time nor in depth
-    black-box rules         nothing is differentiated, with or without
+    backprop                all layers and all steps: backpropagation through time (BPTT)
+    backprop, detach        all layers of one step: BPTT truncated to one step
+    local rules, dfa        all steps of one layer
+    the same, detach        one layer at one step: no error goes back, neither in time nor in depth
+    black-box rules         nothing: these rules do not differentiate, with `detach` or without
 
-None of them follows how a weight has acted on the state over time, as RTRL and e-prop do; with `detach` a layer learns
-what its weights do now, and to keep something for later is beyond it. `detach` is about the way back: what a net
-computes is the same. Derivatives in forward mode (`forward_gradient`) are not cut by it.
+No rule here follows how a weight acted on the state at earlier steps, as RTRL and e-prop do. With `detach` a layer
+learns only the immediate effect of its weights; it cannot learn to store something for later. `detach` changes only
+gradients, and not the output of the net. Derivatives in forward mode (`forward_gradient`) are not cut by it.
 """
 
 from abc import abstractmethod
@@ -35,31 +36,31 @@ from torch import Tensor, nn
 from bpfree.errors import UserError, check_positive
 
 State = tuple[Tensor, ...]
-"""Of a layer, each [B, H]."""
+"""The state of a layer after a step: one or more tensors, each [B, H]."""
 
 
 class Rows(nn.Module):
-    """Images [B, C, H, W] as sequences of rows [B, H, C*W]; sequences [B, T, F] pass as they are."""
+    """A layer that reads images [B, C, H, W] as sequences of rows [B, H, C*W]; sequences [B, T, F] stay as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, F]."""
+        """Return sequences [B, T, F]."""
         return x.transpose(1, 2).flatten(2) if x.dim() == 4 else x
 
 
 class LastStep(nn.Module):
-    """The features of the last step."""
+    """A layer that keeps only the features of the last step."""
 
     def forward(self, h: Tensor) -> Tensor:
-        """[B, T, H] -> [B, H]."""
+        """Return the last step [B, H] of features h [B, T, H]."""
         return h[:, -1]
 
 
 class RecurrentLayer(nn.Module):
-    """A layer over all steps, which can also go on by one.
+    """A recurrent layer, which can run over a whole sequence or take a single step.
 
     Args:
         hidden: H.
-        detach: whether the state is a constant to the step that takes it over, so that no error goes back in time.
+        detach: True if each step takes the state before it as a constant, so that no error goes back in time.
     """
 
     def __init__(self, hidden: int, detach: bool) -> None:
@@ -69,10 +70,18 @@ class RecurrentLayer(nn.Module):
 
     @abstractmethod
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """[B, F] and the state (None: zeros) -> features [B, H] and the state behind them."""
+        """Take one step of the layer.
+
+        Args:
+            x: the values of this step, [B, F].
+            state: the state before it; None for zeros.
+
+        Returns:
+            The features [B, H] and the state after the step.
+        """
 
     def over_time(self, x: Tensor) -> Tensor:
-        """Features [B, T, H] of sequences [B, T, F], step by step."""
+        """Return the features [B, T, H] of sequences x [B, T, F], computed step by step."""
         state, features = None, []
         for x_t in x.unbind(1):
             h, state = self.step(x_t, state)
@@ -80,15 +89,18 @@ class RecurrentLayer(nn.Module):
         return torch.stack(features, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, T, H] of sequences [B, T, F]."""
+        """Return the features [B, T, H] of sequences x [B, T, F]."""
         if not (self.detach and torch.is_grad_enabled()):
             return self.over_time(x)
-        h, _ = self.step(x.flatten(0, 1), self._states_before(x))  # known as constants, all steps are one batch
+        # The first pass, without gradients, computes the states; the second one computes the gradients. Together they
+        # are faster than T small steps with autograd.
+        # With all states as constants the steps are independent, so they run as one batch of B T samples.
+        h, _ = self.step(x.flatten(0, 1), self._states_before(x))
         return h.view(*x.shape[:2], -1)
 
     @torch.no_grad()
     def _states_before(self, x: Tensor) -> State:
-        """What each step starts from, each [B*T, H]."""
+        """The states before each step, each tensor [B*T, H]."""
         _, state = self.step(x[:, 0], None)
         before = [tuple(torch.zeros_like(part) for part in state)]
         for x_t in x[:, :-1].unbind(1):
@@ -110,18 +122,18 @@ class GRULayer(RecurrentLayer):
         self.rnn = nn.GRU(features, hidden, batch_first=True)
 
     def over_time(self, x: Tensor) -> Tensor:
-        """See the base class; torch has a faster way."""
+        """Return the features [B, T, H] by one call of torch's layer, which is faster than single steps."""
         h: Tensor = self.rnn(x)[0]
         return h
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """See the base class."""
+        """Take one step; see `RecurrentLayer`."""
         _, h = self.rnn(x.unsqueeze(1), None if state is None else state[0].unsqueeze(0))
         return h[0], (h[0],)
 
 
 class LSTMLayer(RecurrentLayer):
-    """A layer of long short-term memory; its state is [B, H] of features and [B, H] of cells.
+    """A layer of long short-term memory. Its state is the features [B, H] and the cells [B, H].
 
     Args:
         features: F of the input.
@@ -134,25 +146,28 @@ class LSTMLayer(RecurrentLayer):
         self.rnn = nn.LSTM(features, hidden, batch_first=True)
 
     def over_time(self, x: Tensor) -> Tensor:
-        """See the base class; torch has a faster way."""
+        """Return the features [B, T, H] by one call of torch's layer, which is faster than single steps."""
         h: Tensor = self.rnn(x)[0]
         return h
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """See the base class."""
-        given = None if state is None else (state[0].unsqueeze(0), state[1].unsqueeze(0))
-        _, (h, c) = self.rnn(x.unsqueeze(1), given)
+        """Take one step; see `RecurrentLayer`."""
+        before = None if state is None else (state[0].unsqueeze(0), state[1].unsqueeze(0))
+        _, (h, c) = self.rnn(x.unsqueeze(1), before)
         return h[0], (h[0], c[0])
 
 
 class LiquidLayer(RecurrentLayer):
-    """A layer of closed-form continuous-time (CfC) neurons; see the module.
+    """A layer of closed-form continuous-time (CfC) neurons, with the equation at the top of this file.
 
     Args:
         features: F of the input.
         hidden: H.
         detach: see RecurrentLayer.
-        backbone: width of the layer that g1, g2, a and b share.
+        backbone: the width of the layer that g1, g2, a and b share.
+
+    Raises:
+        UserError: the package ncps is not installed.
     """
 
     def __init__(self, features: int, hidden: int, detach: bool, *, backbone: int) -> None:
@@ -166,23 +181,27 @@ class LiquidLayer(RecurrentLayer):
         self.cell = CfCCell(features, hidden, backbone_units=backbone)
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """See the base class."""
+        """Take one step; see `RecurrentLayer`."""
         h = x.new_zeros(len(x), self.hidden) if state is None else state[0]
         h, _ = self.cell(x, h, 1.0)
         return h, (h,)
 
 
 class Recurrent(nn.Sequential):
-    """Recurrent layers and a linear read-out of each step, or of the last.
+    """A net of recurrent layers and a linear read-out of each step or of the last step.
 
     Args:
-        in_shape: of one sample: [steps, values], or an image [channels, height, width], which is read row by row.
+        in_shape: shape of one sample: [steps, values], or [channels, height, width] of an image, which is read row by
+            row.
         out_features: D.
-        make: (features, hidden, detach) -> a layer.
+        make: a function (features, hidden, detach) -> layer.
         hidden: H of each layer.
-        detach: no error goes back in time; see `RecurrentLayer`.
-        each_step: whether the net answers at each step, [B, T, D], as the task `sequence` needs it, or at the end,
-            [B, D].
+        detach: true if no error shall go back in time; see `RecurrentLayer`.
+        each_step: true for an output at each step, [B, T, D], which the task `sequence` needs; false for one output
+            after the last step, [B, D].
+
+    Raises:
+        UserError: `hidden` is empty, or the samples are not sequences or images.
     """
 
     def __init__(
@@ -208,21 +227,29 @@ class Recurrent(nn.Sequential):
         super().__init__(layers)
 
     def step(self, x: Tensor, state: tuple[State, ...] | None) -> tuple[Tensor, tuple[State, ...]]:
-        """One step: [B, F] and the states of the layers (None: zeros) -> output [B, D] and the states behind it.
+        """Take one step of the whole net.
 
-        What it gives after T steps is what the net gives for all of them, in a time that does not grow with T.
+        After T such steps the output is the same as that of the net for all T steps. The time of a step does not grow
+        with T.
+
+        Args:
+            x: the values of this step, [B, F].
+            state: the states of the layers before it; None for zeros.
+
+        Returns:
+            The output [B, D] and the states after the step.
         """
         states: list[State] = []
         layers = [layer for layer in self if isinstance(layer, RecurrentLayer)]
         for i, layer in enumerate(layers):
-            x, behind = layer.step(x, None if state is None else state[i])
-            states.append(behind)
+            x, after = layer.step(x, None if state is None else state[i])
+            states.append(after)
         out: Tensor = self.get_submodule("fc")(x)
         return out, tuple(states)
 
 
 class RecurrentOptions(TypedDict, total=False):
-    """What every recurrent net takes; see `Recurrent` for the meaning and the defaults."""
+    """The options of every recurrent net; see `Recurrent` for the meaning and the defaults."""
 
     hidden: Sequence[int]
     detach: bool
@@ -230,24 +257,24 @@ class RecurrentOptions(TypedDict, total=False):
 
 
 def gru(in_shape: int | Sequence[int], out_features: int, **options: Unpack[RecurrentOptions]) -> Recurrent:
-    """Gated recurrent units; see `Recurrent` for its arguments, and the module."""
+    """Return a net of gated recurrent units; see `Recurrent` for the arguments."""
     return Recurrent(_shape(in_shape), out_features, GRULayer, **options)
 
 
 def lstm(in_shape: int | Sequence[int], out_features: int, **options: Unpack[RecurrentOptions]) -> Recurrent:
-    """Long short-term memory; see `Recurrent` for its arguments, and the module."""
+    """Return a net of long short-term memory layers; see `Recurrent` for the arguments."""
     return Recurrent(_shape(in_shape), out_features, LSTMLayer, **options)
 
 
 def liquid(
     in_shape: int | Sequence[int], out_features: int, *, backbone: int = 64, **options: Unpack[RecurrentOptions]
 ) -> Recurrent:
-    """Closed-form continuous-time (CfC) neurons; see `Recurrent` and the module. Needs the package ncps.
+    """Return a net of closed-form continuous-time (CfC) neurons. It needs the package ncps.
 
     Args:
         in_shape: [steps, values] or [channels, height, width] of one sample.
         out_features: D.
-        backbone: width of what the four maps of a layer share.
+        backbone: the width of the layer that the four maps of a CfC layer share.
         options: see `Recurrent`.
     """
     check_positive("net.backbone", backbone)
@@ -259,7 +286,7 @@ def _shape(in_shape: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _features(in_shape: Sequence[int]) -> int:
-    """F of a step."""
+    """The number of values of a step, F."""
     if len(in_shape) == 2:
         return in_shape[1]
     if len(in_shape) == 3:

@@ -1,14 +1,14 @@
-"""Residual nets, each residual block one stage.
+"""Residual nets, in which each residual block is a stage for local rules.
 
 He, Zhang, Ren, Sun 2016, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385
 
     h <- relu(F(h) + S(h)),    S the identity, or a 1x1 convolution where the shape changes
 
-A cut within a block would be crossed by its shortcut, so blocks are what local rules take as segments: every block is
-one child of the Sequential.
+The shortcut would cross a cut inside a block, so local rules take whole blocks as segments: every block is one child of
+the Sequential.
 
-Where we differ: the stride of a bottleneck sits in its 3x3 convolution, as everywhere today ("v1.5"); images below 64
-pixels meet a 3x3 convolution instead of the 7x7 one with stride and pooling.
+Where we differ: the stride of a bottleneck is in its 3x3 convolution, as is usual today ("v1.5"). Images of less than
+64 pixels enter through a 3x3 convolution, instead of a 7x7 convolution with stride and pooling.
 """
 
 from collections import OrderedDict
@@ -20,13 +20,13 @@ from bpfree.errors import UserError, check_positive
 
 
 class Residual(nn.Module):
-    """One residual block.
+    """A residual block, relu(F(h) + S(h)).
 
     Args:
-        inputs: channels of h.
-        width: channels within; the block gives `expansion` times as many.
-        stride: of the block.
-        bottleneck: 1x1, 3x3, 1x1 with expansion 4, instead of 3x3, 3x3 with expansion 1.
+        inputs: the number of channels of h.
+        width: the number of channels inside. The output has `expansion` times as many.
+        stride: the stride of the block; 2 halves height and width.
+        bottleneck: True for convolutions 1x1, 3x3, 1x1 with expansion 4; False for 3x3, 3x3 with expansion 1.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, *, bottleneck: bool) -> None:
@@ -48,36 +48,36 @@ class Residual(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, h: Tensor) -> Tensor:
-        """relu(F(h) + S(h)), [B, outputs, height / stride, width / stride]."""
+        """Return relu(F(h) + S(h)), [B, outputs, height / stride, width / stride], for h [B, inputs, height, width]."""
         return self.act(self.body(h) + self.shortcut(h))  # type: ignore[no-any-return]
 
 
 def expansion(bottleneck: bool) -> int:
-    """How many times as many channels a block gives as it has within."""
+    """Return the ratio of a block's output channels to its inner channels."""
     return 4 if bottleneck else 1
 
 
 def resnet18(in_shape: Sequence[int], out_features: int, *, width: int = 64) -> nn.Sequential:
-    """ResNet-18: 8 residual blocks of two convolutions, as a Sequential whose stages are the blocks.
+    """Return a ResNet-18: 8 residual blocks of two convolutions, as a Sequential whose stages are the blocks.
 
     Args:
         in_shape: [channels, height, width] of one image.
         out_features: D.
-        width: channels of the first blocks; they double three times.
+        width: the number of channels of the first blocks; it doubles three times.
 
     Raises:
-        UserError: the input is no image, or width is not positive.
+        UserError: the samples are not images, or width is not above 0.
     """
     return _resnet(in_shape, out_features, width, (2, 2, 2, 2), bottleneck=False)
 
 
 def resnet34(in_shape: Sequence[int], out_features: int, *, width: int = 64) -> nn.Sequential:
-    """ResNet-34: 16 residual blocks of two convolutions; options as for `resnet18`."""
+    """Return a ResNet-34: 16 residual blocks of two convolutions; options as for `resnet18`."""
     return _resnet(in_shape, out_features, width, (3, 4, 6, 3), bottleneck=False)
 
 
 def resnet50(in_shape: Sequence[int], out_features: int, *, width: int = 64) -> nn.Sequential:
-    """ResNet-50: 16 residual blocks of three convolutions; options as for `resnet18`."""
+    """Return a ResNet-50: 16 residual blocks of three convolutions; options as for `resnet18`."""
     return _resnet(in_shape, out_features, width, (3, 4, 6, 3), bottleneck=True)
 
 
@@ -87,7 +87,7 @@ def _resnet(
     if isinstance(in_shape, int) or len(in_shape) != 3:
         raise UserError(f"net resnet: found samples of shape {in_shape}, allowed: [channels, height, width]")
     check_positive("net.width", width)
-    small = min(in_shape[1:]) < 64
+    small = min(in_shape[1:]) < 64  # the usual stem would leave 8x8 pixels of a CIFAR image before the first block
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv"] = nn.Conv2d(in_shape[0], width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
     layers["norm"] = nn.BatchNorm2d(width)
@@ -104,14 +104,14 @@ def _resnet(
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(inputs, out_features)
     net = nn.Sequential(layers)
-    for module in net.modules():
+    for module in net.modules():  # He's initialisation for ReLU, as in the paper
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
-    """Convolution and normalisation."""
+    """A convolution followed by batch norm."""
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),

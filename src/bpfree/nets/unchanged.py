@@ -1,4 +1,4 @@
-"""Leave modules as they were: their training modes and their buffers."""
+"""Contexts that put the training modes and the buffers of modules back afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,11 @@ from torch import nn
 
 @contextmanager
 def same_modes(*modules: nn.Module) -> Iterator[None]:
-    """After the block every part of the modules is in the mode in which it was before, training or evaluation."""
+    """Put the mode of every part of some modules, training or evaluation, back after the block.
+
+    Args:
+        modules: the modules.
+    """
     before = [(part, part.training) for module in modules for part in module.modules()]
     try:
         yield
@@ -20,7 +24,12 @@ def same_modes(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unchanged_buffers(net: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass does to buffers (batch-norm statistics) when it is only a rehearsal."""
+    """Put the buffers of a net back after the block, such as the running statistics of batch norm.
+
+    Args:
+        net: the net, which may run in training mode inside the block.
+    """
+    # Both the tensor and a copy of its content: a pass may write into the buffer, or put another tensor in its place.
     saved = [
         (module, name, buffer, buffer.clone())
         for module in net.modules()
@@ -33,4 +42,4 @@ def unchanged_buffers(net: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, before in saved:
                 buffer.copy_(before)
-                module._buffers[name] = buffer  # a forward pass may have put another in its place
+                module._buffers[name] = buffer  # a forward pass may have put another tensor in its place

@@ -2,7 +2,7 @@
 
 Nokland & Eidnes 2019, "Training Neural Networks with Local Error Signals", https://arxiv.org/abs/1901.06656
 
-Where we differ: the output layer starts as torch draws it, and not at zero.
+Where we differ: the output layer starts with torch's random weights, and not at zero.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from torch import nn
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.nets.mlp import ACTIVATIONS, Activation
 
-_PLAN = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")  # channels of a convolution, or max-pooling
+_PLAN = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")  # the channels of a convolution, or "M" for max-pooling
 
 
 def vgg8b(
@@ -26,19 +26,20 @@ def vgg8b(
     batch_norm: bool = True,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """VGG8B: six 3x3 convolutions and a hidden layer, as a Sequential whose stages are the layers.
+    """Return a VGG8B: six 3x3 convolutions and a hidden layer, as a Sequential whose stages are the layers.
 
     Args:
         in_shape: [channels, height, width] of one image of at least 16x16.
         out_features: D.
-        scale: multiplies the channels of all convolutions; 1 and 2 in the paper.
-        hidden: width of the fully connected hidden layer.
-        activation: a name in ACTIVATIONS; LeakyReLU's slope is 0.01.
-        batch_norm: normalise before each activation.
-        dropout: probability of dropping a channel or hidden unit behind each activation; 0.2 for CIFAR-10 in the paper.
+        scale: the factor of the channels of all convolutions; 1 and 2 in the paper.
+        hidden: the width of the fully connected hidden layer.
+        activation: a name in ACTIVATIONS. The slope of LeakyReLU is 0.01.
+        batch_norm: true for batch norm before each activation.
+        dropout: the probability that a channel or hidden unit is dropped behind an activation. The paper has 0.2 for
+            CIFAR-10.
 
     Raises:
-        UserError: the input is no image, or too small to be halved four times.
+        UserError: the samples are not images, or too small to be halved four times.
     """
     check_choice("activation", activation, ACTIVATIONS)
     check_positive("net.scale", scale)

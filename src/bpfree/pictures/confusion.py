@@ -1,8 +1,8 @@
-"""What a classifier answers on samples: which classes it confuses, and where it is most surely wrong."""
+"""Show which classes a classifier confuses, and its wrong predictions with the highest probability."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
@@ -11,98 +11,135 @@ from torch import Tensor
 
 from bpfree.data import Split
 from bpfree.inputs import Inputs
-from bpfree.pictures.noprop import as_images
-from bpfree.pictures.plots import BLUE, show_image, write_figure
+from bpfree.pictures.images import as_images
+from bpfree.pictures.plots import BLUE, plain, show_image, write_figure
+from bpfree.pictures.trained_run import TrainedRun
 
-if TYPE_CHECKING:
-    from bpfree.runs.run import Run
-
-_SHOWN = 12  # wrong answers
-_LONGEST = 16  # letters of a class name beside a map
-_NUMBERED = 20  # classes; of more, a map has no figures in it
-MOST_CLASSES = 500  # for which there is a table of all pairs
+_SHOWN = 12  # wrong predictions
+_LONGEST = 16  # letters of a class name beside the matrix
+_NUMBERED = 20  # classes; with more, the cells of the matrix have no room for numbers
+MOST_CLASSES = 500  # with more, no matrix is drawn: its cells would be smaller than a pixel
 _CLEAR_BLUE = LinearSegmentedColormap.from_list(
     "clear blue", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)]
-)  # see-through where empty
+)  # transparent where a cell is empty, so that it fits the background of a dark page too
 
 
-class Answers(NamedTuple):
-    """Answers on N samples of C classes.
+class ClassPredictions(NamedTuple):
+    """Predicted and true classes of N samples.
 
     Attributes:
         x: [N, ...], raw samples, or several inputs.
         true: [N], their classes.
-        said: [N], the answers.
-        probability: [N], which the run gave to its answers.
-        classes: C.
-        names: of the classes; None if they are but numbers.
+        predicted: [N], the classes with the highest probability.
+        probability: [N], the probability of the predicted class.
+        classes: C, the number of classes.
+        names: names of the classes; None if they only have numbers.
     """
 
     x: Inputs
     true: Tensor
-    said: Tensor
+    predicted: Tensor
     probability: Tensor
     classes: int
     names: tuple[str, ...] | None = None
 
     def name(self, label: int) -> str:
-        """Of a class, for people to read."""
+        """Return the name of a class, or its number if it has no name.
+
+        Args:
+            label: the class, from 0 on.
+        """
         return str(label) if self.names is None else self.names[label]
 
     def confusion(self) -> Tensor:
-        """How often a sample of class i was taken for j, [C, C]."""
-        return torch.bincount(self.true * self.classes + self.said, minlength=self.classes**2).view(self.classes, -1)
+        """Return the confusion matrix [C, C]: how many samples of class i (row) were predicted as class j (column)."""
+        pairs = self.true * self.classes + self.predicted  # [N], one number for each pair of classes
+        return torch.bincount(pairs, minlength=self.classes**2).view(self.classes, -1)
 
     def most_wrong(self, count: int = _SHOWN) -> Tensor:
-        """Positions of the wrong answers that the run was surest of."""
-        surest = self.probability.masked_fill(self.true == self.said, -1.0)
-        wrong = int((self.true != self.said).sum())
+        """Return the positions of the wrong predictions with the highest probability, highest first.
+
+        Args:
+            count: most positions that are returned.
+        """
+        surest = self.probability.masked_fill(self.true == self.predicted, -1.0)
+        wrong = int((self.true != self.predicted).sum())
+        # A stable sort: the same run must give the same report to the byte, also if probabilities are equal.
         return surest.sort(descending=True, stable=True).indices[: min(count, wrong)]
 
-    def images(self, run: "Run", positions: Tensor) -> Tensor | None:
-        """The samples at some positions for people to look at; None if they are not images."""
+    def images(self, run: TrainedRun, positions: Tensor) -> Tensor | None:
+        """Return the samples at some positions as images [K, 1 or 3, H, W] in [0, 1]; None if they are not images.
+
+        Args:
+            run: knows the range of the samples.
+            positions: [K], of the N samples.
+        """
         return as_images(run, run.preprocess.target(self.x[positions])) if isinstance(self.x, Tensor) else None
 
 
-def answers_of(run: "Run", split: Split) -> Answers:
-    """What a run that classifies says to each sample."""
-    probabilities = run.predict_proba(split.x).nan_to_num()
+def predict_classes(run: TrainedRun, split: Split) -> ClassPredictions:
+    """Predict the class of each sample of a split.
+
+    Args:
+        run: its task is to classify.
+        split: raw samples and their classes.
+    """
+    probabilities = run.predict_proba(split.x).nan_to_num()  # of a net that diverged, NaN would have no maximum
     best = probabilities.max(1)
-    return Answers(
+    return ClassPredictions(
         split.x, split.y.cpu(), best.indices, best.values, run.preprocess.classes, run.preprocess.class_names
     )
 
 
-def draw_answers(run: "Run", split: Split, folder: Path) -> list[Path]:
-    """confusion.png, and wrong.png if the samples are images and some answers are wrong; returns their paths."""
-    answers, written = answers_of(run, split), []
-    if answers.classes <= MOST_CLASSES:
-        written.append(write_figure(confusion_figure(answers.confusion(), answers.names), folder / "confusion.png"))
-    positions = answers.most_wrong()
-    images = answers.images(run, positions)
+def draw_confusion(run: TrainedRun, split: Split, folder: Path) -> list[Path]:
+    """Draw confusion.png, and wrong.png if samples are images and some predictions are wrong.
+
+    Args:
+        run: its task is to classify.
+        split: samples to predict.
+        folder: gets the pictures.
+
+    Returns:
+        The paths of the pictures.
+    """
+    predictions = predict_classes(run, split)
+    written = []
+    if predictions.classes <= MOST_CLASSES:
+        figure = confusion_figure(predictions.confusion(), predictions.names)
+        written.append(write_figure(figure, folder / "confusion.png"))
+    positions = predictions.most_wrong()
+    images = predictions.images(run, positions)
     if images is None or not len(positions):
-        (folder / "wrong.png").unlink(missing_ok=True)  # of an earlier look at this run
+        (folder / "wrong.png").unlink(missing_ok=True)  # an earlier drawing, with other samples, may have left one
         return written
-    return [*written, write_figure(_wrong_figure(answers, positions, images), folder / "wrong.png")]
+    return [*written, write_figure(_wrong_figure(predictions, positions, images), folder / "wrong.png")]
 
 
 def confusion_figure(matrix: Tensor, names: Sequence[str] | None = None) -> Figure:
-    """True classes downwards, answers to the right; colours are shares of the true class, by their square root."""
+    """Draw a confusion matrix: true classes in rows, predicted classes in columns.
+
+    Args:
+        matrix: [C, C], numbers of samples.
+        names: names of the classes; None shows their numbers.
+
+    Returns:
+        The figure. A cell's colour is the square root of its share of the true class, so that rare mistakes are seen.
+    """
     classes = len(matrix)
     shares = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).sqrt()
     figure = Figure(figsize=(4.8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares.numpy(), cmap=_CLEAR_BLUE, vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xlabel="answer", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.spines[:].set_color("#b0b0b0")
     axes.tick_params(length=0)
     if classes <= _NUMBERED:
         axes.set_xticks(range(classes))
         axes.set_yticks(range(classes))
         if names is not None:
-            shown = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\u2026" for name in map(_plain, names)]
-            axes.set_xticklabels(shown, rotation=45, ha="right", rotation_mode="anchor")
-            axes.set_yticklabels(shown)
+            labels = [_short(name) for name in names]
+            axes.set_xticklabels(labels, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticklabels(labels)
         for i, j in matrix.nonzero().tolist():
             color = "white" if shares[i, j] > 0.85 else "black"
             size = 9 if classes <= 10 else 7
@@ -110,22 +147,25 @@ def confusion_figure(matrix: Tensor, names: Sequence[str] | None = None) -> Figu
     return figure
 
 
-def _wrong_figure(answers: Answers, positions: Tensor, images: Tensor) -> Figure:
+def _wrong_figure(predictions: ClassPredictions, positions: Tensor, images: Tensor) -> Figure:
     columns = min(6, len(positions))
     rows = -(-len(positions) // columns)
     figure = Figure(figsize=(1.6 * columns, 2.0 * rows + 0.5), layout="constrained")
-    figure.suptitle("The wrong answers it was surest of", fontsize=12)
+    figure.suptitle("Wrong predictions with the highest probability", fontsize=12)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels:
         axes.axis("off")
+    between = ", " if predictions.names is None else "\n"  # names may be long, and a panel is narrow
     for axes, position, image in zip(panels, positions.tolist(), images, strict=False):
         show_image(axes, image)
-        probability = answers.probability[position]
-        true, said = (_plain(answers.name(int(labels[position]))) for labels in (answers.true, answers.said))
-        axes.set_title(f"{true}, not {said}\n({probability:.0%} sure)", fontsize=9)
+        true, predicted = (
+            plain(predictions.name(int(labels[position]))) for labels in (predictions.true, predictions.predicted)
+        )
+        probability = predictions.probability[position]
+        axes.set_title(f"true {true}{between}predicted {predicted}\n(probability {probability:.0%})", fontsize=8)
     return figure
 
 
-def _plain(name: str) -> str:
-    """A name as matplotlib is to show it: a $ would begin a formula."""
-    return name.replace("$", r"\$")
+def _short(name: str) -> str:
+    """Return a class name as the axis of the matrix has room for it."""
+    return plain(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\u2026")

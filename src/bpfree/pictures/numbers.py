@@ -1,8 +1,8 @@
-"""What a net that gives numbers says: predicted against true, and how its own predictions carry beside the truth."""
+"""Show predicted against true numbers, and how far a sequence net follows the truth on its own predictions."""
 
 from collections.abc import Sequence as Many
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -11,58 +11,70 @@ from torch import Tensor
 
 from bpfree.data import Split
 from bpfree.pictures.plots import BLUE, GREY, write_figure
+from bpfree.pictures.trained_run import TrainedRun
 from bpfree.tasks import Regress, Sequence
 from bpfree.tasks.sequence import can_step, closed_loop, valid_steps
 
-if TYPE_CHECKING:
-    from bpfree.runs.run import Run
-
-_DOTS = 500  # samples of which each is one
-_NUMBERS = 6  # of the D of an answer
-_WINDOWS, _COMPONENTS = 3, 3
-_MARGIN = 0.25  # of the range of the truth, beyond which a prediction leaves the panel
+_DOTS = 500  # samples; each is one dot
+_NUMBERS = 6  # most of the D numbers that get a panel
+_WINDOWS, _COMPONENTS = 3, 3  # most windows, and most of the D values of each
+_MARGIN = 0.25  # of the range of the truth; a prediction farther off leaves the panel
 
 
-class Predicted(NamedTuple):
-    """Answers and truth of N samples, in the units of the data, both [N, D]."""
+class NumberPredictions(NamedTuple):
+    """Predicted and true numbers of N samples, in the units of the data.
 
-    said: Tensor
+    Attributes:
+        predicted: [N, D].
+        true: [N, D].
+    """
+
+    predicted: Tensor
     true: Tensor
 
     def figure(self, numbers: Many[int]) -> Figure:
-        """A panel for each of these of the D numbers: predicted upwards, true to the right."""
+        """Draw a panel for each of some numbers: the prediction upwards, the true value to the right.
+
+        Args:
+            numbers: indices below D.
+        """
         figure = Figure(figsize=(4.4 * len(numbers), 4.2), layout="constrained")
         for axes, d in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
-            said, true = self.said[:, d].numpy(), self.true[:, d].numpy()
+            predicted, true = self.predicted[:, d].numpy(), self.true[:, d].numpy()
             ends = float(true.min()), float(true.max())
             axes.plot(ends, ends, color=GREY, lw=1.0)
-            axes.plot(true, said, ".", color=BLUE, alpha=0.6, markeredgewidth=0)
-            axes.set_ylim(*_reach(self.true[:, d]))
+            axes.plot(true, predicted, ".", color=BLUE, alpha=0.6, markeredgewidth=0)
+            axes.set_ylim(*_limits(self.true[:, d]))
             which = f" of number {d}" if self.true.shape[1] > 1 else ""
-            _plain(axes, x=f"true value{which}", y="predicted")
+            _style(axes, x=f"true value{which}", y="predicted")
         return figure
 
     @property
     def shown(self) -> range:
-        """Of the D numbers."""
+        """Indices of the numbers that pictures show: the first six of D."""
         return range(min(self.true.shape[1], _NUMBERS))
 
 
-class Carried(NamedTuple):
-    """Windows and what a net says of them, of N windows of T steps.
+class Rollout(NamedTuple):
+    """Windows of a sequence and what a net predicts for them, for N windows of T steps.
 
     Attributes:
         truth: [N, T, D], the values that were to be predicted.
-        said: [N, K, D], predictions of the last K of these steps.
-        valid: [N], how many of the K are good; None if the net is told the truth at each step.
+        predicted: [N, K, D], predictions of the last K of these steps.
+        valid: [N], how many of the K predictions are close to the truth. None if the net reads the truth at each step
+            because it cannot go on by its own predictions.
     """
 
     truth: Tensor
-    said: Tensor
+    predicted: Tensor
     valid: Tensor | None
 
     def figure(self, windows: Many[int]) -> Figure:
-        """A column for each of these windows, a panel for each component."""
+        """Draw a column for some of the windows, with a panel for each of the first three values.
+
+        Args:
+            windows: indices below N.
+        """
         components = min(self.truth.shape[2], _COMPONENTS)
         figure = Figure(figsize=(4.8 * len(windows), 1.1 + 1.5 * components), layout="constrained")
         panels = figure.subplots(components, len(windows), squeeze=False, sharex=True)
@@ -76,60 +88,82 @@ class Carried(NamedTuple):
         return figure
 
     def _draw(self, axes: Axes, window: int, d: int) -> None:
-        steps, own = self.truth.shape[1], self.said.shape[1]
-        begun = steps - own + 1  # step 0 is the first that the net sees, of step 1 it is the first to speak
+        steps, count = self.truth.shape[1], self.predicted.shape[1]
+        # truth[0] is the value at step 1: at step t the net reads the value of step t and predicts that of step t + 1.
+        first = steps - count + 1
         axes.plot(range(1, steps + 1), self.truth[window, :, d].numpy(), color=GREY, lw=1.8, label="truth")
-        axes.plot(range(begun, steps + 1), self.said[window, :, d].numpy(), color=BLUE, lw=1.4, label="prediction")
+        predicted = self.predicted[window, :, d].numpy()
+        axes.plot(range(first, steps + 1), predicted, color=BLUE, lw=1.4, label="prediction")
         if self.valid is not None:
-            axes.axvline(begun - 1, color=GREY, lw=1.2, ls="--", label="alone from here")
-            axes.axvline(begun - 1 + int(self.valid[window]), color=BLUE, lw=1.2, ls=":", label="valid to here")
-        axes.set_ylim(*_reach(self.truth[window, :, d]))
-        _plain(axes, y="value" if self.truth.shape[2] == 1 else f"value {d}")
+            axes.axvline(first - 1, color=GREY, lw=1.2, ls="--", label="reads its own predictions from here")
+            axes.axvline(first - 1 + int(self.valid[window]), color=BLUE, lw=1.2, ls=":", label="valid until here")
+        axes.set_ylim(*_limits(self.truth[window, :, d]))
+        _style(axes, y="value" if self.truth.shape[2] == 1 else f"value {d}")
 
 
-def predicted(run: "Run", split: Split) -> Predicted:
-    """By a run with the task regress, of the first samples of a split."""
+def predict_numbers(run: TrainedRun, split: Split) -> NumberPredictions:
+    """Predict the numbers of the first 500 samples of a split.
+
+    Args:
+        run: its task is regress.
+        split: raw samples and their numbers.
+    """
     few = split.take(torch.arange(min(_DOTS, len(split.y))))
-    said, true = run.predict(few.x).float(), few.y.float().cpu()
-    return Predicted(said.reshape(len(said), -1), true.reshape(len(true), -1))
+    predicted, true = run.predict(few.x).float(), few.y.float().cpu()
+    return NumberPredictions(predicted.reshape(len(predicted), -1), true.reshape(len(true), -1))
 
 
-def carried(run: "Run", split: Split) -> Carried:
-    """By a run with the task sequence, of the first windows of a split.
+def rollout(run: TrainedRun, split: Split) -> Rollout:
+    """Predict the first three windows of a split.
 
-    A net that can go on by itself does so once it has seen its part; of another one it is its word on each next step.
+    A net that can go on by its own predictions reads the warm-up of a window and then does so. Another net reads the
+    true values, and the rollout holds its prediction of each next step.
+
+    Args:
+        run: its task is sequence.
+        split: windows.
     """
     assert isinstance(run.task, Sequence)
     few = split.take(torch.arange(min(_WINDOWS, len(split.y))))
     truth, net = few.y.float().cpu(), run.net
     (batch,) = run.batches(few).epoch()
+    # To go on, the net's output must be its next input, so both need the same width.
     if not can_step(net) or batch.tensor.shape[-1] != run.task.dim:
-        return Carried(truth, run.predict(few.x).float(), None)
+        return Rollout(truth, run.predict(few.x).float(), None)
     steps = truth.shape[1] - run.task.warmup + 1
-    said = closed_loop(net, batch.tensor[:, : run.task.warmup], steps).float().cpu()
-    squares = (said - truth[:, -steps:]).double().square().mean(2)
-    return Carried(truth, said, valid_steps(squares, run.task.threshold))
+    predicted = closed_loop(net, batch.tensor[:, : run.task.warmup], steps).float().cpu()  # [N, K, D]
+    squares = (predicted - truth[:, -steps:]).double().square().mean(2)
+    return Rollout(truth, predicted, valid_steps(squares, run.task.threshold))
 
 
-def draw_numbers(run: "Run", split: Split, folder: Path) -> list[Path]:
-    """predicted.png of a run with the task regress, carried.png of one with the task sequence; returns their paths."""
+def draw_numbers(run: TrainedRun, split: Split, folder: Path) -> list[Path]:
+    """Draw predicted.png if the task is regress, or rollout.png if it is sequence.
+
+    Args:
+        run: other tasks get no picture.
+        split: samples to predict.
+        folder: gets the picture.
+
+    Returns:
+        The paths of the pictures.
+    """
     if isinstance(run.task, Regress):
-        answers = predicted(run, split)
-        return [write_figure(answers.figure(answers.shown), folder / "predicted.png")]
+        predictions = predict_numbers(run, split)
+        return [write_figure(predictions.figure(predictions.shown), folder / "predicted.png")]
     if isinstance(run.task, Sequence):
-        windows = carried(run, split)
-        return [write_figure(windows.figure(range(len(windows.truth))), folder / "carried.png")]
+        windows = rollout(run, split)
+        return [write_figure(windows.figure(range(len(windows.truth))), folder / "rollout.png")]
     return []
 
 
-def _reach(truth: Tensor) -> tuple[float, float]:
-    """Of the y axis: what is far off must not make the truth a line."""
+def _limits(truth: Tensor) -> tuple[float, float]:
+    """Return the limits of the y axis by the truth alone: predictions far off must not flatten the truth to a line."""
     low, high = float(truth.min()), float(truth.max())
     margin = _MARGIN * (high - low) or 1.0
     return low - margin, high + margin
 
 
-def _plain(axes: Axes, *, x: str = "", y: str) -> None:
+def _style(axes: Axes, *, x: str = "", y: str) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.4, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Pictures of runs, and what all pictures share."""
+"""Draw curves of training and of trackers, and share what all pictures need: colours, labels, PNG and GIF files."""
 
 import re
 import warnings
@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from bpfree.disk.atomic import make_folder, write_atomically
-from bpfree.trackers import TRACKERS, Record
+from bpfree.trackers import TRACKERS
+from bpfree.training.listener import Record
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#717581"  # told apart by every eye (Okabe & Ito)
-_CLASSES = (  # likewise, by Petroff, https://arxiv.org/abs/2107.02270
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#717581"  # colour-blind readers can tell them apart (Okabe & Ito)
+_CLASSES = (  # ten colours for which this holds too, by Petroff, https://arxiv.org/abs/2107.02270
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
@@ -26,7 +27,15 @@ _GIF_DPI = 80
 
 
 def plot_training(history: Sequence[Record], path: Path) -> Path:
-    """Loss and accuracy of one run over its epochs, training and validation, as a PNG."""
+    """Plot loss and accuracy of one run over its epochs, for training and validation.
+
+    Args:
+        history: one record per epoch.
+        path: the PNG file.
+
+    Returns:
+        The path.
+    """
     figure, panels = _panels(history)
     for metric, axes in panels.items():
         for split, style in (("train", "--"), ("validation", "-")):
@@ -35,29 +44,33 @@ def plot_training(history: Sequence[Record], path: Path) -> Path:
 
 
 def plot_tracked(records: Sequence[Record], folder: Path) -> list[Path]:
-    """What each tracker measured over the steps, a line for each layer, first to last from dark to light, as PNGs.
+    """Plot what each tracker measured over the steps, with a line for each layer, from dark (first) to light (last).
 
     Args:
         records: of any number of trackers.
-        folder: gets `<tracker>.png` for each; it is made.
+        folder: gets `<tracker>.png` for each tracker; it is made.
+
+    Returns:
+        The paths of the pictures.
     """
     by_tracker: dict[str, list[Record]] = {}
     for record in records:
         by_tracker.setdefault(record["tracker"], []).append(record)
     written = []
-    for tracker, own in by_tracker.items():
-        layers = list(dict.fromkeys(layer for record in own for layer in record["values"]))
-        known = TRACKERS.get(tracker)
-        unit = known.unit if known else ""
+    for tracker, measurements in by_tracker.items():
+        layers = list(dict.fromkeys(layer for record in measurements for layer in record["values"]))
+        kind = TRACKERS.get(tracker)  # None: a tracker of the user's
+        unit = kind.unit if kind else ""
         if layers:
-            groups = [layers] if unit or known is None else [[layer] for layer in layers]
+            # A shipped tracker without a unit measures several quantities, and one axis cannot serve them all.
+            groups = [layers] if unit or kind is None else [[layer] for layer in layers]
             title = plain(f"{tracker} ({unit})" if unit else tracker)
-            written.append(_plot_layers(own, groups, title, folder / f"{_file_name(tracker)}.png"))
+            written.append(_plot_layers(measurements, groups, title, folder / f"{_file_name(tracker)}.png"))
     return written
 
 
 def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], title: str, path: Path) -> Path:
-    """A panel for each group of layers that share a unit."""
+    """Draw a panel for each group of layers that share a unit."""
     figure = Figure(figsize=(9, 1.5 + 3 * len(groups)), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
@@ -76,7 +89,15 @@ def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], tit
 
 
 def plot_images(rows: Sequence[Tensor], path: Path) -> Path:
-    """Rows of images [N, 1 or 3, H, W] with values in [0, 1], one below the other, as a PNG."""
+    """Draw rows of images, one row below the other.
+
+    Args:
+        rows: images [N, 1 or 3, H, W] with values in [0, 1]; as many in each row.
+        path: the PNG file.
+
+    Returns:
+        The path.
+    """
     figure = Figure(figsize=(len(rows[0]), len(rows)))
     figure.subplots_adjust(0, 0, 1, 1, wspace=0.05, hspace=0.05)
     panels = figure.subplots(len(rows), len(rows[0]), squeeze=False)
@@ -87,13 +108,25 @@ def plot_images(rows: Sequence[Tensor], path: Path) -> Path:
 
 
 def show_image(axes: Axes, image: Tensor) -> None:
-    """An image [1 or 3, H, W] with values in [0, 1], without axes."""
+    """Show an image without axes.
+
+    Args:
+        axes: gets the image.
+        image: [1 or 3, H, W], values in [0, 1].
+    """
     axes.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
     axes.axis("off")
 
 
 def label(axes: Axes, title: str = "", *, x: str = "", y: str = "") -> None:
-    """Title and axes in letters that can be read on a slide."""
+    """Write title and axis labels in letters large enough for a slide.
+
+    Args:
+        axes: gets the labels.
+        title: above the panel.
+        x: below the horizontal axis.
+        y: beside the vertical axis.
+    """
     axes.set_title(title, fontsize=15)
     axes.set_xlabel(x, fontsize=14)
     axes.set_ylabel(y, fontsize=14)
@@ -101,25 +134,41 @@ def label(axes: Axes, title: str = "", *, x: str = "", y: str = "") -> None:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: no formulas, and no name that a legend would leave out."""
+    r"""Return a text in a form that matplotlib shows unchanged.
+
+    Args:
+        text: any text, such as the name of a class or of a layer.
+
+    Example:
+        >>> plain("price in $")
+        'price in \\$'
+        >>> plain("_private")
+        ' _private'
+    """
+    # A $ would begin a formula; a lone surrogate cannot be drawn; a legend leaves out names that begin with "_".
     shown = text.replace("$", r"\$").encode("utf-8", "replace").decode()
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def _file_name(text: str) -> str:
-    """Without what leads out of a folder."""
+    """Return a tracker's name as a file name: no dots or slashes, which could lead out of the folder."""
     return re.sub(r"[^\w-]+", "_", text)[:100]
 
 
 def class_color(index: int, classes: int) -> str | tuple[float, float, float, float]:
-    """The colour of a class; with more than ten, from dark to light."""
+    """Return the colour of a class. Ten classes have colours of their own; more go from dark to light.
+
+    Args:
+        index: the class, from 0 on.
+        classes: the number of classes.
+    """
     return _CLASSES[index] if classes <= len(_CLASSES) else colormaps["viridis"](index / (classes - 1))
 
 
 def _panels(history: Sequence[Record]) -> tuple[Figure, dict[str, Axes]]:
-    """A panel for the loss, and one for the accuracy if there is any."""
-    found = any("accuracy" in record.get(split, {}) for record in history for split in ("train", "validation"))
-    metrics = ["loss", "accuracy"] if found else ["loss"]
+    """Return a figure with a panel for the loss, and one for the accuracy if some record has it."""
+    has_accuracy = any("accuracy" in record.get(split, {}) for record in history for split in ("train", "validation"))
+    metrics = ["loss", "accuracy"] if has_accuracy else ["loss"]
     figure = Figure(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
     panels = dict(zip(metrics, figure.subplots(1, len(metrics), squeeze=False)[0], strict=True))
     for metric, axes in panels.items():
@@ -143,10 +192,22 @@ def _save(figure: Figure, panels: Mapping[str, Axes], path: Path) -> Path:
 
 
 def write_figure(figure: Figure, path: Path) -> Path:
-    """As a PNG; its folder is made."""
+    """Write a figure as a PNG file, atomically.
+
+    Args:
+        figure: drawn already.
+        path: the PNG file; its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     make_folder(path.parent)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a name in letters that the font has not
+        # Names of classes may be in letters that the font does not have. Boxes are shown, and no warning is needed.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
     return path
 
@@ -154,14 +215,23 @@ def write_figure(figure: Figure, path: Path) -> Path:
 def write_animation(
     figure: Figure, moving: Sequence[Artist], show: Callable[[int], None], frames: int, path: Path
 ) -> Path:
-    """As a GIF that runs for ever and rests at its end; the folder is made.
+    """Write a GIF file that repeats for ever, with a pause at its end.
+
+    The still parts of the figure are drawn once and copied into each frame, which is many times as fast as drawing
+    each frame in full.
 
     Args:
-        figure: what is drawn, once.
-        moving: what of it is drawn anew for each frame.
-        show: makes that what it is in a frame, given by number.
-        frames: how many.
-        path: of the GIF.
+        figure: drawn once, without its moving parts.
+        moving: the parts that are drawn anew for each frame.
+        show: takes the number of a frame, from 0 on, and changes the moving parts to what it shows.
+        frames: the number of frames.
+        path: the GIF file; its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     figure.set_dpi(_GIF_DPI)
     canvas = FigureCanvasAgg(figure)
@@ -177,8 +247,10 @@ def write_animation(
             figure.draw_artist(artist)
         pixels.append(np.array(canvas.buffer_rgba())[..., :3])  # type: ignore[no-untyped-call]
     height, width = pixels[0].shape[:2]
-    strip = Image.fromarray(np.concatenate(pixels)).quantize()  # all at once, for one palette
+    # All frames are quantised as one tall image: with a palette for each frame, colours would flicker.
+    strip = Image.fromarray(np.concatenate(pixels)).quantize()
     images = [strip.crop((0, top, width, top + height)) for top in range(0, strip.height, height)]
+    # Milliseconds. A slice, since a film may have a single frame.
     pauses = [800, *[300] * (frames - 2), 2500][:frames]
     make_folder(path.parent)
     write_atomically(

@@ -1,4 +1,4 @@
-"""What the black-box rules share: how members differ, how they are run, what is made of their scores."""
+"""The shared parts of the black-box rules: the noise of members, ways to run them, and weights from their scores."""
 
 from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap

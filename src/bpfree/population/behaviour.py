@@ -1,4 +1,4 @@
-"""What has to be known of a net before members can share work: its state, its noise and its frozen parts."""
+"""The behaviour of a net in forward passes, which says what work members can share: state, noise, frozen parts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,19 +12,20 @@ from bpfree.inputs import Inputs, forward, main_input
 from bpfree.noise import Noise, drawn_since, generator_states
 from bpfree.population.statistics import learn_state, members, still_modules
 
-_INTERNAL = frozenset(vars(nn.Module())) | {"forward"}  # what every module has, and what evaluators replace
+# Attributes that are not state of a net: every module has them, or evaluators replace them.
+_INTERNAL = frozenset(vars(nn.Module())) | {"forward"}
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How a net behaves in forward passes.
+    """The behaviour of a net in forward passes.
 
     Attributes:
-        learns: a pass in training mode changes buffers or attributes, such as running statistics.
+        learns: True if a pass in training mode changes buffers or attributes, such as running statistics.
         still: modules that stay in evaluation mode in such a pass.
-        stateful: modules whose buffers or attributes the pass of a member changes; they are put back before each.
-        draws: the pass of a member draws random numbers, which are then the same for all members.
-        frozen: parts without trainable parameters whose outputs may be kept for all members of a generation.
+        stateful: modules whose buffers or attributes a member's pass changes. They are put back before each pass.
+        draws: True if a member's pass draws random numbers. They are then the same for all members.
+        frozen: parts without trainable parameters, whose outputs may be kept for all members of a generation.
     """
 
     learns: bool = False
@@ -35,24 +36,29 @@ class Behaviour:
 
 
 PLAIN = Behaviour()
+"""The behaviour that is assumed before a net is studied: random numbers may be drawn, and nothing is shared."""
 
 
 class State:
-    """Buffers and attributes of modules at one moment.
+    """A copy of the buffers and attributes of modules at one moment.
 
     Args:
-        modules: whose.
+        modules: the modules.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._saved = [_Saved(module) for module in modules]
 
     def changed(self) -> tuple[nn.Module, ...]:
-        """The modules of which an attribute or a buffer is another one now, or was written to."""
+        """Return the modules with an attribute or buffer that was replaced or written to since then."""
         return tuple(saved.module for saved in self._saved if saved.changed())
 
     def put_back(self, only: Sequence[nn.Module] | None = None) -> None:
-        """Make them what they were, of all modules or of some."""
+        """Restore buffers and attributes.
+
+        Args:
+            only: the modules to restore. Default: all.
+        """
         wanted = None if only is None else {id(module) for module in only}
         for saved in self._saved:
             if wanted is None or id(saved.module) in wanted:
@@ -60,7 +66,11 @@ class State:
 
 
 class _Saved:
-    """Buffers and attributes of one module. Buffers are compared by content: torch may update them unseen."""
+    """The buffers and attributes of one module.
+
+    Buffers are compared by content, because torch updates some of them without a new version number. Other tensors are
+    compared by their version number, which is much cheaper.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -92,7 +102,8 @@ class _Saved:
             buffer.copy_(content)
         for name, (version, content) in self.tensors.items():
             tensor = self.attributes[name]
-            if tensor._version != version:  # else it may be a view of a parameter, which members change
+            # Only if it was written to. Otherwise it may be a view of a parameter, which evaluators change via .data.
+            if tensor._version != version:
                 tensor.copy_(content)
                 self.tensors[name] = (tensor._version, content)
 
@@ -107,14 +118,18 @@ def _others(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 @torch.no_grad()
 def study(net: nn.Module, x: Inputs, noise: Noise) -> Behaviour:
-    """Find out how a net behaves; it is left as it was. Frozen parts are left to `choose_frozen`.
+    """Find out how a net behaves by running it a few times. The net is not changed.
 
     Args:
-        net, x: the net, and what a member runs on.
+        net: the net.
+        x: the minibatch.
         noise: any key.
 
+    Returns:
+        The behaviour, without frozen parts; `choose_frozen` adds them.
+
     Raises:
-        UserError: the net gives another output when it is called once more, from the same state and random numbers.
+        UserError: a second call from the same state with the same random numbers gives another output.
     """
     every = list(net.modules())
     device = main_input(x).device
@@ -124,9 +139,9 @@ def study(net: nn.Module, x: Inputs, noise: Noise) -> Behaviour:
         first, draws = _run(net, x, noise, device)
         warm = State(every)
         again, _ = _run(net, x, noise, device)
-        stateful = warm.changed()  # what changed only in the first pass was made once and for all
+        stateful = warm.changed()  # a change in the first pass alone is a cache that the net fills once
         start.put_back(stateful)
-        if not _alike(first, again):
+        if not _alike(first, again):  # perhaps only because of the state, which is put back now
             again, _ = _run(net, x, noise, device)
             start.put_back(stateful)
     if not _alike(first, again):
@@ -143,7 +158,7 @@ def study(net: nn.Module, x: Inputs, noise: Noise) -> Behaviour:
 
 
 def _run(net: nn.Module, x: Inputs, noise: Noise, device: torch.device) -> tuple[Tensor, bool]:
-    """The output, and whether random numbers were drawn."""
+    """The output, and True if the pass drew random numbers."""
     with noise.global_rng(device):
         states = generator_states(device)
         out = forward(net, x).clone()
@@ -159,11 +174,12 @@ def choose_frozen(net: nn.Module, behaviour: Behaviour, outputs: Callable[[Behav
 
     Args:
         net: the net.
-        behaviour: what `study` found.
-        outputs: the outputs [P, B, ...] of some members, run one after the other with these parts kept.
+        behaviour: the behaviour of the net, from `study`.
+        outputs: a function from a behaviour to the outputs [P, B, ...] of some members, which run one after the other
+            and keep the behaviour's frozen parts.
 
     Returns:
-        The behaviour with all parts that keep the outputs the same to the bit.
+        The behaviour with all parts whose outputs can be kept without changing one bit of the net's outputs.
     """
     holding = {id(module) for module in behaviour.stateful}
     parts = [part for part in frozen_parts(net) if not any(id(m) in holding for m in part.modules())]
@@ -172,10 +188,10 @@ def choose_frozen(net: nn.Module, behaviour: Behaviour, outputs: Callable[[Behav
     expected = outputs(behaviour)
 
     def same(kept: Sequence[nn.Module]) -> bool:
-        found = outputs(replace(behaviour, frozen=tuple(kept)))
-        return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True)
+        out = outputs(replace(behaviour, frozen=tuple(kept)))
+        return out.shape == expected.shape and torch.allclose(out, expected, rtol=0, atol=0, equal_nan=True)
 
-    if not same(parts):
+    if not same(parts):  # try them one by one only where all together fail, which is rare
         kept: list[nn.Module] = []
         for part in parts:
             if same([*kept, part]):
@@ -185,7 +201,11 @@ def choose_frozen(net: nn.Module, behaviour: Behaviour, outputs: Callable[[Behav
 
 
 def frozen_parts(net: nn.Module) -> list[nn.Module]:
-    """The largest submodules without trainable parameters, in a net of which something is frozen."""
+    """Return the largest submodules without trainable parameters; none if nothing of the net is frozen.
+
+    Args:
+        net: the net.
+    """
     if all(p.requires_grad for p in net.parameters()):
         return []
     return list(_largest_frozen(net))

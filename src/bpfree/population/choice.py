@@ -1,4 +1,4 @@
-"""Which evaluator runs a net best, found out by trying."""
+"""Choose the evaluator for a net by trying the evaluators on it."""
 
 import time
 from collections.abc import Callable
@@ -19,11 +19,13 @@ from bpfree.population.passes import in_double, passes, split
 from bpfree.population.perturbation import LowRank
 
 EvaluatorName = Literal["loop", "lowrank", "vmap", "in_place"]
-_CACHE = 8 * 2**20  # bytes: what the members of a chunk take is to stay near the processor
-_SLICE = 32  # samples at least, so that parameters are not fetched for a few
-_TRIED = 64  # members at most that a trial runs
-_COMPARED = 4  # members of which outputs with and without shared work are compared
-_WIDE = 0.1  # sigma at least, by which members are compared: what leaves out some noise is to be seen
+_CACHE = 8 * 2**20  # bytes that the members of a chunk may take together, so that they stay in a processor's cache
+_SLICE = 32  # the least number of samples in a slice; for fewer, fetching the parameters would cost more than computing
+_TRIED = 64  # the largest number of members in a trial
+_COMPARED = 4  # the number of members whose outputs with and without shared work are compared
+_WIDE = (
+    0.1  # the least sigma in comparisons: with a small sigma an evaluator that forgets some noise would go unnoticed
+)
 
 
 def choose(
@@ -35,16 +37,21 @@ def choose(
     max_memory: float | None,
     behaviour: Behaviour = PLAIN,
 ) -> tuple[EvaluatorName, Evaluator]:
-    """The evaluator that was asked for, or the fastest one.
+    """Return the evaluator of a given name, or the fastest evaluator that can run the net.
 
     Args:
-        asked: its name, or "auto" to time those that can run the net, each on one generation after another to warm up.
-        net, x, judge, generation: what will be run, the net in the mode in which members run.
-        max_memory: MiB that the members of a chunk, or the samples of a slice, may take together.
-        behaviour: what `study` found out about the net.
+        asked: the name, or "auto" to time all evaluators that can run the net. Each runs once to warm up before.
+        net: the net, in the mode in which members run.
+        x, judge, generation: what the evaluator will be called with, see `Evaluator`.
+        max_memory: MiB that the members of a chunk, or the samples of a slice, may take together. Default: what fits in
+            a processor's cache.
+        behaviour: the behaviour of the net, from `study`.
+
+    Returns:
+        The name of the evaluator, and the evaluator.
 
     Raises:
-        UserError: the one that was asked for cannot run the net.
+        UserError: the named evaluator cannot run the net.
     """
     trial = replace(generation, members=generation.members[:_TRIED])
     behaviour = _with_frozen_parts(behaviour, net, x, trial)
@@ -69,30 +76,30 @@ def _makers(
     max_memory: float | None,
     behaviour: Behaviour,
 ) -> dict[EvaluatorName, Callable[[], Evaluator]]:
-    """The evaluators by name, sized for this net; see `choose` for the arguments."""
+    """Functions that make the evaluators, sized for this net, by name; see `choose` for the arguments."""
     memory = _CACHE if max_memory is None else max_memory * 2**20
     largest = largest_output(net, x)
     written = sum(p.numel() * p.element_size() for p in generation.parameters)
     trial = replace(generation, members=generation.members[:_TRIED])
     samples = _slice(net, x, memory / (2 * largest / count(x)), 1 if max_memory else _SLICE, trial, behaviour)
     first = find_first_layer(net, x, generation, memory) if isinstance(generation.perturbation, LowRank) else None
-    if first and not _alike(Loop(None, first, behaviour), net, x, judge, trial):  # it uses the weight elsewhere, too
-        first = None
+    if first and not _alike(Loop(None, first, behaviour), net, x, judge, trial):
+        first = None  # the net uses the weight of this layer at another place, too
     return {
         "loop": lambda: Loop(samples, first, behaviour),
         "lowrank": lambda: LowRankEvaluator(_fitting(memory, 2 * largest), behaviour),
-        "vmap": lambda: Vmap(_fitting(memory, 2 * largest + 3 * written), behaviour),  # noise, and noise times sigma
+        "vmap": lambda: Vmap(_fitting(memory, 2 * largest + 3 * written), behaviour),  # E, sigma E, theta + sigma E
         "in_place": lambda: InPlace(samples, behaviour),
     }
 
 
 @torch.no_grad()
 def largest_output(net: nn.Module, x: Inputs) -> int:
-    """Bytes of the largest output of a layer with trainable parameters, for one member.
+    """Return the bytes of the largest output of a layer with trainable parameters, for one member.
 
     Args:
-        net: in the mode in which members run.
-        x: [B, ...], what one member runs on.
+        net: the net, in the mode in which members run.
+        x: the minibatch [B, ...].
     """
     most = 1
 
@@ -121,83 +128,86 @@ def _with_frozen_parts(behaviour: Behaviour, net: nn.Module, x: Inputs, trial: G
 
 
 def _fitting(memory: float, member: int) -> int:
-    """How many members of so many bytes to run at once: a power of two."""
+    """The number of members of so many bytes that run at once, a power of two and at least 1."""
     return 1 << max(int(memory // member), 1).bit_length() - 1
 
 
 def _slice(
     net: nn.Module, x: Inputs, fitting: float, least: int, trial: Generation, behaviour: Behaviour
 ) -> int | None:
-    """How many samples to run at once, as a power of two; None for all of them, which a GPU likes best.
+    """The number of samples that run at once, a power of two; None for all of them, which is fastest on a GPU.
 
     Args:
-        net, x: in the mode in which members run, and what one of them runs on.
-        fitting: how many samples the memory holds.
-        least: how many it must be.
-        trial: a generation, of which the random numbers of a pass are taken.
-        behaviour: what is known of the net.
+        net: the net, in the mode in which members run.
+        x: the minibatch.
+        fitting: the number of samples that fit in the memory.
+        least: the least number of samples.
+        trial: a generation; the passes here draw its random numbers.
+        behaviour: the behaviour of the net.
     """
     samples = max(_fitting(fitting, 1), least)
     if samples >= count(x) or (main_input(x).device.type != "cpu" and least > 1):
         return None
-    if behaviour.draws:  # a slice draws other numbers than the whole
+    if behaviour.draws:  # a slice would draw other random numbers than the whole minibatch
         return None
 
-    def of(size: int | None, x: Inputs) -> Tensor:
+    def outputs(size: int | None, x: Inputs) -> Tensor:
         with torch.no_grad(), passes(net, split(x, size), trial.noise, behaviour) as run:
             return run()
 
-    whole, parts = of(None, x), of(samples, x)
+    # A net that mixes its samples, as batch norm does, gives other outputs in slices. The first look is cheap and
+    # coarse; only in double precision can a small difference not be rounding.
+    whole, parts = outputs(None, x), outputs(samples, x)
     if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0.02, atol=0.01, equal_nan=True):
         return None
-    return samples if _close_in_double(net, x, lambda x: of(None, x), lambda x: of(samples, x)) else None
+    return samples if _close_in_double(net, x, lambda x: outputs(None, x), lambda x: outputs(samples, x)) else None
 
 
 def _obstacle(
     name: EvaluatorName, evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial: Generation
 ) -> str | None:
-    """Why the evaluator cannot run the net as the loop does."""
+    """The reason why the evaluator cannot run the net as the loop does; None if it can."""
     if name in ("loop", "in_place"):
         return None
     if name == "lowrank" and not isinstance(trial.perturbation, LowRank):
-        return "the noise has no low rank, as that of eggroll has"
+        return "the noise does not have a low rank. Only eggroll's noise has one"
     if name == "lowrank" and (obstacle := LowRankEvaluator.obstacle(net)):
         return obstacle
     if name == "lowrank" and evaluator.behaviour.draws:
         return "the net draws random numbers, which would differ from member to member"
     try:
         alike = _alike(evaluator, net, x, judge, trial)
-    except UserError:  # of the score, which the loop does not accept either
+    except UserError:  # the score is wrong, and the loop would refuse it too
         raise
-    except Exception as error:  # the net runs as it is written, so this way of running it is what fails
+    except Exception as error:  # any type: the net may raise anything, and the loop has run it without an error
         return f"the net does not run under it ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return None if alike else "the net gives other outputs when members are run side by side"
 
 
 def _alike(evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial: Generation) -> bool:
-    """Whether the evaluator gives the scores of the plain loop, and in double precision the same outputs."""
+    """True if the evaluator gives the scores of the plain loop, and in double precision also its outputs."""
     trial = _widened(trial)
     plain = Loop(behaviour=replace(evaluator.behaviour, frozen=()))
     expected, _ = plain(net, x, judge, trial)
-    found, _ = evaluator(net, x, judge, trial)
-    if not torch.allclose(found, expected, rtol=0.02, atol=0.01, equal_nan=True):
+    scores, _ = evaluator(net, x, judge, trial)
+    if not torch.allclose(scores, expected, rtol=0.02, atol=0.01, equal_nan=True):
         return False
     few = replace(trial, members=trial.members[:_COMPARED])
     if not isinstance(few.scale, float):
         few = replace(few, scale=[sigma.double() for sigma in few.scale])
 
-    def of(evaluator: Evaluator, x: Inputs) -> Tensor:
-        return evaluator(net, x, Tensor.clone, few)[0]
+    def outputs(evaluator: Evaluator, x: Inputs) -> Tensor:
+        return evaluator(net, x, Tensor.clone, few)[0]  # with clone as the judge, the "scores" are the outputs
 
-    return _close_in_double(net, x, lambda x: of(plain, x), lambda x: of(evaluator, x))
+    return _close_in_double(net, x, lambda x: outputs(plain, x), lambda x: outputs(evaluator, x))
 
 
 def _close_in_double(
     net: nn.Module, x: Inputs, plain: Callable[[Inputs], Tensor], other: Callable[[Inputs], Tensor]
 ) -> bool:
-    """Whether two ways to run the net are the same in double precision, where rounding hides nothing.
+    """True if two ways to run the net agree in double precision, where rounding does not hide a difference.
 
-    It is taken for granted where the net does not run in double precision.
+    Also True if the net cannot run in double precision.
     """
     with in_double(net):
         x = apply(x, lambda t: t.double() if t.is_floating_point() else t)
@@ -205,8 +215,8 @@ def _close_in_double(
             expected = plain(x)
         except (RuntimeError, TypeError):
             return True
-        found = other(x)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+        out = other(x)
+    return out.shape == expected.shape and torch.allclose(out, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
 
 
 def _widened(trial: Generation) -> Generation:
@@ -214,10 +224,10 @@ def _widened(trial: Generation) -> Generation:
 
 
 def _seconds(evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial: Generation) -> float:
-    """The shorter of two runs; `_obstacle` has warmed it up."""
+    """The seconds of the faster of two runs; `_obstacle` has run the evaluator before, so it is warm."""
     spent = []
     for _ in range(2):
         start = time.perf_counter()
-        evaluator(net, x, judge, trial)[0].sum().item()  # waits for the device
+        evaluator(net, x, judge, trial)[0].sum().item()  # item() waits until the device is done
         spent.append(time.perf_counter() - start)
     return min(spent)

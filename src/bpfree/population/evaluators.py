@@ -1,4 +1,4 @@
-"""How the members of a generation are run. All evaluators give the same scores, but for rounding."""
+"""Evaluators: ways to run the members of a generation. All give the same scores up to rounding."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -22,25 +22,38 @@ Judge = Callable[[Tensor], Tensor]
 class Evaluator(ABC):
     """A way to run members.
 
-    Each member's forward pass begins with the same buffers, attributes and random numbers: those of torch's global
-    generators come from the key of the step.
+    The forward pass of each member begins with the same buffers, attributes and random numbers. The numbers of torch's
+    global generators come from the key of the step.
+
+    Attributes:
+        behaviour: the behaviour of the net in forward passes, see `Behaviour`.
     """
 
     behaviour: Behaviour
 
     @abstractmethod
     def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
-        """Scores [P], and the outputs [B, D] of the first member.
+        """Run all members and judge their outputs.
 
-        The parameters come out bit for bit as they went in, an exception or Ctrl-C included, unless said otherwise.
+        Afterwards the parameters are what they were before, to the bit, also after an exception or Ctrl-C. Only
+        `InPlace` differs.
+
+        Args:
+            net: the net, in the mode in which members run.
+            x: the minibatch.
+            judge: outputs [B, D] -> a score, 0-d, to be minimised.
+            generation: the members.
+
+        Returns:
+            The scores [P], and the outputs [B, D] of the first member.
         """
 
 
 class Scores:
-    """The scores of members that run one by one, in a few tensors.
+    """The scores of members that run one by one, joined into a few tensors.
 
-    A GPU's allocator gives 512 bytes to each tensor, however small, so that a tensor for each of many members would
-    take more memory than a small net.
+    The allocator of a GPU gives at least 512 bytes to each tensor. With one tensor for each of many members, the scores
+    would take more memory than a small net.
     """
 
     def __init__(self) -> None:
@@ -55,22 +68,24 @@ class Scores:
             self._single.clear()
 
     def stacked(self) -> Tensor:
-        """All scores in order, [P, ...]."""
+        """Return all scores in order, [P, ...]."""
         return torch.cat([*self._joined, *([torch.stack(self._single)] if self._single else [])])
 
 
-_TOGETHER = 64  # scores that become one tensor
+_TOGETHER = 64  # the number of scores that are joined into one tensor
 
 
 class Loop(Evaluator):
-    """One member after the other, its noise added to the parameters in place and taken off again exactly.
+    """An evaluator that runs one member after the other.
 
+    The parameters become base + noise in place, and are copied back from `base` at the end, so nothing is rounded.
     Memory: that of inference, a copy of the parameters, and the noise of one block of keys.
 
     Args:
-        samples: how many of the minibatch to run at once; all, by default. Fewer stay in a processor's cache.
+        samples: the number of samples of the minibatch that run at once. Default: all. A few stay in a processor's
+            cache.
         first: the layer whose products members with low-rank noise share; see `find_first_layer`.
-        behaviour: what is known of the net.
+        behaviour: the behaviour of the net in forward passes, see `Behaviour`.
     """
 
     def __init__(
@@ -81,7 +96,7 @@ class Loop(Evaluator):
         self.behaviour = behaviour
 
     def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
-        """See the base class."""
+        """Run all members and judge their outputs; see `Evaluator`."""
         parameters = generation.parameters
         base = [p.detach().clone() for p in parameters]
         slices = split(x, self.samples)
@@ -105,7 +120,7 @@ class Loop(Evaluator):
                         out = run()
                         outs = outs or [out]
                         scores.append(judge(out))
-                    del chunk, sample  # before the next are drawn
+                    del chunk, sample  # free this noise before the next block is drawn
         finally:
             for p, b in zip(parameters, base, strict=True):
                 p.data.copy_(b)
@@ -114,9 +129,11 @@ class Loop(Evaluator):
 
 
 class InPlace(Evaluator):
-    """As `Loop`, without a copy of the parameters: noise is added and subtracted, one tensor at a time (MeZO, Alg. 1).
+    """An evaluator like `Loop` without a copy of the parameters: noise is added and subtracted tensor by tensor.
 
-    Memory: that of inference and the noise on one parameter. The parameters come back but for rounding.
+    Memory: that of inference and the noise on one parameter. Afterwards the parameters are the same up to rounding.
+
+    Reference: MeZO, Malladi et al. 2023, https://arxiv.org/abs/2305.17333, Algorithm 1.
 
     Args:
         samples, behaviour: see `Loop`.
@@ -127,7 +144,7 @@ class InPlace(Evaluator):
         self.behaviour = behaviour
 
     def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Run all members and judge their outputs; see `Evaluator`."""
         slices = split(x, self.samples)
         outs: list[Tensor] = []
         scores = Scores()
@@ -151,11 +168,11 @@ class InPlace(Evaluator):
 
 
 class Vmap(Evaluator):
-    """Several members at once, their parameters written out side by side (`torch.func.vmap`).
+    """An evaluator that runs n members at once with `torch.func.vmap`, their parameters written out side by side.
 
     Args:
-        members: how many at once.
-        behaviour: what is known of the net.
+        members: n, the number of members that run at once.
+        behaviour: the behaviour of the net in forward passes, see `Behaviour`.
     """
 
     def __init__(self, members: int, behaviour: Behaviour = PLAIN) -> None:
@@ -163,7 +180,7 @@ class Vmap(Evaluator):
         self.behaviour = behaviour
 
     def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
-        """See the base class."""
+        """Run all members and judge their outputs; see `Evaluator`."""
         names = {id(p): name for name, p in net.named_parameters()}
         keys = [names[id(p)] for p in generation.parameters]
 
@@ -183,7 +200,8 @@ class Vmap(Evaluator):
                     for i, (p, sample) in enumerate(zip(generation.parameters, samples, strict=True))
                 ]
                 run.begin()
-                with warnings.catch_warnings():  # of operations that vmap runs one by one, which the choice has timed
+                with warnings.catch_warnings():
+                    # vmap runs some operations one by one and says so; whether that is too slow, `choose` has timed.
                     warnings.filterwarnings("ignore", "There is a performance drop")
                     own, out = torch.func.vmap(member, randomness="same")(*written)
                 outs = outs or [out[0].clone()]
@@ -192,6 +210,6 @@ class Vmap(Evaluator):
 
 
 def _written(p: Tensor, sample: Sample, places: list[int], signs: list[int], scale: float | Tensor) -> Tensor:
-    """Parameters [n, *shape] of n members."""
+    """The parameters [n, *shape] of n members, written out."""
     every = torch.tensor(signs, dtype=p.dtype, device=p.device).view(-1, *[1] * p.dim()) * scale
     return torch.addcmul(p.detach(), sample.dense()[torch.tensor(places, device=p.device)], every)

@@ -1,4 +1,4 @@
-"""The members of one step and their noise, which is drawn anew whenever it is asked for."""
+"""The members of one step and their noise, which is not stored but drawn again each time it is needed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,26 @@ from bpfree.population.perturbation import Perturbation, Sample
 
 
 class Member(NamedTuple):
-    """A member of a population: whose noise it has, and with which sign."""
+    """A member of a population: theta + sign * sigma * E_key.
+
+    Attributes:
+        key: the number of its noise E. Two mirrored members share a key.
+        sign: 1 or -1.
+    """
 
     key: int
     sign: int
 
     @staticmethod
     def all(population: int, mirrored: bool) -> list["Member"]:
-        """P members; mirrored ones in pairs that share a key.
+        """Return the members of a population.
+
+        Args:
+            population: P, the number of members.
+            mirrored: True for pairs that share a key and have opposite signs.
 
         Raises:
-            UserError: fewer than two members, or an odd number of mirrored ones.
+            UserError: fewer than two members, or an odd number of mirrored members.
         """
         if population < 2 or (mirrored and population % 2):
             allowed = "an even number of at least 2, since members are mirrored" if mirrored else "at least 2"
@@ -35,12 +44,12 @@ class Member(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some members in a row.
+    """Several consecutive members and their noise.
 
     Attributes:
-        samples: E of the K keys that they have, parameter by parameter.
-        places: [n], the place in the samples of each member's key.
-        signs: [n], 1 or -1.
+        samples: the noise E of the K keys of these members, one sample for each parameter.
+        places: the place of each member's key in the samples, [n].
+        signs: 1 or -1 for each member, [n].
     """
 
     samples: list[Sample]
@@ -54,10 +63,10 @@ class Generation:
 
     Attributes:
         parameters: theta.
-        members: in the order of their scores, those of a key side by side.
+        members: the members in the order of their scores. Members with the same key follow one another.
         perturbation: the distribution of E.
         noise: the key of the step.
-        scale: sigma; or, parameter by parameter, a sigma for each element.
+        scale: sigma, or for each parameter a tensor with a sigma for each element.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -67,65 +76,77 @@ class Generation:
     scale: float | Sequence[Tensor] = 1.0
 
     def scale_of(self, index: int) -> float | Tensor:
-        """Sigma of the parameter at that place."""
+        """Return sigma of a parameter, by its place in `parameters`."""
         return self.scale if isinstance(self.scale, float) else self.scale[index]
 
     def draw(self, block: int) -> Iterator[Sample]:
-        """E of the keys of a block, parameter by parameter, the same to the bit on every call; one is held at a time.
+        """Draw the noise E of a block of keys, the same to the bit on every call.
 
-        Keys come in blocks of `perturbation.together`, so that what is drawn does not depend on how they are run.
+        Keys come in blocks of `perturbation.together`, so that the noise does not depend on how the members are run.
+
+        Args:
+            block: the number of the block.
+
+        Returns:
+            An iterator over samples, one for each parameter, which are drawn one at a time to save memory.
         """
         generator = self.noise.fold("member", block).generator(self.parameters[0].device)
         return (self.perturbation.sample(p, self.perturbation.together, generator) for p in self.parameters)
 
     def blocks(self) -> Iterator[Chunk]:
-        """The members in order, those of a block of keys at a time."""
+        """Yield the members in order, one block of keys at a time."""
         together = self.perturbation.together
-        for block, found in groupby(self.members, lambda member: member.key // together):
-            members = list(found)
+        for block, of_block in groupby(self.members, lambda member: member.key // together):
+            members = list(of_block)
             samples = list(self.draw(block))
             yield Chunk(samples, [m.key % together for m in members], [m.sign for m in members])
-            del samples  # before the next are drawn
+            del samples  # free this noise before the next block is drawn
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """The members in order, up to `size` at a time."""
+        """Yield the members in order, up to `size` at a time. A chunk may end inside a block or span several.
+
+        Args:
+            size: the largest number of members of a chunk.
+        """
         together = self.perturbation.together
-        held: tuple[int, list[Sample]] = (-1, [])
+        drawn: tuple[int, list[Sample]] = (-1, [])  # a block and its noise; kept, as the next chunk may begin in it
         for start in range(0, len(self.members), size):
             members = self.members[start : start + size]
             parts: list[list[Sample]] = []
             places: list[int] = []
-            known = 0
-            for block, found in groupby(members, lambda member: member.key // together):
-                own = [member.key % together for member in found]
-                if held[0] != block:
-                    held = (block, list(self.draw(block)))
-                first, last = min(own), max(own)
-                parts.append([sample.between(first, last + 1) for sample in held[1]])
-                places += [known + place - first for place in own]
-                known += last + 1 - first
+            keys = 0  # the number of keys in `parts` so far
+            for block, of_block in groupby(members, lambda member: member.key // together):
+                in_block = [member.key % together for member in of_block]
+                if drawn[0] != block:
+                    drawn = (block, list(self.draw(block)))
+                first, last = min(in_block), max(in_block)
+                parts.append([sample.between(first, last + 1) for sample in drawn[1]])
+                places += [keys + place - first for place in in_block]
+                keys += last + 1 - first
             samples = (
                 parts[0] if len(parts) == 1 else [one.followed_by(rest) for one, *rest in zip(*parts, strict=True)]
             )
             yield Chunk(samples, places, [member.sign for member in members])
 
     def combine(self, weights: Tensor, of: Callable[[Sample, Tensor], Tensor] | None = None) -> list[Tensor]:
-        """sum_i w_i sign_i E_i by parameter, of weights [P], all noise drawn anew.
+        """Return sum_i w_i sign_i E_i for each parameter. All noise is drawn again.
 
         Args:
-            weights: one for each member.
-            of: another sum over a sample's members, of their weights without signs, than that of E.
+            weights: w [P], one for each member.
+            of: another sum over the members of a sample, (sample, weights [K]) -> a tensor shaped like the parameter.
+                It gets the weights without signs.
         """
         together = self.perturbation.together
         signs = weights.new_tensor([member.sign for member in self.members])
         keys = torch.tensor([member.key for member in self.members], device=weights.device)
+        # A mirrored pair has the same E, so its two weights are added before any noise is drawn.
         by_key = weights.new_zeros(together * (1 + self.members[-1].key // together))
         by_key.index_add_(0, keys, weights if of else weights * signs)
         totals = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in self.parameters]
         for block in dict.fromkeys(member.key // together for member in self.members):
-            own = by_key[block * together : (block + 1) * together]
+            of_block = by_key[block * together : (block + 1) * together]
             for total, sample in zip(totals, self.draw(block), strict=True):
-                total += (of or _combine)(sample, own.to(total.dtype))
+                total += (of or _combine)(sample, of_block.to(total.dtype))
         return totals
 
 

@@ -1,9 +1,9 @@
-"""The evaluator for low-rank noise: what the members share is computed once for all of them.
+"""The evaluator for low-rank noise, which runs several members as one batch and shares the product with W.
 
     x (W + sigma A B^T)^T = x W^T + sigma (x B) A^T
 
-The first product is one of the whole population; the rest is thin. As long as the members have the same x, before
-the first layer that differs, x W^T is computed once for them all.
+x W^T is one large product for all members, and the rest is thin. Up to the first layer with noise all members have the
+same x, so there x W^T is computed once for all of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,14 +24,14 @@ from bpfree.population.perturbation import Dense, Factored
 
 
 class LowRankEvaluator(Evaluator):
-    """Several members at once, their samples side by side in one batch [n B, ...].
+    """An evaluator that runs n members at once, with their samples side by side in one batch [n B, ...].
 
-    It takes nets whose trainable parameters belong to Linear, Conv2d and batch-norm layers, each sample going its own
-    way through everything else.
+    The trainable parameters of the net must belong to Linear, Conv2d and batch-norm layers. All other layers must treat
+    each sample independently.
 
     Args:
-        members: how many at once.
-        behaviour: what is known of the net.
+        members: n, the number of members that run at once.
+        behaviour: the behaviour of the net in forward passes, see `Behaviour`.
     """
 
     def __init__(self, members: int, behaviour: Behaviour = PLAIN) -> None:
@@ -40,11 +40,16 @@ class LowRankEvaluator(Evaluator):
 
     @staticmethod
     def obstacle(net: nn.Module) -> str | None:
-        """What keeps the evaluator from running this net; None for nothing."""
+        """The reason why the evaluator cannot run a net; None if it can.
+
+        Args:
+            net: any net.
+        """
         for name, module in net.named_modules():
             own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+            # Exact types: a subclass may compute something else. A replaced `forward` may do so, too.
             if own and (type(module) not in _MEMBERWISE or "forward" in vars(module)):
-                return f"{name or 'the net'} is a {type(module).__name__} with parameters of its own"
+                return f"{name or 'the net'} is a {type(module).__name__} with its own parameters"
             named = {key for key, p in module.named_parameters(recurse=False) if p.requires_grad}
             if others := named - {"weight", "bias"}:
                 return f"{name} computes its weight from other parameters ({', '.join(sorted(others))})"
@@ -56,7 +61,7 @@ class LowRankEvaluator(Evaluator):
         return None
 
     def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
-        """See the base class."""
+        """Run all members and judge their outputs; see `Evaluator`."""
         outs: list[Tensor] = []
         scores: list[Tensor] = []
         samples = count(x)
@@ -65,7 +70,7 @@ class LowRankEvaluator(Evaluator):
                 with _memberwise(net, samples, chunk, generation):
                     out = run()
                 out = out.view(len(chunk.places), samples, *out.shape[1:])
-                outs = outs or [out[0].clone()]
+                outs = outs or [out[0].clone()]  # a copy, so that the outputs of the other members are freed
                 scores.append(self._judged(out, judge))
         return torch.cat(scores), outs[0]
 
@@ -73,12 +78,15 @@ class LowRankEvaluator(Evaluator):
     def _judged(out: Tensor, judge: Judge) -> Tensor:
         try:
             return torch.func.vmap(judge)(out)
-        except (RuntimeError, TypeError, ValueError):  # what is not written in torch throughout
-            return torch.stack([judge(own) for own in out])
+        except (RuntimeError, TypeError, ValueError):  # vmap cannot run a score that leaves torch, as .item() does
+            return torch.stack([judge(one) for one in out])
 
 
 class _Noise:
-    """The noise of a chunk on one parameter, member by member, with sign and scale."""
+    """The noise of a chunk on one parameter, with a row for each member, times sign and sigma.
+
+    Sign and sigma go into A alone, so that both members of a mirrored pair use the same B.
+    """
 
     def __init__(self, sample: Dense | Factored, chunk: Chunk, scale: float, like: Tensor) -> None:
         self.places = torch.tensor(chunk.places, device=like.device)
@@ -90,7 +98,7 @@ class _Noise:
 
 @contextmanager
 def _memberwise(net: nn.Module, samples: int, chunk: Chunk, generation: Generation) -> Iterator[None]:
-    """Within it, layers with trainable parameters treat a batch [n B, ...] member by member."""
+    """Let layers with trainable parameters treat a batch [n B, ...] member by member inside the block."""
     assert isinstance(generation.scale, float)
     noise = {
         id(p): _Noise(sample, chunk, generation.scale, p)  # type: ignore[arg-type]
@@ -112,15 +120,19 @@ def _memberwise(net: nn.Module, samples: int, chunk: Chunk, generation: Generati
 
 
 def _called(layer: Callable[[Tensor], Tensor], *args: Tensor, **named: Tensor) -> Tensor:
-    """The layer's output, whether its input comes by place or by name."""
+    """The layer's output, whether its input is passed by position or by keyword."""
     return layer(*args, *named.values())
 
 
 def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor) -> Tensor:
-    """[n B, ..., O] of x [B, ..., I], which all members share, or [n B, ..., I]."""
+    """A Linear layer of n members: [n B, ..., O].
+
+    x is [n B, ..., I], or [B, ..., I] before the first layer with noise, where all members share it.
+    """
     out = F.linear(x, layer.weight, layer.bias)
     shared = len(x) == samples
     base = out.view(1, -1, out.shape[-1]).expand(n, -1, -1) if shared else out.view(n, -1, out.shape[-1])
+    # The noise on weight and bias is one batched product: the bias is one more column of A, against a column of ones.
     thin, wide = [], []
     if weight is not None:
         assert weight.b is not None
@@ -132,13 +144,13 @@ def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias:
     if bias is not None:
         thin.append(base.new_ones(1, 1, 1).expand(n, base.shape[1], 1))
         wide.append(bias.values.unsqueeze(2))
-    moved = torch.baddbmm(base, torch.cat(thin, 2), torch.cat(wide, 2).transpose(1, 2))
-    return moved.view(n * samples, *out.shape[1:])
+    perturbed = torch.baddbmm(base, torch.cat(thin, 2), torch.cat(wide, 2).transpose(1, 2))
+    return perturbed.view(n * samples, *out.shape[1:])
 
 
 def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor) -> Tensor:
-    """[n B, O, H', W'] of x [B, I, H, W], which all members share, or [n B, I, H, W]."""
-    out = nn.Conv2d.forward(layer, x)
+    """A convolution of n members: [n B, O, H', W'] for x [n B, I, H, W], or [B, I, H, W] that all members share."""
+    out = nn.Conv2d.forward(layer, x)  # the method of the class; layer.forward is this function now
     shared = len(x) == samples
     base = out.unsqueeze(0) if shared else out.view(n, samples, *out.shape[1:])
     if weight is not None:
@@ -146,9 +158,9 @@ def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias:
         if shared:
             thin = thin_products(layer, weight.b, x)[weight.places]
         else:
-            own = x.view(n, samples, *x.shape[1:])
+            by_member = x.view(n, samples, *x.shape[1:])
             filters = weight.b.transpose(1, 2).reshape(len(weight.b), -1, *layer.weight.shape[1:])
-            thin = torch.stack([convolve(layer, h, filters[p]) for h, p in zip(own, weight.places, strict=True)])
+            thin = torch.stack([convolve(layer, h, filters[p]) for h, p in zip(by_member, weight.places, strict=True)])
         for rank in range(thin.shape[2]):  # [n, B, 1, H, W] times [n, 1, O, 1, 1]
             base = torch.addcmul(base, thin[:, :, rank : rank + 1], weight.values[:, None, :, rank, None, None])
     if bias is not None:
@@ -159,18 +171,21 @@ def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias:
 def _batch_norm(
     layer: nn.BatchNorm1d | nn.BatchNorm2d, n: int, samples: int, weight: _Noise | None, bias: _Noise | None, x: Tensor
 ) -> Tensor:
-    """[n B, C, ...] of x [B, C, ...], which all members share, or [n B, C, ...]."""
-    own = x.unsqueeze(0) if len(x) == samples else x.view(n, samples, *x.shape[1:])
+    """Batch norm of n members: [n B, C, ...] for x [n B, C, ...], or [B, C, ...] that all members share.
+
+    Each member has the statistics of its own samples, as if it ran alone.
+    """
+    h = x.unsqueeze(0) if len(x) == samples else x.view(n, samples, *x.shape[1:])  # [n or 1, B, C, ...]
     place = (-1, 1, x.shape[1], *[1] * (x.dim() - 2))
     if layer.training or layer.running_mean is None or layer.running_var is None:
-        exact = own.float() if own.itemsize < 4 else own
-        variance, mean = torch.var_mean(exact, (1, *range(3, own.dim())), correction=0, keepdim=True)
+        exact = h.float() if h.itemsize < 4 else h  # as torch's own batch norm does
+        variance, mean = torch.var_mean(exact, (1, *range(3, h.dim())), correction=0, keepdim=True)
     else:
         variance, mean = layer.running_var.view(place), layer.running_mean.view(place)
     scale = (layer.weight if weight is None else layer.weight + weight.values).view(place)
     shift = (layer.bias if bias is None else layer.bias + bias.values).view(place)
     scale = scale * torch.rsqrt(variance + layer.eps)
-    return torch.addcmul(shift - mean * scale, own, scale).expand(n, *own.shape[1:]).flatten(0, 1)
+    return torch.addcmul(shift - mean * scale, h, scale).expand(n, *h.shape[1:]).flatten(0, 1)
 
 
 _MEMBERWISE: dict[type[nn.Module], Callable[..., Tensor]] = {

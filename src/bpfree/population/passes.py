@@ -1,4 +1,4 @@
-"""Forward passes of members: each begins with the same state and the same random numbers."""
+"""Forward passes of members; each one begins with the same state and the same random numbers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,12 +14,13 @@ from bpfree.population.behaviour import PLAIN, Behaviour, State
 
 
 class Passes:
-    """Runs a net on one minibatch again and again; see `passes`.
+    """A function that runs a net on the same minibatch again and again; `passes` makes it.
 
     Args:
-        net, slices: the net, and the minibatch in parts.
-        key: of the random numbers that a pass draws; None where it draws none.
-        state: what is put back before each pass.
+        net: the net.
+        slices: the minibatch, in parts.
+        key: the key of the random numbers that a pass draws; None if it does not draw any.
+        state: the state to put back before each pass; None if a pass does not change any.
     """
 
     def __init__(self, net: nn.Module, slices: Sequence[Inputs], key: int | None, state: State | None) -> None:
@@ -29,27 +30,30 @@ class Passes:
         self._state = state
 
     def begin(self) -> None:
-        """Put back the state of the net and the generators of random numbers."""
+        """Put back the state of the net, and start torch's generators at the key."""
         if self._state is not None:
             self._state.put_back()
         if self._key is not None:
             seed_global(self._key, main_input(self.slices[0]).device)
 
     def __call__(self) -> Tensor:
-        """The outputs [B, ...], from that state and those random numbers."""
+        """Return the outputs [B, ...] of a pass from this state and with these random numbers."""
         self.begin()
         return outputs(self.net, self.slices)
 
 
 @contextmanager
 def passes(net: nn.Module, slices: Sequence[Inputs], noise: Noise, behaviour: Behaviour = PLAIN) -> Iterator[Passes]:
-    """Within it, the passes of a generation run; they depend on the weights, the minibatch and the key alone.
+    """Prepare the passes of a generation inside the block; they depend only on weights, minibatch and key.
 
     Args:
         net: the net, in the mode in which members run.
         slices: the minibatch, in parts.
         noise: the key of the step.
-        behaviour: what is known of the net.
+        behaviour: the behaviour of the net.
+
+    Yields:
+        The function that runs a pass.
     """
     key, state = None, None
     with ExitStack() as stack:
@@ -66,12 +70,22 @@ def passes(net: nn.Module, slices: Sequence[Inputs], noise: Noise, behaviour: Be
 
 
 def outputs(net: nn.Module, slices: Sequence[Inputs]) -> Tensor:
-    """Outputs [B, ...] of a minibatch that comes in slices."""
+    """Return the outputs [B, ...] for a minibatch that comes in slices.
+
+    Args:
+        net: the net.
+        slices: the minibatch, in parts.
+    """
     return forward(net, slices[0]) if len(slices) == 1 else torch.cat([forward(net, part) for part in slices])
 
 
 def split(x: Inputs, size: int | None) -> list[Inputs]:
-    """The minibatch in slices of so many samples; in one for None."""
+    """Split a minibatch into slices.
+
+    Args:
+        x: the minibatch.
+        size: the number of samples of a slice; None for a single slice.
+    """
     if size is None or size >= count(x):
         return [x]
     return [apply(x, partial(_part, start=start, size=size)) for start in range(0, count(x), size)]
@@ -83,21 +97,25 @@ def _part(tensor: Tensor, start: int, size: int) -> Tensor:
 
 @contextmanager
 def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iterator[None]:
-    """Within it, what no trainable parameter has touched on its way from an input is computed once and remembered.
+    """Keep the outputs of frozen parts inside the block, as long as their input does not depend on the member.
+
+    Such an input is an input of the net, or the kept output of another part.
 
     Args:
         parts: submodules without trainable parameters that give the same output for the same tensor.
-        inputs: the very tensors that the net is called with.
+        inputs: the tensors that the net is called with. They are recognised by identity, not by content.
     """
-    untouched = {id(t): t for x in inputs for t in tensors_of(x)}  # alive: no other gets the id
+    # The tensors are values here and not only ids: a tensor that is freed could pass its id on to another one.
+    untouched = {id(t): t for x in inputs for t in tensors_of(x)}
 
     def once(module: nn.Module, known: dict[int, tuple[Tensor, int, int]], *args: Any, **options: Any) -> Any:
         if options or len(args) != 1 or id(args[0]) not in untouched:
             return type(module).forward(module, *args, **options)
         (h,) = args
         out, *versions = known.get(id(h), (None, -1, -1))
-        if out is None or versions != [out._version, h._version]:  # or somebody has changed one in place since
+        if out is None or versions != [out._version, h._version]:  # other versions: one was changed in place since then
             untouched.pop(id(out), None)
+            # A part such as ReLU(inplace=True) would overwrite h, which the next member needs: it gets a copy.
             changes_h = any(getattr(part, "inplace", False) for part in module.modules())
             out = type(module).forward(module, h.clone() if changes_h else h)
             if isinstance(out, Tensor):
@@ -116,7 +134,11 @@ def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iter
 
 @contextmanager
 def in_double(net: nn.Module) -> Iterator[None]:
-    """Within it, parameters and buffers of floating point numbers are in double precision; then they are as before."""
+    """Hold floating-point parameters and buffers of a net in double precision inside the block.
+
+    Args:
+        net: the net. Afterwards it has the tensors that it had before.
+    """
     parameters = [(p, p.data) for p in net.parameters() if p.is_floating_point()]
     buffers = [
         (module, name, buffer)

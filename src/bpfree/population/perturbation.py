@@ -1,4 +1,4 @@
-"""How members of a population differ from the parameters they surround: unit noise E, to be scaled by sigma."""
+"""Distributions of the noise E that members of a population add to the parameters; E is scaled by sigma later."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,130 +16,146 @@ class Sample(ABC):
 
     @abstractmethod
     def add(self, base: Tensor, index: int, scale: float | Tensor, out: Tensor) -> None:
-        """Out = base + scale * E_index; base, out and a scale that is a tensor are shaped like the parameter."""
+        """Write base + scale * E_index into `out`.
+
+        Args:
+            base: the parameter without noise.
+            index: the place of the member in this sample.
+            scale: sigma and sign, a number or a tensor shaped like the parameter.
+            out: where to write, shaped like the parameter. It may be `base`.
+        """
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """E, [n, *shape]."""
+        """Return E of all members, [n, *shape], written out."""
 
     @abstractmethod
     def combine(self, weights: Tensor) -> Tensor:
-        """sum_i w_i E_i, shaped like the parameter, of weights [n]."""
+        """Return sum_i w_i E_i, shaped like the parameter, for weights [n]."""
 
     @abstractmethod
     def between(self, first: int, end: int) -> Self:
-        """The members from one place to before another."""
+        """Return the members at the places first, ..., end - 1."""
 
     @abstractmethod
     def followed_by(self, others: Sequence[Self]) -> Self:
-        """These members and then those of the others."""
+        """Return these members and then the members of the others, as one sample."""
 
 
 class Dense(Sample):
-    """Noise written out.
+    """Noise that is written out in full.
 
     Args:
-        values: [n, *shape].
+        values: E of n members, [n, *shape].
     """
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
     def add(self, base: Tensor, index: int, scale: float | Tensor, out: Tensor) -> None:
-        """See the base class."""
+        """Write base + scale * E_index into `out`; see `Sample`."""
         if isinstance(scale, Tensor):
             torch.addcmul(base, self.values[index], scale, out=out)
         else:
             torch.add(base, self.values[index], alpha=scale, out=out)
 
     def dense(self) -> Tensor:
-        """See the base class."""
+        """Return E of all members, [n, *shape]."""
         return self.values
 
     def combine(self, weights: Tensor) -> Tensor:
-        """See the base class."""
-        if len(weights) == 1:
+        """Return sum_i w_i E_i, shaped like the parameter, for weights [n]."""
+        if len(weights) == 1:  # there is nothing to sum
             return self.values[0] * weights[0]
         combined: Tensor = torch.tensordot(weights, self.values, 1)
         return combined
 
     def between(self, first: int, end: int) -> Self:
-        """See the base class."""
+        """Return the members at the places first, ..., end - 1."""
         return type(self)(self.values[first:end])
 
     def followed_by(self, others: Sequence[Self]) -> Self:
-        """See the base class."""
+        """Return these members and then the members of the others, as one sample."""
         return type(self)(torch.cat([self.values, *(other.values for other in others)]))
 
 
 class Factored(Sample):
-    """Noise E_i = A_i B_i^T of a parameter read as a matrix [O, I], its first dimension against the rest.
+    """Noise of low rank, E_i = A_i B_i^T, on a parameter that is read as a matrix [O, I].
+
+    O is the first dimension of the parameter, and I is the product of all others.
 
     Args:
-        a: [n, O, r].
-        b: [n, I, r].
-        shape: of the parameter.
+        a: the factors A of n members, [n, O, r].
+        b: the factors B, [n, I, r].
+        shape: the shape of the parameter.
     """
 
     def __init__(self, a: Tensor, b: Tensor, shape: Sequence[int]) -> None:
         self.a, self.b, self.shape = a, b, tuple(shape)
 
     def add(self, base: Tensor, index: int, scale: float | Tensor, out: Tensor) -> None:
-        """See the base class."""
-        assert not isinstance(scale, Tensor)
+        """Write base + scale * A B^T into `out`; see `Sample`."""
+        assert not isinstance(scale, Tensor)  # only rules with dense noise have a sigma for each element
         a, b = self.a[index], self.b[index]
         matrix = (len(a), len(b))
-        if out.is_contiguous():
+        if out.is_contiguous():  # a parameter in channels_last has no view as a matrix
             torch.addmm(base.view(matrix), a, b.T, alpha=scale, out=out.view(matrix))
         else:
             torch.add(base, (a @ b.T).view(self.shape), alpha=scale, out=out)
 
     def dense(self) -> Tensor:
-        """See the base class."""
+        """Return E of all members, [n, *shape], written out."""
         return (self.a @ self.b.transpose(1, 2)).view(-1, *self.shape)
 
     def combine(self, weights: Tensor) -> Tensor:
-        """See the base class; one matrix product, without any E_i."""
+        """Return sum_i w_i A_i B_i^T, shaped like the parameter, by one matrix product and without any single E_i."""
         weighted = (self.a * weights.view(-1, 1, 1)).transpose(0, 1).flatten(1)  # [O, n r]
         return (weighted @ self.b.transpose(0, 1).flatten(1).T).view(self.shape)
 
     def between(self, first: int, end: int) -> Self:
-        """See the base class."""
+        """Return the members at the places first, ..., end - 1."""
         return type(self)(self.a[first:end], self.b[first:end], self.shape)
 
     def followed_by(self, others: Sequence[Self]) -> Self:
-        """See the base class."""
+        """Return these members and then the members of the others, as one sample."""
         a, b = torch.cat([self.a, *(o.a for o in others)]), torch.cat([self.b, *(o.b for o in others)])
         return type(self)(a, b, self.shape)
 
 
 class Perturbation(ABC):
-    """A distribution of noise on parameters, of mean 0.
+    """A distribution of noise on parameters, with mean 0.
 
     Attributes:
-        together: how many members draw from one key: few numbers are drawn faster at once.
+        together: the number of members whose noise comes from one draw. Where a member needs few numbers, one draw for
+            many members is faster.
     """
 
     together: int = 1
 
     @abstractmethod
     def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Sample:
-        """Noise of n members on a parameter, of its type and device."""
+        """Draw the noise of n members on a parameter.
+
+        Args:
+            like: the parameter; the noise has its shape, type and device.
+            n: the number of members.
+            generator: the source of the numbers.
+        """
 
 
 class Gaussian(Perturbation):
-    """Each element by N(0, 1)."""
+    """Noise that moves each element by N(0, 1)."""
 
     def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Dense:
-        """See the base class."""
+        """Draw N(0, 1) for each element; see `Perturbation`."""
         return Dense(_normal((n, *like.shape), like, generator))
 
 
 class MaskedGaussian(Perturbation):
-    """Each element moves with probability p, by N(0, 1); its variance is p.
+    """Noise that moves each element with probability p, by N(0, 1). The variance of an element is p.
 
     Args:
-        p: probability that an element moves, in (0, 1].
+        p: the probability that an element moves, in (0, 1].
     """
 
     def __init__(self, p: float) -> None:
@@ -148,7 +164,7 @@ class MaskedGaussian(Perturbation):
         self.p = p
 
     def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Dense:
-        """Mask * N(0, 1)."""
+        """Draw mask * N(0, 1) for each element; see `Perturbation`."""
         noise = _normal((n, *like.shape), like, generator)
         if self.p < 1:
             noise *= torch.empty_like(noise).bernoulli_(self.p, generator=generator)
@@ -156,20 +172,25 @@ class MaskedGaussian(Perturbation):
 
 
 class Rademacher(Perturbation):
-    """Each element by +1 or -1 (Spall 1992, https://doi.org/10.1109/9.119632)."""
+    """Noise that moves each element by +1 or -1.
+
+    Reference: Spall 1992, https://doi.org/10.1109/9.119632.
+    """
 
     def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Dense:
-        """See the base class."""
+        """Draw +1 or -1 for each element; see `Perturbation`."""
         values = torch.empty((n, *like.shape), dtype=like.dtype, device=like.device)
         return Dense(values.bernoulli_(0.5, generator=generator).mul_(2).sub_(1))
 
 
 class LowRank(Perturbation):
-    """E = A B^T / sqrt(r) for weights, with A [O, r] and B [I, r] from N(0, 1); vectors move by N(0, 1).
+    """Noise of low rank on weights: E = A B^T / sqrt(r), with A [O, r] and B [I, r] from N(0, 1).
 
-    Each element has variance 1, as of a Gaussian, but a member has (O + I) r numbers instead of O I (EGGROLL, Sarkar et
-    al. 2025, https://arxiv.org/abs/2511.16652). A weight of more than two dimensions, such as a convolution's, is read
-    as a matrix, its first dimension against the rest.
+    Each element has variance 1 as with Gaussian noise, but a member has (O + I) r numbers instead of O I. A weight of
+    more than two dimensions, such as a convolution's, is read as a matrix of its first dimension by all others.
+    Vectors such as biases move by N(0, 1).
+
+    Reference: EGGROLL, Sarkar et al. 2025, https://arxiv.org/abs/2511.16652.
 
     Args:
         rank: r.
@@ -182,7 +203,7 @@ class LowRank(Perturbation):
         self.rank = rank
 
     def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Sample:
-        """See the base class."""
+        """Draw A and B for weights, N(0, 1) for vectors; see `Perturbation`."""
         if like.dim() < 2:
             return Dense(_normal((n, *like.shape), like, generator))
         o, i = len(like), prod(like.shape[1:])

@@ -1,4 +1,4 @@
-"""The rules that never differentiate a net: how their options, members, scores and steps hang together."""
+"""The base class of the rules that never differentiate a net: options, members, scores, and the step."""
 
 import logging
 from dataclasses import replace
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Running(TypedDict, total=False):
-    """What every BlackBoxRule takes beside its own options."""
+    """The options that every BlackBoxRule takes beside its own; see `BlackBoxRule` for their meaning."""
 
     evaluator: EvaluatorName | Literal["auto"]
     objective: str | ScoreFunction
@@ -39,7 +39,7 @@ RUNNING: Running = {"evaluator": "auto", "objective": "loss", "maximize": None, 
 
 
 class _Chosen(NamedTuple):
-    """How the members of a net are run, as long as the same parameters are trained."""
+    """The evaluator that was chosen for a net, valid as long as the same parameters are trained."""
 
     net: nn.Module
     trained: list[int]
@@ -50,31 +50,31 @@ class _Chosen(NamedTuple):
 class BlackBoxRule(Rule):
     """A rule that tries perturbed copies of the parameters and never differentiates the net.
 
-    Member i has the parameters theta + sigma E_i; `.grad` becomes sum_i w_i E_i / (P sigma), with the weights w made
-    from the members' scores. A member is a key and a sign, its noise regenerated when needed: memory is that of
-    inference and a few times the parameters, whatever the size of the population.
+    Member i has the parameters theta + sigma E_i. `.grad` becomes sum_i w_i E_i / (P sigma), where the weights w follow
+    from the members' scores. A member is stored as a key and a sign, and its noise is drawn again when it is needed. So
+    the memory is that of inference plus a few times the parameters, for any population.
 
-    Members run with dropout off, and with batch norm by their own minibatch, as in training. What layers learn by
-    themselves in training mode (running statistics, the vectors of spectral norm) they learn once a step, in a pass of
-    the unperturbed net; members leave it alone. Random numbers that `forward` draws are the same for all members of a
+    Members run without dropout, and batch norm uses their own minibatch as in training. Layers that learn a state in
+    training mode (running statistics, the vectors of spectral norm) learn it once in each step, in a pass of the
+    unperturbed net; members do not change it. Random numbers that `forward` draws are the same for all members of a
     step. A net whose output depends on other state is refused.
 
     Args:
-        perturbation: how members differ, E.
+        perturbation: the distribution of the noise E.
         shaping: scores [P] -> weights [P].
         population: P, the number of members.
         sigma: standard deviation of a perturbed parameter.
-        sigma_decay: what sigma is multiplied by after each step.
-        mirrored: members come in pairs +E, -E; P must be even.
-        evaluator: how members are run: one by one ("loop"; "in_place" without a copy of the parameters), side by side
-            ("vmap"), or side by side with shared products where noise has a low rank ("lowrank"); "auto", the default,
-            times those that can run the net before the first step.
-        objective: what members are judged by: "loss", the task's and the default, "accuracy", "macro_f1", or a function
-            (outputs [B, D], targets) -> score. It need not be smooth. NaN makes a member the worst.
-        maximize: the direction of an objective that is a function.
-        max_memory: MiB that members run side by side may take, with their parameters where these are written out
-            ("vmap"), or that the samples of one member may take ("loop", "in_place": the minibatch goes through in
-            slices, unless the net mixes its samples); default: what fits in a processor's cache.
+        sigma_decay: the factor by which sigma is multiplied after each step.
+        mirrored: True for members in pairs +E, -E; P must be even.
+        evaluator: the way to run members: one by one ("loop", or "in_place" without a copy of the parameters), side by
+            side ("vmap"), or side by side with shared products for noise of low rank ("lowrank"). "auto", the default,
+            times the evaluators that can run the net before the first step.
+        objective: the score of a member: "loss", the task's loss and the default, "accuracy", "macro_f1", or a function
+            (outputs [B, D], targets) -> score, which need not be smooth. A member with the score NaN is the worst.
+        maximize: the direction of an objective that is a function: true if high scores are good.
+        max_memory: MiB that members which run side by side may take together, in "vmap" with their parameters. For
+            "loop" and "in_place", MiB that the samples of one member may take: the minibatch is then split into slices,
+            unless the net mixes its samples. Default: what fits in a processor's cache.
     """
 
     takes_soft_labels: ClassVar[bool] = True
@@ -101,24 +101,35 @@ class BlackBoxRule(Rule):
         self.sigma = sigma
         self.sigma_decay = sigma_decay
         options = RUNNING | running
-        self.asked = options["evaluator"]
-        check_choice("evaluator", self.asked, ("auto", *get_args(EvaluatorName)))
+        self.evaluator = options["evaluator"]
+        check_choice("evaluator", self.evaluator, ("auto", *get_args(EvaluatorName)))
         score = options["objective"]
         if score == "loss" and options["maximize"]:
             raise UserError(
-                "maximize: found true, but the objective is the loss. Allowed: with an objective of your own"
+                "maximize: found true, but the objective is the loss. Allowed: true only with your own objective"
             )
         self.objective = None if score == "loss" else Score(score, options["maximize"])
         self.max_memory = options["max_memory"]
         if self.max_memory is not None:
             check_positive("max_memory", self.max_memory)
-        self.register_buffer("chosen", torch.tensor(-1, dtype=torch.int8))  # so that a resumed run goes on alike
+        # A buffer, so that a resumed run keeps its evaluator: another one rounds differently.
+        self.register_buffer("chosen", torch.tensor(-1, dtype=torch.int8))
         self.chosen: Tensor
         self._running: _Chosen | None = None
 
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """ScoreFunction every member on this batch, shape the scores into weights, and add the weighted noise."""
+        """Score every member on this batch, turn the scores into weights, and add the weighted noise to `.grad`.
+
+        Args:
+            net: the net.
+            task: the task.
+            batch: the minibatch.
+            noise: the key of the step.
+
+        Returns:
+            The task's metrics of the first member, and the mean score as `loss`.
+        """
         refuse_wrapped(net, type(self).__name__, deep=False)
         if self.objective is not None:
             self.objective.check(task)
@@ -134,7 +145,8 @@ class BlackBoxRule(Rule):
             with members(net):
                 before = [] if chosen.behaviour.draws else generator_states(batch.device)
                 scores, first = chosen.evaluator(net, batch.x, judge, generation)
-                if before and drawn_since(before, batch.device):  # it did not when it was studied
+                # The net drew random numbers now, and did not when it was studied: members had different numbers.
+                if before and drawn_since(before, batch.device):
                     chosen = self._choice(net, batch.x, judge, generation, draws=True)
                     scores, first = chosen.evaluator(net, batch.x, judge, generation)
         self.learn(generation, scores)
@@ -143,25 +155,35 @@ class BlackBoxRule(Rule):
         return task.metrics(first, batch) | {"loss": mean}
 
     def generation(self, parameters: list[nn.Parameter], noise: Noise) -> Generation:
-        """The members of the step that the noise is keyed by."""
+        """Return the members of a step.
+
+        Args:
+            parameters: theta.
+            noise: the key of the step.
+        """
         sigma = self.sigma * self.sigma_decay ** max(noise.step, 0)
         return Generation(parameters, self.members, self.perturbation, noise, sigma)
 
     def learn(self, generation: Generation, scores: Tensor) -> None:
-        """Add to `.grad` what the scores [P] say."""
+        """Add sum_i w_i E_i / (P sigma) to `.grad`.
+
+        Args:
+            generation: the members.
+            scores: their scores [P], to be minimised.
+        """
         assert isinstance(generation.scale, float)
         weights = self.shaping(scores) / (len(scores) * generation.scale)
         add_gradients(generation.parameters, generation.combine(weights))
 
     def _choice(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation, draws: bool = False) -> _Chosen:
-        """The evaluator that was asked for, or the fastest; chosen once for a net and what is trained of it."""
+        """The evaluator of the options, or the fastest one; chosen once for a net and its trainable parameters."""
         trained = [id(p) for p in generation.parameters]
         if self._running is not None:
             if self._running.net is net and self._running.trained == trained and not draws:
                 return self._running
             self.chosen.fill_(-1)
         names = get_args(EvaluatorName)
-        asked = self.asked if self.chosen < 0 else names[self.chosen]
+        asked = self.evaluator if self.chosen < 0 else names[self.chosen]
         behaviour = study(net, x, generation.noise)
         behaviour = replace(behaviour, draws=behaviour.draws or draws)
         state = State(behaviour.stateful)
@@ -177,9 +199,9 @@ class BlackBoxRule(Rule):
         return self._running
 
     def __getstate__(self) -> dict[str, Any]:
-        """The rule without the net that it trained, which a copy looks at anew; for copies and pickles."""
+        """Return the attributes for copies and pickles, without the net; a copy studies its net again."""
         return vars(self) | {"_running": None}
 
     def metadata(self) -> dict[str, str]:
-        """The evaluator."""
+        """Return the name of the chosen evaluator for the results of a run; nothing before the first step."""
         return {} if self.chosen < 0 else {"evaluator": get_args(EvaluatorName)[self.chosen]}

@@ -1,4 +1,4 @@
-"""What a population is judged by, if not by the task's loss: any function of outputs and targets, smooth or not."""
+"""Scores of members other than the task's loss: any function of outputs and targets, smooth or not."""
 
 from collections.abc import Callable
 from numbers import Number
@@ -16,12 +16,22 @@ ScoreFunction = Callable[[Tensor, Tensor], Tensor | float]
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of samples whose highest output is that of their class."""
+    """Return the share of samples whose highest output is the output of their class.
+
+    Args:
+        outputs: [B, C].
+        targets: class indices [B].
+    """
     return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
 
 
 def macro_f1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean over the classes of the F1 score; over those that occur or were predicted."""
+    """Return the mean F1 score over the classes that occur or were predicted.
+
+    Args:
+        outputs: [B, C].
+        targets: class indices [B].
+    """
     classes = outputs.shape[-1]
     predicted = F.one_hot(outputs.argmax(-1), classes).to(outputs.dtype)
     true = F.one_hot(targets, classes).to(outputs.dtype)
@@ -32,11 +42,11 @@ OBJECTIVES: dict[str, ScoreFunction] = {"accuracy": accuracy, "macro_f1": macro_
 
 
 class Score:
-    """A score with its direction.
+    """A score together with its direction.
 
     Args:
-        score: a name in OBJECTIVES or a function (outputs, targets) -> score.
-        maximize: its direction; may be left out for a name.
+        score: a name in OBJECTIVES, or a function (outputs, targets) -> score.
+        maximize: True if high scores are good. It may be None for a name.
 
     Raises:
         UserError: an unknown name, or a function without a direction; when called: a score that is not one number.
@@ -53,7 +63,7 @@ class Score:
             self.score, self.maximize = score, maximize
 
     def check(self, task: Task) -> None:
-        """Raise UserError if a named score needs one class for each sample, and the task has none."""
+        """Raise UserError if a named score needs one class for each sample, and the task does not have one."""
         if self.score in OBJECTIVES.values() and kind_of(task) != "classify":
             name = next(name for name, score in OBJECTIVES.items() if score is self.score)
             raise UserError(
@@ -62,13 +72,20 @@ class Score:
             )
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The score, 0-d, turned so that less is better; for a named one, of shares [B, C] the largest is the class."""
+        """Return the score, 0-d, with the sign that makes a lower score better.
+
+        Args:
+            outputs: [B, D].
+            targets: [B] or [B, ...]. For a named score they may be shares of classes [B, C], as mixup makes them; then
+                the class with the largest share counts.
+        """
         if self.score in OBJECTIVES.values() and targets.dim() == outputs.dim():
             targets = targets.argmax(-1)
         score = self.score(outputs, targets)
         if not isinstance(score, Tensor | Number) or (isinstance(score, Tensor) and score.dim() > 0):
-            found = f"the shape {list(score.shape)}" if isinstance(score, Tensor) else repr(score)
-            raise UserError(f"objective: its score has {found}, allowed: one number for the batch, such as .mean()")
+            value = f"the shape {list(score.shape)}" if isinstance(score, Tensor) else repr(score)
+            raise UserError(f"objective: its score has {value}, allowed: one number for the batch, such as .mean()")
         score = score if isinstance(score, Tensor) else torch.tensor(score, device=outputs.device)
+        # At least float32: in half precision many members would have equal scores.
         score = score.to(torch.promote_types(score.dtype, torch.float32))
         return -score if self.maximize else score

@@ -1,4 +1,4 @@
-"""What is made of the scores of a population: how much of each member's noise goes into the step.
+"""Shapings: functions from the scores of a population to the weights of the members' noise in the step.
 
 Scores are to be minimised. A member whose score is not finite counts as the worst.
 """
@@ -16,36 +16,48 @@ Shaping = Callable[[Tensor], Tensor]
 
 
 def raw(scores: Tensor) -> Tensor:
-    """The scores themselves; with mirrored pairs what counts is their difference."""
+    """Return the scores themselves; in a mirrored pair only their difference has an effect."""
     return _finite(scores)
 
 
 def zscore(scores: Tensor) -> Tensor:
-    """(score - mean) / standard deviation; 0 if all are equal."""
+    """Return (score - mean) / standard deviation; 0 if all scores are equal."""
     scores = _finite(scores)
     spread = scores.std(correction=0)
     return torch.where(spread > 0, (scores - scores.mean()) / spread, 0.0)
 
 
 def centred_ranks(scores: Tensor) -> Tensor:
-    """Ranks from -0.5, the best, to 0.5, the worst; ties share their mean (Salimans et al. 2017)."""
+    """Return ranks from -0.5 for the best to 0.5 for the worst; equal scores share their mean rank.
+
+    Reference: Salimans et al. 2017, https://arxiv.org/abs/1703.03864.
+
+    Args:
+        scores: [P].
+    """
     places = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
     return _by_rank(scores, places) / max(len(scores) - 1, 1) - 0.5
 
 
 def utilities(scores: Tensor) -> Tensor:
-    """1/P - u, with u = max(0, log(P/2 + 1) - log(rank)) scaled to sum to 1, rank 1 the best (Wierstra et al. 2014)."""
+    """Return 1/P - u, where u = max(0, log(P/2 + 1) - log(rank)), scaled to the sum 1; rank 1 is the best.
+
+    Reference: Wierstra et al. 2014, https://jmlr.org/papers/v15/wierstra14a.html.
+
+    Args:
+        scores: [P].
+    """
     count = len(scores)
     by_rank = (torch.log(torch.tensor(count / 2 + 1)) - torch.arange(1, count + 1).log()).clamp_min(0)
     return -_by_rank(scores, (by_rank / by_rank.sum() - 1 / count).to(scores))
 
 
 class Softmax:
-    """-softmax(-score / T).
+    """The shaping -softmax(-score / T).
 
     Args:
-        temperature: T in units of the score, or "auto": the standard deviation of the scores of the generation, which
-            makes the step independent of the scale of the score.
+        temperature: T in units of the score, or "auto" for the standard deviation of the scores of the generation. Then
+            the step does not depend on the scale of the score.
     """
 
     def __init__(self, temperature: float | Literal["auto"]) -> None:
@@ -54,7 +66,12 @@ class Softmax:
         self.temperature = temperature
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Weights [P], at most 0 and summing to -1; 0 for members whose score is NaN or infinite."""
+        """Return weights [P], at most 0 and with the sum -1; 0 for members whose score is NaN or infinite.
+
+        Args:
+            scores: [P].
+        """
+        # nan_to_num: if no score is finite, softmax over -inf alone is NaN, and the step shall be 0.
         finite = scores.isfinite()
         temperature = self._auto(scores[finite]) if isinstance(self.temperature, str) else self.temperature
         return -torch.where(finite, -scores / temperature, -torch.inf).softmax(0).nan_to_num(0.0)
@@ -71,14 +88,14 @@ def _worst_last(scores: Tensor) -> Tensor:
 
 
 def _finite(scores: Tensor) -> Tensor:
-    """What is not finite becomes the worst of the rest; 0 if there is no rest."""
+    """The scores, where those that are not finite are replaced by the worst finite score, or by 0 without any."""
     finite = scores.isfinite()
     worst = torch.where(finite, scores, -torch.inf).max()
     return torch.where(finite, scores, torch.where(worst.isfinite(), worst, 0.0))
 
 
 def _by_rank(scores: Tensor, values: Tensor) -> Tensor:
-    """For each score the value [P] of its rank, the best first; those that are equal share the mean of theirs."""
+    """The value of each score's rank, [P], with the best score first; equal scores share the mean of their values."""
     ordered, order = _worst_last(scores).sort()
     _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
     means = torch.zeros_like(sizes, dtype=scores.dtype).index_add_(0, group, values) / sizes

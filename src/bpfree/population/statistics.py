@@ -1,4 +1,4 @@
-"""The modes in which a net runs under black-box rules, and the state that it learns in training mode."""
+"""The mode in which members run under black-box rules, and the state that layers learn in training mode."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,16 @@ from bpfree.noise import Noise
 
 
 def members_mode(net: nn.Module) -> list[_BatchNorm]:
-    """Put the net in the mode in which members run: evaluation, but batch norm goes by its batch as in training.
+    """Put the net in the mode in which members run: evaluation, but batch norm uses its batch as in training.
 
-    So a perturbed net's loss is the one that backprop differentiates. Frozen layers go by their running statistics.
+    Then the loss of a member is the same function that backprop differentiates. Frozen batch-norm layers use their
+    running statistics.
+
+    Args:
+        net: the net.
 
     Returns:
-        The batch-norm layers that go by their batch.
+        The batch-norm layers that use their batch.
     """
     layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and not _is_frozen(module)]
     net.eval()
@@ -31,7 +35,11 @@ def members_mode(net: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def members(net: nn.Module) -> Iterator[None]:
-    """Within it, the net is in `members_mode` and batch norm leaves its running statistics alone."""
+    """Hold the net in `members_mode` inside the block, where batch norm does not update its running statistics.
+
+    Args:
+        net: the net. Its modes are put back afterwards.
+    """
     with _modes_restored(net):
         layers = members_mode(net)
         tracking = [layer.track_running_stats for layer in layers]
@@ -46,12 +54,14 @@ def members(net: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def learn_state(net: nn.Module, x: Inputs, noise: Noise, still: Sequence[nn.Module]) -> None:
-    """Run the net once in training mode, so that its layers update what they learn by themselves.
+    """Run the net once in training mode, so that its layers update the state that they learn without gradients.
 
-    Batch norm has running statistics, spectral norm has singular vectors. Members leave both alone.
+    Such state is the running statistics of batch norm and the singular vectors of spectral norm. Members do not change
+    it.
 
     Args:
-        net, x: the net with its own parameters, and the minibatch.
+        net: the net with its unperturbed parameters.
+        x: the minibatch.
         noise: the key of the step.
         still: modules that stay in evaluation mode; see `still_modules`.
     """
@@ -63,13 +73,17 @@ def learn_state(net: nn.Module, x: Inputs, noise: Noise, still: Sequence[nn.Modu
 
 
 def still_modules(net: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules that learn no state: frozen ones, and dropout, with which members do not run either."""
+    """Return the modules that stay in evaluation mode in `learn_state`: frozen modules and dropout.
+
+    Args:
+        net: the net.
+    """
     return tuple(m for m in net.modules() if _is_frozen(m) or isinstance(m, _DropoutNd))
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Within it, compiled nets run as they are written: rules replace the `forward` of layers."""
-    used = "torch._dynamo" in sys.modules  # nothing is compiled as long as nobody has loaded it
+    """Return a context in which compiled nets run as plain Python, because rules replace the `forward` of layers."""
+    used = "torch._dynamo" in sys.modules  # if it was never imported, nothing can have been compiled
     return torch.compiler.set_stance("force_eager") if used else nullcontext()
 
 

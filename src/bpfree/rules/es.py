@@ -1,4 +1,4 @@
-"""Evolution strategies: the gradient of the expected loss of a population, by weighing its noise.
+"""Evolution strategies: estimate the gradient of a population's expected loss from its noise and its scores.
 
     grad E_eps[L(theta + sigma eps)] = E[f eps] / sigma  ~  1/(P sigma) sum_i f_i eps_i
 
@@ -6,15 +6,16 @@
 https://arxiv.org/abs/1703.03864: mirrored pairs of Gaussian noise, f the centred ranks of the losses, Adam.
 
 `eggroll`: Sarkar et al. 2025, "Evolution Strategies at the Hyperscale", https://arxiv.org/abs/2511.16652: the noise on
-a weight is a matrix of low rank, A B^T / sqrt(r), so that what members have in common is computed once.
+a weight is a matrix of low rank, A B^T / sqrt(r), so that members can share most of their computation.
 
 `spsa`: Spall 1992, https://doi.org/10.1109/9.119632, as in Malladi et al. 2023, "Fine-Tuning Language Models with Just
 Forward Passes" (MeZO), https://arxiv.org/abs/2305.17333: one mirrored pair,
-g = (L(theta + sigma z) - L(theta - sigma z)) / (2 sigma) z, with z regenerated from its seed instead of being kept.
+g = (L(theta + sigma z) - L(theta - sigma z)) / (2 sigma) z, where z is drawn again from its seed and never stored.
 
-Where we differ: f / (P sigma) is handed to any optimiser as the gradient. EGGROLL's paper has f the z-scores and a step
-alpha/P sum f_i E_i; that is ours with the learning rate alpha sigma. MeZO updates each parameter as its noise is drawn;
-here gradients are written for the optimiser, once the size of the parameters.
+Where we differ: 1/(P sigma) sum_i f_i eps_i is given to any optimiser as the gradient. In EGGROLL's paper f are the
+z-scores, and the step is alpha/P sum f_i E_i; our step is the same with the learning rate alpha sigma. MeZO updates
+each parameter while its noise is drawn; here gradients are written for the optimiser, which takes the memory of the
+parameters once more.
 """
 
 from typing import ClassVar, Literal, Unpack
@@ -28,16 +29,16 @@ Shape = Literal["centred_ranks", "zscore", "utilities", "raw"]
 
 
 class ES(BlackBoxRule):
-    """OpenAI's evolution strategy.
+    """The evolution strategy of OpenAI.
 
     Args:
         population: P, the number of members.
         sigma: standard deviation of the noise.
         perturbation: "gaussian" or "rademacher" (+1 or -1).
-        shaping: what is made of the losses: "centred_ranks", "zscore", "utilities" (those of natural evolution
+        shaping: the function from losses to weights: "centred_ranks", "zscore", "utilities" (as in natural evolution
             strategies) or "raw".
-        mirrored: members come in pairs theta + E, theta - E.
-        sigma_decay: what sigma is multiplied by after each step.
+        mirrored: true for members in pairs theta + E, theta - E.
+        sigma_decay: the factor by which sigma is multiplied after each step.
         running: see `BlackBoxRule`.
     """
 
@@ -66,15 +67,15 @@ class ES(BlackBoxRule):
 
 
 class Eggroll(BlackBoxRule):
-    """Evolution strategy with noise of low rank.
+    """An evolution strategy with noise of low rank.
 
     Args:
         population: P, the number of members.
         sigma: standard deviation of the noise.
-        rank: r of the noise on a weight.
-        shaping: what is made of the losses: "zscore", "centred_ranks", "utilities" or "raw".
-        mirrored: members come in pairs theta + E, theta - E.
-        sigma_decay: what sigma is multiplied by after each step.
+        rank: r, the rank of the noise on a weight.
+        shaping: the function from losses to weights: "zscore", "centred_ranks", "utilities" or "raw".
+        mirrored: true for members in pairs theta + E, theta - E.
+        sigma_decay: the factor by which sigma is multiplied after each step.
         running: see `BlackBoxRule`.
     """
 
@@ -102,15 +103,15 @@ class Eggroll(BlackBoxRule):
 
 
 class SPSA(BlackBoxRule):
-    """Simultaneous perturbation: one mirrored pair, its difference as it is.
+    """Simultaneous perturbation: one mirrored pair, whose difference of losses is used without any shaping.
 
     Args:
         sigma: standard deviation of the noise.
-        perturbation: "gaussian", as in MeZO, or "rademacher" (+1 or -1), as in Spall's.
-        pairs: of members, whose differences are averaged.
-        sigma_decay: what sigma is multiplied by after each step.
-        evaluator: "in_place" as in MeZO: noise is added and taken off, without a copy of the parameters, which come
-            back but for rounding; others as of `BlackBoxRule`.
+        perturbation: "gaussian" as in MeZO, or "rademacher" (+1 or -1) as in Spall's paper.
+        pairs: the number of mirrored pairs, whose differences are averaged.
+        sigma_decay: the factor by which sigma is multiplied after each step.
+        evaluator: "in_place" as in MeZO: noise is added and subtracted without a copy of the parameters, which stay the
+            same up to rounding. The other evaluators: see `BlackBoxRule`.
         running: see `BlackBoxRule`.
     """
 

@@ -1,4 +1,4 @@
-"""Evolution strategies that learn the width of their noise as well, for each parameter.
+"""Evolution strategies that also learn the width of their noise, for each element of each parameter.
 
 `snes`: separable natural evolution strategies. Schaul, Glasmachers, Schmidhuber 2011, https://doi.org/10.1145/2001576.2001692;
 Wierstra et al. 2014, https://jmlr.org/papers/v15/wierstra14a.html.
@@ -13,11 +13,11 @@ with ranks and ClipUp as in Toklu, Liskowski, Srivastava 2020, https://arxiv.org
 
     grad_theta = 1/P sum_i f_i sigma s_i,     sigma <- sigma - eta_sigma 1/P sum_i f_i sigma (s_i^2 - 1)
 
-with mirrored pairs, f the centred ranks, no element of sigma changing by more than a fifth in a step.
+with mirrored pairs and the centred ranks as f. No element of sigma changes by more than a fifth in a step.
 
-Where we differ: the steps of theta are handed to the optimiser as a gradient, SNES's eta_theta being its learning rate.
-Signs are those of losses to be minimised. The rule steps sigma itself, by eta_sigma: neither the optimiser nor a
-schedule or clipping changes that. A step of sigma takes effect in the generation of the next step.
+Where we differ: the step of theta is given to the optimiser as a gradient; SNES's eta_theta is its learning rate. Signs
+are for losses to be minimised. The rule itself updates sigma by eta_sigma: the optimiser, a schedule or clipping do not
+act on it. A new sigma is used from the next step on.
 """
 
 import math
@@ -37,17 +37,29 @@ from bpfree.types import Batch, Task
 
 
 class AdaptiveRule(BlackBoxRule):
-    """A rule with a sigma for each element of each parameter, whose logarithms are buffers of its own.
+    """A rule that learns a sigma for each element of each parameter. The logarithms of sigma are buffers of the rule.
 
-    It updates them when it writes gradients. The members of a step have the sigmas that the steps before it made, so
-    asking twice for the gradients of a step gives the same ones.
+    The rule updates them when it writes gradients. The members of a step use the sigmas from before that step, so two
+    calls for the gradients of one step give the same gradients.
+
+    Attributes:
+        sigma_lr: eta_sigma, the learning rate of sigma.
+        at: the step for which `log_sigmas` are valid, 0-d.
+        log_sigmas: log sigma in that step, one tensor for each parameter; made by `bind`.
+        next_log_sigmas: log sigma in the next step.
     """
 
     sigma_lr: float
-    at: Tensor  # the step that `log_sigmas` are of
+    at: Tensor
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Every sigma starts at the same value."""
+        """Make the sigmas, which all start at the same value.
+
+        Args:
+            net: the net.
+            task: the task.
+            batch: a first batch, for the shapes.
+        """
         super().bind(net, task, batch)
         start = [torch.full_like(p.detach(), math.log(self.sigma)) for p in trainable(net)]
         self.log_sigmas = _Tensors(start)
@@ -61,12 +73,16 @@ class AdaptiveRule(BlackBoxRule):
 
     @property
     def sigmas(self) -> list[Tensor]:
-        """Sigma of the next step, parameter by parameter."""
+        """The sigmas of the next step, one tensor for each parameter."""
         self.refuse_unbound()
         return [log_sigma.exp() for log_sigma in self.next_log_sigmas.buffers()]
 
     def generation(self, parameters: list[nn.Parameter], noise: Noise) -> Generation:
-        """See the base class.
+        """Return the members of a step, with the sigmas from before that step.
+
+        Args:
+            parameters: theta.
+            noise: the key of the step; a negative step is a rehearsal and does not change the rule.
 
         Raises:
             UserError: the rule is not bound to a net with these parameters.
@@ -76,7 +92,7 @@ class AdaptiveRule(BlackBoxRule):
             name = type(self).__name__
             raise UserError(f"{name}: not bound to a net with these parameters. Call rule.bind(net, task, batch) first")
         if noise.step >= 0:  # else it is a rehearsal, which leaves the rule as it is
-            new = self.at != noise.step  # a tensor, so that no device is waited for
+            new = self.at != noise.step  # a tensor and not a bool, so that the host need not wait for the device
             for now, later in zip(self.log_sigmas.buffers(), self.next_log_sigmas.buffers(), strict=True):
                 now.copy_(torch.where(new, later, now))
             self.at.fill_(noise.step)
@@ -84,7 +100,12 @@ class AdaptiveRule(BlackBoxRule):
         return Generation(parameters, self.members, self.perturbation, noise, scale)
 
     def learn(self, generation: Generation, scores: Tensor) -> None:
-        """Add to `.grad` of the net, and step the sigmas."""
+        """Add the gradient of theta to `.grad`, and update the sigmas of the next step.
+
+        Args:
+            generation: the members.
+            scores: their scores [P], to be minimised.
+        """
         weights = self.weigh(scores)
         assert not isinstance(generation.scale, float)
         steps = generation.combine(weights)
@@ -95,16 +116,20 @@ class AdaptiveRule(BlackBoxRule):
                 log_sigma += self.change(spread)
 
     def weigh(self, scores: Tensor) -> Tensor:
-        """Weights w [P] of scores [P]."""
+        """Return the weights w [P] for scores [P]."""
         return self.shaping(scores)
 
     @abstractmethod
     def change(self, spread: Tensor) -> Tensor:
-        """What is added to log sigma of a parameter, from its sum_i w_i (s_i^2 - 1)."""
+        """Return the change of log sigma of a parameter.
+
+        Args:
+            spread: sum_i w_i (s_i^2 - 1), shaped like the parameter. It may be overwritten.
+        """
 
 
 class _Tensors(nn.Module):
-    """A list of buffers."""
+    """A module that is a list of buffers."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         super().__init__()
@@ -113,19 +138,19 @@ class _Tensors(nn.Module):
 
 
 def _spread(sample: Sample, weights: Tensor) -> Tensor:
-    """sum_i w_i (s_i^2 - 1), shaped like the parameter."""
+    """The sum_i w_i (s_i^2 - 1), shaped like the parameter."""
     spread: Tensor = torch.tensordot(weights, sample.dense().square().sub_(1), 1)
     return spread
 
 
 class SNES(AdaptiveRule):
-    """Separable natural evolution strategy. Plain SGD with lr 1 is the published rule.
+    """The separable natural evolution strategy. With plain SGD and lr 1 it is the published rule.
 
     Args:
-        population: P; published for d parameters, few of them: 4 + 3 ln(d).
+        population: P, the number of members. The paper has 4 + 3 ln(d) for d parameters, which is for small d.
         sigma: standard deviation of the noise at the start.
-        sigma_lr: eta_sigma; default: (3 + ln d) / (5 sqrt d) for d parameters.
-        mirrored: members come in pairs theta + E, theta - E.
+        sigma_lr: eta_sigma. Default: (3 + ln d) / (5 sqrt d) for d parameters.
+        mirrored: true for members in pairs theta + E, theta - E.
         running: see `BlackBoxRule`.
     """
 
@@ -144,28 +169,28 @@ class SNES(AdaptiveRule):
         if sigma_lr is not None:
             check_positive("sigma_lr", sigma_lr)
             self.sigma_lr = sigma_lr
-        self._asked_lr = sigma_lr
+        self._fixed_lr = sigma_lr
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """See the base class; the rate of the widths goes by the number of parameters."""
+        """Make the sigmas; their default learning rate depends on the number of parameters. See `AdaptiveRule`."""
         super().bind(net, task, batch)
-        if self._asked_lr is None:
+        if self._fixed_lr is None:
             d = sum(p.numel() for p in trainable(net))
             self.sigma_lr = (3 + math.log(d)) / (5 * math.sqrt(d))
 
     def change(self, spread: Tensor) -> Tensor:
-        """eta/2 sum_i u_i (s_i^2 - 1); the shaped weights are -u."""
+        """Return eta/2 sum_i u_i (s_i^2 - 1), where the weights in `spread` are -u."""
         return spread.mul_(-0.5 * self.sigma_lr)
 
 
 class PGPE(AdaptiveRule):
-    """Parameter-exploring policy gradients, mirrored; published with the optimiser ClipUp.
+    """Parameter-exploring policy gradients with mirrored members, published with the optimiser ClipUp.
 
     Args:
-        population: P.
+        population: P, the number of members, even.
         sigma: standard deviation of the noise at the start.
-        sigma_lr: eta_sigma.
-        sigma_change: the largest relative change of a sigma in a step.
+        sigma_lr: eta_sigma, the learning rate of sigma.
+        sigma_change: the largest relative change of a sigma in a step, between 0 and 1.
         running: see `BlackBoxRule`.
     """
 
@@ -188,9 +213,9 @@ class PGPE(AdaptiveRule):
         self.sigma_change = sigma_change
 
     def weigh(self, scores: Tensor) -> Tensor:
-        """f/P."""
+        """Return f/P for scores [P]."""
         return self.shaping(scores) / len(scores)
 
     def change(self, spread: Tensor) -> Tensor:
-        """The logarithm of 1 - eta spread, within the largest change."""
+        """Return log(1 - eta spread), limited to the largest relative change."""
         return spread.mul_(-self.sigma_lr).clamp_(-self.sigma_change, self.sigma_change).log1p_()

@@ -1,17 +1,17 @@
-"""Softmax recombination.
+"""Softmax recombination of perturbed weights.
 
-A population rule of public code: copies of the weights are perturbed, scored, and averaged by the softmax of their
-losses. It is model predictive path integral control (Williams et al. 2017, https://arxiv.org/abs/1509.01149) on the
-weights, with an element mask.
+A population rule from public code: copies of the weights are perturbed, scored, and averaged with the softmax of their
+losses as weights. It is model predictive path integral control (Williams et al. 2017, https://arxiv.org/abs/1509.01149)
+on the weights of a net, with a mask of elements.
 
     theta_i = theta + m_i * N(0, sigma^2),  m_i ~ Bernoulli(p)          i = 1..P
     theta  <- sum_i softmax(-loss_i / T)_i theta_i
 
 To first order in 1/T its expected step is -(p sigma^2 / T) grad L.
 
-Where we differ: the step is handed to the optimiser as the gradient -sum_i w_i (theta_i - theta), so plain SGD with
-lr 1 is the published rule and anything else is an option. Public code sums the loss over its 118 minibatches, so its
-temperature 1 is 1/118 on the mean loss; with T = 1 on the mean loss the rule stays at chance. Default is "auto".
+Where we differ: the step is given to the optimiser as the gradient -sum_i w_i (theta_i - theta). Plain SGD with lr 1 is
+the published rule, and any other optimiser can be chosen. Public code sums the loss over its 118 minibatches, so its
+temperature 1 is 1/118 for the mean loss; with T = 1 for the mean loss the rule stays at chance. Our default is "auto".
 """
 
 from typing import Literal, Unpack
@@ -24,15 +24,15 @@ from bpfree.population.rule import BlackBoxRule, Running
 
 
 class Recombine(BlackBoxRule):
-    """Softmax recombination of perturbed copies.
+    """A rule that averages perturbed copies of the weights by the softmax of their losses.
 
     Args:
         population: P, the number of copies.
         sigma: standard deviation of a perturbed weight.
-        p: probability that a weight is perturbed.
+        p: the probability that a weight is perturbed.
         temperature: T in units of the mean loss, or "auto" for the standard deviation of the losses of the generation.
-        mirrored: copies come in pairs theta + E, theta - E; halves the noise of the step.
-        sigma_decay: what sigma is multiplied by after each step.
+        mirrored: true for copies in pairs theta + E, theta - E; this halves the noise of the step.
+        sigma_decay: the factor by which sigma is multiplied after each step.
         running: see `BlackBoxRule`.
     """
 
@@ -58,6 +58,6 @@ class Recombine(BlackBoxRule):
         )
 
     def learn(self, generation: Generation, scores: Tensor) -> None:
-        """-sum_i w_i (theta_i - theta)."""
+        """Add -sum_i w_i (theta_i - theta) to `.grad`; see `BlackBoxRule`."""
         assert isinstance(generation.scale, float)
         add_gradients(generation.parameters, generation.combine(self.shaping(scores) * generation.scale))

@@ -1,9 +1,9 @@
-"""Save and load a training. A checkpoint is a folder that is whole or absent; loading one executes no code.
+"""Save and load the state of a training. A checkpoint is a folder that is whole or absent; loading executes no code.
 
 weights.safetensors     the net's state_dict
-rule.safetensors        the rule's: feedback matrices, heads
+rule.safetensors        the rule's state_dict: feedback matrices, heads
 optimizer.safetensors   tensors of the optimiser's state, as "<parameter>.<name>"
-state.json              everything else: counters, the optimiser's and the schedule's plain values, config, data
+state.json              all plain values: counters, those of the optimiser and the schedule, config, preprocessing
 """
 
 import json
@@ -28,17 +28,19 @@ from bpfree.runs.saved import FORMAT, State
 from bpfree.training.trainer import Trainer
 
 _FILES = ("weights.safetensors", "rule.safetensors", "optimizer.safetensors", "state.json")
-_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # what of a schedule changes while training
+_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # the values of a schedule that change while training
 
 
 def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
-    """Write a checkpoint, replacing the one of that name as a whole.
+    """Write a checkpoint. It replaces an older one of that name as a whole.
 
     Args:
-        extra: plain values to keep beside the training's own, such as the preprocessing.
+        trainer: bound to its rule.
+        folder: the checkpoint, such as `runs/mine/last.ckpt`.
+        extra: plain values to keep beside those of the training, such as the preprocessing.
 
     Raises:
-        UserError: it cannot be written; the one of that name stays.
+        UserError: the checkpoint cannot be written; an older one stays.
     """
     with _new_folder(folder) as temporary:
         _save_weights(trainer, temporary)
@@ -58,32 +60,38 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
 
 
 def copy(checkpoint: Path, folder: Path, weights_of: Trainer | None = None) -> None:
-    """Copy a checkpoint into another run folder, there with the weights that a trainer holds now, if one is given.
+    """Copy a checkpoint into another run folder, with its own weights or those of a trainer.
+
+    Args:
+        checkpoint: the folder that is copied.
+        folder: the run folder that gets the copy, under the same name.
+        weights_of: the trainer whose present weights the copy gets; None copies the weights of the checkpoint.
 
     Raises:
-        UserError: there is no such checkpoint, or it cannot be written.
+        UserError: the checkpoint does not exist, or the copy cannot be written.
     """
-    found = locate(checkpoint)
+    source = locate(checkpoint)
     with _new_folder(folder / checkpoint.name) as temporary:
         for name in _FILES:
-            shutil.copyfile(found / name, temporary / name)
+            shutil.copyfile(source / name, temporary / name)
         if weights_of is not None:
             _save_weights(weights_of, temporary)
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which then takes the place of the one of that name.
+    """Give an empty folder to fill. After the block it takes the place of the older folder of that name.
 
     Raises:
-        UserError: it cannot be written; the one of that name stays.
+        UserError: the folder cannot be written; the older one stays.
     """
     refuse_to_replace(folder, folder=True)
     try:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            temporary.chmod(0o755)
+            temporary.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
             yield temporary
+            # On the disk before the rename: after a power cut, a final name must not lead to half a file.
             for path in (*temporary.iterdir(), temporary):
                 sync(path)
             _replace_folder(temporary, folder)
@@ -100,7 +108,11 @@ def _save_weights(trainer: Trainer, folder: Path) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """No system renames a folder over a full one, so the old one steps aside first; `locate` looks there too."""
+    """Rename the new folder to the final name.
+
+    No system renames a folder over one that has files, so the old folder is renamed first. If the process is killed
+    between the two renames, `locate` finds the old folder under its second name.
+    """
     old = _aside(folder)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -110,11 +122,19 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
+    """Return the second name of a checkpoint, which it has while a new one takes its place."""
     return folder.with_name(f".{folder.name}.old")
 
 
 def clean(folder: Path, names: Sequence[str]) -> None:
-    """Remove what a killed process left half-written under these names, once a checkpoint is loaded or saved."""
+    """Remove the temporary files and folders that a killed process left behind.
+
+    Only call it when a checkpoint was loaded or saved: until then, one of them may be the only copy of the run.
+
+    Args:
+        folder: the run folder, or its folder of pictures.
+        names: final names, or patterns of them; others, which may be the user's, stay.
+    """
     for name in names:
         for leftover in folder.glob(f".{name}.*"):
             if leftover.is_dir():
@@ -124,35 +144,52 @@ def clean(folder: Path, names: Sequence[str]) -> None:
 
 
 def exists(folder: Path) -> bool:
-    """Whether `locate` finds the checkpoint of that name."""
+    """Return True if `locate` finds the checkpoint.
+
+    Args:
+        folder: the checkpoint, such as `runs/mine/last.ckpt`.
+    """
     return any(os.path.isdir(path) for path in (folder, _aside(folder)))  # noqa: PTH112 - False for a name too long
 
 
 def locate(folder: Path) -> Path:
-    """Where the checkpoint of that name is, also if a process was killed while replacing it.
+    """Return the folder that holds a checkpoint: it has another name if a process was killed while replacing it.
+
+    Args:
+        folder: the checkpoint, such as `runs/mine/last.ckpt`.
 
     Raises:
-        UserError: there is none, or a file of it is missing.
+        UserError: the checkpoint does not exist, or a file of it is missing.
     """
-    found = next((path for path in (folder, _aside(folder)) if path.is_dir()), None)
-    if found is None:
+    place = next((path for path in (folder, _aside(folder)) if path.is_dir()), None)
+    if place is None:
         raise UserError(f"{folder.parent}: no checkpoint {folder.name} in it, allowed: a run that trained at all")
-    if missing := [name for name in _FILES if not (found / name).is_file()]:  # a pipe or a device is no file either
-        raise UserError(f"{found}: damaged checkpoint, {', '.join(missing)} is missing")
-    return found
+    if missing := [name for name in _FILES if not (place / name).is_file()]:  # False for a pipe or a device too
+        raise UserError(f"{place}: damaged checkpoint, {', '.join(missing)} is missing")
+    return place
 
 
 def read_state(folder: Path) -> State:
-    """state.json of a checkpoint.
+    """Read state.json of a checkpoint.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        Its values, checked.
 
     Raises:
-        UserError: there is none, it is damaged, or of another format.
+        UserError: the checkpoint does not exist, is damaged, or it has another format.
     """
     return saved.read_state(locate(folder) / _FILES[3])
 
 
 def load(trainer: Trainer, folder: Path) -> None:
-    """Put a checkpoint into a bound trainer of the same net, rule and optimiser.
+    """Load a checkpoint into a trainer, which then continues that training to the same bits.
+
+    Args:
+        trainer: bound, with the same net, rule and optimiser, and as many steps in all.
+        folder: the checkpoint.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or of another net, rule or optimiser, or of other data.
@@ -161,7 +198,7 @@ def load(trainer: Trainer, folder: Path) -> None:
     if state.total_steps != trainer.total_steps:
         raise UserError(
             f"{folder}: the run was begun for {state.total_steps} steps, and now it would have "
-            f"{trainer.total_steps}: its data or epochs are others. Resume with those it was begun with, or train in "
+            f"{trainer.total_steps}: its data or epochs have changed. Resume with those it was begun with, or train in "
             "another folder"
         )
     if len(state.schedule.last_lr) != len(trainer.optimizer.param_groups):
@@ -173,36 +210,47 @@ def load(trainer: Trainer, folder: Path) -> None:
     except (ValueError, KeyError) as error:  # UserError among them
         raise UserError(f"{folder}: its optimiser does not fit the config ({_line(error)})") from error
     trainer.schedule.load_state_dict(state.schedule.model_dump(by_alias=True))
-    trainer.progress = state.progress.load()
+    trainer.continue_from(state.progress.load())
 
 
 def load_weights(trainer: Trainer, folder: Path) -> None:
-    """Put only the weights of net and rule into a bound trainer.
+    """Load only the weights of net and rule into a trainer.
+
+    Args:
+        trainer: bound, with the same net and rule.
+        folder: the checkpoint.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or of another net or rule.
     """
-    found = locate(folder)
+    place = locate(folder)
     for module, file in ((trainer.net, _FILES[0]), (trainer.rule, _FILES[1])):
         try:
-            module.load_state_dict(_load_tensors(found / file))
+            module.load_state_dict(_load_tensors(place / file))
         except RuntimeError as error:
             raise UserError(
-                f"{found / file}: its tensors do not fit {type(module).__name__}: {_line(error)}"
+                f"{place / file}: its tensors do not fit {type(module).__name__}: {_line(error)}"
             ) from error
 
 
 def _line(error: Exception) -> str:
+    """Return the text of an error in one line, not too long: torch names every tensor that does not fit."""
     return " ".join(str(error).split())[:300]
 
 
 def _save_tensors(tensors: dict[str, Any], path: Path) -> None:
-    # Copies: safetensors refuses tensors that share memory, and writes only contiguous ones.
+    # Copies: safetensors refuses tensors that share memory, as tied weights do, and writes only contiguous ones.
     save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, path)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:  # whatever a header may say
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # a damaged header can cause each of these
         raise UserError(f"{path}: damaged ({_line(error)})") from error

@@ -1,26 +1,21 @@
-"""The YAML door: sections, overrides, shipped configs."""
+"""The sections of a config, their defaults and their checks."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
-from bpfree.data.augment import PixelValues
-from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
-from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, no_soft_labels, shown, unknown
 from bpfree.nets import NETS
-from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.rules import RULES
+from bpfree.runs.data_config import OLD_DATA_KEYS, AugmentConfig, DataConfig, Section, SkewConfig
 from bpfree.runs.markers import refuse_markers
-from bpfree.spec import absolute_paths, build, check_options, lookup, move_old_keys, moved_keys, split_spec
+from bpfree.spec import build, check_options, lookup, move_old_keys, moved_keys, split_spec
 from bpfree.tasks import TASKS, custom_options
 from bpfree.tasks.abilities import check_loss, check_task
 from bpfree.trackers import TRACKERS, Tracker
@@ -30,123 +25,36 @@ from bpfree.training.precision import Precision
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
 
-OF_A_MACHINE = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
-"""What may change when a run goes on: where its data lie, and what computes."""
+MACHINE_KEYS = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
+"""Keys that may change when a run is resumed: they say where its data are and what computes."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class SkewConfig(_Section):
-    """See `bpfree.data.subset.Skew`."""
-
-    kind: SkewKind = "long_tailed"
-    factor: float = Field(ge=1, allow_inf_nan=False)
-
-
-class AugmentConfig(_Section):
-    """Random changes to training samples; see `bpfree.data.augment.Augment`."""
-
-    shift: int = Field(default=0, ge=0)
-    flip: bool = False
-    crop: float = Field(default=1.0, gt=0, le=1)
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    cutout: int = Field(default=0, ge=0)
-    mixup: float = Field(default=0.0, ge=0, le=1000)
-
-    def build(self, preprocess: Preprocess) -> Augment:
-        """Return the changes that training batches of such samples go through."""
-        return Augment(**self.model_dump(), values=PixelValues.of(preprocess))
-
-
-OLD_DATA_KEYS = {key: f"augment.{key}" for key in AugmentConfig.model_fields}
-"""Keys of the section `data` in earlier versions, and their places now; see `bpfree.spec.move_old_keys`."""
-
-
-class DataConfig(BaseModel):
-    """Which data, how much of it, and how batches are made. Other keys are options of the data set's reader."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = "digits"
-    dir: str | None = None
-    batch_size: int = Field(default=64, ge=1)
-    validation: float = Field(default=0.1, ge=0, lt=1)
-    classes: list[int] | None = None
-    fraction: float = Field(default=1.0, gt=0, le=1)
-    skew: SkewConfig | None = None
-    label_noise: float = Field(default=0.0, ge=0, lt=1)
-    augment: AugmentConfig = AugmentConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _moved(cls, values: Any) -> Any:
-        """Move the keys of earlier versions, `data.flip` and the like, into `data.augment`."""
-        is_section = isinstance(values, Mapping) and isinstance(values.get("augment", {}), Mapping | AugmentConfig)
-        return move_old_keys(values, OLD_DATA_KEYS, "data") if is_section else values
-
-    @model_validator(mode="after")
-    def _anywhere(self) -> "DataConfig":
-        """Paths of the reader are kept absolute."""
-        if self.dir is not None:
-            user_path(self.dir, "data.dir")
-        if self.name in DATASETS and self.model_extra:
-            self.model_extra.update(absolute_paths(DATASETS[self.name], self.model_extra, "data"))
-        return self
-
-    def check(self) -> dict[str, Any]:
-        """The options of the reader, converted to the types of its signature.
-
-        Raises:
-            UserError: an unknown data set or option, or one of the wrong type.
-        """
-        reader = DATASETS.get(self.name)
-        if reader is None:
-            raise unknown("dataset", self.name, DATASETS)
-        options = self.model_extra or {}
-        taken = {name for name, p in list(inspect.signature(reader).parameters.items())[1:] if p.kind != p.VAR_KEYWORD}
-        for key in options.keys() - taken:
-            raise unknown("key", key, {*type(self).model_fields, *taken}, prefix="data.")
-        return check_options(reader, options, "data", given=1)
-
-    def load(self, data_dir: str | Path | None = None) -> Dataset:
-        """The data set, from the given directory or else from where the config says.
-
-        Raises:
-            UserError: it is not there and cannot be had, or is damaged.
-        """
-        return self.select(DATASETS[self.name](data_directory(data_dir or self.dir), **self.check()))
-
-    def select(self, dataset: Dataset) -> Dataset:
-        """Of a data set the `classes` that are asked for, in training and test."""
-        return dataset if self.classes is None else select(dataset, self.classes)
-
-    def split(self, dataset: Dataset, seed: int) -> tuple[Split, Split | None]:
-        """Training and validation samples by seed; skew, fraction and label noise are of the training samples alone.
-
-        Validation is what it would be without them, so that all runs of a seed are judged by the same samples.
-        """
-        train, validation = dataset.carve(self.validation, seed)
-        skew = None if self.skew is None else Skew(self.skew.kind, self.skew.factor)
-        train = thin(train, dataset.classes, Noise(seed).fold("subset"), fraction=self.fraction, skew=skew)
-        return mislabel(train, dataset.classes, self.label_noise, Noise(seed).fold("label_noise")), validation
-
-
-class EarlyStoppingConfig(_Section):
-    """See `bpfree.training.progress.EarlyStopping`."""
+class EarlyStoppingConfig(Section):
+    """The section `train.early_stopping`; see `bpfree.training.progress.EarlyStopping`."""
 
     metric: str | None = None
     patience: int = Field(default=10, ge=1)
 
     def build(self) -> EarlyStopping:
-        """As the trainer takes it."""
+        """Return the options in the form that the trainer takes."""
         return EarlyStopping(self.metric, self.patience)
 
 
-class TrainConfig(_Section):
-    """How long, on what, and from which seed."""
+class TrainConfig(Section):
+    """The section `train`: how long, on what device, from which seed, and what happens in the end.
+
+    Attributes:
+        epochs: passes over the training samples.
+        seed: of everything random.
+        precision: number type of forward passes; see `bpfree.training.compute.Compute`.
+        update: when parameters are stepped; see `bpfree.training.compute.Compute`.
+        device: name of a device; "auto" takes a GPU if there is one.
+        clip: largest gradient norm, for each of the rule's units by itself.
+        early_stopping: when to stop before `epochs`; None: never.
+        freeze: patterns of parameters that are not trained; see `bpfree.training.freeze`.
+        readout: "ridge" replaces the last layer after training; see `bpfree.training.ridge_readout`.
+        ridge: factor of the penalty of that readout.
+    """
 
     epochs: int = Field(default=10, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -176,8 +84,19 @@ def old_keys(section: str, spec: Any) -> Mapping[str, str]:
     return moved_keys(_MOVABLE[section], spec) if section in _MOVABLE else {}
 
 
-class Config(_Section):
-    """A run, complete. A section with a name is a constructor call; see `bpfree.spec`."""
+class Config(Section):
+    """The complete config of a run. A section with a name is a constructor call; see `bpfree.spec`.
+
+    Attributes:
+        data: the data set and how batches are made.
+        net: name and options of the net.
+        rule: name and options of the learning rule.
+        task: name and options of the task.
+        optimizer: name and options of the optimiser.
+        schedule: name and options of the schedule of the learning rate.
+        train: length, seed, device and the like.
+        trackers: a name and options for each tracker.
+    """
 
     data: DataConfig = DataConfig()
     net: NamedSpec = {"name": "mlp"}
@@ -207,11 +126,12 @@ class Config(_Section):
         return [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
 
     def check(self) -> None:
-        """Refuse unknown names and options before anything is loaded.
+        """Refuse unknown names and options before any data are read.
 
         Raises:
-            UserError: one is unknown or of the wrong type.
+            UserError: a name or option is unknown, has the wrong type, or does not fit the others.
         """
+        # Each section before what depends on several, so that the error names the misspelt key and not its consequence.
         self.data.check()
         _check_section("net", NETS, self.net, given=2, outside=nn.Module)
         rule = build(RULES, self.rule, section="rule", outside=Rule)
@@ -238,28 +158,44 @@ class Config(_Section):
             )
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, complete and re-runnable."""
+        """Return the config as plain values, complete: `parse` makes the same config of them."""
         return self.model_dump(mode="json")
 
     def dump(self) -> str:
-        """As YAML."""
+        """Return the config as the text of a YAML file."""
         return yaml.safe_dump(self.plain(), sort_keys=False)
 
 
 def _check_section(
     section: str, table: Mapping[str, Any], spec: NamedSpec, given: int, outside: type | None = None
 ) -> None:
+    """Raise UserError unless a section's name is in the table and its options fit the constructor.
+
+    The first `given` arguments of the constructor come from the program, so a config cannot set them.
+    """
     name, options = split_spec(spec, section)
     check_options(lookup(table, name, section, outside), options, section, given)
 
 
 def parse(values: Mapping[str, Any], where: str = "config") -> Config:
-    """A config from plain values, checked. A section `tune` is for `bpfree tune` alone and left out.
+    """Make a config from plain values, and check it.
+
+    Args:
+        values: the sections. A section `tune` is for `bpfree tune` alone and is left out.
+        where: the values are from, for errors.
+
+    Returns:
+        The config, complete.
 
     Raises:
-        UserError: an unknown section, key or name, a wrong type, or a value that is left open.
+        UserError: an unknown section, key or name, a wrong type, or a search marker in place of a value.
+
+    Example:
+        >>> parse({"net": "mlp", "train": {"epochs": 3}}).train.epochs
+        3
     """
     refuse_markers(values, where)
+    # Before pydantic sees them: values from Python may be of numpy or torch, and config.yaml must hold them all.
     values = {section: plain_values(value, section) for section, value in values.items() if section != "tune"}
     try:
         config = Config.model_validate(values)
@@ -270,10 +206,18 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Config:
 
 
 def parse_section(section: str, value: Any, where: str) -> Any:
-    """A section that only describes: what it names came from Python, and nothing of it is built.
+    """Check the form of a section that only describes an object from Python. Nothing of it is built.
+
+    Args:
+        section: its name, such as "net".
+        value: its plain values.
+        where: the values are from, for errors.
+
+    Returns:
+        The section as `Config` holds it.
 
     Raises:
-        UserError: it has not the form of that section.
+        UserError: the values do not have the form of that section.
     """
     try:
         return getattr(Config.model_validate({section: plain_values(value, section)}), section)
@@ -284,8 +228,16 @@ def parse_section(section: str, value: Any, where: str) -> Any:
 def plain_values(value: Any, where: str) -> Any:
     """Convert numbers and arrays of numpy and torch to Python values, which YAML can hold.
 
+    Args:
+        value: any nesting of mappings, lists and values.
+        where: name of the section, for errors.
+
     Raises:
-        UserError: something else is in it; `where` says in which section.
+        UserError: a value is of another kind.
+
+    Example:
+        >>> plain_values({"hidden": (np.int64(8), 4)}, "net")
+        {'hidden': [8, 4]}
     """
     if isinstance(value, Mapping):
         return {key: plain_values(inner, f"{where}.{key}") for key, inner in value.items()}
@@ -293,6 +245,7 @@ def plain_values(value: Any, where: str) -> Any:
         return [plain_values(inner, where) for inner in value]
     if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.dim() > 0):
         return value.tolist()
+    # Scalars after arrays: a tensor of one number with dimensions stays a list.
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -303,12 +256,11 @@ def plain_values(value: Any, where: str) -> Any:
 
 
 def _explain(error: ValidationError, where: str) -> UserError:
-    first = error.errors()[0]
-    if isinstance(own := first.get("ctx", {}).get("error"), UserError):
-        return own
+    """Return pydantic's first objection as an error with the key, the value found and what is allowed."""
+    first = error.errors()[0]  # one error in one line; the others may only follow from it
+    if isinstance(cause := first.get("ctx", {}).get("error"), UserError):  # one of our validators raised it
+        return cause
     path = [str(part) for part in first["loc"]]
-    if isinstance(told := first.get("ctx", {}).get("error"), UserError):  # of a validator of ours
-        return UserError(f"{where}: {told}")
     if first["type"] == "extra_forbidden":
         section = _model_at(path[:-1])
         return unknown("key", path[-1], section.model_fields, prefix=".".join([*path[:-1], ""]))
@@ -321,6 +273,7 @@ def _explain(error: ValidationError, where: str) -> UserError:
 
 
 def _model_at(path: Sequence[str]) -> type[BaseModel]:
+    """Return the model of the innermost section on a path of keys."""
     model: type[BaseModel] = Config
     nested: dict[str, type[BaseModel]] = {
         "data": DataConfig,

@@ -13,19 +13,37 @@ from bpfree.spec import move_old_keys
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """A config from a file, or a shipped one by name (`digits/dfa`), with `section.key=value` overrides.
+    """Read a config from a file, or a shipped one by name, and check it.
+
+    Args:
+        name: path of a YAML file, or the name of a shipped config, such as "digits/dfa".
+        overrides: changes in the form "section.key=value", such as "train.epochs=3".
+
+    Returns:
+        The config, complete and checked.
 
     Raises:
-        UserError: there is no such config, it is not YAML, or it does not hold.
+        UserError: the config does not exist, is not YAML, or has an unknown key or a value that is not allowed.
+
+    Example:
+        >>> load_config("digits/dfa", ["train.epochs=3"]).train.epochs
+        3
     """
     return parse(*load_values(name, overrides))
 
 
 def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
-    """The plain values of a config, not checked yet, and where they are from; see `load_config`.
+    """Read the plain values of a config without checking them.
+
+    Args:
+        name: path of a YAML file, or the name of a shipped config.
+        overrides: changes in the form "section.key=value".
+
+    Returns:
+        The sections, and the path or name that errors show.
 
     Raises:
-        UserError: there is no such config, or it is not YAML.
+        UserError: the config does not exist, or is not YAML.
     """
     text, where = _find_text(name)
     values = parse_yaml(text, where) or {}
@@ -37,7 +55,7 @@ def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
 
 
 def shipped() -> list[str]:
-    """Names of the configs that come with the package, as `<dataset>/<rule>`."""
+    """Return the names of the configs that come with the package, as `<dataset>/<rule>`."""
     root = resources.files("bpfree") / "configs"
     folders = [folder for folder in root.iterdir() if folder.is_dir()]
     files = [(d.name, f.name) for d in folders for f in d.iterdir() if f.name.endswith(".yaml")]
@@ -45,7 +63,9 @@ def shipped() -> list[str]:
 
 
 def _find_text(name: str) -> tuple[str, str]:
+    """Return the text of a config and the name that errors show. A file goes before a shipped config of that name."""
     path = user_path(name, "CONFIG")
+    # is_file, not exists: a folder digits/dfa of the user must not hide the shipped config of that name.
     if path.is_file():
         return read_text(path, LARGEST_YAML), str(path)
     if name in shipped():
@@ -56,18 +76,29 @@ def _find_text(name: str) -> tuple[str, str]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key, as in `rule.steps=5`; a section given as a bare name becomes a mapping first.
+    """Set one dotted key of a config's plain values, in place.
+
+    Args:
+        values: the sections. A section that is only a name, such as `rule: dfa`, becomes a mapping first.
+        override: "section.key=value"; the value is YAML.
 
     Raises:
-        UserError: it has another form, or its value is not YAML.
+        UserError: the override has another form, or its value is not YAML.
+
+    Example:
+        >>> values = {"rule": "noprop_fm"}
+        >>> apply_override(values, "rule.steps=5")
+        >>> values
+        {'rule': {'name': 'noprop_fm', 'steps': 5}}
     """
-    key, found, text = override.partition("=")
+    key, equals, text = override.partition("=")
     path = key.split(".")
-    if not found or not all(path):
+    if not equals or not all(path):
         raise UserError(f"override: found {shown(override)}, allowed: section.key=value, such as train.epochs=3")
     value = parse_yaml(text, f"override {shown(override)}")
     path = _present_path(values, path)
     for part in path[:-1]:
+        # Copied on the way: `values` may share sections with a config that other runs use.
         inner = values.get(part)
         if not isinstance(inner, str | dict | None):
             raise UserError(f"override {shown(override)}: {part} is {shown(inner)}, allowed: a section")
@@ -77,7 +108,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _present_path(values: dict[str, Any], path: list[str]) -> list[str]:
-    """The place where an override belongs today, if it names an option by a key of an earlier version.
+    """Return the place where an override belongs today, if it names an option by a key of an earlier version.
 
     Old keys in the section itself move first. Otherwise the section could have the same option at both places, and the
     override would not replace the value in the file.

@@ -1,6 +1,7 @@
-"""Scalars for TensorBoard, written by this thread: an error is told where it happens, and none is lost in another.
+"""Scalars for TensorBoard, written by the training's own thread, so that an error appears where it happens.
 
-The file is what `SummaryWriter` of torch writes: TensorBoard's own records, one event each.
+The `SummaryWriter` of torch writes in a thread of its own, where an error is lost. The file is the same: TensorBoard's
+own records, one event each.
 """
 
 import itertools
@@ -20,18 +21,22 @@ class Events:
     """An events file of a run folder.
 
     Args:
-        folder: of the run.
-        first_step: events of other files from this step on are of steps that are taken anew; TensorBoard hides them.
+        folder: the run folder.
+        first_step: the first step that is written here. After a resume, steps from this one on are taken again, and
+            TensorBoard hides what other files of the run say of them.
 
     Raises:
         UserError: the file cannot be written.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # only runs with a folder write events
+        # Imported here: only runs with a folder write events, and the import takes a while.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event = Event
+        # TensorBoard finds files by this pattern and orders them by the second; the process and a counter make the
+        # name unique on a disk that several machines share.
         name = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self.path = folder / PATTERN.replace("*", name)
         try:
@@ -44,6 +49,11 @@ class Events:
 
     def add(self, name: str, value: float, step: int) -> None:
         """Write one scalar to the events file.
+
+        Args:
+            name: the tag in TensorBoard, such as "train/loss".
+            value: the scalar.
+            step: training steps taken, from 1 on.
 
         Raises:
             UserError: the file cannot be written.
@@ -59,7 +69,7 @@ class Events:
             raise write_error(self.path, error) from error
 
     def flush(self) -> None:
-        """Let readers see what was noted.
+        """Write the buffered events, so that readers see them.
 
         Raises:
             UserError: the file cannot be written.
@@ -70,6 +80,20 @@ class Events:
             raise write_error(self.path, error) from error
 
     def close(self) -> None:
-        """End the file. What no longer fits is left out: the run has been told of it, or is over."""
+        """Close the file. An error is ignored: `flush` raised it before, or the run is over and loses only events."""
         with suppress(OSError):
             self._file.close()
+
+
+def wait_for_a_new_second(folder: Path) -> None:
+    """Sleep until the name of a new events file sorts behind those in the folder.
+
+    TensorBoard orders the files of a run by the second in their names. Two files of one second come in any order, and
+    then the events of a resume may be hidden.
+
+    Args:
+        folder: the run folder.
+    """
+    seconds = [file.name.split(".")[3] for file in folder.glob(PATTERN)]
+    if str(int(time.time())) in seconds:
+        time.sleep(1)

@@ -1,4 +1,4 @@
-"""One process at a time writes a run: a lock on its folder that the system gives back when its process dies."""
+"""A lock on a run folder, so that one process at a time writes to it. The system frees it when its process dies."""
 
 import os
 import warnings
@@ -9,17 +9,16 @@ from filelock import FileLock, Timeout
 from bpfree.disk.atomic import refuse_to_replace, write_error
 from bpfree.errors import UserError
 
-LOCK = ".lock"  # the file in the folder; it stays there
+LOCK = ".lock"  # it is never removed: a process that had just opened it would then lock a file that nobody else sees
 
 
 class FolderLock:
     """An exclusive lock on a folder.
 
-    It is held by the process that took it, and by none of its children: one that forks neither keeps nor gives back
-    the lock of its parent.
+    It belongs to the process that took it. A forked child neither keeps nor releases the lock of its parent.
 
     Args:
-        folder: that is there and can be written.
+        folder: exists and can be written.
 
     Raises:
         UserError: another process holds the lock, or the lock file cannot be made.
@@ -29,6 +28,7 @@ class FolderLock:
         path = folder / LOCK
         refuse_to_replace(path)
         self._owner = os.getpid()
+        # Not local to a thread: another thread than the one that took the lock may release it.
         self._lock = FileLock(path, timeout=0, thread_local=False)
         try:
             self._lock.acquire()
@@ -42,7 +42,8 @@ class FolderLock:
             raise write_error(path, error) from error
 
     def release(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Release the lock. A second call does nothing."""
+        # A forked child has a copy of this object; its release would free the lock that the parent still needs.
         if os.getpid() == self._owner and self._lock.is_locked:
             self._lock.release()
 

@@ -1,9 +1,8 @@
-"""What a config leaves open: a marker such as `lr: {search: log, low: 1e-4, high: 1e-1}` where a value would be.
+"""Search markers: `lr: {search: log, low: 1e-4, high: 1e-1}` in a config leaves a value open for `bpfree tune`.
 
-A marker may stand anywhere, also within a value of a choice: the space is what one comes across on the way from the
-top of the config to its values, so it may depend on what was chosen before. A parameter is named by its dotted path;
-within a chosen value that path says what was chosen (`rule=fa.signal_scale`), since two choices may have an option of
-one name.
+A marker may stand anywhere, also within a value of a choice. So the space may depend on earlier choices: a parameter
+exists only if the value that contains it was chosen. The name of a parameter is its dotted path in the config. Within a
+chosen value the path names the choice too (`rule=fa.feedback`), since two choices may have options of the same name.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bpfree.errors import UserError, unknown
 
 Label = bool | int | float | str | None
-"""What stands for a value of a choice: the value itself if it is plain, else a text."""
+"""The label of a value of a choice: the value itself if it is plain, otherwise a short text."""
 
 _LARGEST_GRID = 10_000
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,7 +35,13 @@ class _Range(_Marker):
 
 
 class Log(_Range):
-    """A number between low and high, each order of magnitude as likely as the next."""
+    """A number between low and high, uniform on a logarithmic scale: each order of magnitude is equally likely.
+
+    Attributes:
+        search: the kind of marker.
+        low: the smallest value, above 0.
+        high: the largest value.
+    """
 
     search: Literal["log"]
     low: float = Field(gt=0)
@@ -44,7 +49,14 @@ class Log(_Range):
 
 
 class Linear(_Range):
-    """A number between low and high, in steps if there is one."""
+    """A number between low and high, uniform.
+
+    Attributes:
+        search: the kind of marker.
+        low: the smallest value.
+        high: the largest value, if low plus whole steps reaches it.
+        step: distance between two values; None allows every number.
+    """
 
     search: Literal["linear"]
     low: float
@@ -52,7 +64,13 @@ class Linear(_Range):
     step: float | None = Field(default=None, gt=0)
 
     def all(self) -> list[float]:
-        """The values, from low on in steps; none without a step. In decimals: three steps of 0.1 are 0.3."""
+        """Return the values from low upwards in steps; empty without a step.
+
+        Decimals are exact: in floats three steps of 0.1 are 0.30000000000000004, and a study would list that value.
+
+        >>> Linear(search="linear", low=0, high=0.35, step=0.1).all()
+        [0.0, 0.1, 0.2, 0.3]
+        """
         if self.step is None:
             return []
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
@@ -60,7 +78,14 @@ class Linear(_Range):
 
 
 class Integer(_Range):
-    """A whole number from low to high."""
+    """A whole number from low to high.
+
+    Attributes:
+        search: the kind of marker.
+        low: the smallest value.
+        high: the largest value, if low plus whole steps reaches it.
+        step: distance between two values.
+    """
 
     search: Literal["int"]
     low: int
@@ -68,12 +93,17 @@ class Integer(_Range):
     step: int = Field(default=1, ge=1)
 
     def all(self) -> list[int]:
-        """The values, from low on in steps."""
+        """Return the values from low upwards in steps."""
         return list(range(self.low, self.high + 1, self.step))
 
 
 class Choice(_Marker):
-    """One of the values, which may be numbers, names or whole specs with markers of their own."""
+    """A choice between values.
+
+    Attributes:
+        search: the kind of marker.
+        values: the values: numbers, names, or whole specs, which may contain markers.
+    """
 
     search: Literal["choice"]
     values: list[Any]
@@ -83,6 +113,7 @@ class Choice(_Marker):
         labels = self.labels
         if not labels:
             raise ValueError("values: found none, allowed: one or more")
+        # A label names the choice in paths and in the study, so two values must not share one.
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"values: found {label!r} twice, allowed: values that differ")
@@ -90,7 +121,11 @@ class Choice(_Marker):
 
     @property
     def labels(self) -> list[Label]:
-        """A short one for each value: a spec goes by its name, unless another value does too."""
+        """A label for each value: the name of a spec, or its options too if two values have the same name.
+
+        >>> Choice(search="choice", values=["dfa", {"name": "fa", "feedback": "uniform"}]).labels
+        ['dfa', 'fa']
+        """
         short = [_label(value, at_length=False) for value in self.values]
         pairs = zip(self.values, short, strict=True)
         return [name if short.count(name) == 1 else _label(value, at_length=True) for value, name in pairs]
@@ -99,7 +134,7 @@ class Choice(_Marker):
 Marker = Log | Linear | Integer | Choice
 MARKERS: dict[str, type[Marker]] = {"log": Log, "linear": Linear, "int": Integer, "choice": Choice}
 Choose = Callable[[str, Marker], Any]
-"""Takes the name of a parameter and its marker; returns a number, or for a choice the label of a value."""
+"""A function that takes a parameter's name and marker. It returns a number, or for a choice the label of a value."""
 
 
 def _label(value: Any, *, at_length: bool) -> Label:
@@ -117,15 +152,19 @@ def _label(value: Any, *, at_length: bool) -> Label:
 
 
 def is_marker(value: Any) -> bool:
-    """Whether it stands for a value that is to be searched."""
+    """Return True if a value of a config is a search marker."""
     return isinstance(value, Mapping) and "search" in value
 
 
 def read_marker(value: Mapping[str, Any], path: str) -> Marker:
-    """The marker, checked.
+    """Return a marker from the plain values of a config, checked.
+
+    Args:
+        value: the plain values, with the key `search`.
+        path: the dotted path of the marker in the config, for error messages.
 
     Raises:
-        UserError: an unknown kind or key, or bounds that do not fit; its text begins with the path.
+        UserError: the kind or a key is unknown, or the bounds are invalid.
     """
     kind = value["search"]
     if not isinstance(kind, str) or kind not in MARKERS:
@@ -134,15 +173,20 @@ def read_marker(value: Mapping[str, Any], path: str) -> Marker:
 
 
 def validated(model: type[Model], values: Mapping[str, Any], path: str) -> Model:
-    """The values as that model.
+    """Return plain values as a pydantic model.
+
+    Args:
+        model: the class of the model.
+        values: the plain values.
+        path: the dotted path of the values in the config, for error messages.
 
     Raises:
-        UserError: pydantic's first objection, in our words.
+        UserError: the values are invalid; the message names the first error that pydantic finds.
     """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo explains the rest
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a typo explains the rest
     where = ".".join([path, *map(str, first["loc"])])
     if first["type"] == "extra_forbidden":
         raise unknown("key", str(first["loc"][-1]), model.model_fields, prefix=f"{path}.")
@@ -155,16 +199,27 @@ def validated(model: type[Model], values: Mapping[str, Any], path: str) -> Model
 
 
 def resolve(values: Any, choose: Choose, path: str = "") -> Any:
-    """The values with a value in place of each marker.
+    """Return the values with a chosen value in place of each marker.
+
+    Args:
+        values: plain values with markers.
+        choose: the function that chooses a value for each marker. It is called only for markers that the choices made
+            before lead to.
+        path: the dotted path of the values.
 
     Raises:
-        UserError: a marker is malformed.
+        UserError: a marker is invalid.
+
+    Example:
+        >>> resolve({"lr": {"search": "log", "low": 0.01, "high": 0.1}}, lambda name, marker: marker.high)
+        {'lr': 0.1}
     """
     if is_marker(values):
         marker = read_marker(values, path)
         chosen = choose(path, marker)
         if not isinstance(marker, Choice):
             return chosen
+        # The value may have markers of its own, which get names only now.
         return resolve(marker.values[marker.labels.index(chosen)], choose, f"{path}={chosen}")
     if isinstance(values, Mapping):
         return {key: resolve(value, choose, _join(path, key)) for key, value in values.items()}
@@ -174,10 +229,14 @@ def resolve(values: Any, choose: Choose, path: str = "") -> Any:
 
 
 def find_markers(values: Any, path: str = "") -> Iterator[tuple[str, Marker]]:
-    """Names of all parameters that may come up, whatever is chosen, and their markers.
+    """Yield the name and marker of every parameter that any choice can lead to.
+
+    Args:
+        values: plain values with markers.
+        path: the dotted path of the values.
 
     Raises:
-        UserError: a marker is malformed.
+        UserError: a marker is invalid.
     """
     if is_marker(values):
         marker = read_marker(values, path)
@@ -194,11 +253,16 @@ def find_markers(values: Any, path: str = "") -> Iterator[tuple[str, Marker]]:
 
 
 def refuse_markers(values: Any, where: str) -> None:
-    """Raise UserError if a config that is to be trained leaves a value open."""
+    """Raise UserError if a config that will be trained contains a search marker.
+
+    Args:
+        values: the plain values of the config.
+        where: the name of the config, for the error message.
+    """
     path = _first_marker(values, "")
     if path is not None:
         raise UserError(
-            f"{where}: {path} is left open by a search marker, allowed: a value. `bpfree tune` searches for the best"
+            f"{where}: {path} is left open by a search marker, allowed: a value. Use `bpfree tune` to find one"
         )
 
 
@@ -210,7 +274,8 @@ def _first_marker(values: Any, path: str) -> str | None:
         inner = values.items()
     elif isinstance(values, list | tuple):
         inner = enumerate(values)
-    return next((found for key, value in inner if (found := _first_marker(value, _join(path, key))) is not None), None)
+    paths = (_first_marker(value, _join(path, key)) for key, value in inner)
+    return next((each for each in paths if each is not None), None)
 
 
 def _join(path: str, key: object) -> str:
@@ -218,7 +283,7 @@ def _join(path: str, key: object) -> str:
 
 
 def at_random(seed: int) -> Choose:
-    """Chooses as a random search would."""
+    """Return a function that chooses values at random, from a seed."""
     rng = np.random.default_rng(seed)
 
     def choose(_name: str, marker: Marker) -> Any:
@@ -226,8 +291,8 @@ def at_random(seed: int) -> Choose:
             return marker.labels[rng.integers(len(marker.labels))]
         if isinstance(marker, Log):
             return float(np.exp(rng.uniform(np.log(marker.low), np.log(marker.high))))
-        known = marker.all()
-        return known[rng.integers(len(known))] if known else float(rng.uniform(marker.low, marker.high))
+        steps = marker.all()
+        return steps[rng.integers(len(steps))] if steps else float(rng.uniform(marker.low, marker.high))
 
     return choose
 
@@ -239,16 +304,23 @@ class _LeftOpenError(Exception):
 
 
 def grid(values: Any) -> list[dict[str, Any]]:
-    """Parameters of every combination, in order.
+    """Return the parameters of every combination, in order.
+
+    The parameters depend on earlier choices, so they are not a product of lists. Each incomplete combination is
+    resolved until a marker has no value yet; then it is replaced by one combination for each value of this marker.
+
+    Args:
+        values: plain values with markers.
 
     Raises:
-        UserError: a range has infinitely many values, or there are too many combinations.
+        UserError: a range has infinitely many values, or there are more than 10,000 combinations.
     """
-    begun: list[dict[str, Any]] = [{}]
+    incomplete: list[dict[str, Any]] = [{}]
     done: list[dict[str, Any]] = []
-    while begun:
-        fixed = begun.pop()
+    while incomplete:
+        fixed = incomplete.pop()
 
+        # `fixed` is an argument, since a closure would see the value of a later turn of the loop.
         def choose(name: str, marker: Marker, fixed: dict[str, Any] = fixed) -> Any:
             if name not in fixed:
                 raise _LeftOpenError(name, _all_of(name, marker))
@@ -257,19 +329,20 @@ def grid(values: Any) -> list[dict[str, Any]]:
         try:
             resolve(values, choose)
         except _LeftOpenError as left:
-            begun += [{**fixed, left.name: option} for option in reversed(left.options)]
+            # `pop` takes the last one, so reversed order keeps the order of the options.
+            incomplete += [{**fixed, left.name: option} for option in reversed(left.options)]
         else:
             done.append(fixed)
-        if len(done) + len(begun) > _LARGEST_GRID:
+        if len(done) + len(incomplete) > _LARGEST_GRID:
             raise UserError(f"tune.sampler: found grid for over {_LARGEST_GRID} combinations, allowed: tpe, random")
     return done
 
 
 def _all_of(name: str, marker: Marker) -> list[Any]:
-    known: list[Any] = marker.labels if isinstance(marker, Choice) else [] if isinstance(marker, Log) else marker.all()
-    if not known:
+    values: list[Any] = marker.labels if isinstance(marker, Choice) else [] if isinstance(marker, Log) else marker.all()
+    if not values:
         raise UserError(
             f"{name}: found search: {marker.search}, which has infinitely many values; allowed in a grid: choice, int, "
             "linear with step"
         )
-    return known
+    return values

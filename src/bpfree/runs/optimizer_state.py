@@ -1,6 +1,7 @@
-"""An optimiser's state as tensors and plain values, and back: what does not fit the optimiser is refused.
+"""Split an optimiser's state into tensors and plain values, and join them again. A state that does not fit is refused.
 
-Fused optimisers walk parameter and state side by side in memory, so a state of another shape must never reach them.
+Fused optimisers read parameter and state side by side in memory, without looking at shapes. A state of another shape
+would make them read beyond its end.
 """
 
 from typing import Any
@@ -14,7 +15,14 @@ from bpfree.runs.saved import SavedOptimizer
 
 
 def split(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, as "<parameter>.<name>", and everything else of the state_dict."""
+    """Split the state_dict of an optimiser into tensors and plain values.
+
+    Args:
+        optimizer: its state is read.
+
+    Returns:
+        The tensors by "<number of the parameter>.<name>", and the rest of the state_dict.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[int, dict[str, Any]] = {}
@@ -29,7 +37,12 @@ def split(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def join(optimizer: Optimizer, tensors: dict[str, Tensor], plain: SavedOptimizer) -> None:
-    """Put a state that was split into an optimiser of the same parameters.
+    """Load a state that `split` made into an optimiser of the same parameters.
+
+    Args:
+        optimizer: gets the state.
+        tensors: by "<number of the parameter>.<name>".
+        plain: the rest of the state_dict.
 
     Raises:
         UserError: the state is of another optimiser or of other parameters, or is damaged.
@@ -37,6 +50,7 @@ def join(optimizer: Optimizer, tensors: dict[str, Tensor], plain: SavedOptimizer
     state: dict[int, dict[str, Any]] = {index: dict(values) for index, values in plain.state.items()}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
+        # isdigit alone is True for digits of other scripts too, and int() refuses very long numbers with a ValueError.
         if not index.isascii() or not index.isdigit() or len(index) > 9:
             raise UserError(f"found a tensor '{key}', allowed: <number>.<name>")
         state.setdefault(int(index), {})[name] = tensor
@@ -47,16 +61,18 @@ def join(optimizer: Optimizer, tensors: dict[str, Tensor], plain: SavedOptimizer
 
 
 def _groups(optimizer: Optimizer, plain: SavedOptimizer) -> list[dict[str, Any]]:
-    own = optimizer.state_dict()["param_groups"]
-    if len(own) != len(plain.param_groups):
-        raise UserError(f"found {len(plain.param_groups)} groups of parameters, allowed: {len(own)}")
+    """Return the saved groups of parameters, checked against the optimiser's and with tuples where it has tuples."""
+    present = optimizer.state_dict()["param_groups"]
+    if len(present) != len(plain.param_groups):
+        raise UserError(f"found {len(plain.param_groups)} groups of parameters, allowed: {len(present)}")
     groups = []
-    for now, saved in zip(own, plain.param_groups, strict=True):
+    for now, saved in zip(present, plain.param_groups, strict=True):
         if saved.keys() != now.keys() or saved["params"] != now["params"]:
             raise UserError("a group of parameters is of another optimiser, or of other parameters")
         for key, value in saved.items():
             if not _is_alike(value, now[key]):
                 raise UserError(f"{key}: found {shown(value)}, allowed: a value like {shown(now[key])}")
+        # JSON has no tuples, and Adam's betas must be one.
         groups.append(
             {k: tuple(v) if isinstance(v, list) and isinstance(now[k], tuple) else v for k, v in saved.items()}
         )
@@ -64,7 +80,7 @@ def _groups(optimizer: Optimizer, plain: SavedOptimizer) -> list[dict[str, Any]]
 
 
 def _is_alike(saved: Any, now: Any) -> bool:
-    """Whether a saved value is of the kind of the optimiser's own."""
+    """Return True if a saved value has the type of the optimiser's present value, and is not NaN."""
     if isinstance(now, bool) or now is None or isinstance(now, str):
         return type(saved) is type(now)
     if isinstance(now, list | tuple):
@@ -74,7 +90,7 @@ def _is_alike(saved: Any, now: Any) -> bool:
 
 
 def _check_state(optimizer: Optimizer, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]]) -> None:
-    """Every parameter's state has the names and shapes that the optimiser gives it, or there is none yet."""
+    """Raise UserError unless each parameter's state is empty, or has the names and shapes that the optimiser makes."""
     parameters: dict[int, Tensor] = {}
     wanted: dict[int, dict[str, Any]] = {}
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
@@ -104,7 +120,10 @@ def _check_value(value: Any, example: Any, parameter: Tensor, what: str) -> None
 
 
 def _example(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """The state of a parameter of that group after a step; 0-d tensors count steps."""
+    """Return the state that the optimiser makes for a parameter of that group; 0-d tensors count steps.
+
+    It comes from a real step on a parameter of two numbers, because torch describes the state nowhere.
+    """
     like = group["params"][0] if group["params"] else torch.zeros(())
     parameter = torch.nn.Parameter(torch.zeros(2, dtype=like.dtype, device=like.device))
     parameter.grad = torch.zeros_like(parameter)

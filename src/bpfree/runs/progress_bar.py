@@ -1,4 +1,4 @@
-"""A progress bar for people at a terminal; nothing is printed anywhere else."""
+"""A progress bar for people at a terminal. If standard error is not a terminal, no bar is printed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bpfree.data import Batches
-from bpfree.trackers import Record, Tracker
+from bpfree.training.listener import Listener, Record
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
+# A context variable, so that threads that train side by side do not hide each other's bars.
 _hidden = ContextVar("_hidden", default=False)
 
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """Within it, trainings show no bar: they are part of something that shows its own."""
+    """Show no bar for trainings in this block, since they are part of something that shows its own progress."""
     token = _hidden.set(True)
     try:
         yield
@@ -25,12 +26,12 @@ def hidden() -> Iterator[None]:
         _hidden.reset(token)
 
 
-class ProgressBar(Tracker):
-    """Epoch, loss, accuracy and samples/s on standard error.
+class ProgressBar(Listener[Trainer]):
+    """Shows epoch, loss, accuracy and samples per second on standard error.
 
     Args:
-        epochs: of the training.
-        batches: of an epoch.
+        epochs: length of the training.
+        batches: the batches of an epoch.
     """
 
     def __init__(self, epochs: int, batches: Batches) -> None:
@@ -41,10 +42,10 @@ class ProgressBar(Tracker):
         self.validation = ""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Show the bar if somebody is looking, and say where the rule cuts the net if it chose that by itself."""
+        """Show the bar if standard error is a terminal, and say where the rule cuts the net if it chose the taps."""
         if "taps" in (notes := trainer.rule.metadata()) and not _hidden.get():
             name = type(trainer.rule).__name__
-            self.console.print(f"{name}: no taps were given; the net is cut behind {notes['taps']}", highlight=False)
+            self.console.print(f"{name}: no taps were given, so the net is cut behind {notes['taps']}", highlight=False)
         if not self.shown:
             return
         self.bar = Progress(
@@ -60,7 +61,7 @@ class ProgressBar(Tracker):
         self.bar.start()
 
     def on_step(self, trainer: Trainer, batch: Batch) -> None:
-        """Move on."""
+        """Move the bar on by one step."""
         if not self.shown:
             return
         step, length = trainer.progress.step, len(self.batches)
@@ -73,7 +74,7 @@ class ProgressBar(Tracker):
         self.bar.update(self.task, completed=step, description=f"epoch {epoch}/{self.epochs}", figures=figures)
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
-        """Keep the validation figures in view."""
+        """Show the validation accuracy from now on."""
         if not self.shown:
             return
         if "validation" in record:
@@ -81,5 +82,6 @@ class ProgressBar(Tracker):
 
     def on_end(self) -> None:
         """Leave the terminal as it was."""
+        # Training may fail before `on_start` has made the bar.
         if self.shown and hasattr(self, "bar"):
             self.bar.stop()

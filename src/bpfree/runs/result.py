@@ -1,43 +1,44 @@
-"""What goes into result.json."""
+"""Sum up a finished training in plain values, for result.json."""
 
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bpfree._version import __version__
-from bpfree.data import Dataset, Split
 from bpfree.grad import trainable
+from bpfree.runs.run import Run
 from bpfree.spec import split_spec
 from bpfree.training.evaluation import Evaluation, class_summary
 
-if TYPE_CHECKING:
-    from bpfree.runs.run import Run
 
-
-def summarize(this: "Run", dataset: Dataset, train: Split, test: Evaluation | None) -> dict[str, Any]:
-    """What a run comes to, in plain values.
+def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -> dict[str, Any]:
+    """Return what a training came to, in plain values.
 
     Args:
-        this: the run, with its training over.
-        dataset: that it read.
-        train: the split that it was trained on.
-        test: how it did on the test split, if there is one.
+        run: its training is over; its `result` is not read.
+        dataset: name of the data set.
+        labels: of the training samples, [N, ...].
+        test: metrics on the test split; None if there is none.
+
+    Returns:
+        Metrics, names, counts, times in seconds and versions, as result.json holds them.
     """
-    trainer, progress = this.trainer, this.trainer.progress
+    trainer, progress = run.trainer, run.progress
     last = progress.history[-1] if progress.history else {}
     return {
         "test": test and test.metrics,
         "validation": last.get("validation"),
         "train": last.get("train"),
-        **class_summary(this.task, train.y, test),
-        "weights": this.weights,
-        "rule": _name(this, "rule"),
+        **class_summary(run.task, labels, test),
+        "weights": run.weights,
+        "rule": _name(run, "rule"),
         **trainer.rule.metadata(),
-        "net": _name(this, "net"),
-        "dataset": dataset.name,
-        "seed": this.config.train.seed,
+        "net": _name(run, "net"),
+        "dataset": dataset,
+        "seed": run.config.train.seed,
         "epochs": len(progress.history),
         "best_epoch": progress.best_epoch,
         "parameters": sum(p.numel() for p in trainable(trainer.net)),
@@ -59,6 +60,7 @@ def summarize(this: "Run", dataset: Dataset, train: Split, test: Evaluation | No
     }
 
 
-def _name(this: "Run", section: str) -> str:
-    module = this.trainer.net if section == "net" else this.trainer.rule
-    return type(module).__name__ if section in this.given else split_spec(getattr(this.config, section), section)[0]
+def _name(run: Run, section: str) -> str:
+    """Return the name of the net or the rule: the config's, or the class of an object that came from Python."""
+    module = run.trainer.net if section == "net" else run.trainer.rule
+    return type(module).__name__ if section in run.from_python else split_spec(getattr(run.config, section), section)[0]

@@ -1,7 +1,7 @@
-"""What a run folder says in JSON, as models: state.json of a checkpoint, and result.json.
+"""Models of the JSON files in a run folder: state.json of a checkpoint, and result.json.
 
-A folder may be damaged, or made by a stranger. Everything that is read of it goes through here, so a value that is used
-is of the right kind.
+A folder may be damaged, or made by a stranger. All values that are read from it pass these models first, so later code
+can rely on their types.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bpfree.data.dataset import Preprocess
+from bpfree.data.preprocess import Preprocess
 from bpfree.disk.plain import read_json
 from bpfree.errors import UserError, shown
 from bpfree.training.precision import Precision
@@ -18,12 +18,14 @@ from bpfree.training.progress import Progress
 FORMAT = 2
 Name = Literal["net", "rule", "data", "trackers", "loss"]
 Numbers = dict[str, float]
+# JSON has integers of any size, and torch's steps are 64 bits. strict: True and 3.0 are not counts.
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Plain = int | float | bool | str | None | list[Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def _number(value: Any) -> Any:
+    # pydantic would accept text such as "1e3" and True as numbers.
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError("a number")
     return value
@@ -33,13 +35,13 @@ Number = Annotated[float, BeforeValidator(_number)]
 
 
 class _Open(BaseModel):
-    """Other keys are kept: of another version, or of a tracker of the user's own."""
+    """A model that keeps other keys, which another version or a tracker of the user may have written."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Epoch(_Open):
-    """A line of metrics.jsonl."""
+    """An epoch's line of metrics.jsonl."""
 
     kind: Literal["epoch"] = "epoch"
     epoch: Count
@@ -53,7 +55,7 @@ class Epoch(_Open):
 
 
 class Measurement(_Open):
-    """A record of a tracker."""
+    """A tracker's record, one line of metrics.jsonl."""
 
     tracker: str
     step: Count
@@ -61,14 +63,14 @@ class Measurement(_Open):
 
 
 class Cost(BaseModel):
-    """What a tracker took."""
+    """The time that a tracker took, and its number of measurements."""
 
     seconds: Number
     measurements: Count
 
 
 class SavedProgress(BaseModel):
-    """See `bpfree.training.progress.Progress`."""
+    """The saved form of `bpfree.training.progress.Progress`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,6 +89,7 @@ class SavedProgress(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> "SavedProgress":
+        # `Progress.means` divides one by the other.
         if self.sums.keys() != self.counts.keys():
             raise ValueError("sums and counts of the same names")
         if [record.epoch for record in self.history] != list(range(1, len(self.history) + 1)):
@@ -96,7 +99,8 @@ class SavedProgress(BaseModel):
         return self
 
     def load(self) -> Progress:
-        """As the trainer has it."""
+        """Return the progress in the form that the trainer has."""
+        # Unset fields are left to Progress: an earlier version did not write them all.
         return Progress(**self.model_dump(exclude_unset=True))
 
 
@@ -108,7 +112,7 @@ class SavedOptimizer(BaseModel):
 
 
 class SavedSchedule(BaseModel):
-    """What of a schedule changes while training."""
+    """The values of a schedule that change while training."""
 
     last_epoch: Count
     step_count: Count = Field(alias="_step_count")
@@ -122,7 +126,11 @@ def _preprocess(value: Any) -> Preprocess:
 
 
 class State(_Open):
-    """state.json of a checkpoint."""
+    """The values of a checkpoint's state.json.
+
+    Attributes:
+        from_python: names of the parts that were Python objects; "given" in the file, as in earlier versions.
+    """
 
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 
@@ -134,18 +142,19 @@ class State(_Open):
     optimizer: SavedOptimizer
     schedule: SavedSchedule
     preprocess: Annotated[Any, BeforeValidator(_preprocess)]
-    given: list[Name]
+    from_python: list[Name] = Field(alias="given")
     config: dict[str, Any]
 
     @model_validator(mode="after")
     def _within(self) -> "State":
+        # A step beyond the end would make `fit` do nothing and report a finished run.
         if self.progress.step > self.total_steps or self.schedule.last_epoch != self.progress.step:
             raise ValueError("a progress.step that is that of the schedule, and no more than total_steps")
         return self
 
 
 class Result(_Open):
-    """result.json. What is not named here is kept as it is."""
+    """The values of result.json. Keys that are not named here are kept as they are."""
 
     test: Numbers | None
     validation: Numbers | None = None
@@ -169,11 +178,17 @@ class Result(_Open):
 
 
 def read_state(path: Path) -> State:
-    """state.json of a checkpoint.
+    """Read state.json of a checkpoint.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its values, checked.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it is damaged, or of another format.
+        FileNotFoundError: the file does not exist.
+        UserError: it is damaged, or has another format.
     """
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -182,10 +197,16 @@ def read_state(path: Path) -> State:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """result.json of a run, checked, as it is in the file.
+    """Read result.json of a run.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its values as they are in the file; they passed the model `Result`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: it is damaged.
     """
     values = read_json(path)
@@ -196,14 +217,16 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _validated(model: type[Model], values: Any, path: Path, cure: str = "") -> Model:
+    """Return values as a model, or raise UserError with the first thing that pydantic objects to."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][:6])
+        key = ".".join(str(part) for part in first["loc"][:6])  # a damaged file can nest without end
         if first["type"] == "missing":
             raise UserError(f"{path}: damaged: {key} is missing{cure}") from error
         allowed = first["msg"].removeprefix("Value error, ")
         allowed = allowed.removeprefix("Input should be ")
+        # A whole section would fill the screen, and its keys are named already.
         found = f"found {shown(first['input'])}, " if not isinstance(first["input"], dict) else ""
         raise UserError(f"{path}: damaged: {key}: {found}allowed: {allowed}{cure}".replace(": : ", ": ")) from error

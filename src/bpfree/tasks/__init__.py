@@ -1,4 +1,4 @@
-"""What a net is trained for. `TASKS` is the table; `TASKS[name].of(data)` makes a task for a data set."""
+"""Tasks: the purposes that a net can be trained for. `TASKS[name].of(data)` makes a task for a data set."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +25,16 @@ TASKS: dict[
 }
 
 
-def reading(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """How `bpfree.data.from_python` is to read labels for the task of a config."""
+def label_options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by which `bpfree.data.make_dataset` reads labels for a task.
+
+    Args:
+        spec: the section `task` of a config, with its `name`.
+
+    Example:
+        >>> label_options({"name": "multilabel"})["answers"]
+        'several'
+    """
     task = TASKS[spec["name"]]
     ignored = spec.get("ignore_index", IGNORED) if task.answers == "pixels" else None
     return {
@@ -38,7 +46,15 @@ def reading(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def custom_options(spec: Mapping[str, Any]) -> str:
-    """The options of a config's task by which its loss is not the plain one, in words; "" if there are none."""
+    """Return the names of the options that change the loss of a task, joined by "and"; "" if none is set.
+
+    Args:
+        spec: the section `task` of a config.
+
+    Example:
+        >>> custom_options({"name": "classify", "label_smoothing": 0.1})
+        'task.label_smoothing'
+    """
     options = ("class_weights", "positive_weights", "label_smoothing")
     return custom_parts(**{f"task.{option}": spec.get(option) for option in options})
 
@@ -54,5 +70,5 @@ __all__ = [
     "Segment",
     "Sequence",
     "custom_options",
-    "reading",
+    "label_options",
 ]

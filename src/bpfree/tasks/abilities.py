@@ -1,4 +1,4 @@
-"""Which tasks and losses a rule can train for, and what is said where it cannot."""
+"""Check that a rule can train for a task and a loss, with an error that names rules that can."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
@@ -14,13 +14,13 @@ ANY_LABELS = ("classify", "multilabel", "segment")
 
 _VERBS = {
     "sequence": "predict sequences",
-    "multilabel": "tell several labels of a sample",
-    "segment": "tell the class of each pixel",
+    "multilabel": "predict several labels for each sample",
+    "segment": "predict the class of each pixel",
 }
 
 
 class Able(Protocol):
-    """A rule that tells which tasks, labels and losses it can learn from, as `bpfree.rule.Rule` does."""
+    """A rule that says which tasks, labels and losses it can learn from, as `bpfree.rule.Rule` does."""
 
     tasks: ClassVar[tuple[str, ...]]
     takes_soft_labels: ClassVar[bool]
@@ -28,7 +28,13 @@ class Able(Protocol):
 
 
 def check_task(rule: str, able: Sequence[str], task: str) -> None:
-    """Raise UserError unless a rule that can do the tasks `able` can do `task`."""
+    """Raise UserError if a rule cannot train for a task.
+
+    Args:
+        rule: the name of the rule, for the message.
+        able: the tasks that the rule can train for.
+        task: the task, a name in `bpfree.tasks.TASKS`.
+    """
     if task in able:
         return
     from_labels = set(able) <= set(ANY_LABELS) and (task not in ANY_LABELS or tuple(able) == LABELS_ONLY)
@@ -40,12 +46,12 @@ def check_task(rule: str, able: Sequence[str], task: str) -> None:
 
 
 def check_loss(rule: str, uses_loss: bool, custom: str) -> None:
-    """Raise UserError if a loss that is not the plain one would reach only some of what a rule trains.
+    """Raise UserError if a changed loss would reach only some of the layers that a rule trains.
 
     Args:
-        rule: its name.
-        uses_loss: see `bpfree.rule.Rule`.
-        custom: how the loss differs, see `bpfree.types.Task`; "" if it does not.
+        rule: the name of the rule, for the message.
+        uses_loss: whether the rule teaches all layers by the task's loss; see `bpfree.rule.Rule`.
+        custom: how the loss differs from the plain one, see `bpfree.types.Task`; "" if it does not differ.
     """
     if custom and not uses_loss:
         raise UserError(
@@ -55,7 +61,13 @@ def check_loss(rule: str, uses_loss: bool, custom: str) -> None:
 
 
 def check_able(rule: Able, task: Task, batch: Batch) -> None:
-    """Raise UserError unless a rule can train for a task with labels such as those of the batch."""
+    """Raise UserError if a rule cannot train for a task with labels like those of a batch.
+
+    Args:
+        rule: the rule.
+        task: the task, which may be the user's own.
+        batch: a first batch, whose labels are checked.
+    """
     name, kind = type(rule).__name__, kind_of(task)
     if rule.tasks != ALL_TASKS and not hasattr(task, "name") and not hasattr(task, "classes"):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What the tasks in `bpfree.tasks.TASKS` have beyond `bpfree.types.Task`: a name, data, and answers for people."""
+"""The base class of the tasks in `bpfree.tasks.TASKS`. Beyond `bpfree.types.Task` they know their data and decode."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -7,26 +7,27 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from bpfree.data.dataset import Split
 from bpfree.data.labels import Answers
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 from bpfree.types import Batch, Scalars
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs and labels y of a batch, each as the task has them -> the loss, 0-d."""
+"""The user's own loss: takes the outputs and the labels y of a batch, and returns the loss, 0-d."""
 
 Weights = Literal["balanced"] | Sequence[float]
+"""Class weights: a number for each class, or "balanced", which computes them from the training samples."""
 
 
 class Tally(Protocol):
-    """Figures of a split that are not means over samples. It is told of the split batch by batch."""
+    """Metrics of a split that are not means over samples. They are computed batch by batch."""
 
     def add(self, out: Tensor, batch: Batch) -> None:
-        """Take in the outputs [B, D] of a batch."""
+        """Add the outputs [B, D] of a batch."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """The figures of all batches so far."""
+        """Return the metrics of all batches so far."""
         ...
 
 
@@ -34,14 +35,14 @@ class DataTask(ABC):
     """A task that is made for a data set.
 
     Attributes:
-        name: in the table TASKS; rules say by it which tasks they can do.
-        answers: how labels from Python are read, see `bpfree.data.labels`.
-        rebuilds: whether samples are their own targets, so that labels are not needed.
-        values: whether targets are numbers and not classes.
-        per_step: whether the net answers at each step of a sequence, [B, T, D].
-        classes: C, or None if there are no classes.
-        pixels: (H, W) if each pixel has an answer of its own, else None.
-        own_loss: a loss of the user's own, in place of the task's; set it with `use_loss`.
+        name: its name in the table TASKS. Rules list these names to say which tasks they can train for.
+        answers: how labels are read from Python, see `bpfree.data.labels`.
+        rebuilds: True if samples are their own targets, so that labels are not needed.
+        values: True if targets are numbers, and not classes.
+        per_step: True if the net answers at each step of a sequence, [B, T, D].
+        classes: C, or None if labels are not classes.
+        pixels: (H, W) if each pixel has its own answer, else None.
+        user_loss: the user's loss, in place of the task's; None for that of the task. Set it with `use_loss`.
     """
 
     name: ClassVar[str]
@@ -51,91 +52,100 @@ class DataTask(ABC):
     per_step: ClassVar[bool] = False
     classes: int | None = None
     pixels: tuple[int, int] | None = None
-    own_loss: Loss | None = None
+    user_loss: Loss | None = None
 
     @property
     @abstractmethod
     def dim(self) -> int:
-        """D, the width of the output."""
+        """The width D of the output."""
 
     @abstractmethod
     def target(self, batch: Batch) -> Tensor:
-        """[B, D], or [B*T, D] if the task is `per_step`: what the output is to become."""
+        """Return the target that the output shall become, [B, D], or [B*T, D] if the task is `per_step`."""
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """0-d, the mean over the batch, differentiable in `out`: the user's own loss, or else that of the task.
+        """Return the user's loss, or else that of the task.
+
+        Args:
+            out: the output of the net, or the scores of a rule's head.
+            batch: the samples and labels.
+
+        Returns:
+            0-d, the mean over the batch, differentiable in `out`.
 
         Raises:
-            UserError: the output does not have the shape that the task needs, or an own loss is not one number.
+            UserError: the output does not have the shape that the task needs, or the user's loss is not one number.
         """
+        # Checked before the user's loss, too: broadcasting would turn a wrong shape silently into a wrong number.
         out = self.check_output(out, batch)
-        if self.own_loss is None:
+        if self.user_loss is None:
             return self.plain_loss(out, batch)
-        loss = self.own_loss(out, batch.y)
+        loss = self.user_loss(out, batch.y)
         if not isinstance(loss, Tensor) or loss.dim() > 0:
-            found = f"the shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"loss: its value has {found}, allowed: a tensor with one number, such as .mean()")
+            form = f"the shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"the type {type(loss).__name__}"
+            raise UserError(f"loss: its value has {form}, allowed: a tensor with one number, such as .mean()")
         return loss
 
     @abstractmethod
     def check_output(self, out: Tensor, batch: Batch) -> Tensor:
-        """The output in the shape that the loss takes, in float32 or wider.
+        """Return the output in the shape that the loss takes, in float32 or wider.
 
         Raises:
-            UserError: it has another shape.
+            UserError: the output has another shape.
         """
 
     @abstractmethod
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """The task's loss of an output that `check_output` has passed."""
+        """Return the task's loss, 0-d, for an output that `check_output` returned."""
 
     @abstractmethod
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Detached means over the batch, among them `loss`."""
+        """Return means over the batch by name, detached; `loss` is among them."""
 
     @abstractmethod
     def decode(self, out: Tensor) -> Tensor:
-        """Outputs [N, D] as answers: classes, samples or numbers in their own units."""
+        """Return outputs [N, D] as answers for people: classes, samples, or numbers in the units of the data."""
 
     def use_loss(self, loss: Loss | None) -> None:
-        """Learn by a loss of the user's own, (out, y) -> 0-d; None: by that of the task."""
-        self.own_loss = loss
+        """Set the user's loss, a function (out, y) -> 0-d; None restores the loss of the task."""
+        self.user_loss = loss
 
     @property
     def custom_loss(self) -> str:
-        """In words, how the loss differs from the plain one; "" if it does not."""
-        return "" if self.own_loss is None else "a loss of your own"
+        """A description of how the loss differs from the plain one, in words; "" if it does not differ."""
+        return "" if self.user_loss is None else "a loss of your own"
 
     @property
     def takes_target(self) -> bool:
-        """Whether `loss` accepts in `batch.y` what `target` returned; a loss of the user's own sees y as it is."""
-        return self.own_loss is None and type(self).__module__.startswith("bpfree.tasks.")
+        """True if `loss` accepts in `batch.y` what `target` returned. The user's loss needs the labels as they are."""
+        # A class of the user's that derives from a task may read y in its own way.
+        return self.user_loss is None and type(self).__module__.startswith("bpfree.tasks.")
 
     def weight(self, metric: str, batch: Batch) -> Tensor | int:
-        """How much a batch counts in the mean of a metric over a split; default: its number of samples."""
+        """Return how much a batch counts in the mean of a metric over a split; default: its number of samples."""
         return len(batch.y)
 
     def check_batch(self, batch: Batch) -> None:  # noqa: B027
-        """Look at the labels of a first batch. It may read values, since it is called once.
+        """Check the labels of a first batch. It is called once, so it may read values from a GPU.
 
         Raises:
-            UserError: they are not what the task is for.
+            UserError: the task cannot use such labels.
         """
 
     def prepare(self, split: Split) -> Split:
-        """The split with its answers in the units of the net's output; default: as it is."""
+        """Return the split with labels in the units of the net's output; default: the split as it is."""
         return split
 
     def tally(self, net: nn.Module | None) -> Tally | None:
-        """For a split to be judged by more than means over samples; default: no more.
+        """Return an empty Tally for metrics that are not means over samples; default: None.
 
         Args:
-            net: whose outputs will be told; None if there are none but outputs.
+            net: the net whose outputs will be added; None if only outputs are known.
         """
         return None
 
     def probabilities(self, out: Tensor) -> Tensor:
-        """The probability of each class, of the shape of the outputs [N, C] or [N, C, H, W].
+        """Return the probability of each class, in the shape of the outputs [N, C] or [N, C, H, W].
 
         Raises:
             UserError: the task has no classes.
@@ -144,12 +154,15 @@ class DataTask(ABC):
 
 
 class ClassWeights:
-    """Weights of classes or labels, which move to where they are needed.
+    """Weights of classes or labels, which are copied once to the device and type of the outputs.
 
     Args:
-        values: one for each class, 0 or more.
-        count: how many there must be.
+        values: a weight for each class, 0 or more, at least one above 0.
+        count: the number of classes.
         what: the option, for errors.
+
+    Raises:
+        UserError: there are more or fewer weights, or they are not finite, below 0, or all 0.
     """
 
     def __init__(self, values: Sequence[float], count: int, what: str) -> None:
@@ -161,23 +174,32 @@ class ClassWeights:
         self._moved = self.values
 
     def like(self, out: Tensor) -> Tensor:
-        """The weights [C] with the type and on the device of `out`."""
+        """Return the weights [C] in the type and on the device of `out`."""
         if self._moved.dtype != out.dtype or self._moved.device != out.device:
             self._moved = self.values.to(out)
         return self._moved
 
 
-def check_smoothing(found: float) -> None:
-    """Raise UserError unless a label smoothing is from 0 to below 1."""
-    if not 0 <= found < 1:
-        raise UserError(f"task.label_smoothing: found {found}, allowed: a number from 0 to below 1, such as 0.1")
+def check_smoothing(smoothing: float) -> None:
+    """Raise UserError unless the label smoothing is from 0 to below 1."""
+    if not 0 <= smoothing < 1:
+        raise UserError(f"task.label_smoothing: found {smoothing}, allowed: a number from 0 to below 1, such as 0.1")
 
 
 def balanced(counts: Sequence[int], total: float, option: str) -> list[float]:
-    """Weights total / (C n_c) of C classes with n_c training samples each.
+    """Return the weights total / (C n_c) of C classes with n_c training samples each.
+
+    Args:
+        counts: n_c of each class.
+        total: the number of samples, or of pixels that count.
+        option: the name of the task's option, for errors.
 
     Raises:
-        UserError: a class has none.
+        UserError: a class has no training sample, or samples were not counted.
+
+    Example:
+        >>> balanced([1, 3], 4, "class_weights")
+        [2.0, 0.6666666666666666]
     """
     if not counts:
         raise UserError(f"task.{option}: found balanced, but the samples of each class are not counted. List numbers")
@@ -190,15 +212,15 @@ def balanced(counts: Sequence[int], total: float, option: str) -> list[float]:
 
 
 def custom_parts(**parts: object) -> str:
-    """The names of the options that are in use, joined by "and"."""
+    """Return the names of the options that are set, joined by "and"."""
     return " and ".join(name for name, value in parts.items() if value)
 
 
 def form_of(out: object) -> str:
-    """The shape of an output, or its type if it is not a tensor, for messages."""
+    """Return the shape of an output, or its type if it is not a tensor, for messages."""
     return str(list(out.shape)) if isinstance(out, Tensor) else type(out).__name__
 
 
 def widened(out: Tensor) -> Tensor:
-    """The output in float32 or wider."""
+    """Return the output in float32 or wider: a loss in 16 bits loses too much precision."""
     return out.float() if out.itemsize < 4 else out

@@ -1,4 +1,4 @@
-"""Metrics in which each class counts alike, from the samples of each class that are recognised."""
+"""Metrics in which each class counts equally, however many samples it has."""
 
 from typing import Any
 
@@ -11,27 +11,35 @@ BY_CLASS = ("balanced_accuracy", "macro_f1")  # metrics that differ from accurac
 
 
 def balanced_accuracy(right: Tensor, true: Tensor) -> Tensor:
-    """The mean over the classes of the share that is right; over those that occur.
+    """Return the mean, over the classes that occur, of the share of samples that are predicted correctly.
 
     Args:
-        right, true: [..., C], how many samples of each class are recognised, and how many there are.
+        right: [..., C], the number of samples of each class that are predicted correctly.
+        true: [..., C], the number of samples of each class.
+
+    Returns:
+        [...], from 0 to 1.
     """
     return (right / true.clamp_min(1)).sum(-1) / (true > 0).sum(-1).clamp_min(1)
 
 
-def macro_f1(right: Tensor, said: Tensor, true: Tensor) -> Tensor:
-    """The mean over the classes of the F1 score, 2 right / (said + true); over those that occur or were predicted.
+def macro_f1(right: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+    """Return the mean of the F1 score, 2 right / (predicted + true), over the classes that occur or are predicted.
 
     Args:
-        right, said, true: [..., C], how many samples of each class are recognised, how many are taken for it, and how
-            many there are.
+        right: [..., C], the number of samples of each class that are predicted correctly.
+        predicted: [..., C], the number of samples that are predicted to be of each class.
+        true: [..., C], the number of samples of each class.
+
+    Returns:
+        [...], from 0 to 1.
     """
-    either = said + true
+    either = predicted + true
     return (2 * right / either.clamp_min(1)).sum(-1) / (either > 0).sum(-1).clamp_min(1)
 
 
 class ClassCounts:
-    """Of each class of a split how many samples there are, are taken for it, and are both: counted batch by batch.
+    """Counts for each class of a split: correct samples, predicted samples and true samples, batch by batch.
 
     Args:
         classes: C.
@@ -44,26 +52,28 @@ class ClassCounts:
     """
 
     def __init__(self, classes: int) -> None:
-        self.table = torch.zeros(3, classes, dtype=torch.int64)  # right, said, true
+        self.table = torch.zeros(3, classes, dtype=torch.int64)  # right, predicted, true
 
     def add(self, out: Tensor, batch: Batch) -> None:
-        """Count the samples of a batch; out [B, C]."""
-        said, true = out.argmax(1), batch.y
+        """Count the samples of a batch, for outputs [B, C]."""
+        predicted, true = out.argmax(1), batch.y
         self.table = self.table.to(true.device)
         ones = torch.ones_like(true)
-        for row, labels, each in zip(self.table, (true, said, true), ((said == true).long(), ones, ones), strict=True):
+        for row, labels, each in zip(
+            self.table, (true, predicted, true), ((predicted == true).long(), ones, ones), strict=True
+        ):
             row.scatter_add_(0, labels, each)
 
     def metrics(self) -> dict[str, float]:
-        """Those in BY_CLASS."""
-        right, said, true = self.table.double()
+        """Return the metrics in BY_CLASS."""
+        right, predicted, true = self.table.double()
         return {
             "balanced_accuracy": float(balanced_accuracy(right, true)),
-            "macro_f1": float(macro_f1(right, said, true)),
+            "macro_f1": float(macro_f1(right, predicted, true)),
         }
 
     def by_class(self) -> dict[str, list[Any]]:
-        """`accuracy` (None for a class without samples), `count` of samples and `predicted`, how many were taken so."""
-        right, said, true = self.table.tolist()
+        """Return for each class its `accuracy` (None without samples), and the numbers `count` and `predicted`."""
+        right, predicted, true = self.table.tolist()
         shares = [r / n if n else None for r, n in zip(right, true, strict=True)]
-        return {"accuracy": shares, "count": true, "predicted": said}
+        return {"accuracy": shares, "count": true, "predicted": predicted}

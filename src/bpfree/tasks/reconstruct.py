@@ -1,4 +1,4 @@
-"""Reconstruction: the net is an autoencoder."""
+"""Reconstruction: the net is an autoencoder that rebuilds its samples."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bpfree.data.dataset import Preprocess
+from bpfree.data.preprocess import Preprocess
 from bpfree.errors import UserError, check_choice
 from bpfree.tasks.base import DataTask, form_of, widened
 from bpfree.types import Batch, Scalars
@@ -20,22 +20,27 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "linear": lambda out: out,
 }
+"""The functions g by name."""
 
-_MARGIN = 1e-4  # from the ends of g's range, where its inverse is infinite
+_MARGIN = 1e-4  # distance from the ends of g's range, where its inverse is infinite
 
 INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda value: value.clamp(_MARGIN, 1 - _MARGIN).logit(),
     "tanh": lambda value: value.clamp(_MARGIN - 1, 1 - _MARGIN).atanh(),
     "linear": lambda value: value,
 }
+"""The inverses of the functions in OUTPUTS; values outside the range of g are clamped."""
 
 
 class Reconstruct(DataTask):
-    """Mean squared error between g(out) and the sample itself; its only metric is that loss.
+    """Mean squared error between g(out) and the sample itself. The only metric is this loss.
 
     Args:
-        shape: of one sample.
-        output: g, a name in OUTPUTS. The net ends in a linear layer; g belongs to the loss.
+        shape: the shape of one sample.
+        output: g, a name in OUTPUTS. The net ends in a linear layer, and g is part of the loss.
+
+    Raises:
+        UserError: `output` is not a name in OUTPUTS.
     """
 
     name: ClassVar[str] = "reconstruct"
@@ -48,10 +53,18 @@ class Reconstruct(DataTask):
 
     @classmethod
     def of(cls, data: Preprocess, *, output: Output | Literal["auto"] = "auto") -> "Reconstruct":
-        """For the samples of a data set; "auto" is sigmoid for values in [0, 1], tanh in [-1, 1], else linear."""
+        """Make the task for a data set.
+
+        Args:
+            data: the preprocessing of the data set.
+            output: g; "auto" is sigmoid for values in [0, 1], tanh for values in [-1, 1], else linear.
+
+        Raises:
+            UserError: samples are tokens.
+        """
         if data.has_tokens:
             raise UserError("task: found 'reconstruct' on samples that are tokens, allowed: images or real numbers")
-        if output == "auto":
+        if output == "auto":  # g must reach all values of the samples, and should not reach many others
             low, high = data.limits
             bounded: Output = "sigmoid" if low >= 0 else "tanh"
             output = bounded if low >= -1 and high <= 1 else "linear"
@@ -59,15 +72,15 @@ class Reconstruct(DataTask):
 
     @property
     def dim(self) -> int:
-        """Values of a sample."""
+        """The number of values of a sample, which is the width D of the output."""
         return prod(self.shape)
 
     def target(self, batch: Batch) -> Tensor:
-        """The flat samples [B, D]."""
+        """Return the flat samples [B, D]."""
         return batch.y.flatten(1)
 
     def check_output(self, out: Tensor, batch: Batch) -> Tensor:
-        """The output before g, [B, D] or [B, ...].
+        """Return the output before g, [B, D] or [B, ...], in float32 or wider.
 
         Raises:
             UserError: the output has another number of values.
@@ -80,22 +93,22 @@ class Reconstruct(DataTask):
         return widened(out)
 
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of g(out), out [B, D] or [B, ...]."""
+        """Return the mean squared error of g(out), for an output [B, D] or [B, ...]."""
         rebuilt = self.activate(out)
         return F.mse_loss(rebuilt.flatten(1), batch.y.flatten(1).to(rebuilt.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """`loss`, detached."""
+        """Return the metric `loss`, detached."""
         return {"loss": self.loss(out.detach(), batch)}
 
     def decode(self, out: Tensor) -> Tensor:
-        """The rebuilt samples [N, ...], on the scale of what is to be rebuilt: [0, 1] for images."""
+        """Return the rebuilt samples [N, ...], on the scale of the target: [0, 1] for images."""
         return self.activate(out).reshape(-1, *self.shape)
 
     def activate(self, out: Tensor) -> Tensor:
-        """g(out), of any shape."""
+        """Return g(out), for an output of any shape."""
         return OUTPUTS[self.output](out)
 
     def deactivate(self, value: Tensor) -> Tensor:
-        """The output of which g makes the value; one that g cannot give is moved to the nearest that it can."""
+        """Return the output for which g gives the value; a value outside the range of g is clamped first."""
         return INVERSES[self.output](value)

@@ -1,4 +1,4 @@
-"""Regression: the net gives numbers."""
+"""Regression: the net predicts numbers."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.data.dataset import Preprocess, Split
+from bpfree.data.preprocess import Preprocess
+from bpfree.data.split import Split
 from bpfree.errors import UserError, check_choice
 from bpfree.tasks.base import DataTask, form_of, widened
 from bpfree.types import Batch, Scalars
@@ -15,22 +16,30 @@ from bpfree.types import Batch, Scalars
 Loss = Literal["mse", "mae", "huber"]
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
-"""Means over all values; huber turns from a parabola into a line at one standard deviation."""
+"""Means over all values. huber is a parabola up to an error of one standard deviation, and a line beyond."""
 
-_TINY = 1e-12
+_TINY = 1e-12  # variance below which a label counts as constant
 
 
 class Regress(DataTask):
-    """An error of numbers; metrics are loss, and over a split rmse and r2.
+    """An error of numbers. The metrics are loss, and over a split also rmse and r2.
 
-    The net works in standardised units, (y - mean) / std by the training samples, and so does the loss; `decode` and
-    the metric rmse are in the units of the data.
+    Net and loss work in standardised units, (y - mean) / std with the mean and std of the training samples. `decode`
+    and the metric rmse are in the units of the data.
 
     Args:
-        mean: of each of the D numbers, in the units of the data.
-        std: likewise, above 0.
+        mean: the mean of each of the D numbers, in the units of the data.
+        std: the standard deviation of each of the D numbers, in the units of the data, above 0.
         loss: a name in LOSSES.
-        flat: whether an answer is a number and no list of D.
+        flat: True if an answer is one number, [N], and not a list, [N, D].
+
+    Raises:
+        UserError: `loss` is not in LOSSES, or `std` does not fit `mean`.
+
+    Example:
+        >>> task = Regress(mean=(10.0,), std=(2.0,), flat=True)
+        >>> task.decode(torch.tensor([[1.5]])).tolist()
+        [13.0]
     """
 
     name: ClassVar[str] = "regress"
@@ -49,35 +58,45 @@ class Regress(DataTask):
 
     @classmethod
     def of(cls, data: Preprocess, *, loss: Loss = "mse") -> "Regress":
-        """For the labels of a data set, numbers [N] or [N, D]; class numbers will do."""
+        """Make the task for a data set.
+
+        Args:
+            data: the preprocessing of the data set, with the facts about its labels: numbers [N] or [N, D], or classes
+                without names, which are numbers, too.
+            loss: a name in LOSSES.
+
+        Raises:
+            UserError: classes have names, or labels have more than two dimensions.
+        """
+        facts = data.labels
         if data.class_names is not None:
             raise UserError(
-                "task: found 'regress' on classes that have names, allowed: numbers. Of a table or of arrays of your "
-                "own give data.values=true"
+                "task: found 'regress' on classes that have names, allowed: numbers. For your own table or "
+                "arrays give data.values=true"
             )
-        if len(data.answer_shape) > 1:
+        if len(facts.answer_shape) > 1:
             raise UserError(
-                f"task: found 'regress' on labels of shape {list(data.answer_shape)}, allowed: a number for each "
+                f"task: found 'regress' on labels of shape {list(facts.answer_shape)}, allowed: a number for each "
                 "sample, or a list of them. For numbers at each step use task=sequence"
             )
-        return cls(data.answer_mean, data.answer_std, loss=loss, flat=not data.answer_shape)
+        return cls(facts.answer_mean, facts.answer_std, loss=loss, flat=not facts.answer_shape)
 
     @property
     def dim(self) -> int:
-        """D."""
+        """The number D of values that the net predicts."""
         return len(self.mean)
 
     def prepare(self, split: Split) -> Split:
-        """Labels [N] or [N, D] standardised, float32 [N, D]."""
+        """Return the split with standardised labels, float32 [N, D]."""
         y = split.y.double().reshape(-1, self.dim)
         return Split(split.x, ((y - self.mean.to(y.device)) / self.std.to(y.device)).float())
 
     def target(self, batch: Batch) -> Tensor:
-        """[B, D], standardised."""
+        """Return the standardised labels [B, D]."""
         return batch.y.to(batch.dtype)
 
     def check_output(self, out: Tensor, batch: Batch) -> Tensor:
-        """Numbers [B, D], in standardised units.
+        """Return the predicted numbers [B, D] in standardised units, in float32 or wider.
 
         Raises:
             UserError: the output has another shape.
@@ -90,52 +109,54 @@ class Regress(DataTask):
         return widened(out)
 
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean over samples and numbers, in standardised units."""
+        """Return the mean error over samples and numbers, in standardised units."""
         return LOSSES[self.loss_name](out, batch.y.reshape(out.shape).to(out.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """`loss`, detached."""
+        """Return the metric `loss`, detached."""
         return {"loss": self.loss(out.detach(), batch)}
 
     def tally(self, net: nn.Module | None) -> "Fit":
-        """Rmse and r2."""
+        """Return an empty tally for rmse and r2."""
         return Fit(self)
 
     def decode(self, out: Tensor) -> Tensor:
-        """Numbers in the units of the data, [N] or [N, D] as the labels were."""
+        """Return numbers in the units of the data, [N] or [N, D] as the labels were."""
+        # In float64: for a label such as a year, a small std beside a large mean would lose digits in float32.
         values = (out.double() * self.std.to(out.device) + self.mean.to(out.device)).to(out.dtype)
         return values[:, 0] if self.flat else values
 
     def pair(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Output and target, [B, D] of one type."""
+        """Return output and target, both [B, D] and of one type."""
         out = self.check_output(out, batch)
         return out, batch.y.reshape(out.shape).to(out.dtype)
 
 
 class Fit:
-    """Rmse and r2 of a split.
+    """The metrics rmse and r2 of a split.
 
     rmse is sqrt(mean over the D numbers of the mean squared error), in the units of the data. r2 is 1 - squared error /
-    variance of the split, a mean over the D numbers (0 for one that does not vary), as scikit-learn's r2_score.
+    variance of the split, a mean over the D numbers, as in scikit-learn's r2_score. A number that is constant has r2 0.
 
     Args:
-        task: in whose units outputs and targets are.
+        task: gives the units of outputs and targets.
     """
 
     def __init__(self, task: Regress) -> None:
         self.task = task
-        self.sums = torch.zeros(3, task.dim, dtype=torch.float64)  # of squared errors, targets, squared targets
+        self.sums = torch.zeros(3, task.dim, dtype=torch.float64)  # sums of squared errors, targets, squared targets
         self.samples = 0
 
     def add(self, out: Tensor, batch: Batch) -> None:
-        """Outputs [B, D] of a batch."""
-        found, y = (t.double() for t in self.task.pair(out.detach(), batch))
-        sums = torch.stack([(found - y).square().sum(0), y.sum(0), y.square().sum(0)])
+        """Add the outputs [B, D] of a batch."""
+        predicted, y = (t.double() for t in self.task.pair(out.detach(), batch))
+        sums = torch.stack([(predicted - y).square().sum(0), y.sum(0), y.square().sum(0)])
         self.sums = self.sums.to(sums.device) + sums
         self.samples += len(y)
 
     def metrics(self) -> dict[str, float]:
-        """`rmse` and `r2`."""
+        """Return `rmse` and `r2` of all batches so far."""
+        # One pass over the split: the variance comes from sums, which are float64 so that the difference is exact.
         squares, mean, square = (self.sums / self.samples).cpu()
         variance = square - mean.square()
         explained = torch.where(variance > _TINY, 1 - squares / variance.clamp_min(_TINY), 0.0)

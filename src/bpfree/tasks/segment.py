@@ -1,4 +1,4 @@
-"""A class for each pixel."""
+"""Segmentation: a class for each pixel."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.data.dataset import Preprocess
 from bpfree.data.labels import IGNORED
+from bpfree.data.preprocess import Preprocess
 from bpfree.errors import UserError
 from bpfree.tasks.base import DataTask, Weights, balanced, check_smoothing, custom_parts, form_of, widened
 from bpfree.tasks.classify import given_weights
@@ -16,17 +16,21 @@ from bpfree.types import Batch, Scalars
 
 
 class Segment(DataTask):
-    """Cross-entropy of logits [B, C, H, W] for a class of each pixel, y [B, H, W].
+    """Cross-entropy of logits [B, C, H, W] for the class of each pixel, y [B, H, W].
 
-    Metrics are the loss, the accuracy, which is the share of pixels that are right, and over a split `mean_iou`: the
-    mean over the classes of intersection / union of the pixels of a class and those said to be of it.
+    The metrics are the loss and the accuracy, which is the share of pixels that are predicted correctly. Over a split
+    there is also `mean_iou`: the mean over the classes of intersection / union, where one set is the pixels of a class
+    and the other the pixels that are predicted to be of the class.
 
     Args:
-        classes: C.
-        size: (H, W) of the labels.
-        ignore_index: the label of pixels that do not count, neither for the loss nor for a metric.
-        label_smoothing: as for `Classify`.
-        class_weights: as for `Classify`; None for 1 each.
+        classes: C, at least 2.
+        size: (H, W) of the labels, in pixels.
+        ignore_index: the label of pixels that count neither for the loss nor for a metric.
+        label_smoothing: see `Classify`.
+        class_weights: see `Classify`; None for 1 each.
+
+    Raises:
+        UserError: an option is out of range.
     """
 
     name: ClassVar[str] = "segment"
@@ -63,44 +67,55 @@ class Segment(DataTask):
         label_smoothing: float = 0.0,
         class_weights: Weights | None = None,
     ) -> "Segment":
-        """For the pixels of a data set; "balanced" weights are N / (C n_c) of the pixels that count in training."""
-        if data.classes == 0 or len(data.answer_shape) != 2:
+        """Make the task for a data set.
+
+        Args:
+            data: the preprocessing of the data set, with the facts about its labels.
+            ignore_index: the label of pixels that do not count.
+            label_smoothing: see `Classify`.
+            class_weights: "balanced" is N / (C n_c) for n_c of the N pixels that count in training.
+
+        Raises:
+            UserError: labels are not a class for each pixel, or an option is out of range.
+        """
+        facts = data.labels
+        if data.classes == 0 or len(facts.answer_shape) != 2:
             raise UserError(
-                f"task: found 'segment' on labels of shape {list(data.answer_shape)}, allowed: a class for each pixel, "
-                "[N, H, W] of integers. For one class a sample use task=classify"
+                f"task: found 'segment' on labels of shape {list(facts.answer_shape)}, allowed: a class for each "
+                "pixel, [N, H, W] of integers. For one class for each sample use task=classify"
             )
         if class_weights == "balanced":
-            class_weights = balanced(data.class_counts, sum(data.class_counts), "class_weights")
+            class_weights = balanced(facts.class_counts, sum(facts.class_counts), "class_weights")
         options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-        return cls(data.classes, data.answer_shape, class_weights=class_weights, **options)  # type: ignore[arg-type]
+        return cls(data.classes, facts.answer_shape, class_weights=class_weights, **options)  # type: ignore[arg-type]
 
     @property
     def dim(self) -> int:
-        """C H W."""
+        """The number of scores C*H*W of a sample."""
         return self.classes * self.pixels[0] * self.pixels[1]
 
     @property
     def custom_loss(self) -> str:
-        """See `DataTask`."""
+        """A description of how the loss differs from the plain one, in words; see `DataTask`."""
         return super().custom_loss or custom_parts(
             **{"task.class_weights": self.class_weights, "task.label_smoothing": self.label_smoothing}
         )
 
     @property
     def takes_target(self) -> bool:
-        """No: labels keep the place of each pixel."""
+        """False: the target is flat, and the loss needs the place of each pixel."""
         return False
 
     def target(self, batch: Batch) -> Tensor:
-        """One-hot pixels [B, C*H*W], of the type of x; 0 everywhere for pixels that do not count."""
+        """Return one-hot pixels [B, C*H*W] in the floating type of x. Pixels that do not count are 0 for each class."""
         counts = batch.y != self.ignore_index
-        known = batch.y.where(counts, 0).unsqueeze(1)
+        labels = batch.y.where(counts, 0).unsqueeze(1)  # [B, 1, H, W]; any class serves where nothing counts
         shape = (len(batch.y), self.classes, *self.pixels)
         hot = torch.zeros(shape, dtype=batch.dtype, device=batch.y.device)
-        return hot.scatter_(1, known, counts.unsqueeze(1).to(batch.dtype)).flatten(1)
+        return hot.scatter_(1, labels, counts.unsqueeze(1).to(batch.dtype)).flatten(1)
 
     def check_output(self, out: Tensor, batch: Batch) -> Tensor:
-        """Logits [B, C, H, W]; [B, C*H*W] are brought to that shape.
+        """Return logits [B, C, H, W] in float32 or wider; an output [B, C*H*W] is brought to that shape.
 
         Raises:
             UserError: the output or the labels have another shape.
@@ -120,37 +135,38 @@ class Segment(DataTask):
         return widened(out.reshape(shape))
 
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean over the pixels that count; see `Classify` for weights and smoothing."""
+        """Return the mean over the pixels that count; see `Classify` for weights and smoothing."""
         weights = None if self.class_weights is None else self.class_weights.like(out)
         options = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing, "reduction": "sum"}
+        # Divided here: torch's own mean is NaN for a batch in which no pixel counts.
         summed = F.cross_entropy(out, batch.y, weights, **options)  # type: ignore[arg-type]
         total = self.weight("loss", batch)
         return summed / torch.where(total > 0, total, 1)
 
     def weight(self, metric: str, batch: Batch) -> Tensor:
-        """The number of pixels that count, or for a loss with class weights the sum of their weights."""
+        """Return the number of pixels that count, or for a loss with class weights the sum of their weights."""
         counts = batch.y != self.ignore_index
-        if metric != "loss" or self.class_weights is None or self.own_loss is not None:
+        if metric != "loss" or self.class_weights is None or self.user_loss is not None:
             return counts.sum()
         weights = self.class_weights.like(torch.zeros((), device=batch.y.device))
         return (weights[batch.y.where(counts, 0)] * counts).sum()
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """`loss` and `accuracy` of the pixels that count, detached."""
+        """Return `loss` and `accuracy` of the pixels that count, detached."""
         counts = batch.y != self.ignore_index
         right = (self.decode(out.detach()) == batch.y) & counts
         return {"loss": self.loss(out.detach(), batch), "accuracy": right.sum() / counts.sum().clamp_min(1)}
 
     def tally(self, net: nn.Module | None) -> "Overlaps":
-        """`mean_iou`."""
+        """Return an empty tally for `mean_iou`."""
         return Overlaps(self)
 
     def decode(self, out: Tensor) -> Tensor:
-        """The most likely class of each pixel, int64 [N, H, W]."""
+        """Return the most likely class of each pixel, int64 [N, H, W]."""
         return self._maps(out).argmax(1)
 
     def probabilities(self, out: Tensor) -> Tensor:
-        """Softmax over the classes of each pixel, [N, C, H, W]."""
+        """Return the softmax over the classes of each pixel, [N, C, H, W]."""
         return self._maps(out).softmax(1)
 
     def _maps(self, out: Tensor) -> Tensor:
@@ -158,26 +174,26 @@ class Segment(DataTask):
 
 
 class Overlaps:
-    """For each class of a split: how many pixels are of it, are said to be, and both.
+    """Counts for each class of a split: how many pixels are of the class, are predicted to be, and both.
 
     Args:
-        task: whose outputs and labels they are.
+        task: decodes the outputs.
     """
 
     def __init__(self, task: Segment) -> None:
         self.task = task
-        self.table = torch.zeros(3, task.classes, dtype=torch.int64)  # right, said, true
+        self.table = torch.zeros(3, task.classes, dtype=torch.int64)  # right, predicted, true
 
     def add(self, out: Tensor, batch: Batch) -> None:
         """Count the pixels of a batch."""
         counts = batch.y != self.task.ignore_index
-        said, true = self.task.decode(out.detach())[counts], batch.y[counts]
-        rows = (true[said == true], said, true)
-        found = torch.stack([torch.bincount(row, minlength=self.task.classes) for row in rows])
-        self.table = self.table.to(found.device) + found
+        predicted, true = self.task.decode(out.detach())[counts], batch.y[counts]
+        rows = (true[predicted == true], predicted, true)
+        sums = torch.stack([torch.bincount(row, minlength=self.task.classes) for row in rows])  # [3, C]
+        self.table = self.table.to(sums.device) + sums
 
     def metrics(self) -> dict[str, float]:
-        """The mean of right / (said + true - right) over the classes that occur or are said."""
-        right, said, true = self.table.double()
-        union = said + true - right
+        """Return the mean of right / (predicted + true - right) over the classes that occur or are predicted."""
+        right, predicted, true = self.table.double()
+        union = predicted + true - right
         return {"mean_iou": float((right / union.clamp_min(1)).sum() / (union > 0).sum().clamp_min(1))}

@@ -59,7 +59,8 @@ class BPCosine(Measure):
         # `.grad` of net and rule may be overwritten here: the base class restores both afterwards.
         written = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         for p in net.parameters():
-            p.grad = None
+            p.grad = None  # rules add to `.grad`
+        # The mode in which the rule ran the net, so that both gradients are of the same function.
         if isinstance(trainer.rule, BlackBoxRule):
             members_mode(net)
         else:
@@ -67,14 +68,15 @@ class BPCosine(Measure):
         with trainer.arithmetic():
             # The key of this step: dropout then draws the masks that the rule's gradients were computed with.
             Backprop().gradients(net, trainer.task, batch, trainer.noise.at(trainer.progress.step))
-        true = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-        if not true:
+        exact = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+        if not exact:
             raise self.refuse("needs derivatives, but none of the net's parameters gets one from the task's loss")
         layers: dict[str, list[str]] = {}
-        for name in true:
+        for name in exact:
             if name in written:
                 layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
-        joined = {layer: (_joined(written, names), _joined(true, names)) for layer, names in layers.items()}
+        joined = {layer: (_joined(written, names), _joined(exact, names)) for layer, names in layers.items()}
+        # A gradient of zeros gives 0 / 0, and the base class leaves out values that are not finite.
         return read({layer: a @ b / (a.norm() * b.norm()) for layer, (a, b) in joined.items()})
 
 
@@ -140,4 +142,5 @@ def _joined(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
 
 
 def _wide(t: Tensor) -> Tensor:
+    # Norms of long bfloat16 vectors would lose most digits, and those of float16 would overflow.
     return t.float() if t.itemsize < 4 else t

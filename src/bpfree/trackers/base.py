@@ -80,7 +80,7 @@ class Measure(Tracker, ABC):
             scalars: the values that the rule returned.
         """
         step = trainer.progress.step
-        if step % self.every:
+        if step % self.every:  # by the step, so that a resumed run measures where the first one would have
             return
         # A key of the tracker and the step: two trackers, or a resumed run, draw the same numbers as one alone.
         random = trainer.noise.at(step).fold("tracker", self.name).global_rng(trainer.device)

@@ -102,6 +102,7 @@ class SegmentAccuracy(Measure):
         assert trainer.data is not None
         # Read once and kept, so that the samples are the same each time. A resumed run reads them again.
         if not self._batches:
+            # Rounded up: the last batch may be longer than needed, and is cut below.
             self._batches = list(islice(trainer.data.epoch(), -(-self.samples // trainer.data.batch_size)))
         trainer.net.eval()  # the base class restores the modes
         trainer.rule.eval()
@@ -124,7 +125,7 @@ class SegmentAccuracy(Measure):
         def visit(index: int, h: Tensor) -> Tensor | None:
             scores = rule.scores(index, h) if isinstance(rule, LocalRule) and self.read == "head" else None
             values[self._taps[index]] = (True, scores) if scores is not None else (False, _features(h))
-            # Some rules change what the next segment sees, such as the normalised length of forward-forward.
+            # Some rules change the input of the next segment; forward-forward scales features to a mean square of 1.
             return rule.pass_on(index, h) if isinstance(rule, LocalRule) else None
 
         with cut(trainer.net, self._taps, visit):
@@ -151,6 +152,7 @@ def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:
         unseen: features of other samples, [M, H].
     """
     mean, offset = features.mean(0), target.cpu().mean(0)
+    # Centred, so that the offset does not have a penalty.
     features, unseen = features - mean, unseen - mean
     # [N, N] and [M, N]
     kernel, between = (features @ features.T).double().cpu(), (unseen @ features.T).double().cpu()

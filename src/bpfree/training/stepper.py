@@ -113,17 +113,19 @@ class Stepper:
             )
         return self._updater
 
-    def bind(self, batch: Batch) -> None:
+    def bind(self, batch: Batch, total_steps: int | None = None) -> None:
         """Bind the rule to the net, and make the optimiser of both. `step` calls it; later calls do nothing.
 
         Args:
             batch: any batch of the training, for its shapes.
+            total_steps: steps of the whole training, for the schedule. None: as `fit` counted them, or unknown.
 
         Raises:
             UserError: net, rule, task, optimiser and batch do not fit together.
         """
         if self._updater is not None:
             return
+        self.total_steps = total_steps or self.total_steps
         refuse_no_derivatives(self.net, self.rule)
         # Lazy layers get their shapes first, because a rule reads them when it is bound. Two samples are enough.
         with explain_first_step(batch):
@@ -164,6 +166,14 @@ class Stepper:
             self.precision = resolve(precision, self.device)
         if channels_last is not None:
             self.channels_last = channels_last
+
+    def continue_from(self, progress: Progress) -> None:
+        """Continue a training whose weights, optimiser and schedule were loaded already.
+
+        Args:
+            progress: of that training. The next step has the number `progress.step + 1`, and draws its random numbers.
+        """
+        self.progress = progress
 
     def step(self, batch: Batch | tuple[Any, Any]) -> Scalars:
         """Take one step of training on one batch.

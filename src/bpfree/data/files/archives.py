@@ -1,7 +1,7 @@
-"""Archives from anywhere, read member by member: nothing is ever written under a name that an archive chose.
+"""Read archives member by member. Archives are not trusted: no file is written under a name that an archive chose.
 
-Links, devices and members whose names lead elsewhere are passed over. What an archive may unpack to is limited, by what
-really comes out and not by what its headers claim.
+Links, devices and members whose names lead out of the folder are passed over. The unpacked size is limited, and the
+bytes that really come out are counted, because a header may claim any size.
 """
 
 import errno
@@ -19,36 +19,40 @@ from typing import BinaryIO, Protocol
 
 from bpfree.errors import UserError
 
-LARGEST = 4 << 30
+LARGEST = 4 << 30  # bytes that an archive may unpack to
 MOST_MEMBERS = 200_000
-_HEADERS = 1 << 20  # bytes between two files; a longer name is an attack
+_HEADERS = 1 << 20  # bytes that may lie between two files of a tar; a longer header is an attack
 _BLOCK = 1 << 20
 _DAMAGE = (
     *(EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, NotImplementedError),
     *(zlib.error, lzma.LZMAError),
 )
-_OF_DAMAGE = (None, errno.EINVAL)  # of an OSError: bz2's, and that of a member that begins before the archive does
+# Error numbers of an OSError that mean damage: bz2 gives none; a member that begins before the archive gives EINVAL.
+_DAMAGE_NUMBERS = (None, errno.EINVAL)
 _ELSEWHERE = re.compile(r"^/|^[a-zA-Z]:|(^|/)\.\.(/|$)|[\\\0]")
 
 
 class Readable(Protocol):
-    """What a member is: something to read from, once."""
+    """A member of an archive: a stream that can be read once."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """The next bytes, at most `size`; nothing at the end."""
+        """Return the next bytes, at most `size`; b"" at the end."""
 
 
 def members(archive: Path, largest: int = LARGEST) -> Iterator[tuple[str, Readable]]:
-    """Name and content of each file in a .zip, .tar or .tar.gz, in its order; each is to be read before the next.
+    """Iterate over the name and content of each file in a .zip, .tar or .tar.gz, in the order of the archive.
 
     Args:
-        archive: told apart by how it begins, not by its name.
-        largest: bytes that all of it may unpack to.
+        archive: the path. Its first bytes decide the format, not its name.
+        largest: the number of bytes that the whole archive may unpack to.
+
+    Returns:
+        An iterator. Each content must be read before the next member is asked for, because a tar is one stream.
 
     Raises:
-        UserError: the archive is damaged, encrypted, or unpacks to more; also when the content is read.
+        UserError: the archive is damaged, encrypted, or unpacks to more bytes. Reading a content raises it, too.
     """
-    with _told(archive), open(archive, "rb") as file:
+    with _damage_as_user_error(archive), open(archive, "rb") as file:
         begins = file.read(4)
         file.seek(0)
         if begins == b"PK\x03\x04":
@@ -61,16 +65,24 @@ def members(archive: Path, largest: int = LARGEST) -> Iterator[tuple[str, Readab
 
 
 class _Metered:
-    """A stream that ends in a clear error: over its limit, or when what lies below is damaged."""
+    """A stream that counts its bytes. It raises UserError above its limit, and if the archive is damaged.
+
+    Args:
+        stream: the stream below.
+        archive: the path, for errors.
+        left: the number of bytes that may still be read.
+    """
 
     def __init__(self, stream: Readable, archive: Path, left: int) -> None:
         self.stream = stream
         self.archive = archive
         self.left = left
-        self.soon = left  # how many of those left may be read by now
+        self.soon = left  # the part of `left` that may be read before the caller allows more
 
     def read(self, size: int = -1, /) -> bytes:
-        with _told(self.archive):
+        """Return the next bytes, at most `size`, and count them."""
+        with _damage_as_user_error(self.archive):
+            # One byte over the limit is enough to notice it, and read(-1) of a zip bomb would fill the memory.
             block = self.stream.read(size if size >= 0 else self.left + 1)
         self.left -= len(block)
         self.soon -= len(block)
@@ -80,10 +92,11 @@ class _Metered:
 
 
 def _zip_members(archive: Path, file: BinaryIO, largest: int) -> Iterator[tuple[str, Readable]]:
+    """Iterate over the regular files of a .zip; the bytes of all of them together are limited."""
     with zipfile.ZipFile(file) as opened:
         for number, info in enumerate(opened.infolist()):
             _count(archive, number)
-            kind = stat.S_IFMT(info.external_attr >> 16)
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made without Unix attributes
             name = _inside(info.filename)
             if info.is_dir() or kind not in (0, stat.S_IFREG) or name is None:
                 continue
@@ -96,20 +109,23 @@ def _zip_members(archive: Path, file: BinaryIO, largest: int) -> Iterator[tuple[
 
 
 def _tar_members(archive: Path, stream: Readable, largest: int) -> Iterator[tuple[str, Readable]]:
+    """Iterate over the regular files of a .tar that is read as a stream, so that nothing is unpacked twice."""
     metered = _Metered(stream, archive, largest)
     metered.soon = _HEADERS
     with tarfile.open(fileobj=metered, mode="r|") as opened:  # type: ignore[call-overload]
         for number, info in enumerate(opened):
             _count(archive, number)
             metered.soon = info.size + _HEADERS
-            if info.size > metered.left:  # of what is claimed and not there, tarfile would try every block
+            # Checked before tarfile looks for the content: it would read block after block of a size that is a lie.
+            if info.size > metered.left:
                 raise _too_large(archive)
             name = _inside(info.name)
             content = opened.extractfile(info) if info.isreg() and not info.issparse() and name else None
             if content is not None and name is not None:
                 yield name, _Metered(content, archive, largest)
+    # gzip compares its checksum at the end of the stream alone, which tarfile does not reach by itself.
     metered.soon = metered.left
-    while metered.read(_BLOCK):  # to the end, where gzip checks the whole
+    while metered.read(_BLOCK):
         pass
 
 
@@ -118,21 +134,23 @@ def _too_large(archive: Path) -> UserError:
 
 
 def _count(archive: Path, number: int) -> None:
+    """Raise UserError for an archive with very many members: each costs time, even if it is empty."""
     if number >= MOST_MEMBERS:
         raise UserError(f"{archive}: has more than {MOST_MEMBERS:,} members, which no data set here has")
 
 
 def _inside(name: str) -> str | None:
-    """The name, if it stays within the folder that it is relative to."""
+    """Return the name of a member if it stays within its folder; None if it leads elsewhere."""
     return None if _ELSEWHERE.search(name) else name.removeprefix("./")
 
 
 @contextmanager
-def _told(archive: Path) -> Iterator[None]:
+def _damage_as_user_error(archive: Path) -> Iterator[None]:
+    """Turn what the decompressors raise for damaged files into a UserError; other errors of the system pass."""
     try:
         yield
     except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
+        if isinstance(error, OSError) and error.errno not in _DAMAGE_NUMBERS:
             raise
         reason = " ".join(str(error).split())
         raise UserError(f"{archive}: corrupt or truncated archive ({reason}). Delete it and fetch it again") from error

@@ -1,4 +1,4 @@
-"""How far a download or a decoding is, on standard error, if somebody is looking."""
+"""A progress bar for downloads and decoding, on standard error, if that is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 def bar(
     name: str, *figures: ProgressColumn, total: int | None = None, done: int = 0
 ) -> Iterator[Callable[[int], None]]:
-    """A bar for as long as the block runs; what it hands over is to be told of each step.
+    """Show a bar while the block runs, and yield a function that takes the number of further steps.
 
     Args:
-        name: shown before the bar.
-        figures: shown after it.
-        total: steps, if they are known.
-        done: steps that were taken before.
+        name: the text before the bar.
+        figures: the columns after the bar.
+        total: the number of steps; None if it is not known.
+        done: the number of steps that were done before.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -1,8 +1,11 @@
-"""Decoded images in a file, written once: whole or absent, and never taken for those of other files.
+"""A cache of decoded images: one file of pixels, written once. It is whole or absent, and belongs to exact files.
 
-<cache>/<name>-<hash of what was asked for>-<hash of the files>/
-    pixels.bin   uint8 [N, C, H, W], row by row, of the images that could be read
-    index.json   N, the shape, and which files could not be read and why
+<cache>/<name>-<hash of the options>-<hash of the files>/
+    pixels.bin   uint8 [N, C, H, W], row by row: the images that could be read
+    index.json   N, the shape, and for each file that could not be read the reason
+
+The hash of the files contains their names, sizes and times. So a changed file gives another folder, and pixels of other
+files are never read by mistake.
 """
 
 import hashlib
@@ -19,36 +22,37 @@ import PIL
 import torch
 from torch import Tensor
 
-from bpfree.data.files.leftovers import drop_abandoned
+from bpfree.data.files.abandoned import remove_abandoned
 from bpfree.data.files.rows import RowFile, Rows, bytes_of
 from bpfree.errors import UserError
 
-_FORMAT = 1  # of the files and of what decoding does
+_FORMAT = 1  # to be raised when the files or the decoding change, so that old caches are not read
 _PIXELS, _INDEX = "pixels.bin", "index.json"
 
 
 class Cached(NamedTuple):
-    """Images that were read before.
+    """Images that an earlier process decoded.
 
     Attributes:
-        x: uint8 [M, C, H, W].
-        broken: why an image could not be read, by its position among the N files; the others are in x in order.
+        x: uint8 [M, C, H, W], which stays in the file.
+        broken: for each image that could not be read, its position among the N files and the reason. The other images
+            are in x, in order.
     """
 
     x: Rows
     broken: dict[int, str]
 
 
-def place_of(cache: Path, root: Path, files: Sequence[str], *asked: object) -> Path:
-    """Where the pixels of these files are kept: another place if one of them changes, by size or time.
+def cache_folder(cache: Path, root: Path, files: Sequence[str], *options: object) -> Path:
+    """Return the folder for the pixels of these files. It is another folder if the size or time of a file changes.
 
     Args:
-        cache: the folder of all that is kept.
-        root: that the files are below.
-        files: in order, as paths below it.
-        asked: what else the pixels depend on.
+        cache: the folder of all caches.
+        root: the folder of the images.
+        files: the paths of the images below `root`, in order.
+        options: everything else that the pixels depend on.
     """
-    wanted = hashlib.blake2b(repr((_FORMAT, PIL.__version__, str(root), asked)).encode(), digest_size=6)
+    wanted = hashlib.blake2b(repr((_FORMAT, PIL.__version__, str(root), options)).encode(), digest_size=6)
     content, base = hashlib.blake2b(digest_size=12), f"{root}{os.sep}"
     for file in files:
         content.update(f"{file}\0{_state(base + file)}\0".encode("utf-8", "surrogateescape"))
@@ -56,15 +60,16 @@ def place_of(cache: Path, root: Path, files: Sequence[str], *asked: object) -> P
 
 
 def _state(file: str) -> str:
+    """Return the size and time of a file as text, by which a change is noticed. Contents would take far longer."""
     try:
-        status = os.stat(file)  # noqa: PTH116 -- twice as fast as by Path, of thousands of files
-    except OSError:  # a link that leads nowhere
+        status = os.stat(file)  # noqa: PTH116 -- twice as fast as Path.stat, for thousands of files
+    except OSError:  # a link whose target does not exist
         return "gone"
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def open_cache(place: Path) -> Cached | None:
-    """What is kept there; None if there is nothing, or something damaged."""
+    """Return the images in a cache folder; None if it does not exist or is damaged, so that they are decoded again."""
     if not (place / _INDEX).is_file() or not (place / _PIXELS).is_file():
         return None
     try:
@@ -79,25 +84,26 @@ def open_cache(place: Path) -> Cached | None:
 
 
 def write_cache(place: Path, shape: tuple[int, ...], images: Iterable[Tensor | UserError], count: int) -> Cached:
-    """Write images as they come, and open what was written. A process that is killed leaves nothing under the name.
+    """Write images one after another, and open what was written. A killed process leaves no folder of that name.
 
     Args:
-        place: from `place_of`.
-        shape: of an image.
-        images: uint8 tensors of that shape, or why there is none.
-        count: how many at most, to see beforehand whether there is room.
+        place: the folder, from `cache_folder`.
+        shape: the shape [C, H, W] of an image.
+        images: uint8 tensors of that shape, or errors for images that cannot be read.
+        count: the largest number of images, to check the free space before the work begins.
 
     Raises:
-        UserError: there is no room, or nothing may be written.
+        UserError: the disk is too full, or the folder cannot be written.
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        drop_abandoned(place.parent, ".*-*")
+        remove_abandoned(place.parent, ".*-*")
         if (free := shutil.disk_usage(place.parent).free) < count * prod(shape):
             raise UserError(
                 f"data.cache: the decoded images take {count * prod(shape) >> 20:,} MiB, and {place.parent} has room "
                 f"for {free >> 20:,}. Name a folder on another disk (data.cache), or give a smaller data.size"
             )
+        # A name that begins with a dot is not a cache. The folder gets its final name when all is on the disk.
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-", ignore_cleanup_errors=True) as new:
             _write(Path(new), shape, images)
             _put(Path(new), place)
@@ -110,6 +116,7 @@ def write_cache(place: Path, shape: tuple[int, ...], images: Iterable[Tensor | U
 
 
 def _write(folder: Path, shape: tuple[int, ...], images: Iterable[Tensor | UserError]) -> None:
+    """Write pixels and index, and wait until both are on the disk: a power cut must not leave a short file behind."""
     broken: dict[int, str] = {}
     rows = 0
     with open(folder / _PIXELS, "wb") as file:
@@ -128,8 +135,8 @@ def _write(folder: Path, shape: tuple[int, ...], images: Iterable[Tensor | UserE
 
 
 def _put(new: Path, place: Path) -> None:
-    """Under its name, unless another process was quicker."""
-    new.chmod(0o755)
+    """Rename the new folder to its final name, unless another process was quicker and its folder is whole."""
+    new.chmod(0o755)  # a temporary folder is private, but a cache may be shared by several users
     if place.exists() and open_cache(place) is None:
         shutil.rmtree(place, ignore_errors=True)
     try:
@@ -140,11 +147,12 @@ def _put(new: Path, place: Path) -> None:
 
 
 def _forget_older(place: Path) -> None:
-    """Remove the pixels that the same folder had before its files changed; who reads them still has them open."""
+    """Remove caches of the same folder from before its files changed. A process that reads one still has it open."""
     for other in place.parent.glob(f"{_escaped(place.name.rpartition('-')[0])}-*"):
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def _escaped(name: str) -> str:
+    """Return the name as a pattern that matches the name alone: a folder may be called "a[1]"."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -1,4 +1,4 @@
-"""Find a file in the data directory, else download it there."""
+"""Find a file of a data set in the data directory, or download it to there."""
 
 import os
 import shutil
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pooch
 
+from bpfree.data.files.abandoned import remove_abandoned
 from bpfree.data.files.archives import members
-from bpfree.data.files.leftovers import drop_abandoned
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 
@@ -21,15 +21,16 @@ _offline = ContextVar("_offline", default=False)
 
 
 class Source(NamedTuple):
-    """Where the files of a data set are.
+    """The places of a data set's files, on the disk and in the network.
 
     Attributes:
-        folders: below the data directory in which they may lie; downloads go to the first.
-        mirrors: addresses of folders that hold them, tried in turn.
-        hashes: of each file to download, and of others where they are known, as "md5:...".
-        archive: a .zip, .tar or .tar.gz that holds the files, where they are not to be had one by one.
-        members: their paths in it; nothing else is unpacked.
-        contents: hashes of what is in the .gz files, by their names without it; people zip anew.
+        folders: folders below the data directory that may hold the files; downloads go to the first.
+        mirrors: addresses of folders that hold the files, tried in turn.
+        hashes: for each file to download, and for others if known, its hash as "md5:...".
+        archive: a .zip, .tar or .tar.gz with the files, if they are not published one by one; else None.
+        members: the paths of the files in the archive; nothing else is unpacked.
+        contents: hashes of the contents of .gz files, by their names without ".gz". People zip files anew, which
+            changes the hash of the .gz file only.
     """
 
     folders: tuple[str, ...]
@@ -41,12 +42,15 @@ class Source(NamedTuple):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of the files that a reader needs."""
+        """The names of the files that a reader needs."""
         return tuple(Path(member).name for member in self.members) or tuple(self.hashes)
 
 
 def data_directory(given: str | Path | None = None) -> Path:
-    """The directory for data sets: the one given, else `BPFREE_DATA`, else the user's cache.
+    """Return the directory for data sets: `given`, or the environment variable BPFREE_DATA, or the user's cache.
+
+    Args:
+        given: the user's choice; None for the default.
 
     Raises:
         UserError: see `bpfree.disk.paths.user_path`.
@@ -57,7 +61,7 @@ def data_directory(given: str | Path | None = None) -> Path:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within it, nothing is downloaded: what is not there is an error."""
+    """Forbid downloads while the block runs: a file that is not on the disk is then a UserError."""
     token = _offline.set(True)
     try:
         yield
@@ -66,20 +70,28 @@ def offline() -> Iterator[None]:
 
 
 def is_here(source: Source, data_dir: Path) -> bool:
-    """Whether every file of it, or the archive that has them, is in the data directory."""
-    return _packed(source, data_dir) is not None or all(lying(source.folders, file, data_dir) for file in source.files)
+    """Return True if all files of a source, or the archive that contains them, are in the data directory."""
+    return _packed(source, data_dir) is not None or all(
+        existing_file(source.folders, file, data_dir) for file in source.files
+    )
 
 
 def find(name: str, source: Source, file: str, data_dir: Path) -> Path:
-    """Path of a file of data set `name`, gzipped or not; unpacked or downloaded if it is not there.
+    """Return the path of a file, gzipped or not. A file that is not there is unpacked or downloaded.
 
-    A file lands under its final name only when whole, and a download only if it is of the known hash.
+    A file gets its final name only when it is whole, and a download only if it has the known hash.
+
+    Args:
+        name: of the data set, for errors.
+        source: the places of the data set's files.
+        file: the name of the file.
+        data_dir: the directory of all data sets.
 
     Raises:
-        UserError: it is neither there nor to be had, or lies in an archive that is damaged.
+        UserError: the file is not there and cannot be downloaded, or its archive is damaged.
     """
-    if found := lying(source.folders, file, data_dir):
-        return found
+    if path := existing_file(source.folders, file, data_dir):
+        return path
     target = data_dir / source.folders[0]
     if source.archive is None:
         return _fetch(name, source, file, target)
@@ -89,13 +101,13 @@ def find(name: str, source: Source, file: str, data_dir: Path) -> Path:
         _unpack(archive, source, target, data_dir)
     except OSError as error:
         raise _unwritable(name, target, error) from error
-    if given is None:
+    if given is None:  # an archive that the user put there stays
         archive.unlink()
     return target / file
 
 
-def lying(folders: Sequence[str], file: str, data_dir: Path) -> Path | None:
-    """Where the file lies already, gzipped or not."""
+def existing_file(folders: Sequence[str], file: str, data_dir: Path) -> Path | None:
+    """Return the path of a file that is already in one of the folders, gzipped or not; None if it is in none."""
     for folder in folders:
         for candidate in (data_dir / folder / file, data_dir / folder / file.removesuffix(".gz")):
             if candidate.is_file():
@@ -104,7 +116,8 @@ def lying(folders: Sequence[str], file: str, data_dir: Path) -> Path | None:
 
 
 def _packed(source: Source, data_dir: Path) -> Path | None:
-    return lying(("", *source.folders), source.archive, data_dir) if source.archive else None
+    """Return the path of the source's archive, if there is one; people also put it into the data directory itself."""
+    return existing_file(("", *source.folders), source.archive, data_dir) if source.archive else None
 
 
 def _unwritable(name: str, target: Path, error: OSError) -> UserError:
@@ -112,21 +125,23 @@ def _unwritable(name: str, target: Path, error: OSError) -> UserError:
 
 
 def _fetch(name: str, source: Source, file: str, target: Path) -> Path:
-    """The file, downloaded from the first mirror that has it whole."""
+    """Download a file from the first mirror that has it whole, and return its path."""
     if _offline.get():
         raise UserError(f"data set '{name}': {file} is not in {target}. `bpfree data get {name}` downloads it")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(name, target, error) from error
-    from bpfree.data.files.transfer import transfer  # with requests, which most runs do without
+    from bpfree.data.files.transfer import (
+        transfer,  # it imports requests, which takes time, and most runs need no download
+    )
 
     reasons = []
     for mirror in source.mirrors:
         try:
             transfer(mirror + file, source.hashes[file], target / file)
             return target / file
-        except Exception as error:  # whatever a downloader raises, the next mirror may do better
+        except Exception as error:  # whatever goes wrong with one mirror, the next one may work
             reasons.append(f"{mirror} {_reason(error)}")
     raise UserError(
         f"data set '{name}': {file} is not in {target} and could not be downloaded ({'; '.join(reasons)}). Connect to "
@@ -135,29 +150,30 @@ def _fetch(name: str, source: Source, file: str, target: Path) -> Path:
 
 
 def _unpack(archive: Path, source: Source, target: Path, data_dir: Path) -> None:
-    """The members as files in `target`, where they do not lie already; whatever else is in the archive stays there.
+    """Unpack the members into `target`, except those that exist already. Nothing else of the archive is unpacked.
 
     Raises:
         UserError: the archive is damaged or lacks a member.
         OSError: the target cannot be written.
     """
     target.mkdir(parents=True, exist_ok=True)
-    drop_abandoned(target, f"{_UNPACKING}*")
+    remove_abandoned(target, f"{_UNPACKING}*")
     with tempfile.TemporaryDirectory(dir=target, prefix=_UNPACKING) as inside:
         unpacked: dict[str, Path] = {}
         for name, content in members(archive):
-            if name in source.members:
+            if name in source.members:  # only names from our table become paths, never names that the archive chose
                 unpacked[name] = Path(inside) / Path(name).name
                 with open(unpacked[name], "wb") as file:
                     shutil.copyfileobj(content, file, 1 << 20)
         if lacking := [member for member in source.members if member not in unpacked]:
             raise UserError(f"{archive}: lacks {', '.join(lacking)}. Delete it and fetch it again")
         for whole in unpacked.values():
-            if lying(source.folders, whole.name, data_dir) is None:
+            if existing_file(source.folders, whole.name, data_dir) is None:
                 whole.replace(target / whole.name)
 
 
 def _reason(error: Exception) -> str:
+    """Return in a few words why a mirror failed."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:

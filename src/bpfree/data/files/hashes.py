@@ -1,4 +1,4 @@
-"""Whether a file is the one that was published."""
+"""Compare a file with the published one by its hash."""
 
 from pathlib import Path
 
@@ -8,21 +8,31 @@ from bpfree.errors import UserError
 
 
 def is_known(path: Path, known_hash: str) -> bool:
-    """Whether the file has that hash, such as "md5:..."."""
+    """Return True if the file has that hash.
+
+    Args:
+        path: of the file.
+        known_hash: the kind and the value, such as "md5:...".
+    """
     return hash_of(path, known_hash) == known_hash
 
 
 def check_hash(path: Path, known_hash: str) -> None:
-    """Raise UserError unless the file has that hash, such as "md5:..."."""
-    if (found := hash_of(path, known_hash)) != known_hash:
+    """Raise UserError unless the file has that hash.
+
+    Args:
+        path: of the file.
+        known_hash: the kind and the value, such as "md5:...".
+    """
+    if (actual := hash_of(path, known_hash)) != known_hash:
         kind, _, value = known_hash.partition(":")
         raise UserError(
-            f"{path}: found the {kind} {found.removeprefix(kind + ':')}, allowed: {value}, as published. Delete it and "
-            "fetch it again"
+            f"{path}: found the {kind} {actual.removeprefix(kind + ':')}, allowed: {value}, as published. Delete it "
+            "and fetch it again"
         )
 
 
 def hash_of(path: Path, known_hash: str) -> str:
-    """The hash of the file, of the same kind as the known one."""
+    """Return the hash of a file, of the same kind as `known_hash`, such as "md5:..."."""
     kind = known_hash.partition(":")[0]
     return f"{kind}:{pooch.file_hash(str(path), alg=kind)}"

@@ -1,4 +1,8 @@
-"""The IDX format of MNIST: big-endian, magic 0 0 type rank, sizes as int32, then the values in row-major order."""
+"""Read the IDX format of MNIST.
+
+A file is big-endian. It has two bytes 0, a byte for the type, a byte for the number of dimensions, the length of each
+dimension as int32, then the values in row-major order.
+"""
 
 import gzip
 import struct
@@ -11,15 +15,18 @@ import numpy.typing as npt
 from bpfree.errors import UserError
 
 _TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-_LARGEST = 1 << 31
+_LARGEST = 1 << 31  # bytes of values; memory is not taken for a header that claims more
 _RANKS = range(1, 9)
 
 
 def read_idx(path: Path) -> npt.NDArray[np.generic]:
-    """Read an IDX file, gzipped or not.
+    """Return the values of an IDX file, gzipped or not, in the byte order of this machine.
+
+    Args:
+        path: of the file.
 
     Raises:
-        UserError: the file is truncated, corrupt, or no IDX file.
+        UserError: the file is truncated, corrupt, or not an IDX file.
     """
     try:
         with open(path, "rb") as raw:
@@ -38,15 +45,17 @@ def read_idx(path: Path) -> npt.NDArray[np.generic]:
 
 
 def _read_values(path: Path, file: object, dtype: np.dtype, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    """Return the values behind the header, or raise UserError if there are more or fewer than it claims."""
     size = dtype.itemsize
     for length in shape:
         size *= length
     if min(shape) < 0 or size > _LARGEST:
         raise UserError(f"{path}: corrupt: its header claims the shape {list(shape)}")
+    # One byte more than the header claims, so that a file that is too long is noticed, too.
     values = file.read(size + 1)  # type: ignore[attr-defined]
     if len(values) != size:
-        found = f"{len(values)}" if len(values) < size else f"more than {size}"
+        count = f"{len(values)}" if len(values) < size else f"more than {size}"
         raise UserError(
-            f"{path}: truncated or corrupt: {found} bytes of values, its header says {size}. Fetch it again"
+            f"{path}: truncated or corrupt: {count} bytes of values, its header says {size}. Fetch it again"
         )
     return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="))

@@ -1,4 +1,4 @@
-"""One image file as a tensor of bytes, or one clear error: files come from anywhere and are not trusted."""
+"""Decode one image file to a tensor of bytes, or raise one clear error. Files are not trusted."""
 
 import struct
 import threading
@@ -18,18 +18,18 @@ from bpfree.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 MOST_PIXELS = 64 * 1024 * 1024
-# Named, since Pillow would also hand Encapsulated PostScript to an interpreter.
+# The formats are listed because Pillow would also pass Encapsulated PostScript to an interpreter, which runs programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_SURELY_FEWER = 14  # bits of 16: an image without more is of fewer bits, or very dark
+_SURELY_FEWER = 14  # of 16 bits: an image whose values need no more has fewer bits, such as 12, or is very dark
 _MODES = {1: "L", 3: "RGB"}
-_COLOUR = ("RGB", "RGBA", "LA")  # of which Pillow drops the lower 8 of 16 bits
+_COLOUR = ("RGB", "RGBA", "LA")  # modes for which Pillow drops the lower 8 of 16 bits
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
-# What decoders raise for files that are damaged or no images; Pillow names no common base.
+# Exceptions of decoders for files that are damaged or not images; Pillow has no common base class for them.
 _BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
     struct.error,
 )
-_TURNS = {  # by what EXIF calls orientation
+_TURNS = {  # by the number that EXIF calls orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -41,13 +41,14 @@ _TURNS = {  # by what EXIF calls orientation
 
 
 class UnknownRangeError(UserError):
-    """A 16-bit image whose values do not tell where white is."""
+    """The error for a 16-bit image whose values do not show which value is white."""
 
 
 class _Quiet:
-    """No warnings of damaged side information while any thread is within.
+    """Silence warnings about damaged metadata while at least one thread decodes.
 
-    Warning filters are the process's: the first one in sets them, the last one out puts them back.
+    Python's warning filters belong to the process, not to a thread. So the first thread that enters sets the filter,
+    and the last thread that leaves restores it.
     """
 
     def __init__(self) -> None:
@@ -78,22 +79,25 @@ _QUIET = _Quiet()
 def decode(
     file: BinaryIO | Path, *, channels: int, size: tuple[int, int] | None, what: str, bits: int | None = None
 ) -> Tensor:
-    """An image file as uint8 [C, H, W]: upright, transparent pixels on white, of an animation the first picture.
+    """Decode an image file to uint8 [C, H, W]: upright, transparent pixels on white, the first picture of an animation.
 
-    An image of another shape than `size` is scaled until it fills it, and what is over is cut off at both sides alike:
-    things keep their proportions.
+    An image of another shape than `size` is scaled until it fills `size`, and the rest is cut off equally at both
+    sides, so that objects keep their proportions.
 
     Args:
-        file: open for reading bytes, or a path.
+        file: a file that is open for reading bytes, or a path.
         channels: C, 1 for grey or 3 for colour, whatever the file has.
-        size: (H, W); None for that of the file.
+        size: (H, W) of the result in pixels; None for that of the file.
         what: the file as the user knows it, for errors.
-        bits: of an image of 16 bits, how many of them hold values, 8 to 16: white is 2^bits - 1. None for 16, where an
-            image that leaves the top two empty is refused.
+        bits: for an image of 16 bits, how many of them hold values, 8 to 16: white is 2^bits - 1. None means 16, and an
+            image whose top two bits are empty is then refused.
+
+    Returns:
+        uint8 [C, H, W].
 
     Raises:
-        UserError: the file is empty, damaged, not a regular file, of no known format, has more than `MOST_PIXELS`, or
-            values that do not fit into the bits.
+        UnknownRangeError: a 16-bit image does not show which value is white.
+        UserError: the file is empty, damaged, not a regular file, of an unknown format, or has more than `MOST_PIXELS`.
     """
     if channels not in _MODES:
         raise UserError(f"channels: found {channels}, allowed: 1 (grey) or 3 (colour)")
@@ -110,20 +114,21 @@ def decode(
         raise
     except _BROKEN as error:
         raise UserError(
-            f"{what}: no image that can be read ({_line(error)}), allowed: whole files of the formats "
+            f"{what}: not an image that can be read ({_line(error)}), allowed: whole files of the formats "
             f"{', '.join(_FORMATS)}. Remove or replace it"
         ) from error
+    # A copy, since the array of Pillow is read-only, and torch warns about tensors that share such memory.
     return torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
 
 
 def _open(file: BinaryIO | Path, what: str) -> Image.Image:
-    """The image, of which the header alone is read yet: its claimed size is checked before any pixel is decoded."""
+    """Open an image: only its header is read, and the size that it claims is checked before any pixel is decoded."""
     if isinstance(file, Path):
         check_regular(file, what)
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise ValueError("of no known format, or empty") from error
+        raise ValueError("of an unknown format, or empty") from error
     except Image.DecompressionBombError as error:
         raise _too_large(what, _line(error)) from error
     if image.width * image.height > MOST_PIXELS:
@@ -133,29 +138,32 @@ def _open(file: BinaryIO | Path, what: str) -> Image.Image:
 
 
 def _too_large(what: str, found: str) -> UserError:
+    """Return the error for an image with too many pixels: small files may unpack to gigabytes."""
     return UserError(f"{what}: found {found}, allowed: at most {MOST_PIXELS:,} pixels. Scale it down, or remove it")
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """Decoded, and turned as the camera was held."""
+    """Decode the image, and turn it to how the camera was held."""
     if size is not None and image.format == "JPEG":
-        image.draft(image.mode, (2 * max(size), 2 * max(size)))  # spares most of the work on large photographs
+        # JPEG can be decoded at a half, a quarter or an eighth of its size, which saves most of the time for large
+        # photographs. Twice the wanted size is kept, so that scaling down still averages over pixels.
+        image.draft(image.mode, (2 * max(size), 2 * max(size)))
     image.load()
     turn = None
-    with suppress(*_BROKEN):  # of side information that is damaged; the pixels are what counts
+    with suppress(*_BROKEN):  # the metadata may be damaged while the pixels are fine
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
 def _flat(image: Image.Image, what: str, bits: int | None) -> Image.Image:
-    """In 8 bits, and without transparency."""
+    """Return the image in 8 bits and without transparency."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(f"{what}: found pixels of 32 bits, allowed: 8 or 16")
         return Image.fromarray((values >> (bits_of(int(values.max()), what, bits) - 8)).astype(np.uint8))
     if image.mode == "F":
-        raise UserError(f"{what}: found pixels that are no integers, allowed: 8 or 16 bits")
+        raise UserError(f"{what}: found pixels that are not integers, allowed: 8 or 16 bits")
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -163,15 +171,17 @@ def _flat(image: Image.Image, what: str, bits: int | None) -> Image.Image:
 
 
 def bits_of(largest: int, what: str, bits: int | None) -> int:
-    """How many bits of an image of 16 bits hold values.
+    """Return how many bits of a 16-bit image hold values.
+
+    A 12-bit camera stores values up to 4095 in 16 bits. Read as 16 bits, all its images would be nearly black.
 
     Args:
-        largest: its largest value.
+        largest: the largest value of the image.
         what: the file as the user knows it, for errors.
-        bits: as the user says; None for 16.
+        bits: the user's choice, 8 to 16; None for 16.
 
     Raises:
-        UnknownRangeError: the largest value does not fit into the bits, or none are given and the top two are empty.
+        UnknownRangeError: the largest value does not fit into `bits`, or `bits` is None and the top two bits are empty.
     """
     needed = largest.bit_length()
     if bits is None and 0 < needed <= _SURELY_FEWER:
@@ -189,7 +199,10 @@ def bits_of(largest: int, what: str, bits: int | None) -> int:
 
 
 def _check_colour(image: Image.Image, what: str, bits: int | None) -> None:
-    """Raise UserError if the upper 8 of 16 bits of colours, all that Pillow reads, leave the top two empty."""
+    """Raise UnknownRangeError if the top two bits of a 16-bit colour image are empty, or `bits` is below 16.
+
+    Pillow reads only the upper 8 bits of 16-bit colours, so fewer bits cannot be scaled up without loss.
+    """
     bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
     largest = max(int(band[1]) for band in bands if isinstance(band, tuple))
     if bits not in (None, 16) or (bits is None and largest.bit_length() <= _SURELY_FEWER - 8):
@@ -201,6 +214,7 @@ def _check_colour(image: Image.Image, what: str, bits: int | None) -> None:
 
 
 def _fit(image: Image.Image, mode: str, size: tuple[int, int] | None) -> Image.Image:
+    """Return the image in grey or colour, scaled and cut to `size`."""
     image = image.convert(mode)
     if size is None or image.size == (size[1], size[0]):
         return image
@@ -208,4 +222,5 @@ def _fit(image: Image.Image, mode: str, size: tuple[int, int] | None) -> Image.I
 
 
 def _line(error: Exception) -> str:
+    """Return an error of Pillow as one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,9 @@
-"""Python pickles from archives, read by a loader that cannot execute code.
+"""Read Python pickles with a loader that cannot execute code.
 
-A pickle is a program that may call anything. Here it may call three things, and gets a stand-in for each: a numpy array
-and its dtype, of bytes alone, and the encoding of text, in one way. Before that, every instruction is looked at: an
-unknown one, and one that asks for memory that the file does not account for, is an error.
+A pickle is a program that may call any function. Here it may call three, and each is replaced by a harmless class or
+function of this module: numpy's array and its dtype, both for bytes only, and the encoding of text, for one encoding.
+Before loading, every instruction is checked. An unknown instruction is an error, and so is one that asks for much more
+memory than the file is long.
 """
 
 import io
@@ -26,7 +27,7 @@ _INSTRUCTIONS = """
     MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
 """
 _KNOWN = frozenset(_INSTRUCTIONS.split())
-# What the C loader and damaged files raise; it names no common base.
+# Exceptions of the loader for damaged files; they have no common base class.
 _BROKEN = (
     *(pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, MemoryError),
     OverflowError,
@@ -34,27 +35,31 @@ _BROKEN = (
 
 
 def read_pickle(path: Path) -> Any:
-    """Dicts, lists, text, numbers and numpy arrays of bytes from a pickle; text keys and values of Python 2 are bytes.
+    """Return the dict in a pickle, which may hold lists, text, numbers and numpy arrays of bytes.
+
+    Args:
+        path: of the file. Text that Python 2 wrote comes as bytes, except for the keys.
 
     Raises:
-        UserError: it is damaged, or does anything beyond building those.
+        UserError: the file is damaged, or would do anything except build those values.
     """
     with open_regular(path) as file:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise UserError(f"{path}: found {path.stat().st_size:,} bytes, allowed: at most {_LARGEST:,} for a pickle")
     try:
-        _look(content)
+        _check_instructions(content)
         return _plain(_Loader(io.BytesIO(content), encoding="bytes").load())
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path}: no pickle that is read here ({reason}), allowed: dicts, lists, text, numbers and arrays of bytes "
-            "alone, since others may execute code. Delete it and fetch it again"
+            f"{path}: not a pickle that bpfree reads ({reason}), allowed: dicts, lists, text, numbers and arrays of "
+            "bytes alone, since others may execute code. Delete it and fetch it again"
         ) from error
 
 
-def _look(content: bytes) -> None:
+def _check_instructions(content: bytes) -> None:
+    """Raise UnpicklingError for an instruction that is not needed for plain values, or that fills the memory."""
     for instruction, argument, _ in pickletools.genops(content):
         if instruction.name not in _KNOWN:
             raise pickle.UnpicklingError(f"it has the instruction {instruction.name}")
@@ -63,18 +68,18 @@ def _look(content: bytes) -> None:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype."""
+    """A replacement for numpy.dtype, for bytes only."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         if name not in ("u1", b"u1"):
             raise pickle.UnpicklingError(f"it has an array of {name!r}")
 
     def __setstate__(self, state: object) -> None:
-        """The byte order of bytes says nothing."""
+        """Ignore the state: bytes have no byte order."""
 
 
 class _Array:
-    """Stands in for a numpy array that is being rebuilt."""
+    """A replacement for a numpy array that is being rebuilt; `values` is the array."""
 
     values: npt.NDArray[np.uint8] | None = None
 
@@ -90,7 +95,7 @@ class _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for _codecs.encode, by which Python 3 writes bytes for Python 2."""
+    """A replacement for _codecs.encode, with which Python 3 writes bytes that Python 2 can read."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it has bytes in the encoding {encoding!r}")
     return text.encode("latin1")
@@ -105,7 +110,10 @@ _ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
 
 
 class _Loader(pickle.Unpickler):
+    """An Unpickler that knows the names in `_ALLOWED` and no others, so it imports nothing."""
+
     def find_class(self, module: str, name: str) -> Any:
+        """Return the replacement for a name; raise UnpicklingError for a name that is not allowed."""
         try:
             return _ALLOWED[module, name]
         except KeyError:
@@ -113,7 +121,7 @@ class _Loader(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """Arrays in place of what stands for them, at the first level, where the files have theirs."""
+    """Return the dict with real arrays in place of `_Array`, at its first level, where the files of CIFAR have them."""
     if not isinstance(value, dict):
         raise pickle.UnpicklingError(f"it holds {type(value).__name__}, not a dict")
     return {

@@ -1,4 +1,4 @@
-"""Many image files as one tensor: in memory, or in a file that is written once if they take more than a limit."""
+"""Decode many image files to one tensor, in memory or, if they take more than a limit, in a file written once."""
 
 import os
 import warnings
@@ -15,7 +15,7 @@ from rich.progress import MofNCompleteColumn
 from torch import Tensor
 
 from bpfree.data.files.bars import bar
-from bpfree.data.files.cache import open_cache, place_of, write_cache
+from bpfree.data.files.cache import cache_folder, open_cache, write_cache
 from bpfree.data.files.images import UnknownRangeError, decode
 from bpfree.data.files.limits import fits
 from bpfree.disk.paths import check_regular
@@ -23,30 +23,31 @@ from bpfree.errors import UserError
 
 Channels = Literal[1, 3, "auto"]
 
-_BLOCK_BYTES = 4 << 20  # of decoded images that a thread hands over at a time
+_BLOCK_BYTES = 4 << 20  # decoded images that a thread returns at a time; for single images the overhead shows
 _SHOWN = 20  # broken images in an error
 _GREY = ("1", "L", "LA", "La", "I", "F")
 
 
 class Decoded(NamedTuple):
-    """Images that were read.
+    """Images that were decoded.
 
     Attributes:
-        x: uint8 [M, C, H, W]; Rows if they stay in a file.
-        broken: why an image could not be read, by its position among the N files; the others are in x in order.
+        x: uint8 [M, C, H, W]; `Rows` if they stay in a file.
+        broken: for each image that could not be read, its position among the N files and the reason. The other images
+            are in x, in order.
     """
 
     x: Tensor
     broken: dict[int, str]
 
 
-class Wanted(NamedTuple):
-    """What images are to become.
+class PixelFormat(NamedTuple):
+    """The format that images are decoded to.
 
     Attributes:
-        channels: 1 or 3; "auto" is 1 if all files are grey.
-        size: (H, W); None for that of the files, which must agree.
-        bits: of images of 16 bits; see `bpfree.data.files.images.decode`.
+        channels: 1 or 3; "auto" is 1 if all files are grey, else 3.
+        size: (H, W) in pixels; None for the size of the files, which must all have the same.
+        bits: for images of 16 bits; see `bpfree.data.files.images.decode`.
     """
 
     channels: Channels
@@ -55,73 +56,75 @@ class Wanted(NamedTuple):
 
 
 def read_pixels(
-    files: Sequence[str], root: Path, wanted: Wanted, *, memory_limit: float | None, cache: Path
+    files: Sequence[str], root: Path, form: PixelFormat, *, memory_limit: float | None, cache: Path
 ) -> Decoded:
-    """All images, each decoded by one of several threads. Broken ones are told of, not refused.
+    """Decode all images, in several threads. Broken images are listed in the result; they raise no error.
 
     Args:
-        files: in order, as paths below `root`, which is how errors name them.
-        root: a folder.
-        wanted: their channels and size.
-        memory_limit: MiB; decoded images that would take more go to the cache, and are read from there. None for a
+        files: the paths of the images below `root`, in order. Errors name images by these paths.
+        root: the folder of the images.
+        form: the format that images are decoded to.
+        memory_limit: in MiB; decoded images that take more are written to the cache, and read from there. None for a
             quarter of the memory.
-        cache: the folder for that.
+        cache: the folder of all caches.
 
     Raises:
-        UserError: no image can be read, sizes differ and none is wanted, images of 16 bits do not tell where white is,
-            or the cache cannot be written.
+        UserError: no image can be read, sizes differ and `form` has no size, 16-bit images do not show which value is
+            white, or the cache cannot be written.
     """
-    place = place_of(cache, root, files, wanted)
-    found = open_cache(place)
-    if found is None:
-        channels = _channels(files, root) if wanted.channels == "auto" else wanted.channels
-        shape = (channels, *(wanted.size or _first_size(files, root, wanted._replace(channels=channels))))
-        with bar(f"decoding {root.name}", MofNCompleteColumn(), total=len(files)) as told:
-            images = _told(_of_one_size(files, root, shape, wanted._replace(channels=channels)), told)
+    place = cache_folder(cache, root, files, form)
+    cached = open_cache(place)
+    if cached is None:
+        channels = _channels(files, root) if form.channels == "auto" else form.channels
+        shape = (channels, *(form.size or _first_size(files, root, form._replace(channels=channels))))
+        with bar(f"decoding {root.name}", MofNCompleteColumn(), total=len(files)) as advance:
+            images = _counted(_of_one_size(files, root, shape, form._replace(channels=channels)), advance)
             if not fits(len(files) * prod(shape), memory_limit):
                 return Decoded(*write_cache(place, shape, images, len(files)))
             return _in_memory(images, len(files), shape)
-    return Decoded(found.x.load() if fits(found.x.numel(), memory_limit) else found.x, found.broken)
+    return Decoded(cached.x.load() if fits(cached.x.numel(), memory_limit) else cached.x, cached.broken)
 
 
 def refuse_broken(broken: dict[int, str], files: Sequence[str], root: Path) -> None:
-    """Raise UserError with the paths of images that cannot be read, if there are any."""
+    """Raise UserError with the paths of images that cannot be read, if there are any; see `Decoded.broken`."""
     if not broken:
         return
     why = {files[position]: error for position, error in broken.items()}
-    told = [f"{name} ({_reason(why[name].removeprefix(f'{name}: '))})" for name in sorted(why)[:_SHOWN]]
+    shown = [f"{name} ({_reason(why[name].removeprefix(f'{name}: '))})" for name in sorted(why)[:_SHOWN]]
     more = f"; and {len(broken) - _SHOWN:,} more" if len(broken) > _SHOWN else ""
     raise UserError(
-        f"data.path: found {len(broken):,} of {len(files):,} files in {root} that are no images that can be read: "
-        f"{'; '.join(told)}{more}. Remove or replace them, or go on without them: data.skip_broken=true"
+        f"data.path: found {len(broken):,} of {len(files):,} files in {root} that cannot be read as images: "
+        f"{'; '.join(shown)}{more}. Remove or replace them, or go on without them: data.skip_broken=true"
     )
 
 
 def _reason(error: str) -> str:
-    """What is wrong with an image, without what would be right: that is the same for all."""
-    return error.partition(", allowed")[0].removeprefix("no image that can be read (").removesuffix(")")
+    """Return what is wrong with an image, without the part about what is allowed, which is the same for all images."""
+    return error.partition(", allowed")[0].removeprefix("not an image that can be read (").removesuffix(")")
 
 
 def _channels(files: Sequence[str], root: Path) -> Literal[1, 3]:
+    """Return 1 if all files are grey, else 3. Only headers are read, which is fast."""
     return 1 if all(_is_grey(root / file) for file in files) else 3
 
 
 def _is_grey(file: Path) -> bool:
-    """By its header; what cannot be opened is told of later."""
+    """Return True if the header says that an image is grey. A file that cannot be opened is reported when decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             check_regular(file)
             with Image.open(file) as image:
                 return image.mode in _GREY or image.mode.startswith("I;16")
-    except Exception:  # whatever Pillow raises: decoding says what is wrong
+    except Exception:  # whatever Pillow raises; decoding will name the reason
         return True
 
 
-def _first_size(files: Sequence[str], root: Path, wanted: Wanted) -> tuple[int, int]:
+def _first_size(files: Sequence[str], root: Path, form: PixelFormat) -> tuple[int, int]:
+    """Return the size of the first image that can be read; raise UserError if none can be read."""
     broken: dict[int, str] = {}
     for position, file in enumerate(files):
-        image = _decode(file, root, wanted)
+        image = _decode(file, root, form)
         if isinstance(image, Tensor):
             return image.shape[1], image.shape[2]
         broken[position] = str(image)
@@ -129,15 +132,15 @@ def _first_size(files: Sequence[str], root: Path, wanted: Wanted) -> tuple[int, 
     raise AssertionError("no files")
 
 
-def _decode(file: str, root: Path, wanted: Wanted) -> Tensor | UserError:
-    """The image, or why it cannot be read.
+def _decode(file: str, root: Path, form: PixelFormat) -> Tensor | UserError:
+    """Return the image, or the error that says why it cannot be read.
 
     Raises:
-        UnknownRangeError: where white is must be said for all images.
+        UnknownRangeError: the user must say which value is white, for all images; to skip this one would not help.
     """
-    assert wanted.channels != "auto"
+    assert form.channels != "auto"
     try:
-        return decode(root / file, channels=wanted.channels, size=wanted.size, what=file, bits=wanted.bits)
+        return decode(root / file, channels=form.channels, size=form.size, what=file, bits=form.bits)
     except UnknownRangeError:
         raise
     except UserError as error:
@@ -145,15 +148,19 @@ def _decode(file: str, root: Path, wanted: Wanted) -> Tensor | UserError:
 
 
 def _decode_all(
-    files: Sequence[str], root: Path, shape: tuple[int, ...], wanted: Wanted
+    files: Sequence[str], root: Path, shape: tuple[int, ...], form: PixelFormat
 ) -> Iterator[Tensor | UserError]:
-    """In order, a few blocks ahead of who takes them. Pillow lets other threads run while it decodes."""
+    """Decode all images in order, in threads that run a few blocks ahead of the consumer.
+
+    Threads are enough, because Pillow lets other threads run while it decodes. The number of blocks ahead is limited:
+    else a slow disk for the cache would let decoded images fill the memory.
+    """
     workers = threads()
     block = max(1, min(_BLOCK_BYTES // prod(shape), 64))
     starts = iter(range(0, len(files), block))
 
     def work(start: int) -> list[Tensor | UserError]:
-        return [_decode(file, root, wanted) for file in files[start : start + block]]
+        return [_decode(file, root, form) for file in files[start : start + block]]
 
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[list[Tensor | UserError]]] = deque()
@@ -170,21 +177,21 @@ def _decode_all(
 
 
 def threads() -> int:
-    """How many threads decode at a time: one for each core that this process may use."""
+    """Return the number of threads that decode at a time: one for each core that this process may use, at most 32."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 32)
 
 
 def _of_one_size(
-    files: Sequence[str], root: Path, shape: tuple[int, ...], wanted: Wanted
+    files: Sequence[str], root: Path, shape: tuple[int, ...], form: PixelFormat
 ) -> Iterator[Tensor | UserError]:
-    """All images of that shape.
+    """Iterate over the images of that shape.
 
     Raises:
-        UserError: at the end, if there are images of another shape.
+        UserError: at the end, if images have another shape; by then all other sizes are known and can be named.
     """
     others: dict[tuple[int, int], list[int]] = {}
-    for position, image in enumerate(_decode_all(files, root, shape, wanted)):
+    for position, image in enumerate(_decode_all(files, root, shape, form)):
         if isinstance(image, Tensor) and image.shape != shape:
             others.setdefault((image.shape[1], image.shape[2]), []).append(position)
         elif not others or isinstance(image, UserError):
@@ -199,13 +206,15 @@ def _of_one_size(
         )
 
 
-def _told(images: Iterator[Tensor | UserError], told: Callable[[int], None]) -> Iterator[Tensor | UserError]:
+def _counted(images: Iterator[Tensor | UserError], advance: Callable[[int], None]) -> Iterator[Tensor | UserError]:
+    """Pass the images on, and move the progress bar by one for each."""
     for image in images:
-        told(1)
+        advance(1)
         yield image
 
 
 def _in_memory(images: Iterator[Tensor | UserError], count: int, shape: tuple[int, ...]) -> Decoded:
+    """Return the images as one tensor, which is filled as they come."""
     x = torch.empty(count, *shape, dtype=torch.uint8)
     broken: dict[int, str] = {}
     for position, image in enumerate(images):

@@ -1,7 +1,7 @@
-"""Samples that stay in a file: a tensor whose rows are read when they are asked for.
+"""Samples that stay in a file: a tensor whose rows are read when they are used.
 
-Reading by offset rather than through a memory map: nothing of the file then counts to the process's memory, whatever
-the system keeps of it, and random rows come twice as fast, since no page has to be mapped (docs/own_data.md).
+Rows are read by their offset, and not through a memory map, for two reasons. The file then does not count as memory of
+the process, and random rows come twice as fast, because the system need not map pages (docs/own_data.md).
 """
 
 import os
@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_map
 
 from bpfree.errors import UserError
 
-_CHUNK = 4 << 20  # bytes at a time where all samples are gone through
-_KEYS = (int, slice, Tensor, list, np.ndarray)  # what chooses rows, and not what is in them
-# Asked of a tensor without looking at its values.
-_OF_ITSELF = frozenset(
+_CHUNK = 4 << 20  # bytes at a time, for code that reads all samples once
+_KEYS = (int, slice, Tensor, list, np.ndarray)  # an index of these types chooses rows; a tuple also looks into rows
+# Questions about a tensor that need no values, so nothing is read.
+_WITHOUT_VALUES = frozenset(
     {
         *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "ndim", "requires_grad", "is_sparse", "layout")),
         *(Tensor.dim, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.__len__),
@@ -31,13 +31,16 @@ _OF_ITSELF = frozenset(
 
 
 class RowFile:
-    """An open file of rows of one size, from which any number of threads and forked processes may read.
+    """An open file of rows of one size. Any number of threads and forked processes may read it at the same time.
 
     Args:
         path: of the file.
-        offset: bytes before the first row.
-        shape: of a row.
-        dtype: of its values.
+        offset: the number of bytes before the first row.
+        shape: the shape of a row.
+        dtype: the type of the values.
+
+    Raises:
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -48,7 +51,7 @@ class RowFile:
         self.bytes = torch.empty(0, dtype=dtype).element_size()
         for length in shape:
             self.bytes *= length
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 -- for as long as there are tensors of it
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 -- open as long as tensors of it exist
         self._lock = Lock()
 
     def __del__(self) -> None:
@@ -56,17 +59,18 @@ class RowFile:
             self._file.close()
 
     def read(self, index: Tensor) -> Tensor:
-        """Rows at the positions index [n], as a tensor [n, ...] in memory.
+        """Return the rows at the positions `index` [n], int64, as a tensor [n, ...] in memory.
 
         Raises:
-            UserError: the file ends too soon, since somebody has changed it.
+            UserError: the file is shorter than before, because somebody has changed it.
         """
         out = torch.empty(len(index), *self.shape, dtype=self.dtype)
         if not out.numel():
             return out
         into = bytes_of(out)
         runs = list(_runs(index))
-        if len(runs) > 1 and hasattr(os, "posix_fadvise"):  # the disk may fetch them all at once
+        # Announce all places before the first read: the disk then fetches them at once and not one after another.
+        if len(runs) > 1 and hasattr(os, "posix_fadvise"):
             for first, count in runs:
                 place = self.offset + first * self.bytes
                 os.posix_fadvise(self._file.fileno(), place, count * self.bytes, os.POSIX_FADV_WILLNEED)
@@ -78,8 +82,9 @@ class RowFile:
         return out
 
     def _fill(self, into: memoryview, place: int) -> None:
-        while into:
-            if hasattr(os, "preadv"):
+        """Read bytes from `place` on until the memory is full."""
+        while into:  # a read may return fewer bytes than asked for
+            if hasattr(os, "preadv"):  # it takes the place as an argument, so threads share no file position
                 count = os.preadv(self._file.fileno(), [into], place)
             else:
                 with self._lock:
@@ -91,13 +96,13 @@ class RowFile:
 
 
 def bytes_of(x: Tensor) -> memoryview:
-    """The memory of a contiguous tensor, for files."""
+    """Return the memory of a contiguous tensor, to be read from or written to a file without a copy."""
     values: Any = x.view(-1).view(torch.uint8).numpy()
     return memoryview(values)
 
 
 def _runs(index: Tensor) -> Iterator[tuple[int, int]]:
-    """Positions in a row as (first, count)."""
+    """Split positions into runs of neighbours (first, count): each run is one read."""
     cuts = (index.diff() != 1).nonzero().flatten() + 1
     begins = [0, *cuts.tolist()]
     for begin, end, first in zip(begins, [*begins[1:], len(index)], index[begins].tolist(), strict=True):
@@ -105,11 +110,14 @@ def _runs(index: Tensor) -> Iterator[tuple[int, int]]:
 
 
 class Rows(Tensor):
-    """A tensor [N, ...] in a file. `x[index]` and `x[a:b]` read those rows; anything else reads all of them.
+    """A tensor [N, ...] in a file. `x[index]` and `x[a:b]` read those rows; any other operation reads all rows.
+
+    It is a subclass of Tensor on the device "meta": it has a shape and a type, but no memory. So code for tensors works
+    with it unchanged, and nothing can read its missing values by mistake.
 
     Args:
-        file: where they are.
-        positions: of the rows in it, int64 [N].
+        file: the open file.
+        positions: the positions of the rows in the file, int64 [N].
 
     Example:
         >>> import tempfile
@@ -125,7 +133,7 @@ class Rows(Tensor):
 
     @staticmethod
     def __new__(cls, file: RowFile, positions: Tensor) -> "Rows":
-        """A tensor of that shape and type without memory of its own."""
+        """Make a tensor of that shape and type without memory."""
         self = torch.empty(len(positions), *file.shape, dtype=file.dtype, device="meta").as_subclass(cls)
         self.file, self.positions = file, positions
         return self
@@ -138,41 +146,47 @@ class Rows(Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """Where rows are when they are read."""
+        """The device of rows that are read: the CPU, and not "meta"."""
         return self.positions.device
 
     def rows(self, index: Tensor) -> "Rows":
-        """Some of the rows, still in the file."""
+        """Return some of the rows, which still stay in the file."""
         return Rows(self.file, self.positions[index])
 
     def load(self) -> Tensor:
-        """All rows in memory."""
+        """Return all rows as a tensor in memory."""
         return self.file.read(self.positions)
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Torch calls this for whatever is done with such a tensor."""
+        """Run a torch function on such a tensor; torch calls this in place of each of its functions."""
         first = args[0] if args else None
-        if func in _OF_ITSELF:
-            with DisableTorchFunctionSubclass():
+        if func in _WITHOUT_VALUES:
+            with DisableTorchFunctionSubclass():  # else `func` would call this method again, without end
                 return func(*args, **(kwargs or {}))
         if isinstance(first, Rows) and func is Tensor.detach:
             return first
         if isinstance(first, Rows) and func is Tensor.__getitem__ and isinstance(args[1], _KEYS):
             chosen = first.positions[args[1]]
             return first.file.read(chosen.reshape(-1)).view(*chosen.shape, *first.file.shape)
+        # Any other function works on values: all rows of each Rows among the arguments are read, also in nested lists.
         args, kwargs = tree_map(_in_memory, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
 def _in_memory(value: Any) -> Any:
+    """Return all rows of a `Rows`, and any other value as it is."""
     return value.load() if isinstance(value, Rows) else value
 
 
 def chunks(x: Tensor) -> Iterator[Tensor]:
-    """The samples of x [N, ...] in order, some at a time, so that no second copy of them all is ever held."""
+    """Iterate over the samples of x [N, ...] in order, some at a time, so that a second copy of all is never in memory.
+
+    Args:
+        x: a tensor, or `Rows` in a file.
+    """
     row = max(x[:0].element_size() * x[0].numel(), 1) if len(x) else 1
     step = max(_CHUNK // row, 1)
     for start in range(0, len(x), step):

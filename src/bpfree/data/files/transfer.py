@@ -1,4 +1,4 @@
-"""One file from one address, over lines that break: whole and of the known hash, or not there."""
+"""Download one file over connections that break. It is whole and has the known hash, or it is not there."""
 
 import os
 import time
@@ -19,35 +19,35 @@ CONNECT_SECONDS = 15.0
 STALL_SECONDS = 30.0
 WAITS = (0.5, 2.0)  # before a second and a third attempt
 LARGEST = 4 << 30
-_AT_ONCE = 99  # processes that download the same file
-_SLOWEST = 1024  # bytes a second, over STALL_SECONDS; whoever is slower only keeps the line
+_AT_ONCE = 99  # the most processes that may download the same file
+_SLOWEST = 1024  # bytes a second, over STALL_SECONDS; a slower server would never finish
 _BLOCK = 1 << 18
 
 
 class WrongFileError(Exception):
-    """What came is not the known file."""
+    """The error for a download whose hash is not the known one."""
 
 
 def transfer(url: str, known_hash: str, path: Path) -> None:
-    """Download a file, which gets its name when it is whole and of the known hash.
+    """Download a file. It gets its name when it is whole and has the known hash.
 
-    Until then it grows in `.NAME.part`, and a later call goes on there, also after this one was killed. What may pass
-    is tried again.
+    Until then it grows in `.NAME.part`. A later call continues there, also if this process was killed. Errors that may
+    pass, such as a broken connection, are tried again.
 
     Args:
-        url: of the file.
-        known_hash: as "md5:...".
-        path: where it goes; the folder exists.
+        url: the address of the file.
+        known_hash: the hash of the file as "md5:...".
+        path: the final path; its folder must exist.
 
     Raises:
-        requests.RequestException: it is not to be had, or broke off again and again.
-        WrongFileError: it is another one.
+        requests.RequestException: the server does not have the file, or the connection broke too often.
+        WrongFileError: the server sent another file.
     """
     with _claimed(path) as (stream, part):
         try:
             resumed = _size(stream) > 0
             _persist(url, stream)
-            if resumed and not is_known(part, known_hash):  # what was there may have been of another file
+            if resumed and not is_known(part, known_hash):  # the first part may be of another file: start again
                 stream.truncate(0)
                 _persist(url, stream)
             if not is_known(part, known_hash):
@@ -59,12 +59,13 @@ def transfer(url: str, known_hash: str, path: Path) -> None:
                 part.unlink(missing_ok=True)
             raise
         _close_first(stream)
-        part.replace(path)  # while it is claimed still, so that nobody else appends to it
+        part.replace(path)  # before the lock is released, so that no other process appends to it
     for other in path.parent.glob(f".{escape(path.name)}.*.part"):
         _drop_unclaimed(other)
 
 
 def _persist(url: str, stream: BinaryIO) -> None:
+    """Download the rest of a file, in up to three attempts."""
     for wait in WAITS:
         try:
             _go_on(url, stream)
@@ -77,6 +78,7 @@ def _persist(url: str, stream: BinaryIO) -> None:
 
 
 def _may_pass(error: requests.RequestException) -> bool:
+    """Return True if the next attempt may succeed: the server is busy or the connection broke."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code in (408, 416, 429)
     return isinstance(error, requests.ConnectionError | requests.Timeout)
@@ -84,7 +86,10 @@ def _may_pass(error: requests.RequestException) -> bool:
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """The first part file that nobody else fills at the moment, for this process alone."""
+    """Open and lock the first part file that no other process writes to.
+
+    Two processes that write to one file would mix their bytes. A second process downloads to a part file of its own.
+    """
     for number in ("", *(f".{n}" for n in range(2, _AT_ONCE + 1))):
         part = path.with_name(f".{path.name}{number}.part")
         with open(part, "ab") as stream:
@@ -95,7 +100,7 @@ def _claimed(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 
 def _drop_unclaimed(part: Path) -> None:
-    """A part file of a process that was killed while another one downloaded the same."""
+    """Remove a part file if no process holds its lock: its process was killed."""
     with suppress(OSError), open(part, "r+b") as stream:
         if _lock(stream, part):
             _close_first(stream)
@@ -103,40 +108,43 @@ def _drop_unclaimed(part: Path) -> None:
 
 
 def _close_first(stream: BinaryIO) -> None:
-    """Where no file can be moved or removed that is open; there are no locks there either."""
+    """Close the file on Windows, which neither moves nor removes open files; Windows has no locks, either."""
     if os.name == "nt":
         stream.close()
 
 
 def _lock(stream: BinaryIO, part: Path) -> bool:
+    """Lock an open part file, and return True if this process has it now."""
     try:
         import fcntl
-    except ImportError:  # not on Windows, where the hash alone tells that two wrote at once
+    except ImportError:  # Windows has no such locks; if two processes write at once, the hash shows it
         return True
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # nor on some network drives
+    except OSError:  # some network drives have no locks
         return True
     try:
-        return os.path.samestat(os.fstat(stream.fileno()), part.stat())  # and not moved away since it was opened
+        return os.path.samestat(os.fstat(stream.fileno()), part.stat())  # False if another process renamed it meanwhile
     except OSError:
         return False
 
 
 def _size(stream: BinaryIO) -> int:
+    """Return the number of bytes in an open file."""
     return os.fstat(stream.fileno()).st_size
 
 
 def _go_on(url: str, stream: BinaryIO) -> None:
-    """Append what is missing; begin anew where a server cannot send the rest alone."""
+    """Append the missing bytes. If the server cannot send only the rest, start again with an empty file."""
     have = _size(stream)
+    # Without "identity" a server may zip the file once more, and then bytes on the disk and in the Range would differ.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)) as response:
         ranges = response.headers.get("Content-Range", "")
         if response.status_code == 416 and ranges == f"bytes */{have}":
-            return  # it was whole
+            return  # the part file was whole already
         if response.status_code == 206 and not ranges.startswith(f"bytes {have}-"):
             raise requests.ConnectionError(f"{url}: sent another part than was asked for")
         if response.status_code in (200, 416):
@@ -151,17 +159,19 @@ def _go_on(url: str, stream: BinaryIO) -> None:
 
 
 def _append(response: requests.Response, stream: BinaryIO, total: int | None) -> None:
-    read = getattr(response.raw, "read1", response.raw.read)  # of older versions of urllib3, which have none
+    """Write the blocks of a response as they come, and raise Timeout if they come too slowly."""
+    # read1 returns what has arrived, so the bar moves and nothing is lost if the line breaks. Older urllib3 lacks it.
+    read = getattr(response.raw, "read1", response.raw.read)
     figures = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with bar(Path(response.url).name, *figures, total=total, done=_size(stream)) as told:
+    with bar(Path(response.url).name, *figures, total=total, done=_size(stream)) as advance:
         since, got = time.monotonic(), 0
         for block in iter(lambda: _read(read), b""):
             stream.write(block)
             stream.flush()
             got += len(block)
-            told(len(block))
+            advance(len(block))
             if _size(stream) > LARGEST:
-                raise requests.RequestException("sends more than any file that is known here")
+                raise requests.RequestException("sends more bytes than any known file has")
             if (seconds := time.monotonic() - since) > STALL_SECONDS:
                 if got < _SLOWEST * seconds:
                     raise requests.Timeout("too slow")
@@ -169,7 +179,7 @@ def _append(response: requests.Response, stream: BinaryIO, total: int | None) ->
 
 
 def _read(read: Any) -> bytes:
-    """The next block as it comes over the line, not unzipped, with errors as requests calls them."""
+    """Return the next block of a response as it is sent, and raise errors of urllib3 as those of requests."""
     try:
         return bytes(read(_BLOCK, decode_content=False))
     except urllib3.exceptions.ReadTimeoutError as error:

@@ -1,4 +1,4 @@
-"""A folder of class folders: which files it has, of which class and of which split. No file is opened."""
+"""List the files in a folder of class folders, with the class and split of each. No file is opened."""
 
 import os
 from pathlib import Path
@@ -7,38 +7,51 @@ from typing import NamedTuple
 from bpfree.errors import UserError
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-"""Names of folders that are splits, in small letters, and which ones."""
+"""Names of folders that are splits, in small letters, and the name of the split."""
 
-_JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind; hidden files likewise
+_JUNK = {
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+}  # files that operating systems leave behind; hidden files are skipped, too
 _SHOWN = 5
 
 
-class Listed(NamedTuple):
-    """The files of one split, as paths below the root, ordered by class and path."""
+class SplitFiles(NamedTuple):
+    """The files of one split, ordered by class and path.
+
+    Attributes:
+        files: paths below the root.
+        labels: the class of each file, a place among `Tree.classes`.
+    """
 
     files: list[str]
     labels: list[int]
 
 
 class Tree(NamedTuple):
-    """What a folder holds.
+    """The classes and splits in a folder of images.
 
     Attributes:
-        classes: names of the class folders, in order; a label is a place in it.
-        splits: "train", and "validation" and "test" if they have folders of their own.
+        classes: the names of the class folders, in order; a label is a place among them.
+        splits: the files by split: "train", and "validation" and "test" if they have folders.
     """
 
     classes: tuple[str, ...]
-    splits: dict[str, Listed]
+    splits: dict[str, SplitFiles]
 
 
 def read_tree(root: Path) -> Tree:
-    """Files in root/class/**, or in root/train/class/**, root/val/class/** and root/test/class/**.
+    """List the files in root/class/**, or in root/train/class/**, root/val/class/** and root/test/class/**.
 
-    Folders are splits if one of them is called train and holds folders itself; a class may be called train otherwise.
+    Folders are splits if one of them is called train and contains folders. Otherwise a class may be called train.
+
+    Args:
+        root: the folder.
 
     Raises:
-        UserError: there is no such folder, fewer than two classes, one without a file, or a split that does not fit.
+        UserError: the folder does not exist, has fewer than two classes, has a class without files, or has a split
+            folder that does not fit.
     """
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
@@ -64,6 +77,7 @@ def read_tree(root: Path) -> Tree:
 
 
 def _splits(root: Path, folders: list[Path]) -> dict[str, Path]:
+    """Return the folder of each split, train first; raise UserError for a folder that is not a split."""
     places: dict[str, Path] = {}
     for folder in folders:
         name = SPLITS.get(folder.name.lower())
@@ -77,11 +91,11 @@ def _splits(root: Path, folders: list[Path]) -> dict[str, Path]:
     return {"train": places.pop("train"), **places}
 
 
-def _list(root: Path, place: Path, classes: tuple[str, ...]) -> Listed:
-    """The files of a split.
+def _list(root: Path, place: Path, classes: tuple[str, ...]) -> SplitFiles:
+    """Return the files of a split.
 
     Raises:
-        UserError: it has none, or classes that training has not.
+        UserError: the split has no files, or has classes that training does not have.
     """
     number = {name: i for i, name in enumerate(classes)}
     folders = _folders(place)
@@ -90,31 +104,34 @@ def _list(root: Path, place: Path, classes: tuple[str, ...]) -> Listed:
     files: list[str] = []
     labels: list[int] = []
     for folder in folders:
-        own = _files(root, folder)
-        files += own
-        labels += [number[folder.name]] * len(own)
+        paths = _files(root, folder)
+        files += paths
+        labels += [number[folder.name]] * len(paths)
     if not files:
         raise UserError(f"data.path: found no files in the class folders of {place}, allowed: at least one image")
-    return Listed(files, labels)
+    return SplitFiles(files, labels)
 
 
 def _folders(place: Path) -> list[Path]:
+    """Return the folders in a folder, in order, without hidden ones and those of operating systems."""
     return sorted(folder for folder in place.iterdir() if folder.is_dir() and not _is_junk(folder.name))
 
 
 def _files(root: Path, folder: Path) -> list[str]:
-    """All files below a folder, in order."""
-    found: list[str] = []
+    """Return the paths of all files below a folder, in order."""
+    paths: list[str] = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _is_junk(name)]
         below = os.path.relpath(place, root)
-        found += [os.path.join(below, name) for name in names if not _is_junk(name)]  # noqa: PTH118 -- of thousands
-    return sorted(found)
+        paths += [os.path.join(below, name) for name in names if not _is_junk(name)]  # noqa: PTH118 -- thousands of them
+    return sorted(paths)  # os.walk gives the order of the disk, which differs between machines
 
 
 def _is_junk(name: str) -> bool:
+    """Return True for hidden files and for files that operating systems leave behind."""
     return name.startswith(".") or name.lower() in _JUNK
 
 
 def _some(names: list[str]) -> str:
+    """Return the first few names as text, with the number of the others."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

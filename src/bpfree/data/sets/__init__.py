@@ -1,1 +1,1 @@
-"""One reader for each data set, and readers for the user's own files."""
+"""Readers: one for each published data set, and readers for the user's own files."""

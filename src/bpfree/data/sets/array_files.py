@@ -1,4 +1,4 @@
-"""Arrays of one's own in numpy's files; large ones of .npy are read from where they lie. Nothing is unpickled."""
+"""Read the user's arrays from files of numpy. Large .npy files are read batch by batch. Nothing is unpickled."""
 
 import math
 import zlib
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from bpfree.data.classes import with_test
-from bpfree.data.dataset import Dataset, Split, refuse_not_finite
+from bpfree.data.dataset import Dataset, refuse_not_finite
 from bpfree.data.files.limits import COPIES, fits
 from bpfree.data.files.rows import RowFile, Rows
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.data.tensors import channels_first, has_channels_last, to_tensor
 from bpfree.disk.paths import check_regular, open_regular, user_path
 from bpfree.errors import UserError
@@ -28,10 +30,10 @@ _NAMES = {
     "validation": (("x_val", "y_val"), ("x_valid", "y_valid"), ("x_validation", "y_validation")),
     "test": (("x_test", "y_test"),),
 }
-_LARGEST_LABEL = 2.0**53  # of floating labels, below which every integer is exact
+_LARGEST_LABEL = 2.0**53  # below which a float64 holds every integer exactly
 _MAGIC = b"\x93NUMPY"
 _IN_FILES = ("uint8", "float16", "float32", "float64", "int16", "int32", "int64")
-# What numpy raises for files that are damaged; it names no common base.
+# Exceptions of numpy for damaged files; they have no common base class.
 _BROKEN = (
     *(OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError),
     *(BadZipFile, zlib.error, TokenError),
@@ -47,52 +49,53 @@ def arrays(
     values: bool = False,
     memory_limit: float | None = None,
 ) -> Dataset:
-    """Arrays of your own: at data.path an .npz of x and y, a folder of x.npy and y.npy, or an .npy beside data.labels.
+    """Your own arrays: at data.path an .npz of x and y, a folder of x.npy and y.npy, or an .npy beside data.labels.
 
-    x_val, y_val and x_test, y_test are further splits. Labels are integers or words, with gaps if you like. Bytes are
-    images [N, H, W], [N, C, H, W] or [N, H, W, C], and will be normalised; other samples pass as they are.
+    Arrays x_val, y_val and x_test, y_test are further splits. Labels are integers or words; numbers may have gaps.
+    Bytes are images [N, H, W], [N, C, H, W] or [N, H, W, C], which training normalises. Other samples pass as they are.
 
     Args:
         data_dir: not used.
-        path: the file or folder. Relative ones count from the current folder, and configs of runs keep it absolute.
-        labels: an .npy of labels, if `path` is one of samples.
-        test: share that is held out by a fixed key; default: 0.2, and none if there are further splits.
-        values: labels are numbers [N, ...] to be predicted (tasks regress and sequence), not classes.
-        memory_limit: MiB that samples may take; .npy files that would take more are read by batches from where they
-            are. Default: a quarter of the memory.
+        path: the file or folder. A relative path counts from the current folder; a run's config keeps the full path.
+        labels: an .npy of labels, if `path` is an .npy of samples.
+        test: the share of the samples that becomes the test split, by a fixed key. Default: 0.2, or 0 if there are
+            further splits.
+        values: True if labels are numbers [N, ...] to be predicted (tasks regress and sequence), and not classes.
+        memory_limit: in MiB; .npy files that take more memory are read batch by batch. Default: a quarter of the
+            memory.
 
     Raises:
-        UserError: no such file, or one that is damaged, lacks an array, or holds what cannot be learned from.
+        UserError: a file does not exist or is damaged, an array is missing, or values cannot be learned from.
     """
     labels = None if labels is None else user_path(labels, "data.labels")
-    known, read = _open(user_path(path, "data.path"), labels, memory_limit)
+    available, read = _open(user_path(path, "data.path"), labels, memory_limit)
     names: Array | None = None
     splits: dict[str, Split] = {}
-    for split, (of_x, of_y) in _pairs(known, path).items():
-        x, found, where = _samples(read(of_x), f"{path}, {of_x}"), read(of_y), f"{path}, {of_y}"
-        if not found.ndim:
+    for split, (of_x, of_y) in _pairs(available, path).items():
+        x, y, where = _samples(read(of_x), f"{path}, {of_x}"), read(of_y), f"{path}, {of_y}"
+        if not y.ndim:
             raise UserError(f"{where}: found a single value, allowed: labels [N], one for each sample")
-        if len(x) != len(found):
-            raise UserError(f"{path}: found {len(x)} samples and {len(found)} labels, allowed: one for each sample")
+        if len(x) != len(y):
+            raise UserError(f"{path}: found {len(x)} samples and {len(y)} labels, allowed: one for each sample")
         if values:
-            numbers = to_tensor(found, where).float()
+            numbers = to_tensor(y, where).float()
             refuse_not_finite(numbers, where)
             splits[split] = Split(x, numbers)
         else:
-            found = _labels(found, where)
-            names = np.unique(found) if names is None else names
-            splits[split] = Split(x, _numbers(found, names, where))
+            y = _labels(y, where)
+            names = np.unique(y) if names is None else names  # train comes first: its classes are the classes
+            splits[split] = Split(x, _numbers(y, names, where))
     if names is not None and len(names) < 2:
         raise UserError(f"{path}: found labels of {len(names)} classes, allowed: of two or more")
     words = None if names is None or np.array_equal(names, np.arange(len(names))) else tuple(map(str, names.tolist()))
     splits = with_test(splits, test)
     train, others = splits["train"], splits.get("validation")
     classes = 0 if names is None else len(names)
-    return Dataset("arrays", train, splits.get("test"), classes, validation=others, class_names=words)
+    return Dataset("arrays", train, splits.get("test"), Labels(classes, words), validation=others)
 
 
 def _open(path: Path, labels: Path | None, memory_limit: float | None) -> tuple[list[str], Callable[[str], Any]]:
-    """Names of arrays, and what reads one of them."""
+    """Return the names of the arrays, and a function that reads one of them by its name."""
     if labels is not None and path.suffix != ".npy":
         raise UserError(f"data.labels: found {labels}, but data.path is {path}, allowed: with one .npy of samples")
     if path.is_dir() or labels is not None:
@@ -100,29 +103,36 @@ def _open(path: Path, labels: Path | None, memory_limit: float | None) -> tuple[
         return list(files), lambda name: _read_npy(files[name], memory_limit if name.startswith("x") else math.inf)
     if path.suffix != ".npz":
         raise UserError(
-            f"data.path: found {path}{'' if path.exists() else ', which is not there'}, allowed: an .npz, a folder of "
-            ".npy files, or an .npy with data.labels"
+            f"data.path: found {path}{'' if path.exists() else ', which does not exist'}, allowed: an .npz, a folder "
+            "of .npy files, or an .npy with data.labels"
         )
     return _npz_names(path, memory_limit), partial(_read_npz, path)
 
 
-def _pairs(known: Collection[str], path: Path) -> dict[str, tuple[str, str]]:
-    """Names of samples and labels for each split that is there."""
-    found = {
-        split: pair for split, pairs in _NAMES.items() if (pair := next((p for p in pairs if {*p} <= {*known}), None))
+def _pairs(available: Collection[str], path: Path) -> dict[str, tuple[str, str]]:
+    """Return the names of samples and labels of each split for which both arrays exist."""
+    present = {
+        split: pair
+        for split, pairs in _NAMES.items()
+        if (pair := next((p for p in pairs if {*p} <= {*available}), None))
     }
-    if "train" not in found:
+    if "train" not in present:
         raise UserError(
-            f"{path}: found {', '.join(known) or 'no arrays'}, allowed: x and y (or x_train and y_train), and beside "
-            "them x_val and y_val, x_test and y_test"
+            f"{path}: found {', '.join(available) or 'no arrays'}, allowed: x and y (or x_train and y_train), and "
+            "beside them x_val and y_val, x_test and y_test"
         )
-    return found
+    return present
 
 
 def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
+    """Return an array in memory, or `Rows` if it takes more than the limit.
+
+    Raises:
+        UserError: the file is damaged, or is too large and of a layout that cannot be read by rows.
+    """
     try:
         with open_regular(file) as opened:
-            if opened.read(len(_MAGIC)) != _MAGIC:
+            if opened.read(len(_MAGIC)) != _MAGIC:  # numpy would else try to unpickle the file
                 raise ValueError("of another format")
         mapped = np.lib.format.open_memmap(file, mode="r")
     except _BROKEN as error:
@@ -135,12 +145,13 @@ def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
             f"{file}: found {dtype} [{', '.join(map(str, mapped.shape))}], more than data.memory_limit, allowed: "
             f"{', '.join(_IN_FILES)} in C order, which can be read from where they lie. Save it so, or raise the limit"
         )
+    # The map itself is not kept: pages of it that were read would count as memory of the process.
     shape = (1, *mapped.shape[1:]) if dtype.name == "uint8" and mapped.ndim == 3 else mapped.shape[1:]
     return Rows(RowFile(file, mapped.offset, shape, getattr(torch, dtype.name)), torch.arange(len(mapped)))
 
 
 def _npz_names(path: Path, memory_limit: float | None) -> list[str]:
-    """Names of arrays in an .npz that fits into memory."""
+    """Return the names of the arrays in an .npz; raise UserError if they do not fit into memory, since it is a zip."""
     check_regular(path)
     try:
         with ZipFile(path) as archive:
@@ -157,6 +168,7 @@ def _npz_names(path: Path, memory_limit: float | None) -> list[str]:
 
 
 def _read_npz(path: Path, name: str) -> Array:
+    """Return an array of an .npz; raise UserError if it is damaged or would have to be unpickled."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _native(archive[name])
@@ -165,19 +177,21 @@ def _read_npz(path: Path, name: str) -> Array:
 
 
 def _damaged(file: Path, error: BaseException) -> UserError:
+    """Return the error for a file that numpy cannot read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{file}: not an array of numbers or words that numpy can read ({reason})")
 
 
 def _native(array: Array) -> Array:
+    """Return the array in the byte order of this machine, which is all that torch reads."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _labels(values: Array, where: str) -> Array:
-    """Integers or words, [N].
+    """Return labels [N] as int64 or as words.
 
     Raises:
-        UserError: of another shape or kind, fractions, or a label that is missing.
+        UserError: labels have another shape or type, have fractions, or one is missing.
     """
     labels = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if labels.ndim != 1 or labels.dtype.kind not in "biufUS":
@@ -204,18 +218,18 @@ def _labels(values: Array, where: str) -> Array:
 
 
 def _numbers(labels: Array, names: Array, where: str) -> Tensor:
-    """Labels as places among the names."""
+    """Return labels as places among the names, int64 [N]; raise UserError for a label that training does not have."""
     if labels.dtype.kind != names.dtype.kind:
         raise UserError(f"{where}: found {labels.dtype}, allowed: labels as those of training, {names.dtype}")
     strange = ~np.isin(labels, names)
     if strange.any():
-        found = labels[strange.argmax()].item()
-        raise UserError(f"{where}: found the label {found!r}, allowed: those of training")
+        label = labels[strange.argmax()].item()
+        raise UserError(f"{where}: found the label {label!r}, allowed: those of training")
     return torch.from_numpy(np.searchsorted(names, labels).astype(np.int64))
 
 
 def _samples(values: Array | Rows, where: str) -> Tensor:
-    """Samples [N, ...], images with channels first."""
+    """Return samples [N, ...] as a tensor, images with channels first; raise UserError unless all are finite."""
     x: Tensor
     if isinstance(values, Rows):
         x = values

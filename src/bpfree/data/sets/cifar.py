@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test photographs of 32x32 colour pixels, in both their layouts.
+"""CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test photographs of 32x32 colour pixels, in two layouts.
 
 Binary: a record is its label bytes and 3,072 pixel bytes: the red, green and blue plane, row by row. CIFAR-10 has one
 label, CIFAR-100 a coarse one before the fine one. Python: a pickled dict with the same pixels and labels as `data`
@@ -13,24 +13,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
 from bpfree.data.files.download import Source, find, is_here
 from bpfree.data.files.pickles import read_pickle
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 
 SHAPE = (3, 32, 32)
 
 
 class Layout(NamedTuple):
-    """How a data set lies in its files.
+    """The layout of a data set in its files.
 
     Attributes:
-        files: the number of records in each, by name; the last file is the test split.
-        labels: label bytes of a record; the last of them is the class.
+        files: the number of records in each file, by its name; the last file is the test split.
+        labels: the number of label bytes in a record; the last one is the class.
         classes: C.
-        source: where the files are.
-        pickled: where the same files are in the layout for Python, named alike but for the suffix.
-        key: of the labels in those.
+        source: the places of the binary files.
+        pickled: the places of the files for Python, which have the same names without the suffix.
+        key: the key of the labels in the files for Python.
     """
 
     files: dict[str, int]
@@ -42,6 +44,7 @@ class Layout(NamedTuple):
 
 
 def _source(name: str, folder: str, archive: str, md5: str, files: Iterable[str]) -> Source:
+    """Return the places of files in an archive that has one hash as a whole."""
     return Source(
         folders=(name, folder, f"{name}/{folder}"),
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
@@ -52,6 +55,7 @@ def _source(name: str, folder: str, archive: str, md5: str, files: Iterable[str]
 
 
 def _pickled(name: str, folder: str, archive: str, md5: str, files: dict[str, str]) -> Source:
+    """Return the places of files in an archive; each file has a known hash, too, beside that of the archive."""
     source = _source(name, folder, archive, md5, files)
     return source._replace(hashes=source.hashes | {file: f"md5:{value}" for file, value in files.items()})
 
@@ -103,34 +107,49 @@ LAYOUTS = {
 
 
 def cifar10(data_dir: Path) -> Dataset:
-    """Photographs of animals and vehicles (Krizhevsky 2009). Found in DATA/cifar10, else downloaded there."""
+    """Photographs of animals and vehicles (Krizhevsky 2009). Read from DATA/cifar10, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("cifar10", data_dir)
 
 
 def cifar100(data_dir: Path) -> Dataset:
-    """Photographs of 100 kinds of things, the fine labels (Krizhevsky 2009). Likewise in DATA/cifar100."""
+    """Photographs of 100 kinds of things, fine labels (Krizhevsky 2009). In DATA/cifar100, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("cifar100", data_dir)
 
 
 def _load(name: str, data_dir: Path) -> Dataset:
-    """From whichever layout is there; the binary one is downloaded if neither is."""
+    """Read the layout that is on the disk; download the binary one if neither is."""
     layout = LAYOUTS[name]
+    # Nobody should download 170 MB again because they have the other layout of the same images.
     read = _read
     files, source = {file: file for file in layout.files}, layout.source
     if not is_here(source, data_dir) and is_here(layout.pickled, data_dir):
         read = _read_pickled
         files, source = {file: file.removesuffix(".bin") for file in layout.files}, layout.pickled
     *train, test = (
-        read(find(name, source, file, data_dir), layout.files[known], layout) for known, file in files.items()
+        read(find(name, source, file, data_dir), layout.files[binary], layout) for binary, file in files.items()
     )
-    return Dataset(name, Split(*map(torch.cat, zip(*train, strict=True))), test, layout.classes)
+    return Dataset(name, Split(*map(torch.cat, zip(*train, strict=True))), test, Labels(layout.classes))
 
 
 def _read(path: Path, records: int, layout: Layout) -> Split:
-    """The records of one binary file.
+    """Return the records of one binary file.
 
     Raises:
-        UserError: the file is of another size, or a label is no class.
+        UserError: the file has another size, or a label is not a class.
     """
     size, expected = path.stat().st_size, records * (layout.labels + int(np.prod(SHAPE)))
     if size != expected:
@@ -140,10 +159,10 @@ def _read(path: Path, records: int, layout: Layout) -> Split:
 
 
 def _read_pickled(path: Path, records: int, layout: Layout) -> Split:
-    """The records of one file for Python.
+    """Return the records of one file for Python.
 
     Raises:
-        UserError: the file is damaged, does more than hold data, or its records are others.
+        UserError: the file is damaged, would execute code, or has other records.
     """
     content = read_pickle(path)
     x, y = content.get("data"), content.get(layout.key)
@@ -152,11 +171,12 @@ def _read_pickled(path: Path, records: int, layout: Layout) -> Split:
         found = list(x.shape) if isinstance(x, np.ndarray) else type(x).__name__
         raise UserError(f"{path}: corrupt: found data {found}, allowed: [{records}, {width}]. Fetch it again")
     if not isinstance(y, list) or len(y) != records or not all(isinstance(v, int) and abs(v) < 1 << 31 for v in y):
-        raise UserError(f"{path}: corrupt: {layout.key} is no list of {records} class numbers. Fetch it again")
+        raise UserError(f"{path}: corrupt: {layout.key} is not a list of {records} class numbers. Fetch it again")
     return _checked(path, torch.from_numpy(x.copy()), torch.tensor(y), layout.classes)
 
 
 def _checked(path: Path, x: torch.Tensor, y: torch.Tensor, classes: int) -> Split:
+    """Return images and labels as a split, or raise UserError for a label that is not a class."""
     wrong = y[(y < 0) | (y >= classes)]
     if len(wrong):
         raise UserError(

@@ -1,4 +1,4 @@
-"""scikit-learn's diabetes: 442 patients, ten measurements each, and how far the disease went in a year; embedded.
+"""scikit-learn's diabetes data: 442 patients, ten measurements each, and the progress of the disease in one year.
 
 Efron, Hastie, Johnstone, Tibshirani 2004, "Least Angle Regression", https://doi.org/10.1214/009053604000000067
 """
@@ -7,16 +7,22 @@ from pathlib import Path
 
 import torch
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.noise import Noise
 
-_TEST = 88  # a fifth, chosen once for all
+_TEST = 88  # a fifth of the patients
 
 
 def diabetes(data_dir: Path) -> Dataset:
-    """354 training and 88 test patients [10], standardised by the training ones; labels from 25 to 346, no classes.
+    """Ten measurements of 354 training and 88 test patients; labels are numbers from 25 to 346. Needs no network.
 
-    The set has no official split. Ours is a fixed shuffle, so a test patient is never trained on, whatever the seed.
+    Measurements are standardised by the training patients. The data set has no official split. Ours is a fixed shuffle,
+    so training never sees a test patient, whatever the seed.
+
+    Args:
+        data_dir: not used.
     """
     from sklearn.datasets import load_diabetes
 
@@ -26,4 +32,4 @@ def diabetes(data_dir: Path) -> Dataset:
     test, train = order[:_TEST], order[_TEST:]
     x = ((x - x[train].mean(0)) / x[train].std(0)).float()
     whole = Split(x, y)
-    return Dataset("diabetes", whole.take(train), whole.take(test), classes=0)
+    return Dataset("diabetes", whole.take(train), whole.take(test), Labels(0))

@@ -1,19 +1,24 @@
-"""scikit-learn's digits: 1,797 real handwritten digits of 8x8 pixels, embedded in the package."""
+"""scikit-learn's digits: 1,797 real handwritten digits of 8x8 pixels, which come with the package."""
 
 from pathlib import Path
 
 import torch
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.noise import Noise
 
-_TEST = 360  # a fifth, chosen once for all
+_TEST = 360  # a fifth of the images
 
 
 def digits(data_dir: Path) -> Dataset:
-    """1,437 training and 360 test images [1, 8, 8] with values 0..16, 10 classes; needs no network.
+    """Handwritten digits: 1,437 training and 360 test images [1, 8, 8] with values 0 to 16. Needs no network.
 
-    The set has no official split. Ours is a fixed shuffle, so a test image is never trained on, whatever the seed.
+    The data set has no official split. Ours is a fixed shuffle, so training never sees a test image, whatever the seed.
+
+    Args:
+        data_dir: not used.
     """
     from sklearn.datasets import load_digits
 
@@ -22,4 +27,4 @@ def digits(data_dir: Path) -> Dataset:
     y = torch.from_numpy(bunch.target).long()
     order = Noise(0).fold("digits").permutation(len(y))
     whole = Split(x, y)
-    return Dataset("digits", whole.take(order[_TEST:]), whole.take(order[:_TEST]), classes=10, white=16.0)
+    return Dataset("digits", whole.take(order[_TEST:]), whole.take(order[:_TEST]), Labels(10), white=16.0)

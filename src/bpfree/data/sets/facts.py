@@ -1,4 +1,4 @@
-"""What is known of each data set that can be had by name: `FACTS`, the table beside `DATASETS`."""
+"""The table `FACTS`: what is known about each data set that has a name, beside the table `DATASETS` of readers."""
 
 from typing import NamedTuple
 
@@ -10,108 +10,79 @@ from bpfree.data.sets.stl10 import STL10
 from bpfree.data.sets.svhn import EXTRA, SVHN
 
 
-class Facts(NamedTuple):
-    """Of a data set as its reader gives it without options.
+class Published(NamedTuple):
+    """The place where a data set is published, and the conditions of its use.
 
     Attributes:
-        train: samples for training, of which a validation split may be carved.
-        test: samples for the final evaluation.
-        classes: C; 0 where labels are numbers.
-        shape: of a sample, [channels, height, width] of an image.
-        megabytes: to download, about; 0 for what comes with the package or is generated.
-        licence: as its authors or those who publish it state it.
-        origin: its page.
+        megabytes: the size of the download, about; 0 for data that come with the package or are generated.
+        licence: the licence, in the words of the authors or of the publisher.
+        page: the address of its page.
         sources: where its files are; one of them suffices.
-        further: files that options ask for.
+        further: files that only options ask for.
+    """
+
+    megabytes: int
+    licence: str
+    page: str
+    sources: tuple[Source, ...] = ()
+    further: tuple[Source, ...] = ()
+
+
+class Facts(NamedTuple):
+    """The facts about a data set as its reader gives it without options.
+
+    Attributes:
+        train: the number of samples for training, from which a validation split may be taken.
+        test: the number of samples for the final evaluation.
+        classes: C; 0 if labels are numbers.
+        shape: the shape of a sample, [channels, height, width] for an image.
+        published: where it is published.
     """
 
     train: int
     test: int
     classes: int
     shape: tuple[int, ...]
-    megabytes: int
-    licence: str
-    origin: str
-    sources: tuple[Source, ...] = ()
-    further: tuple[Source, ...] = ()
+    published: Published
 
 
 _DIGIT = (1, 28, 28)
+_COLOUR = (3, 32, 32)
 _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
+_DIGITS = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+_DIABETES = "https://www4.stat.ncsu.edu/~boos/var.select/diabetes.html"
+_LORENZ = "https://doi.org/10.1175/1520-0469(1963)020<0130:DNF>2.0.CO;2"
+_FASHION_MNIST = "https://github.com/zalandoresearch/fashion-mnist"
+_KMNIST = "http://codh.rois.ac.jp/kmnist/index.html.en"
+_EMNIST = "https://www.nist.gov/itl/products-and-services/emnist-dataset"
+_SVHN = "http://ufldl.stanford.edu/housenumbers/"
+_CALTECH256 = "https://data.caltech.edu/records/nyy15-4j048"
+_STL10 = "https://cs.stanford.edu/~acoates/stl10/"
 _NONE = "none stated"
 
+
+def _cifar(name: str, megabytes: int) -> Published:
+    layout = LAYOUTS[name]
+    return Published(megabytes, _NONE, _CIFAR, (layout.source, layout.pickled))
+
+
 FACTS: dict[str, Facts] = {
-    "digits": Facts(
-        1_437,
-        360,
-        10,
-        (1, 8, 8),
-        0,
-        "CC BY 4.0",
-        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    "digits": Facts(1_437, 360, 10, (1, 8, 8), Published(0, "CC BY 4.0", _DIGITS)),
+    "diabetes": Facts(354, 88, 0, (10,), Published(0, _NONE, _DIABETES)),
+    "lorenz": Facts(512, 256, 0, (100, 3), Published(0, "none needed", _LORENZ)),
+    "mnist": Facts(
+        60_000, 10_000, 10, _DIGIT, Published(12, "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist/", (MNIST,))
     ),
-    "diabetes": Facts(354, 88, 0, (10,), 0, _NONE, "https://www4.stat.ncsu.edu/~boos/var.select/diabetes.html"),
-    "lorenz": Facts(
-        512, 256, 0, (100, 3), 0, "none needed", "https://doi.org/10.1175/1520-0469(1963)020<0130:DNF>2.0.CO;2"
+    "fashion_mnist": Facts(60_000, 10_000, 10, _DIGIT, Published(31, "MIT", _FASHION_MNIST, (FASHION_MNIST,))),
+    "kmnist": Facts(60_000, 10_000, 10, _DIGIT, Published(21, "CC BY-SA 4.0", _KMNIST, (KMNIST,))),
+    "emnist": Facts(112_800, 18_800, 47, _DIGIT, Published(562, _NONE, _EMNIST, (EMNIST,))),
+    "cifar10": Facts(50_000, 10_000, 10, _COLOUR, _cifar("cifar10", 170)),
+    "cifar100": Facts(50_000, 10_000, 100, _COLOUR, _cifar("cifar100", 169)),
+    "svhn": Facts(73_257, 26_032, 10, _COLOUR, Published(246, "non-commercial use", _SVHN, (SVHN,), (EXTRA,))),
+    "eurosat": Facts(
+        21_600, 5_400, 10, (3, 64, 64), Published(94, "MIT", "https://github.com/phelber/EuroSAT", (EUROSAT,))
     ),
-    "mnist": Facts(60_000, 10_000, 10, _DIGIT, 12, "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist/", (MNIST,)),
-    "fashion_mnist": Facts(
-        60_000, 10_000, 10, _DIGIT, 31, "MIT", "https://github.com/zalandoresearch/fashion-mnist", (FASHION_MNIST,)
-    ),
-    "kmnist": Facts(
-        60_000, 10_000, 10, _DIGIT, 21, "CC BY-SA 4.0", "http://codh.rois.ac.jp/kmnist/index.html.en", (KMNIST,)
-    ),
-    "emnist": Facts(
-        112_800,
-        18_800,
-        47,
-        _DIGIT,
-        562,
-        _NONE,
-        "https://www.nist.gov/itl/products-and-services/emnist-dataset",
-        (EMNIST,),
-    ),
-    "cifar10": Facts(
-        50_000,
-        10_000,
-        10,
-        (3, 32, 32),
-        170,
-        _NONE,
-        _CIFAR,
-        (LAYOUTS["cifar10"].source, LAYOUTS["cifar10"].pickled),
-    ),
-    "cifar100": Facts(
-        50_000,
-        10_000,
-        100,
-        (3, 32, 32),
-        169,
-        _NONE,
-        _CIFAR,
-        (LAYOUTS["cifar100"].source, LAYOUTS["cifar100"].pickled),
-    ),
-    "svhn": Facts(
-        73_257,
-        26_032,
-        10,
-        (3, 32, 32),
-        246,
-        "non-commercial use",
-        "http://ufldl.stanford.edu/housenumbers/",
-        (SVHN,),
-        (EXTRA,),
-    ),
-    "eurosat": Facts(21_600, 5_400, 10, (3, 64, 64), 94, "MIT", "https://github.com/phelber/EuroSAT", (EUROSAT,)),
-    "caltech256": Facts(
-        23_824,
-        5_956,
-        256,
-        (3, 64, 64),
-        1_184,
-        "CC BY 4.0",
-        "https://data.caltech.edu/records/nyy15-4j048",
-        (CALTECH256,),
-    ),
-    "stl10": Facts(5_000, 8_000, 10, (3, 96, 96), 2_640, _NONE, "https://cs.stanford.edu/~acoates/stl10/", (STL10,)),
+    "caltech256": Facts(23_824, 5_956, 256, (3, 64, 64), Published(1_184, "CC BY 4.0", _CALTECH256, (CALTECH256,))),
+    "stl10": Facts(5_000, 8_000, 10, (3, 96, 96), Published(2_640, _NONE, _STL10, (STL10,))),
 }
+"""Facts by name: the data sets of `DATASETS` that are not the user's own files."""

@@ -1,4 +1,4 @@
-"""Images of one's own: a folder with a folder of images for each class."""
+"""Read the user's own images: a folder that contains a folder of images for each class."""
 
 from pathlib import Path
 
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from bpfree.data.classes import hold_out, test_share
-from bpfree.data.dataset import Dataset, Split
-from bpfree.data.files.pixels import Channels, Decoded, Wanted, read_pixels, refuse_broken
-from bpfree.data.files.tree import Listed, Tree, read_tree
+from bpfree.data.dataset import Dataset
+from bpfree.data.files.pixels import Channels, Decoded, PixelFormat, read_pixels, refuse_broken
+from bpfree.data.files.tree import SplitFiles, Tree, read_tree
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 
@@ -25,23 +27,25 @@ def folder(
     cache: Path | None = None,
     bits: int | None = None,
 ) -> Dataset:
-    """Images of your own: a folder at data.path with a folder for each class, or such folders in train, val and test.
+    """Your own images: a folder at data.path with a folder for each class, or such folders in train, val and test.
 
     Args:
-        data_dir: for the cache.
-        path: the folder. Relative ones count from the current folder, and configs of runs keep it absolute.
-        size: what images are scaled to, H = W, or [H, W]; default: their own, if all agree.
-        channels: 1 (grey), 3 (colour), or "auto": grey if all files are.
-        test: share that is held out by a fixed key; default: 0.2, and none if there are split folders.
-        skip_broken: leave out what cannot be read, in place of an error that lists it.
-        memory_limit: MiB that the decoded images may take; what takes more is decoded once into a file and read from
+        data_dir: the directory of all data sets, for the cache.
+        path: the folder. A relative path counts from the current folder; a run's config keeps the full path.
+        size: the size in pixels that images are scaled to, H = W, or [H, W]. Default: their own size, if all have the
+            same.
+        channels: 1 (grey), 3 (colour), or "auto": grey if all files are grey.
+        test: the share of the images that becomes the test split, by a fixed key. Default: 0.2, or 0 if there are
+            split folders.
+        skip_broken: True to leave out files that cannot be read. Default: an error lists them.
+        memory_limit: in MiB; if the decoded images take more memory, they are written to a file once and read from
             there, with the same results. Default: a quarter of the memory.
-        cache: the folder for that; default: "decoded" in the data directory.
-        bits: of images of 16 bits, how many hold values, 8 to 16: white is 2^bits - 1. Default: 16, where an image
-            that leaves the top two empty is an error.
+        cache: the folder for such files. Default: "decoded" in the data directory.
+        bits: for images of 16 bits, how many bits hold values, 8 to 16: white is 2^bits - 1. Default: 16, and an image
+            whose top two bits are empty is then an error.
 
     Raises:
-        UserError: no such folder, files that are no images, sizes that differ, a class or a split without images.
+        UserError: the folder does not exist, files are not images, sizes differ, or a class or a split has no images.
     """
     if bits is not None and not 8 <= bits <= 16:
         raise UserError(f"data.bits: found {bits}, allowed: 8 to 16")
@@ -49,8 +53,8 @@ def folder(
     tree = _with_test(read_tree(root), test)
     files = [file for listed in tree.splits.values() for file in listed.files]
     kept = data_dir / "decoded" if cache is None else user_path(cache, "data.cache")
-    wanted = Wanted(channels, None if size is None else _height_and_width(size), bits)
-    decoded = read_pixels(files, root, wanted, memory_limit=memory_limit, cache=kept)
+    form = PixelFormat(channels, None if size is None else _height_and_width(size), bits)
+    decoded = read_pixels(files, root, form, memory_limit=memory_limit, cache=kept)
     if not skip_broken:
         refuse_broken(decoded.broken, files, root)
     splits = _splits(tree, decoded)
@@ -58,13 +62,13 @@ def folder(
         "folder",
         splits["train"],
         splits.get("test"),
-        len(tree.classes),
+        Labels(len(tree.classes), tree.classes),
         validation=splits.get("validation"),
-        class_names=tree.classes,
     )
 
 
 def _height_and_width(size: int | list[int]) -> tuple[int, int]:
+    """Return (H, W) for the option data.size, or raise UserError."""
     values = [size, size] if isinstance(size, int) else size
     if len(values) != 2 or min(values) < 1:
         raise UserError(f"data.size: found {size}, allowed: one length above 0 for squares, or [height, width]")
@@ -72,7 +76,7 @@ def _height_and_width(size: int | list[int]) -> tuple[int, int]:
 
 
 def _with_test(tree: Tree, share: float | None) -> Tree:
-    """With a test split held out of training, unless there is one already or none is wanted."""
+    """Return the tree with a test split taken from training, unless there is a test split or the user wants none."""
     if not (share := test_share(share, tree.splits)):
         return tree
     train = tree.splits["train"]
@@ -80,17 +84,19 @@ def _with_test(tree: Tree, share: float | None) -> Tree:
     return tree._replace(splits={**tree.splits, "train": chosen[0], "test": chosen[1]})
 
 
-def _take(listed: Listed, index: Tensor) -> Listed:
+def _take(listed: SplitFiles, index: Tensor) -> SplitFiles:
+    """Return the files at some positions."""
     positions = index.tolist()
-    return Listed([listed.files[i] for i in positions], [listed.labels[i] for i in positions])
+    return SplitFiles([listed.files[i] for i in positions], [listed.labels[i] for i in positions])
 
 
 def _splits(tree: Tree, decoded: Decoded) -> dict[str, Split]:
-    """The images that were read, split as their files.
+    """Return the images that were read as splits.
 
     Raises:
-        UserError: a split, or a class in training, has none.
+        UserError: a split, or a class in training, has no image that can be read.
     """
+    # `decoded.x` holds the images of all splits in one tensor, without the broken ones: positions must be counted anew.
     labels = torch.tensor([label for listed in tree.splits.values() for label in listed.labels])
     origin = torch.cat([torch.full((len(listed.files),), i) for i, listed in enumerate(tree.splits.values())])
     is_read = torch.ones(len(labels), dtype=torch.bool)
@@ -101,8 +107,9 @@ def _splits(tree: Tree, decoded: Decoded) -> dict[str, Split]:
         index = (origin == i).nonzero().flatten()
         if not len(index):
             raise UserError(f"data.skip_broken: without broken images, {name} has none left, allowed: at least one")
+        # The images of a split are neighbours, so a slice needs no copy.
         splits[name] = whole.slice(int(index[0]), len(index))
-    there = set(splits["train"].y.tolist())
-    if lost := [name for label, name in enumerate(tree.classes) if label not in there]:
+    left = set(splits["train"].y.tolist())
+    if lost := [name for label, name in enumerate(tree.classes) if label not in left]:
         raise UserError(f"data.skip_broken: without broken images, {', '.join(lost)} has none left for training")
     return splits

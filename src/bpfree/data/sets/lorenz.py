@@ -1,12 +1,12 @@
-"""Windows of the Lorenz system, generated: no network, the same values everywhere.
+"""Generate windows of the Lorenz system: without network, and with the same values on every machine.
 
 Lorenz 1963, "Deterministic Nonperiodic Flow", https://doi.org/10.1175/1520-0469(1963)020<0130:DNF>2.0.CO;2
 
     dx/dt = 10 (y - x),    dy/dt = x (28 - z) - y,    dz/dt = x y - 8/3 z
 
-integrated by the classical Runge-Kutta method of fourth order in float64. The largest Lyapunov exponent is 0.9056
-(Sprott 2003, "Chaos and Time-Series Analysis", Oxford), so errors grow e-fold in 1/0.9056 units of time: the Lyapunov
-time, in which predictions are judged.
+The classical Runge-Kutta method of fourth order integrates these equations in float64. The largest Lyapunov exponent is
+0.9056 (Sprott 2003, "Chaos and Time-Series Analysis", Oxford). So errors grow by a factor of e in 1/0.9056 units of
+time. This is the Lyapunov time, the unit in which predictions are judged.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.noise import Noise
 
 LYAPUNOV = 0.9056  # the largest exponent, per unit of time
-_SETTLING = 10.0  # units of time until a random start has come to the attractor
+_SETTLING = 10.0  # units of time after which a random start has reached the attractor
 
 
 def lorenz(
@@ -36,20 +38,24 @@ def lorenz(
     observe: Literal["xyz", "x"] = "xyz",
     key: int = 0,
 ) -> Dataset:
-    """Windows [steps, 3] of the Lorenz system, and for each step the next values; every window has a start of its own.
+    """Windows [steps, 3] of the Lorenz system, and for each step the next values. Each window has its own start.
 
-    Values are standardised by mean and spread of the training windows, component by component.
+    Each component is standardised by its mean and standard deviation in the training windows.
 
     Args:
         data_dir: not used.
-        windows: for training and validation.
-        test_windows: for the final evaluation.
-        steps: T of a window.
-        dt: time between two steps; a Lyapunov time is 1.10.
-        substeps: of the integration between two steps.
-        noise: standard deviation of the measurements of training windows, as a part of the spread; the test is clean.
-        observe: "xyz", or "x" alone, which leaves the rest to the memory of the net.
-        key: of the random starts and of the noise.
+        windows: the number of windows for training and validation.
+        test_windows: the number of windows for the final evaluation.
+        steps: T, the number of steps in a window.
+        dt: the time between two steps; the Lyapunov time is 1.10.
+        substeps: the number of steps of the integration between two steps of a window.
+        noise: the standard deviation of noise on training windows, relative to that of the values. Test windows have
+            no noise.
+        observe: the components that the net sees: "xyz", or "x" alone. Then the net must remember to know the others.
+        key: the key of the random starts and of the noise.
+
+    Raises:
+        UserError: an option is not above 0, the noise is below 0, or `observe` has another value.
     """
     for name, value in (("windows", windows), ("test_windows", test_windows), ("steps", steps), ("dt", dt)):
         check_positive(f"data.{name}", value)
@@ -64,17 +70,26 @@ def lorenz(
     train, test = (train - mean) / std, (test - mean) / std
     train = train + noise * starts.fold("noise").randn(*train.shape, dtype=train.dtype)
     kept = len(observe)
-    return Dataset("lorenz", _windows(train[..., :kept]), _windows(test[..., :kept]), 0, time_step=LYAPUNOV * dt)
+    return Dataset(
+        "lorenz", _windows(train[..., :kept]), _windows(test[..., :kept]), Labels(0, time_step=LYAPUNOV * dt)
+    )
 
 
 def velocity(state: Tensor) -> Tensor:
-    """The right-hand side, of states [..., 3]."""
+    """Return the time derivative [..., 3] of states [..., 3]: the right-hand side of the equations."""
     x, y, z = state.unbind(-1)
     return torch.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], -1)
 
 
 def runge_kutta(field: Callable[[Tensor], Tensor], state: Tensor, h: float, steps: int) -> Tensor:
-    """The state after so many steps of length h, by the classical method: its error falls with h^4."""
+    """Return the state after some steps of the classical Runge-Kutta method, whose error falls with h^4.
+
+    Args:
+        field: gives the time derivative of a state.
+        state: the start, of any shape.
+        h: the length of a step, in units of time.
+        steps: the number of steps.
+    """
     for _ in range(steps):
         k1 = field(state)
         k2 = field(state + h / 2 * k1)
@@ -85,14 +100,16 @@ def runge_kutta(field: Callable[[Tensor], Tensor], state: Tensor, h: float, step
 
 
 def trajectories(starts: Noise, count: int, points: int, dt: float, substeps: int) -> Tensor:
-    """Paths [count, points, 3] on the attractor, float64, dt apart, of random starts.
+    """Return paths on the attractor from random starts, float64 [count, points, 3].
 
     Args:
-        starts: their key.
-        count, points: how many, and of how many points.
-        dt: time between two points.
-        substeps: of the integration between them.
+        starts: the key of the random starts.
+        count: the number of paths.
+        points: the number of points of a path.
+        dt: the time between two points.
+        substeps: the number of steps of the integration between two points.
     """
+    # The centre of the attractor, roughly. From there every start reaches the attractor within the time `_SETTLING`.
     state = starts.randn(count, 3, dtype=torch.float64) * 8 + torch.tensor([0.0, 0.0, 25.0])
     h = dt / substeps
     state = runge_kutta(velocity, state, h, round(_SETTLING / h))
@@ -103,4 +120,5 @@ def trajectories(starts: Noise, count: int, points: int, dt: float, substeps: in
 
 
 def _windows(path: Tensor) -> Split:
+    """Return paths [N, T + 1, D] as samples [N, T, D] whose labels are the next values."""
     return Split(path[:, :-1].float(), path[:, 1:].float())

@@ -1,7 +1,8 @@
-"""MNIST and what came after it as IDX files of 28x28 grey pixels: Fashion-MNIST, KMNIST and EMNIST.
+"""MNIST and its successors Fashion-MNIST, KMNIST and EMNIST: IDX files of 28x28 grey pixels.
 
-Addresses and hashes are those of torchvision's source (torchvision/datasets/mnist.py, BSD), which are the authors' own;
-further mirrors are the authors' too. Hashes of the unzipped files are of copies from other channels, which agree.
+Addresses and hashes are those of torchvision's source (torchvision/datasets/mnist.py, BSD), which the authors publish.
+Further mirrors belong to the authors, too. Hashes of the unzipped files are those of copies from several other places,
+which are equal.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
 from bpfree.data.files.download import Source, find
 from bpfree.data.files.idx import read_idx
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -19,6 +22,7 @@ EMNIST_FILES = tuple(f"emnist-balanced-{file.replace('t10k', 'test')}.gz" for fi
 
 
 def _source(folders: Sequence[str], mirrors: Sequence[str], md5: Sequence[str], contents: Sequence[str] = ()) -> Source:
+    """Return the places of the four files, with hashes of the .gz files and of their contents, as in FILES."""
     hashes = {f"{name}.gz": f"md5:{value}" for name, value in zip(FILES, md5, strict=True)}
     unzipped = {name: f"md5:{value}" for name, value in zip(FILES, contents, strict=False)}
     return Source(tuple(folders), tuple(mirrors), hashes, contents=unzipped)
@@ -79,37 +83,67 @@ EMNIST = Source(
 
 
 def mnist(data_dir: Path) -> Dataset:
-    """Handwritten digits (LeCun, Cortes, Burges 1998). Found in DATA/mnist, else downloaded there."""
+    """Handwritten digits (LeCun, Cortes, Burges 1998). Read from DATA/mnist, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("mnist", MNIST, data_dir)
 
 
 def fashion_mnist(data_dir: Path) -> Dataset:
-    """Pictures of clothes (Xiao, Rasul, Vollgraf 2017). Found in DATA/fashion_mnist, else downloaded there."""
+    """Pictures of clothes (Xiao, Rasul, Vollgraf 2017). Read from DATA/fashion_mnist, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("fashion_mnist", FASHION_MNIST, data_dir)
 
 
 def kmnist(data_dir: Path) -> Dataset:
-    """Cursive Japanese characters (Clanuwat et al. 2018). Found in DATA/kmnist, else downloaded there."""
+    """Cursive Japanese characters (Clanuwat et al. 2018). Read from DATA/kmnist, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     return _load("kmnist", KMNIST, data_dir)
 
 
 def emnist(data_dir: Path) -> Dataset:
-    """Handwritten digits and letters, the balanced split of 47 classes (Cohen et al. 2017). Likewise in DATA/emnist."""
+    """Handwritten digits and letters, 47 balanced classes (Cohen et al. 2017). In DATA/emnist, or downloaded.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     train_x, train_y, test_x, test_y = (find("emnist", EMNIST, file, data_dir) for file in EMNIST_FILES)
-    return Dataset("emnist", _upright(_split(train_x, train_y)), _upright(_split(test_x, test_y)), classes=47)
+    return Dataset("emnist", _upright(_split(train_x, train_y)), _upright(_split(test_x, test_y)), Labels(47))
 
 
 def _load(name: str, source: Source, data_dir: Path) -> Dataset:
+    """Return a data set of ten classes in the four files of MNIST."""
     train_x, train_y, test_x, test_y = (find(name, source, f"{file}.gz", data_dir) for file in FILES)
-    return Dataset(name, _split(train_x, train_y), _split(test_x, test_y), classes=10)
+    return Dataset(name, _split(train_x, train_y), _split(test_x, test_y), Labels(10))
 
 
 def _upright(split: Split) -> Split:
-    """EMNIST's files have each image column by column."""
+    """Return the images with rows and columns exchanged: EMNIST's files store them column by column."""
     return Split(split.tensor.transpose(2, 3).contiguous(), split.y)
 
 
 def _split(images: Path, labels: Path) -> Split:
+    """Return the split in a file of images and a file of labels, or raise UserError if they hold anything else."""
     x, y = torch.from_numpy(read_idx(images)), torch.from_numpy(read_idx(labels))
     if x.dtype != torch.uint8 or x.dim() != 3:
         raise UserError(f"{images}: found {list(x.shape)} of {x.dtype}, allowed: images [N, height, width] of bytes")

@@ -1,20 +1,22 @@
 """EuroSAT and Caltech-256: archives with a folder of JPEG files for each class, and no official split.
 
-The test split is a fifth, chosen once for all by a fixed shuffle, so a test image is never trained on, whatever the
+The test split is a fifth of the images, chosen by a fixed shuffle, so training never sees a test image, whatever the
 seed.
 """
 
 from pathlib import Path
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
 from bpfree.data.files.class_folders import Images, read_published
 from bpfree.data.files.download import Source, find
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 from bpfree.noise import Noise
 
 SMALLEST, LARGEST = 8, 512
-# Hash and first mirror are those of torchvision's source (torchvision/datasets/eurosat.py, BSD); the second mirror is
-# where the authors published it first.
+# Hash and first mirror are those of torchvision's source (torchvision/datasets/eurosat.py, BSD). On the second mirror
+# the authors published the data set first.
 EUROSAT = Source(
     folders=("eurosat", "EuroSAT", ""),
     mirrors=(
@@ -33,18 +35,30 @@ _CLUTTER = "257.clutter"
 
 
 def eurosat(data_dir: Path) -> Dataset:
-    """Land use seen from a satellite, 64x64 in colour (Helber et al. 2019). Found in DATA/eurosat, else downloaded."""
+    """Land use in satellite images, 64x64 pixels (Helber et al. 2019). In DATA/eurosat, or downloaded to there.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     images = _read("eurosat", EUROSAT, data_dir, root="2750", size=64)
     _check_classes("eurosat", images, 10)
     return _divided("eurosat", images, 10)
 
 
 def caltech256(data_dir: Path, *, size: int = 64, clutter: bool = False) -> Dataset:
-    """Photographs of 256 kinds of objects (Griffin, Holub, Perona 2007). Likewise in DATA/caltech256.
+    """Photographs of 256 kinds of objects (Griffin, Holub, Perona 2007). Read from DATA/caltech256, or downloaded.
 
     Args:
-        size: height and width in pixels; a photograph is scaled until it fills them, and what is over is cut off.
-        clutter: with class 257, images of none of the objects. It is left out, since they have nothing in common.
+        data_dir: the directory of all data sets.
+        size: height and width in pixels. A photograph is scaled until it fills them, and the rest is cut off.
+        clutter: True to include class 257, images that show none of the objects. By default it is left out, because
+            its images have nothing in common.
+
+    Raises:
+        UserError: the size is out of range, or the archive cannot be had or has other classes.
     """
     if not SMALLEST <= size <= LARGEST:
         raise UserError(f"data.size: found {size}, allowed: {SMALLEST} to {LARGEST} pixels")
@@ -66,11 +80,13 @@ def _check_classes(name: str, images: Images, expected: int) -> None:
 
 
 def _divided(name: str, images: Images, classes: int) -> Dataset:
-    """The first classes, cut in two."""
+    """Return the images of the first classes, divided into training and test."""
     whole = Split(images.x, images.y)
     index = (images.y < classes).nonzero().flatten()
     order = Noise(0).fold(name).permutation(len(index))
     fifth = len(index) // 5
     test, train = index[order[:fifth].sort().values], index[order[fifth:].sort().values]
-    names = tuple(folder.lstrip("0123456789.") for folder in images.classes[:classes])  # Caltech-256 numbers its own
-    return Dataset(name, whole.take(train), whole.take(test), classes, class_names=names)
+    names = tuple(
+        folder.lstrip("0123456789.") for folder in images.classes[:classes]
+    )  # Caltech-256 has numbers in front of its names
+    return Dataset(name, whole.take(train), whole.take(test), Labels(classes, names))

@@ -1,6 +1,6 @@
 """STL-10: 5,000 training and 8,000 test photographs of 96x96 colour pixels, in its binary layout.
 
-Images are tightly packed bytes: the red, green and blue plane, each column by column; labels run from 1
+Images are bytes without gaps: the red, green and blue plane, each column by column. Labels run from 1
 (https://cs.stanford.edu/~acoates/stl10). Hashes are those of torchvision's source (torchvision/datasets/stl10.py, BSD).
 """
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
 from bpfree.data.files.download import Source, find
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 
 SHAPE = (3, 96, 96)
@@ -32,15 +34,23 @@ STL10 = Source(
 
 
 def stl10(data_dir: Path) -> Dataset:
-    """Photographs of animals and vehicles, few but large (Coates, Ng, Lee 2011); its unlabelled images are left out."""
+    """Photographs of animals and vehicles, few but large (Coates, Ng, Lee 2011). Images without labels are left out.
+
+    Args:
+        data_dir: the directory of all data sets.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is damaged.
+    """
     train, test = (_split(part, data_dir) for part in COUNTS)
-    return Dataset("stl10", train, test, CLASSES)
+    return Dataset("stl10", train, test, Labels(CLASSES))
 
 
 def _split(part: str, data_dir: Path) -> Split:
+    """Return the split "train" or "test" from its two files, with labels from 0."""
     n = COUNTS[part]
     images, labels = (find("stl10", STL10, f"{part}_{what}.bin", data_dir) for what in "Xy")
-    x = _bytes(images, n * int(np.prod(SHAPE))).view(n, *SHAPE).transpose(2, 3)  # columns were stored one by one
+    x = _bytes(images, n * int(np.prod(SHAPE))).view(n, *SHAPE).transpose(2, 3)  # the file stores columns
     y = _bytes(labels, n).long() - 1
     if int(y.min()) < 0 or int(y.max()) >= CLASSES:
         raise UserError(
@@ -51,6 +61,7 @@ def _split(part: str, data_dir: Path) -> Split:
 
 
 def _bytes(path: Path, expected: int) -> torch.Tensor:
+    """Return the bytes of a file, or raise UserError if their number is not the expected one."""
     if (size := path.stat().st_size) != expected:
         raise UserError(f"{path}: truncated or corrupt: found {size} bytes, allowed: {expected}. Fetch it again")
     return torch.from_numpy(np.fromfile(path, np.uint8))

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bpfree.data.dataset import Dataset, Split
+from bpfree.data.dataset import Dataset
 from bpfree.data.files.download import Source, find
 from bpfree.data.files.hashes import check_hash
+from bpfree.data.labels import Labels
+from bpfree.data.split import Split
 from bpfree.errors import UserError
 
 _FOLDERS = ("svhn", "SVHN", "")
@@ -27,22 +29,26 @@ SVHN = Source(
     },
 )
 EXTRA = Source(_FOLDERS, _MIRRORS, {"extra_32x32.mat": "md5:a93ce644f1a588dc4d68dda5feec44a7"})
-_MOST = 1_000_000
-# What scipy raises, beside an error of its own, for files that are damaged or of another format.
+_MOST = 1_000_000  # images in a file; memory is not taken for a header that claims more
+# Exceptions that scipy raises for damaged files or other formats, beside its own MatReadError.
 _BROKEN = (ValueError, TypeError, LookupError, EOFError, NotImplementedError, MemoryError, zlib.error)
 
 
 def svhn(data_dir: Path, *, extra: bool = False) -> Dataset:
-    """House numbers from street photographs (Netzer et al. 2011). Found in DATA/svhn, else downloaded there.
+    """House numbers from street photographs (Netzer et al. 2011). Read from DATA/svhn, or downloaded to there.
 
     Args:
-        extra: with 531,131 further and easier training images, 1.3 GB more to download.
+        data_dir: the directory of all data sets.
+        extra: True to add 531,131 further and easier training images, a download of 1.3 GB.
+
+    Raises:
+        UserError: a file cannot be downloaded, or is not the published one.
     """
     train, test = _splits(SVHN, data_dir)
     if extra:
         further = _splits(EXTRA, data_dir)
         train = Split(*map(torch.cat, zip(train, *further, strict=True)))
-    return Dataset("svhn", train, test, classes=10)
+    return Dataset("svhn", train, test, Labels(10))
 
 
 def _splits(source: Source, data_dir: Path) -> list[Split]:
@@ -50,18 +56,18 @@ def _splits(source: Source, data_dir: Path) -> list[Split]:
 
 
 def _read(path: Path, known_hash: str) -> Split:
-    """The images and labels of one file.
+    """Return the images and labels of one file.
 
     Raises:
-        UserError: it is not the published one, no MATLAB file, or has other variables.
+        UserError: the file is not the published one, is not a MATLAB file, or has other variables.
     """
-    from scipy.io import loadmat, whosmat  # scipy takes a while to import, and nothing else here reads by it
+    from scipy.io import loadmat, whosmat  # scipy takes long to import, and only this reader needs it
     from scipy.io.matlab import MatReadError
 
-    check_hash(path, known_hash)  # since scipy may crash, without an exception, on a file that is damaged
+    check_hash(path, known_hash)  # scipy may crash the process on a damaged file, so the hash comes first
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy's, of variables that nobody asked for
+            warnings.simplefilter("ignore")  # scipy warns about variables that are not read
             _check_header({name: (shape, kind) for name, shape, kind in whosmat(str(path))})
             values = loadmat(str(path), variable_names=["X", "y"])
         x, y = values["X"], values["y"].reshape(-1).astype(np.int64)
@@ -69,15 +75,17 @@ def _read(path: Path, known_hash: str) -> Split:
             raise ValueError(f"found labels from {y.min()} to {y.max()}, allowed: 1 to 10")
     except (MatReadError, *_BROKEN) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: truncated, corrupt or no such MATLAB file ({reason}). Fetch it again") from error
+        raise UserError(
+            f"{path}: truncated, corrupt or not a MATLAB file of version 5 ({reason}). Fetch it again"
+        ) from error
     return Split(torch.from_numpy(np.ascontiguousarray(x.transpose(3, 2, 0, 1))), torch.from_numpy(y % 10))
 
 
-def _check_header(known: dict[str, tuple[tuple[int, ...], str]]) -> None:
-    """Before memory is taken for what the header claims."""
-    shape, kind = known.get("X", ((), "nothing"))
+def _check_header(variables: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    """Raise ValueError unless the header has images and labels; memory for them is not taken yet."""
+    shape, kind = variables.get("X", ((), "nothing"))
     if kind != "uint8" or len(shape) != 4 or shape[:3] != (32, 32, 3) or not 0 < shape[3] <= _MOST:
         raise ValueError(f"found X {list(shape)} of {kind}, allowed: [32, 32, 3, N] of uint8")
-    labels, kind = known.get("y", ((), "nothing"))
+    labels, kind = variables.get("y", ((), "nothing"))
     if labels not in ((shape[3], 1), (1, shape[3])) or kind not in ("uint8", "double"):
         raise ValueError(f"found y {list(labels)} of {kind}, allowed: [{shape[3]}, 1] of uint8")

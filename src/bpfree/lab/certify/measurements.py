@@ -53,7 +53,7 @@ class GraphReach:
 
 @dataclass(frozen=True)
 class Differentiation:
-    """One objective: something that was differentiated in one call of `gradients`.
+    """An objective: something that was differentiated in one call of `gradients`.
 
     Two independent methods look at it. The graph shows the layers that the derivative goes through. Perturbation
     (the derivative is doubled) shows the gradients that change, also where the rule hides the graph.

@@ -36,8 +36,9 @@ _BLOCKS = 4
 _POPULATION = 8  # of black-box rules: what their members depend on does not depend on how many there are
 
 # Options that change a property: what the table calls them, options of the rule, options of the net.
-_TRUNK = ("net.trunk: local", {}, {"trunk": "local"})
-_VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+_Variant = tuple[str, dict[str, Any], dict[str, Any]]
+_TRUNK: _Variant = ("net.trunk: local", {}, {"trunk": "local"})
+_VARIANTS: dict[str, _Variant] = {
     "dfa": ("memory: flat", {"memory": "flat"}, {}),
     "forward_forward": ("negatives: even", {"negatives": "even"}, {}),
     **dict.fromkeys((name for name, rule in RULES.items() if issubclass(rule, DiffusionRule)), _TRUNK),

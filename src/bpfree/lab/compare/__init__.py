@@ -1,4 +1,11 @@
-"""The same net, data and epochs for each rule, with backprop beside them: `bpfree compare`."""
+"""Comparisons of learning rules on the same net, data and epochs, always with backprop: `bpfree compare`.
+
+plan       groups and rows: which rules are trained, and with which config
+compare    train the runs, and write compare.json and report.html
+measure    numbers from the run folders: means, differences, tests of significance
+page       the HTML report
+charts     the figures of the report
+"""
 
 from bpfree.lab.compare.compare import Comparison, compare
 

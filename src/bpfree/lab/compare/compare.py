@@ -1,4 +1,4 @@
-"""Run a comparison, or what is left of it, and put what came of it into one record and one page."""
+"""Train the runs of a comparison that are not finished, and write its record and its report."""
 
 import json
 import platform
@@ -31,17 +31,17 @@ from bpfree.lab.jobs.jobs import Job, OnProgress, run_jobs
 from bpfree.lab.jobs.machine import cores, jobs_at_once, processor
 from bpfree.runs.folder import place
 
-RECORD, PAGE, RUNS = "compare.json", "report.html", "runs"
+RECORD, PAGE, RUNS = "compare.json", "report.html", "runs"  # in the folder of a comparison
 
 
 @dataclass
 class Comparison:
-    """What came of a comparison.
+    """The result of a comparison.
 
     Attributes:
-        folder: where it is.
-        record: as in compare.json.
-        failed: what went wrong, by the run's name; baselines that cannot train the net do not count.
+        folder: the folder of the comparison.
+        record: the values of compare.json: command, date, machine and groups with their rows.
+        failed: the error of each run that failed, by the run's name; baselines that cannot train the net are left out.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Comparison:
 
     @property
     def page(self) -> Path:
-        """The HTML report."""
+        """The path of the HTML report."""
         return self.folder / PAGE
 
 
@@ -66,24 +66,37 @@ def compare(
     command: str | None = None,
     on_progress: OnProgress = lambda running, done, total: None,
 ) -> Comparison:
-    """Train rules on the same net, data and epochs, with backprop beside them, and report.
+    """Train rules and backprop on the same net, data and epochs, and write a report that compares them.
 
-    Runs that are there already are not run again, and interrupted ones go on.
+    Finished runs in the folder are not trained again, and interrupted runs go on.
 
     Args:
-        configs: YAML files or shipped configs; those that share data, net and epochs are compared with each other.
-        rules: on each config's net and data; see `bpfree.lab.compare.plan.plan`. None: each config as it is.
-        seeds: of each, counted from the config's.
-        out: the folder; default: runs/compare-<first config>.
-        jobs: processes at a time, of one thread each; default: as many as there are cores, or one with a GPU.
-        target: seconds are told until the validation metric has come so far; default: 95 % of backprop's best.
-        overrides: `section.key=value`, of every config.
-        command: that leads here, for the report.
+        configs: YAML files or names of shipped configs; configs with the same data, net and epochs share a table.
+        rules: names of rules to train on the net and data of each config; "all" for every rule; () to train each
+            config as it is. See `bpfree.lab.compare.plan.plan`.
+        seeds: the number of runs of each rule; their seeds count up from the seed of the config.
+        out: the folder of the comparison; default: runs/compare-<first config>.
+        jobs: the number of runs at the same time, each with one thread; default: one for each core, or one with a GPU.
+        target: a value of the validation metric; the report shows the CPU seconds until it is reached. Default: 95 %
+            of backprop's best.
+        overrides: changes `section.key=value` of every config.
+        command: the command line that repeats the comparison, for the report.
         on_progress: called whenever a run begins or ends; see `bpfree.lab.jobs.jobs.OnProgress`.
 
+    Returns:
+        The record and the path of the report. A rule that fails does not stop the others; see `Comparison.failed`.
+
     Raises:
-        UserError: an unknown name, an object in place of a name, or a folder with another comparison's runs.
-        KeyboardInterrupt: Ctrl-C; the same call goes on.
+        UserError: a name is unknown, an argument is an object and not a name, or the folder holds the runs of another
+            comparison.
+        KeyboardInterrupt: Ctrl-C was pressed; the same call goes on.
+
+    Example:
+        >>> import bpfree
+        >>> bpfree.compare("digits/mlp", rules=["dfa"], seeds=0)
+        Traceback (most recent call last):
+        ...
+        bpfree.errors.UserError: seeds: found 0, allowed: a number above 0
     """
     check_positive("seeds", seeds)
     if jobs is not None:
@@ -95,6 +108,7 @@ def compare(
     )
     planned = {g.name: {e.name: _jobs(g, e, seeds, root, alone=len(groups) == 1) for e in g.entries} for g in groups}
     rows = [[row for row in entries.values() if row] for entries in planned.values()]
+    # Seed by seed, so that a comparison that is stopped early has all rules with the first seeds.
     every = [job for group in rows for of_a_seed in zip(*group, strict=True) for job in of_a_seed]
     failed = run_jobs(every, jobs or jobs_at_once(), on_progress)
     record = {
@@ -105,46 +119,65 @@ def compare(
     }
     write_text(root / RECORD, json.dumps(record, indent=1) + "\n")
     write_comparison(record, root / PAGE)
-    return Comparison(root, record, _worth_telling(failed))
+    return Comparison(root, record, _without_baselines(failed))
 
 
 def _names(configs: Sequence[str]) -> list[str]:
-    """The names in a sequence of them."""
+    """Return the names as a list; raise UserError for a net or another object."""
     if not isinstance(configs, list | tuple) or not all(isinstance(name, str) for name in configs):
         raise UserError(
-            f"configs: found {type(configs).__name__}, allowed: names of configs or YAML files. A net of your own is "
-            "compared by the name of its class: overrides=['net={name: \"my_module:MyNet\"}']"
+            f"configs: found {type(configs).__name__}, allowed: names of configs or YAML files. Name the class of "
+            "your own net: overrides=['net={name: \"my_module:MyNet\"}']"
         )
     return list(configs)
 
 
 def _jobs(group: Group, entry: Entry, seeds: int, root: Path, *, alone: bool) -> list[Job]:
-    """One for each seed; none for what is refused."""
-    made: list[Job] = []
+    """Return a job for each seed of an entry, or no job if the entry is refused.
+
+    Args:
+        group: the group of the entry.
+        entry: the entry.
+        seeds: the number of seeds.
+        root: the folder of the comparison.
+        alone: True if the comparison has only this group; then names and folders do not contain its name.
+    """
+    jobs: list[Job] = []
     if entry.refused:
-        return made
+        return jobs
     for n in range(seeds):
-        config = deepcopy(entry.config)
+        config = deepcopy(entry.config)  # the entry keeps the config of the first seed
         config.train.seed += n
         name = f"{entry.name} seed {config.train.seed}"
         place = root / RUNS if alone else root / RUNS / _file_name(group.name)
-        made.append(Job(name if alone else f"{group.name}: {name}", config, place / _file_name(name)))
-    return made
+        jobs.append(Job(name if alone else f"{group.name}: {name}", config, place / _file_name(name)))
+    return jobs
 
 
 def _file_name(name: str) -> str:
+    """Return the name of a run as a file name: "backprop, checkpointed seed 0" becomes "backprop-checkpointed-0"."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name.replace(", ", "-").replace(" seed ", "-"))
 
 
 def _measure_group(
     group: Group, jobs: Mapping[str, Sequence[Job]], failed: Mapping[str, str], root: Path, target: float | None
 ) -> dict[str, Any]:
+    """Return the record of a group: its rows, differences from backprop, tests of significance and times.
+
+    Args:
+        group: the planned group.
+        jobs: the jobs of each entry, by its name.
+        failed: the error of each job that failed, by the job's name.
+        root: the folder of the comparison.
+        target: the target that the user gave; None for 95 % of backprop's best.
+    """
     rows = [measure_entry(entry, jobs[entry.name], failed, root) for entry in group.entries]
     baseline = compare_with_baseline(rows)
     measured: dict[str, Any] = {"name": group.name, "config": portable(group.config), "rows": rows}
     trained: list[Row] = [row for row in rows if row["runs"]]
     if not trained:
         return measured
+    # Without backprop (a net of denoising blocks alone), the best rule gives the target.
     aim = default_target(baseline or max(trained, key=lambda row: _goodness(row))) if target is None else target
     time_to_target(trained, aim, trained[0]["metric"])
     if baseline is not None:
@@ -157,27 +190,33 @@ def _measure_group(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in training; where cores are busy, two threads can be many times as slow as one."""
+    """Let torch compute with one thread, as in training, and without warnings.
+
+    While other processes use the cores, two threads can be many times slower than one: each waits for the other.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the logs of the runs have them
+            warnings.simplefilter("ignore")  # the logs of the runs have the same warnings
             yield
     finally:
         torch.set_num_threads(threads)
 
 
 def _goodness(row: Row) -> float:
+    """Return the mean score of a row, with its sign changed for a loss: larger is better."""
     mean: float = row["mean"]
     return -mean if row["metric"] == "loss" else mean
 
 
-def _worth_telling(failed: Mapping[str, str]) -> dict[str, str]:
+def _without_baselines(failed: Mapping[str, str]) -> dict[str, str]:
+    """Return the errors of the rules. That backprop cannot train a net is a result, and not a failure."""
     return {name: error for name, error in failed.items() if BASELINE not in name}
 
 
 def _machine() -> dict[str, str]:
+    """Return the machine and the versions for the record."""
     return {
         "processor": processor(),
         "cores": str(cores()),

@@ -7,7 +7,7 @@ from pathlib import Path
 from bpfree.errors import UserError
 from bpfree.runs.config_file import load_config
 from bpfree.runs.folder import CONFIG
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.training.allocator import keep_freed_memory
 
 USER_ERROR, INTERRUPTED = 2, 130  # as `bpfree train` ends

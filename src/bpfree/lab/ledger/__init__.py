@@ -1,10 +1,10 @@
-"""Published figures beside ours: `bpfree ledger`.
+"""A comparison of published results with the results of bpfree's own configs: `bpfree ledger`.
 
-entries    benchmarks/ledger.yaml: what is claimed where, and which config of ours is to reach it
-results    benchmarks/results/<name>.json: what the runs of an entry came to
-status   how an entry stands: reached, not reached, or nothing to compare
-page       docs/ledger.md, from these two
-update     run what has no result yet, and write the page anew
+entries    benchmarks/ledger.yaml: published values with their sources, and the config that should reach each of them
+results    benchmarks/results/<name>.json: the results of an entry's runs
+status     the status of an entry: reached, not reached, or nothing to compare
+page       docs/ledger.md, made from entries and results
+update     train the runs that have no result yet, and write the page again
 """
 
 from bpfree.lab.ledger.update import Update, update

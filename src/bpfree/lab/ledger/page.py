@@ -1,4 +1,4 @@
-"""docs/ledger.md: every entry in a table of its family, and what is known of each."""
+"""The page docs/ledger.md: a table for each family of rules, and a section for each entry."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,50 +17,70 @@ _OTHERS = "Others"
 MISSING = "\u2013"  # a dash
 _COLUMNS = (
     *("rule", "data, net", "published", "ours", "difference", "verdict"),
-    *("CPU s", "step MB", "date", "machine"),
+    *("CPU s", "MB per step", "date", "machine"),
 )
-_RIGHT = ("published", "ours", "difference", "CPU s", "step MB")
+_RIGHT = ("published", "ours", "difference", "CPU s", "MB per step")  # columns of numbers
 _HEADER = """# The ledger
 
-What was published for each rule, and what the configs of this repository come to. Written by `bpfree ledger` from
-[benchmarks/ledger.yaml](../benchmarks/ledger.yaml) and `benchmarks/results/*.json`; changes by hand are lost.
-`bpfree ledger --run NAME` trains the seeds of an entry that have no result yet.
+This page compares the published results of each rule with the results of the configs in this repository.
+`bpfree ledger` writes it from [benchmarks/ledger.yaml](../benchmarks/ledger.yaml) and `benchmarks/results/*.json`, so
+changes by hand are lost. `bpfree ledger --run NAME` trains the runs of an entry that have no result yet.
 
 {counts}
 
-Test accuracy in % unless an entry says otherwise. Ours is the mean ± standard deviation over n seeds. 🟢: the mean is
-the published value or better, or lacks no more than the tolerance, 0.1 points unless an entry says otherwise. 🔴: it is
-not reached. ⚪: nothing to compare with, or not measured yet. "Other setting": net, data or augmentation are not those
-of the source, so that the figure is a landmark and the verdict no reproduction; the entry says what differs, also where
-it is the recipe alone (optimiser, epochs, precision). CPU s is training and validation of one run, step MB what one
-training step takes beyond parameters and optimiser state; both are means."""
+The columns:
+
+- published, ours: test accuracy in %, unless the entry names another metric. Ours is the mean ± standard deviation over
+  n seeds. The difference is ours minus published.
+- verdict: 🟢 our mean is the published value or better, or it is at most the tolerance worse (0.1 points, unless the
+  entry says otherwise). 🔴 our mean is worse than that. ⚪ nobody published a value, or our result is missing.
+  "Other setting" means that net, data or augmentation differ from the source. Then the published value is only a rough
+  guide, and the verdict is not that of a reproduction. The entry says what differs, also if it is only the recipe
+  (optimizer, epochs, precision).
+- CPU s: CPU seconds of training and validation, the mean of the runs.
+- MB per step: peak memory of one training step beyond parameters and optimizer state, the mean of the runs."""
 
 
 def render(statuses: Sequence[Status]) -> str:
-    """The page."""
+    """Return the page as Markdown.
+
+    Args:
+        statuses: the status of every entry, in the order of the ledger.
+    """
     parts = [_HEADER.format(counts=_counts(statuses))]
     families = {rule: family for family, rules in FAMILIES.items() for rule in rules}
     for family in (*FAMILIES, _OTHERS):
-        own = [status for status in statuses if families.get(status.entry.rule, _OTHERS) == family]
-        if own:
-            rules = [*FAMILIES.get(family, ()), *sorted({status.entry.rule for status in own})]
-            own.sort(key=lambda status: rules.index(status.entry.rule))
-            parts += [f"## {family}", _table(own), *(_section(status) for status in own)]
+        members = [status for status in statuses if families.get(status.entry.rule, _OTHERS) == family]
+        if members:
+            rules = [*FAMILIES.get(family, ()), *sorted({status.entry.rule for status in members})]
+            members.sort(key=lambda status: rules.index(status.entry.rule))
+            parts += [f"## {family}", _table(members), *(_section(status) for status in members)]
     return "\n\n".join(parts) + "\n"
 
 
 def _counts(statuses: Sequence[Status]) -> str:
+    """Return a sentence with the number of entries of each verdict."""
+    return f"{len(statuses)} entries: {count_verdicts(statuses)}."
+
+
+def count_verdicts(statuses: Sequence[Status]) -> str:
+    """Return the number of entries of each verdict, such as "26 🟢 reached, 5 🔴 not reached, ...".
+
+    Args:
+        statuses: the status of every entry.
+    """
     verdicts = [status.verdict for status in statuses]
-    told = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
-    return f"{len(statuses)} entries: {told}."
+    return ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
 
 
 def _table(statuses: Sequence[Status]) -> str:
+    """Return a Markdown table with one row for each entry."""
     bars = ["---:" if column in _RIGHT else "---" for column in _COLUMNS]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (_COLUMNS, bars, *(_row(s) for s in statuses)))
 
 
 def _row(status: Status) -> list[str]:
+    """Return the cells of an entry's row, in the order of `_COLUMNS`."""
     entry, runs = status.entry, status.runs
     memory = [run.step_memory_bytes for run in runs if run.step_memory_bytes is not None]
     return [
@@ -78,11 +98,14 @@ def _row(status: Status) -> list[str]:
 
 
 def _verdict(status: Status) -> str:
+    """Return the verdict, with a remark if the source used another setting."""
+    # An entry without a published value or without runs has nothing that another setting could excuse.
     compared = status.verdict in (Verdict.REACHED, Verdict.NOT_REACHED)
     return status.verdict.value + (", other setting" if compared and status.entry.setting else "")
 
 
 def _ours(status: Status) -> str:
+    """Return mean, standard deviation and number of runs; "n = 1 of 3" if runs are missing."""
     if not status.runs:
         return MISSING
     spread = "" if status.std is None else f" ± {_number(status, status.std)}"
@@ -91,18 +114,22 @@ def _ours(status: Status) -> str:
 
 
 def _number(status: Status, value: float, sign: str = "-") -> str:
+    """Return a value with the entry's number of decimal places; sign="+" also shows a plus."""
     return f"{value:{sign}.{status.entry.places}f}"
 
 
 def _machines(status: Status) -> list[str]:
+    """Return the machines that trained the runs of an entry, each once."""
     return list(dict.fromkeys(str(run.machine) for run in status.runs))
 
 
 def _cell(text: str) -> str:
+    """Return a text as a cell of a Markdown table: on one line, and with its "|" escaped."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
 def _section(status: Status) -> str:
+    """Return the section of an entry: its facts, remarks and commands."""
     entry = status.entry
     commands = f"```\nbpfree ledger --run {entry.name}\n{entry.command}\n```"
     parts = [f"### {entry.name}", " ".join(_facts(status)), " ".join(entry.about.split()), commands]
@@ -110,27 +137,29 @@ def _section(status: Status) -> str:
 
 
 def _facts(status: Status) -> list[str]:
-    """Sentences."""
+    """Return the sentences about an entry: its source, its setting and its runs."""
     entry = status.entry
     source = entry.source if entry.url is None else f"[{entry.source}]({entry.url})"
-    figure = "No published figure" if entry.published is None else f"Published: {_number(status, entry.published)}"
+    value = "No published value" if entry.published is None else f"Published: {_number(status, entry.published)}"
     unit = "" if entry.metric == "accuracy" else f" ({entry.metric})"
-    facts = [f"`{entry.rule}`, {_verdict(status)}. {figure}{unit}; {source}."]
+    facts = [f"`{entry.rule}`, {_verdict(status)}. {value}{unit}; {source}."]
     if entry.setting:
-        facts.append(f"There: {entry.setting}.")
-    facts.append(f"Here: {entry.data}, {entry.net}.")
+        facts.append(f"Setting of the source: {entry.setting}.")
+    facts.append(f"Our setting: {entry.data}, {entry.net}.")
     if entry.tolerance != 0.1:
         facts.append(f"Tolerance: {entry.tolerance:g}.")
     if status.outdated:
-        facts.append("Its results are of a config that has changed since, and do not count.")
+        facts.append("The config has changed since the results were measured, so the results do not count.")
     return [*facts, *_measured(status)]
 
 
 def _measured(status: Status) -> list[str]:
+    """Return a sentence about the runs of an entry, or an empty list if there are none."""
     runs = status.runs
     if not runs:
         return []
     scores = ", ".join(f"{_number(status, run.score)} (seed {run.seed})" for run in runs)
+    # Runs of one entry may differ in machine, precision or version; each kind is named once.
     kinds = [
         f"{run.epochs} epochs, {run.precision}, {run.threads} thread{'s' * (run.threads > 1)}, "
         f"bpfree {run.versions['bpfree']}, torch {run.versions['torch']}"

@@ -1,4 +1,4 @@
-"""How an entry stands."""
+"""The status of an entry: the comparison of its runs with the published value."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,7 +11,10 @@ from bpfree.lab.ledger.results import Measured, is_of_today, read_results
 
 
 class Verdict(Enum):
-    """With a mark that plain text keeps, since viewers of Markdown strip colours."""
+    """The outcome of a comparison.
+
+    The value is shown on the page. It begins with a coloured circle, because viewers of Markdown ignore text colours.
+    """
 
     REACHED = "🟢 reached"
     NOT_REACHED = "🔴 not reached"
@@ -21,12 +24,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Status:
-    """An entry and its runs.
+    """An entry with the results of its runs.
 
     Attributes:
-        entry: as in the ledger.
-        runs: of its seeds, with its config as it is now.
-        outdated: whether there are results of a config that has changed since.
+        entry: the entry.
+        runs: the results of its seeds, measured with the config that the entry has now.
+        outdated: True if the results file is of an older config; its results are then not in `runs`.
     """
 
     entry: Entry
@@ -35,46 +38,51 @@ class Status:
 
     @property
     def mean(self) -> float:
-        """Of the scores."""
+        """The mean of the scores; there must be a run."""
         return statistics.fmean(run.score for run in self.runs)
 
     @property
     def std(self) -> float | None:
-        """Of the scores; None for one run."""
+        """The standard deviation of the scores (n - 1 in the denominator); None for fewer than two runs."""
         return statistics.stdev(run.score for run in self.runs) if len(self.runs) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """Ours less the published one, to the last place shown; None if either is missing."""
+        """Our mean minus the published value, rounded as it is shown; None if one of them is missing."""
         if not self.runs or self.entry.published is None:
             return None
         return round(self.mean - self.entry.published, self.entry.places)
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the mean of ours is as good as the published figure, or within the tolerance."""
+        """The verdict: reached if our mean is as good as the published value, or within the tolerance of it."""
         if not self.runs:
             return Verdict.UNMEASURED
         if self.difference is None:
             return Verdict.UNCOMPARED
+        # The rounded difference decides: a reader must be able to check the verdict with the numbers on the page.
         gain = -self.difference if self.entry.metric == "loss" else self.difference
         return Verdict.REACHED if gain >= -self.entry.tolerance else Verdict.NOT_REACHED
 
     @property
     def missing(self) -> list[int]:
-        """Seeds without a run."""
+        """The seeds that have no result yet."""
         return [seed for seed in self.entry.seeds if seed not in {run.seed for run in self.runs}]
 
 
 def compare_with_published(entry: Entry, results: Path) -> Status:
-    """How an entry stands by its results file.
+    """Return the status of an entry, from its results file.
+
+    Args:
+        entry: the entry.
+        results: the folder of the results files.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the results file is damaged.
     """
-    found = read_results(entry, results)
-    if found is None:
+    measured = read_results(entry, results)
+    if measured is None:
         return Status(entry, [])
-    if not is_of_today(entry, found):
+    if not is_of_today(entry, measured):
         return Status(entry, [], outdated=True)
-    return Status(entry, [run for run in found.runs if run.seed in entry.seeds])
+    return Status(entry, [run for run in measured.runs if run.seed in entry.seeds])

@@ -57,9 +57,9 @@ def overlaid_curves(histories: Mapping[str, Sequence[Record]], *, over: str) -> 
         for number, (name, history) in enumerate(histories.items()):
             split = "validation" if _points(history, over, "validation", metric) else "train"
             label = name if split == "validation" else f"{name} (train)"
-            style = _STYLES[number // 10 % len(_STYLES)]
+            style = _STYLES[number // 10 % len(_STYLES)]  # matplotlib has ten colours: the eleventh run gets dashes
             _line(axes, _points(history, over, split, metric), label=label, ls=style, color=f"C{number % 10}")
-        if over == "seconds":
+        if over == "seconds":  # the times of rules differ by factors, so only a logarithmic axis shows all of them
             axes.set_xscale("log")
         _scale(axes, metric)
         _legend(figure, axes)
@@ -93,7 +93,13 @@ def tracked_curves(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
 
 
 def _layers(records: Sequence[Record], layers: Sequence[str], quantity: str) -> Figure:
-    """Draw one quantity over the steps, a line for each layer."""
+    """Draw one quantity over the steps, a line for each layer.
+
+    Args:
+        records: measurements of one tracker.
+        layers: names of layers, from the first to the last.
+        quantity: the name of the vertical axis; bytes are shown in MB.
+    """
     scale, unit = (1e-6, quantity.replace("_bytes", " (MB)")) if quantity.endswith("_bytes") else (1.0, quantity)
     figure, axes = _panel(x="step", y=unit.replace("_", " "))
     for number, layer in enumerate(layers):
@@ -117,7 +123,14 @@ def _metrics(history: Sequence[Record]) -> list[str]:
 
 
 def _points(history: Sequence[Record], x: str, split: str, metric: str) -> list[tuple[float, float]]:
-    """Return the points (x, metric) of the epochs that have both."""
+    """Return the points (x, metric) of the epochs that have both.
+
+    Args:
+        history: records of the epochs.
+        x: "epoch" or "seconds".
+        split: "train" or "validation".
+        metric: the name of a metric.
+    """
     return [(record[x], record[split][metric]) for record in history if x in record and metric in record[split]]
 
 
@@ -142,6 +155,7 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], *, label: str | Non
 
 def _scale(axes: Axes, metric: str) -> None:
     """Draw a positive loss on a logarithmic axis, where both its first fall and its late changes are visible."""
+    # A loss of 0 or below, as the log-likelihood of a density, has no logarithm.
     lowest = min((float(np.min(line.get_ydata())) for line in axes.lines), default=0.0)
     if metric == "loss" and lowest > 0:
         axes.set_yscale("log")
@@ -151,6 +165,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Put the legend below the panel, and make the figure higher by the legend's rows."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        # About 48 letters fit into a row at this size of the figure and font; four are taken by the line's sample.
         columns = max(1, min(4, 48 // (4 + max(map(len, labels)))))
         rows = -(-len(labels) // columns)
         figure.set_figheight(_SIZE[1] + 0.2 * rows)

@@ -140,7 +140,7 @@ def image(png: Path | bytes, *, alt: str, caption: str = "") -> Markup:
         UserError: the file is not a regular file.
     """
     content = png if isinstance(png, bytes) else _read(png)
-    with Image.open(io.BytesIO(content)) as opened:
+    with Image.open(io.BytesIO(content)) as opened:  # reads the header only
         wide = opened.width > _WIDE_PIXELS
     return _block("image", _data(content), alt, caption, wide)
 
@@ -153,6 +153,7 @@ def _read(path: Path) -> bytes:
 
 def _data(content: bytes) -> str:
     """Return a data URL that holds an image."""
+    # The first bytes decide, because the name of a file in a run folder may be wrong.
     kind = next((kind for start, kind in _STARTS.items() if content.startswith(start)), "png")
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -177,12 +178,23 @@ def paragraph(text: str) -> Markup:
 
 
 def facts(pairs: Mapping[str, str]) -> Markup:
-    """Return names with their values, as a definition list in several columns."""
+    """Return names with their values, as a definition list in several columns.
+
+    Args:
+        pairs: values by their names, in order.
+
+    >>> "<dt>Seed</dt><dd>0</dd>" in facts({"Seed": "0"})
+    True
+    """
     return _block("facts", pairs)
 
 
 def code(text: str) -> Markup:
-    """Return a command or the text of a file, with a button that copies it."""
+    """Return a command or the text of a file, with a button that copies it.
+
+    Args:
+        text: shown as it is, with its lines.
+    """
     return _block("code", text)
 
 
@@ -192,7 +204,11 @@ def warning(text: str) -> Markup:
 
 
 def beside(*parts: Markup) -> Markup:
-    """Return parts side by side, or one below the other on a narrow screen."""
+    """Return parts side by side, or one below the other on a narrow screen.
+
+    Args:
+        parts: from left to right.
+    """
     return _block("beside", parts)
 
 
@@ -281,6 +297,7 @@ def _number_pictures(html: str) -> str:
 
 def _block(name: str, *args: Any) -> Markup:
     """Return what a macro of blocks.html.j2 makes of its arguments."""
+    # Arguments are escaped inside the macro; the result of a macro is a Markup, which a page includes as it is.
     made: Markup = getattr(_templates().get_template("blocks.html.j2").module, name)(*args)
     return made
 
@@ -289,6 +306,7 @@ def _block(name: str, *args: Any) -> Markup:
 def _templates() -> Environment:
     """Return the templates, which escape every text that is not a Markup."""
     loader = PackageLoader("bpfree.lab.report")
+    # StrictUndefined: a misspelt name in a template is an error, and not an empty text in a report.
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 

@@ -75,7 +75,15 @@ def _folders(text: str | Path) -> list[Path]:
 
 
 def _place(sources: Sequence[Path | Run], out: str | Path | None) -> Path:
-    """Return the path of the report."""
+    """Return the path of the report.
+
+    Args:
+        sources: runs, and folders of runs.
+        out: the file that the user named, or None.
+
+    Raises:
+        UserError: the user's name is not that of an HTML file, or the report has no folder.
+    """
     if out is not None:
         # Only names of HTML files are allowed: `--out config.yaml` must not replace a file of the run.
         path = user_path(out, "out")
@@ -83,7 +91,7 @@ def _place(sources: Sequence[Path | Run], out: str | Path | None) -> Path:
             raise UserError(f"out: found {path}, allowed: a file whose name ends in .html, such as {path / NAME}")
         return path
     folders = [source.folder if isinstance(source, Run) else source for source in sources]
-    if len(folders) == 1:
+    if len(folders) == 1:  # a run that was never saved has None
         if folders[0] is None:
             raise UserError("out: found none, and the run has no folder. Give a file, such as out='report.html'")
         return folders[0] / NAME
@@ -104,12 +112,20 @@ def _subject(source: Path | Run, data_dir: str | Path | None, trust: bool) -> Su
     missing: list[str] = []
     run = source if isinstance(source, Run) else _loaded(recorded, missing, trust)
     split, which = (None, "") if run is None else _samples(run, data_dir, missing)
+    if run is not None and which == "test samples":
+        run = run.with_test(split)
     pictures = [] if run is None else _draw(run, recorded, split, missing)
     return Subject(recorded, run, split, which, pictures, missing)
 
 
 def _loaded(recorded: Recorded, missing: list[str], trust: bool) -> Run | None:
-    """Load a run with its weights, or return None and say in `missing` why that is not possible."""
+    """Load a run with its weights, or return None and say in `missing` why that is not possible.
+
+    Args:
+        recorded: the run, which has a folder.
+        missing: gets a sentence if the run cannot be loaded.
+        trust: import the code that the config of the run names.
+    """
     assert recorded.folder is not None
     try:
         run = load(recorded.folder, trust=trust)
@@ -117,15 +133,23 @@ def _loaded(recorded: Recorded, missing: list[str], trust: bool) -> Run | None:
         missing.append(f"The report shows no predictions, because the run cannot be loaded: {_line(error)}")
         return None
     # metrics.jsonl may go further than the checkpoint, and it was read so that damaged lines do not matter.
-    run.trainer.progress.history, run.trainer.progress.tracked = recorded.history, recorded.tracked
-    return run
+    return run.with_records(recorded.history, recorded.tracked)
 
 
 def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple[Split | None, str]:
-    """Return samples to predict and what they are: of the test split, else of validation, else of training."""
+    """Return samples to predict and what they are: of the test split, else of validation, else of training.
+
+    Args:
+        run: the run.
+        data_dir: the folder of the data sets; None for the default.
+        missing: gets a sentence if samples, or test samples, are missing.
+
+    Returns:
+        The samples and a name for them, such as "test samples"; None and "" if the data cannot be read.
+    """
     if run.test is not None:
         return run.test, "test samples"
-    if "data" in run.given:
+    if "data" in run.from_python:
         missing.append(
             "The report shows no predictions, because the data of the run came from Python and are not stored. In "
             "Python, bpfree.report(run) shows predictions for a run that was trained with test=... in the same program."
@@ -135,10 +159,9 @@ def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple
     try:
         dataset = config.data.load(data_dir)
         if dataset.test is not None:
-            run.test = dataset.test
             return dataset.test, "test samples"
         train, validation = dataset.carve(config.data.validation, config.train.seed)
-    except (UserError, OSError, KeyError) as error:
+    except (UserError, OSError, KeyError) as error:  # not downloaded, moved, or changed since the training
         missing.append(f"The report shows no predictions, because the data cannot be read: {_line(error)}")
         return None, ""
     which = "training" if validation is None else "validation"
@@ -147,7 +170,14 @@ def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple
 
 
 def _draw(run: Run, recorded: Recorded, split: Split | None, missing: list[str]) -> list[Path]:
-    """Draw the pictures of a run into its folder and return their paths, or say in `missing` why not."""
+    """Draw the pictures of a run into its folder and return their paths, or say in `missing` why not.
+
+    Args:
+        run: the run with its weights.
+        recorded: the files of the run; without a folder nothing is drawn.
+        split: samples to predict, or None.
+        missing: gets a sentence if the pictures cannot be written.
+    """
     if recorded.folder is None:
         return []
     try:
@@ -187,9 +217,7 @@ def _page_of_several(subjects: Sequence[Subject]) -> str:
     each = [_folded(subject) for subject in subjects]
     sections = [
         Section("Comparison", [_comparison(runs)], "Each row is a single run. Small differences may be chance."),
-        Section(
-            "Learning curves", _overlaid(runs), "Validation metrics; training metrics for runs without validation."
-        ),
+        Section("Learning curves", _overlaid(runs), "In validation, or in training for runs without validation."),
         Section("Each run", each),
     ]
     lead = ", ".join(dict.fromkeys(str(run.option("rule") or "?") for run in runs))

@@ -16,8 +16,8 @@ from bpfree.lab.report.charts import learning_curves, tracked_curves
 from bpfree.lab.report.format import megabytes, number, seconds
 from bpfree.lab.report.html import Cell, Column, Section
 from bpfree.lab.report.records import Recorded, is_number, mapping
-from bpfree.pictures.confusion import MOST_CLASSES, Answers, answers_of, confusion_figure
-from bpfree.pictures.numbers import carried, predicted
+from bpfree.pictures.confusion import MOST_CLASSES, ClassPredictions, confusion_figure, predict_classes
+from bpfree.pictures.numbers import predict_numbers, rollout
 from bpfree.runs.folder import CONFIG
 from bpfree.tasks import Classify, Regress, Sequence
 from bpfree.trackers import TRACKERS
@@ -88,6 +88,7 @@ def state_of(recorded: Recorded) -> str:
     """
     done, planned = len(recorded.history), recorded.option("train", "epochs")
     if recorded.is_over:
+        # A damaged config may name no number, or a number as text.
         stopped = is_number(planned) and done < planned
         return f"stopped early, after {done} of {planned} epochs" if stopped else "finished"
     return f"not finished: {done} of {planned if is_number(planned) else '?'} epochs"
@@ -147,7 +148,10 @@ def _curves(recorded: Recorded) -> list[Markup]:
 
 
 def _tracked(recorded: Recorded) -> list[Markup]:
-    """Return a picture of each tracker; its caption is the first line of the tracker's docstring."""
+    """Return a picture of each tracker; its caption is the first line of the tracker's docstring.
+
+    The tracker `cost` is left out. It measures the whole training, and its curves are in the section "Cost".
+    """
     parts = []
     for tracker, quantity, figure in tracked_curves([r for r in recorded.tracked if r["tracker"] != _COST]):
         kind = TRACKERS.get(tracker)
@@ -162,9 +166,9 @@ def _classification(subject: Subject) -> list[Section]:
     run, split = subject.run, subject.split
     if run is None or split is None or not isinstance(run.task, Classify):
         return []
-    answers = answers_of(run, split)
+    answers = predict_classes(run, split)
     matrix = answers.confusion() if answers.classes <= MOST_CLASSES else None
-    wrong = int((answers.true != answers.said).sum())
+    wrong = int((answers.true != answers.predicted).sum())
     note = f"{wrong:,} of {len(answers.true):,} {subject.which} are classified wrongly."
     confused = [] if matrix is None else [html.picture(confusion_figure(matrix, answers.names), alt="confusion matrix")]
     if matrix is not None and answers.classes <= _MOST_IN_TABLE:
@@ -181,12 +185,13 @@ def _regression(subject: Subject) -> list[Section]:
     if run is None or split is None:
         return []
     if isinstance(run.task, Regress):
-        answers = predicted(run, split)
+        answers = predict_numbers(run, split)
+        # One figure for each number, so that a phone can show one below the other.
         figures = [html.picture(answers.figure([d]), alt="predicted against true values") for d in answers.shown]
         note = f"Each dot is one of {len(answers.true):,} {subject.which}. Dots on the line are right."
         return [Section("Predicted and true", figures, note)]
     if isinstance(run.task, Sequence):
-        windows = carried(run, split)
+        windows = rollout(run, split)
         shown = range(len(windows.truth))
         figures = [html.picture(windows.figure([n]), alt=f"predictions and truth, window {n}") for n in shown]
         alone = "The net reads the beginning of a window. Then its own predictions are its inputs."
@@ -195,7 +200,7 @@ def _regression(subject: Subject) -> list[Section]:
     return []
 
 
-def _by_class(matrix: Tensor, answers: Answers) -> Markup:
+def _by_class(matrix: Tensor, answers: ClassPredictions) -> Markup:
     """Return a table of the classes: samples, recall, precision and the most frequent wrong prediction.
 
     Args:
@@ -223,11 +228,19 @@ def _share(part: int, whole: int) -> Cell:
     return Cell(f"{part / whole:.1%}", part / whole) if whole else Cell("\u2013")
 
 
-def _wrong(run: "Run", answers: Answers) -> list[Markup]:
-    """Return the wrong predictions with the highest probability: as images, or as a table for other samples."""
+def _wrong(run: "Run", answers: ClassPredictions) -> list[Markup]:
+    """Return the wrong predictions with the highest probability: as images, or as a table for other samples.
+
+    Args:
+        run: the run, which knows how its samples become images.
+        answers: its predictions.
+
+    Returns:
+        One part, or an empty list if all predictions are right.
+    """
     positions = answers.most_wrong()
     images = answers.images(run, positions)
-    labels = ((int(n), int(answers.true[n]), int(answers.said[n])) for n in positions)
+    labels = ((int(n), int(answers.true[n]), int(answers.predicted[n])) for n in positions)
     rows = [(n, answers.name(true), answers.name(said), float(answers.probability[n])) for n, true, said in labels]
     if images is None:
         numeric = answers.names is None
@@ -290,7 +303,7 @@ def _again(recorded: Recorded) -> list[Markup]:
         return [html.code(_yaml(recorded.config))]
     run = recorded.folder
     command = ["bpfree", "train", str(run / CONFIG), "--out", str(run.with_name(f"{run.name}-again"))]
-    parts = [html.code(shlex.join(command))]
+    parts = [html.code(shlex.join(command))]  # quoted: the name of a folder may hold spaces or "$"
     if not recorded.is_over:
         parts += [
             html.paragraph("Or resume the run:"),
@@ -303,6 +316,7 @@ def _again(recorded: Recorded) -> list[Markup]:
 
 def _yaml(config: dict[str, Any]) -> str:
     """Return a config as YAML, in its own order of keys."""
+    # `safe_dump` writes plain values only, so no tag in a strange config can reach a reader's `yaml.load`.
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
 
 

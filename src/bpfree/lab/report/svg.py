@@ -77,7 +77,7 @@ def _references(value: str) -> list[str]:
 def _rename(part: ET.Element, used: set[str]) -> None:
     """Remove an id that nothing points to; give the others, and the references to them, the prefix "p0-"."""
     if part.attrib.get("id") in used:
-        part.set("id", "p0-" + part.attrib["id"])
+        part.set("id", "p0-" + part.attrib["id"])  # `html.page` replaces the 0 by the number of the picture
     else:
         part.attrib.pop("id", None)
     for key, value in part.attrib.items():
@@ -124,7 +124,7 @@ def readable(color: str, *, on: str) -> str:
     channels = _channels(color)
     needed = _CONTRAST_OF_GREY if max(channels) - min(channels) < 26 else _CONTRAST
     end = 0 if _luminance(on) > 0.5 else 255
-    for share in range(0, 101, 5):
+    for share in range(0, 101, 5):  # in percent; at 100 the colour is black or white, which always stands out
         mixed = "#" + "".join(f"{round(c + (end - c) * share / 100):02x}" for c in channels)
         if contrast(mixed, on) >= needed:
             break

@@ -1,4 +1,4 @@
-"""`bpfree tune`: the values that a config leaves open are searched by Optuna, by any number of processes."""
+"""`bpfree tune`: a search with Optuna for the values that a config leaves open, by any number of processes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,22 +17,28 @@ def tune(
     workers: int = 1,
     data_dir: str | Path | None = None,
 ) -> "Tuned":
-    """Search for the best values of what a config leaves open; the same call goes on with a search.
+    """Search for the best values for the markers of a config. The same call again continues the search.
 
     Args:
         config: a YAML file, a shipped config or plain values, with markers such as
             `lr: {search: log, low: 1e-4, high: 1e-1}` and a section `tune`; see `bpfree.lab.tune.plan.TuneConfig`.
-        overrides: `section.key=value`, as on the command line.
-        out: folder of the study; default: runs/tune-<dataset>-<rule>.
-        storage: URL of a database that Optuna takes, for workers on several machines; default: SQLite in the folder.
-        workers: processes of one thread each; 1 trains in this one.
-        data_dir: where data sets are.
+        overrides: changes of the config, each `section.key=value`, as on the command line.
+        out: folder of the study. Default: runs/tune-<dataset>-<rule>.
+        storage: URL of a database that Optuna supports, for workers on several machines. Default: SQLite in the folder.
+        workers: number of processes, each with one thread; with 1, this process trains.
+        data_dir: folder of the data sets. Default: the one that the config names.
 
     Returns:
-        The best config, and all trials.
+        The best config, all trials, and the best values for each setting.
 
     Raises:
-        UserError: anything that cannot work, said in one line; no trial came to an end.
+        UserError: the config cannot be searched, the folder or database holds another search, or no trial finished.
+
+    Example:
+        >>> markers = ["optimizer.lr={search: log, low: 1e-4, high: 1e-1}", "tune.trials=20"]
+        >>> tuned = tune("digits/dfa", markers)  # doctest: +SKIP
+        >>> tuned.best["params"]  # doctest: +SKIP
+        {'optimizer.lr': 0.0132...}
     """
     from bpfree.lab.tune.plan import make_plan
     from bpfree.lab.tune.study import search  # with Optuna and its databases, which take a while to import

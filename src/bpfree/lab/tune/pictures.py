@@ -1,4 +1,4 @@
-"""Two pictures of a search: what matters, and which values go with which result."""
+"""Two pictures of a search: the importance of the parameters, and the parameters of each trial."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,36 +15,42 @@ from matplotlib.figure import Figure
 from bpfree.pictures.plots import BLUE, ORANGE, label, write_figure
 from bpfree.runs.markers import Choice, Log, Marker
 
-_ABSENT = object()  # in place of the value of a parameter that a trial has not
-_BELOW = -0.12  # where it goes by
+_ABSENT = object()  # stands for the value of a parameter that a trial does not have
+_BELOW = -0.12  # height of the lines of such trials, below the axis
 _PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
 _TICKS = 5
-_WIDE = 1000  # times the smallest value: beyond it, one bad trial would hide what differs between the others
+_WIDE = 1000  # largest value / smallest value; above it the axis is logarithmic, or one bad trial would hide the rest
 
 
 def plot_importance(importances: Mapping[str, float], metric: str, path: Path) -> Path:
-    """A bar for each parameter, the longest on top, as a PNG."""
+    """Draw a bar for each parameter, the most important on top.
+
+    Args:
+        importances: the importance of each parameter; empty if nobody can tell.
+        metric: the metric that trials are judged by.
+        path: the PNG to write.
+    """
     figure = Figure(figsize=(9, 1.6 + 0.5 * max(len(importances), 2)), layout="constrained")
     axes = figure.subplots()
     shown = dict(sorted(importances.items(), key=lambda item: item[1]))
     bars = axes.barh(list(shown), list(shown.values()), color=BLUE)
     axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=12)
     axes.set_xlim(0, 1.1 * max([*shown.values(), 1e-9]))
-    label(axes, f"what {metric} depends on", x="importance (the sum is 1)")
+    label(axes, f"importance of the parameters for {metric}", x="importance (the sum is 1)")
     axes.spines[["top", "right"]].set_visible(False)
     if not shown:
-        axes.text(0.5, 0.5, "too few different values to tell", transform=axes.transAxes, ha="center", fontsize=12)
+        axes.text(0.5, 0.5, "cannot tell: too few different values", transform=axes.transAxes, ha="center", fontsize=12)
     return write_figure(figure, path)
 
 
 def plot_parallel(ranked: Sequence[Mapping[str, Any]], markers: Mapping[str, Marker], metric: str, path: Path) -> Path:
-    """A line for each trial through its parameters to its value, the best on top, as a PNG.
+    """Draw a line for each trial through its parameters to its value (parallel coordinates).
 
     Args:
-        ranked: trials that came to an end, best first.
-        markers: by parameter.
-        metric: what the value is.
-        path: of the PNG.
+        ranked: trials that have a value, best first.
+        markers: the markers by the name of the parameter.
+        metric: the metric that trials are judged by.
+        path: the PNG to write.
     """
     names = [name for name in markers if any(name in trial["params"] for trial in ranked)]
     values = [trial["value"] for trial in ranked]
@@ -52,9 +58,9 @@ def plot_parallel(ranked: Sequence[Mapping[str, Any]], markers: Mapping[str, Mar
     figure = Figure(figsize=(3 + 2.4 * len(scales), 6.5), layout="constrained")
     axes = figure.subplots()
     ranks = Normalize(1, max(len(ranked), 2))
-    for place, trial in reversed(list(enumerate(ranked, start=1))):
-        found = [*(trial["params"].get(name, _ABSENT) for name in names), trial["value"]]
-        heights = [scale.height(value) for scale, value in zip(scales, found, strict=True)]
+    for place, trial in reversed(list(enumerate(ranked, start=1))):  # the best last, so that it lies on top
+        points = [*(trial["params"].get(name, _ABSENT) for name in names), trial["value"]]
+        heights = [scale.height(value) for scale, value in zip(scales, points, strict=True)]
         color = ORANGE if place == 1 else colormaps["viridis"](ranks(place))
         axes.plot(heights, color=color, linewidth=3 if place == 1 else 1.2, alpha=1 if place == 1 else 0.7)
     axes.set_title(f"{len(ranked)} trials; the best, trial {ranked[0]['number']}, is the thick line", fontsize=15)
@@ -62,7 +68,7 @@ def plot_parallel(ranked: Sequence[Mapping[str, Any]], markers: Mapping[str, Mar
         _draw_axis(axes, position, scale)
     for position, name in enumerate(names):
         if any(name not in trial["params"] for trial in ranked):
-            axes.text(position + 0.04, _BELOW, "has none", fontsize=11, va="center", zorder=5, bbox=_PAPER)
+            axes.text(position + 0.04, _BELOW, "not set", fontsize=11, va="center", zorder=5, bbox=_PAPER)
     axes.set_xticks(range(len(scales)), [*map(_broken, names), metric], fontsize=12)
     axes.set_xlim(-0.2, len(scales) - 0.5)
     axes.set_yticks([])
@@ -75,14 +81,14 @@ def plot_parallel(ranked: Sequence[Mapping[str, Any]], markers: Mapping[str, Mar
 
 @dataclass
 class _Scale:
-    """Where values lie on an axis from 0 to 1."""
+    """A scale that puts values on an axis from 0 to 1."""
 
     place: Callable[[Any], float]
     ticks: Sequence[Any]
 
     @classmethod
     def between(cls, low: float, high: float, *, log: bool = False) -> "_Scale":
-        """Of numbers."""
+        """Return a scale for numbers between two ends, with ticks; at powers of ten if it is logarithmic."""
         ends = (log10(low), log10(high)) if log else (low, high)
         width = (ends[1] - ends[0]) or 1.0
         marks: list[float] = [ends[0] + width * k / (_TICKS - 1) for k in range(_TICKS)] if high > low else [ends[0]]
@@ -94,7 +100,7 @@ class _Scale:
         )
 
     def height(self, value: Any) -> float:
-        """Of a value; those of trials that have no such parameter lie below the axis."""
+        """Return the height of a value; trials without this parameter lie below the axis."""
         return _BELOW if value is _ABSENT else self.place(value)
 
 
@@ -118,5 +124,5 @@ def _draw_axis(axes: Axes, position: int, scale: _Scale) -> None:
 
 
 def _broken(name: str) -> str:
-    """A dotted path in several lines."""
+    """Return a dotted path broken into several lines."""
     return name.replace(".", ".\n").replace("=", "=\n")

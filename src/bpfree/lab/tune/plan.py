@@ -1,4 +1,4 @@
-"""What is to be searched, how, and where it is kept: all that a worker has to know."""
+"""The plan of a search: the config with its markers, the settings, the folder and the database."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from bpfree.trackers import Record
 from bpfree.training.progress import FALLING
 
 TRIALS = 30
-_DRAWS = 100  # of the space, to see whether anything in it can be a config
-_METRICS = {  # of the validation split; the first is the default
+_DRAWS = 100  # random configs of the space; if none of them is valid, the search is refused
+_METRICS = {  # of the validation split, by task; the first is the default
     "classify": ("accuracy", "loss", *BY_CLASS),
     "multilabel": ("accuracy", "loss", "micro_f1", "macro_f1"),
     "segment": ("accuracy", "loss", "mean_iou"),
@@ -29,26 +29,26 @@ _METRICS = {  # of the validation split; the first is the default
     "regress": ("loss", "rmse", "r2"),
     "sequence": ("loss", "rollout", "valid_time"),
 }
-_ANYWHERE = (("data", "dir"), ("train", "device"))  # may differ from machine to machine
+_OF_THE_MACHINE = (("data", "dir"), ("train", "device"))  # may differ between workers
 
 
 class TuneConfig(BaseModel):
     """The section `tune` of a config.
 
     Attributes:
-        trials: how many are to be finished, by all workers together; None is 30, and all combinations of a grid.
-        metric: `validation/<name>` or `train/<name>` of an epoch's record; a bare name is of the validation split. None
-            is validation accuracy, or loss where there is no accuracy.
-        direction: of the metric; None minimises losses and maximises all else.
-        sampler: who chooses; a grid goes through all combinations.
-        pruner: who stops a trial that does badly. None is stopped by default: after a few epochs rules and learning
-            rates that start slowly look worse than they end, and it is those that are to be compared.
+        trials: number of trials to finish, by all workers together. None: 30, or all combinations of a grid.
+        metric: `validation/<name>` or `train/<name>` of an epoch's record; a name alone belongs to the validation
+            split. None: validation accuracy, or validation loss for tasks without accuracy.
+        direction: "minimize" or "maximize" the metric. None: minimise losses, maximise everything else.
+        sampler: the method that chooses values; "grid" goes through all combinations.
+        pruner: the method that stops a bad trial early. Default: none, because rules and learning rates that start
+            slowly look worse after a few epochs than they end, and a search usually compares those.
         repeats: trainings of a trial, with seeds train.seed, train.seed + 1, ...; its value is their mean.
-        seed: of the sampler.
-        timeout: seconds after which a worker begins no further trial.
-        storage: URL of a database that Optuna takes; None is study.db in the folder.
-        study: its name in the database; None is the name of the folder.
-        grace: seconds without a sign of life after which a trial's worker counts as dead.
+        seed: seed of the sampler.
+        timeout: seconds after which a worker does not begin another trial.
+        storage: URL of a database that Optuna supports. None: study.db in the folder.
+        study: name of the study in the database. None: the name of the folder.
+        grace: seconds without a heartbeat after which a trial's worker counts as dead.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -68,7 +68,13 @@ class TuneConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Metric:
-    """What a trial is judged by: a metric of one split, after the epoch whose weights are the result."""
+    """The metric that trials are judged by, after the epoch whose weights are the result.
+
+    Attributes:
+        split: "validation" or "train".
+        name: the metric's name in an epoch's record, such as accuracy or loss.
+        direction: the direction that is better.
+    """
 
     split: str
     name: str
@@ -78,35 +84,38 @@ class Metric:
         return f"{self.split}/{self.name}"
 
     def read(self, record: Record) -> float:
-        """The metric in the record of an epoch.
+        """Return the metric in the record of an epoch.
+
+        Args:
+            record: the record of an epoch, with a dict for each split.
 
         Raises:
-            UserError: it is not there.
-            DivergedError: it is no finite number.
+            UserError: the record does not have the metric.
+            DivergedError: the metric is not a finite number.
         """
-        found = record.get(self.split, {})
-        if self.name not in found:
-            known = ", ".join(f"{split}/{name}" for split in ("validation", "train") for name in record.get(split, {}))
-            raise UserError(f"tune.metric: found '{self}', allowed: {known}")
-        if not isfinite(found[self.name]):
-            raise DivergedError(f"{self} became {found[self.name]} in epoch {record['epoch']}")
-        return float(found[self.name])
+        metrics = record.get(self.split, {})
+        if self.name not in metrics:
+            names = (f"{split}/{name}" for split in ("validation", "train") for name in record.get(split, {}))
+            raise UserError(f"tune.metric: found '{self}', allowed: {', '.join(names)}")
+        if not isfinite(metrics[self.name]):
+            raise DivergedError(f"{self} became {metrics[self.name]} in epoch {record['epoch']}")
+        return float(metrics[self.name])
 
     def better(self, a: float, b: float) -> bool:
-        """Whether a is better than b."""
+        """Return True if the value a is better than the value b."""
         return a < b if self.direction == "minimize" else a > b
 
 
 class Plan(BaseModel):
-    """A search. Workers get it as JSON.
+    """Everything that a worker has to know about a search; workers get it as JSON.
 
     Attributes:
-        values: of the config, with markers, without its section `tune`.
-        settings: that section.
-        out: the folder.
+        values: the config with its markers, without the section `tune`.
+        settings: the section `tune`.
+        out: the folder of the study.
         storage: URL of the database.
-        study: the study's name in it.
-        data_dir: where data sets are, on this machine; None is where the config says.
+        study: name of the study in the database.
+        data_dir: folder of the data sets on this machine. None: the folder that the config names.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -120,30 +129,33 @@ class Plan(BaseModel):
 
     @cached_property
     def objective(self) -> Metric:
-        """What trials are judged by."""
+        """The metric that trials are judged by."""
         return _objective(self.values, self.settings)
 
     @cached_property
     def markers(self) -> dict[str, Marker]:
-        """By the names of the parameters."""
+        """The markers by the names of the parameters."""
         return dict(find_markers(self.values))
 
     @cached_property
     def grid(self) -> list[dict[str, Any]]:
-        """All combinations; empty unless the sampler is a grid."""
+        """The parameters of each combination; empty unless the sampler is a grid."""
         return grid(self.values) if self.settings.sampler == "grid" else []
 
     @property
     def trials(self) -> int:
-        """How many are to be finished."""
-        asked = self.settings.trials or len(self.grid) or TRIALS
-        return min(asked, len(self.grid)) if self.grid else asked
+        """The number of trials to finish, by all workers together."""
+        wanted = self.settings.trials or len(self.grid) or TRIALS
+        return min(wanted, len(self.grid)) if self.grid else wanted
 
     def config(self, choose: Choose) -> Config:
-        """The config with what is chosen.
+        """Return the config with a value in place of each marker.
+
+        Args:
+            choose: the function that chooses a value for each marker.
 
         Raises:
-            UserError: what is chosen cannot go together.
+            UserError: the chosen values exclude each other.
         """
         config = parse(resolve(self.values, choose), "trial")
         if self.data_dir is not None:
@@ -151,21 +163,24 @@ class Plan(BaseModel):
         return config
 
     def config_of(self, params: Mapping[str, Any]) -> Config:
-        """The config of a trial with these parameters."""
+        """Return the config of a trial, from the trial's parameters."""
         return self.config(lambda name, _: params[name])
 
     def described(self) -> dict[str, Any]:
-        """What must stay the same for two searches to be one, in plain values."""
+        """Return the values that two searches must share to be the same search.
+
+        Workers compare them before they join a study. Folders, devices and the number of trials may differ.
+        """
         sections = {}
         for section, values in self.values.items():
             inner = values if isinstance(values, dict) else {"name": values}
-            sections[section] = {k: v for k, v in inner.items() if (section, k) not in _ANYWHERE}
+            sections[section] = {k: v for k, v in inner.items() if (section, k) not in _OF_THE_MACHINE}
         kept = self.settings.model_dump(include={"sampler", "pruner", "repeats", "seed"})
         tune = {**kept, "metric": str(self.objective), "direction": self.objective.direction}
         return {**sections, "tune": tune}
 
     def template(self) -> dict[str, Any]:
-        """The config as it was given, to be run again; without the database, whose URL may hold a password."""
+        """Return the config as the user gave it; without the database, whose URL may contain a password."""
         return {**self.values, "tune": self.settings.model_dump(exclude_defaults=True, exclude={"storage"})}
 
 
@@ -177,10 +192,17 @@ def make_plan(
     storage: str | None = None,
     data_dir: str | Path | None = None,
 ) -> Plan:
-    """A plan, checked as far as can be told before anything is trained.
+    """Return a plan, checked as far as possible before anything is trained.
+
+    Args:
+        config: a YAML file, the name of a shipped config, or plain values, with markers and perhaps a section `tune`.
+        overrides: changes of the config, each `section.key=value`.
+        out: folder of the study. Default: runs/tune-<dataset>-<rule>.
+        storage: URL of a database that Optuna supports. Default: `tune.storage`, else SQLite in the folder.
+        data_dir: folder of the data sets. Default: the one that the config names.
 
     Raises:
-        UserError: a marker or a setting does not hold, nothing is left open, or no combination can be a config.
+        UserError: a marker or a setting is invalid, the config has no marker, or no combination is a valid config.
     """
     values, where = load_values(config, overrides) if isinstance(config, str) else (_overridden(config, overrides), "")
     values = {section: plain_values(value, section) for section, value in values.items()}
@@ -194,7 +216,7 @@ def make_plan(
     plan = Plan(values=values, settings=settings, out=folder, storage=url, study=study, data_dir=place)
     if not plan.markers:
         raise UserError(
-            f"{where or 'config'}: leaves nothing open, allowed: one or more markers such as "
+            f"{where or 'config'}: has no search marker, allowed: one or more, such as "
             "optimizer.lr={search: log, low: 1e-4, high: 1e-1}"
         )
     _refuse_what_cannot_work(plan)
@@ -211,11 +233,11 @@ def _overridden(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str
 def _spec(section: Any) -> dict[str, Any]:
     if isinstance(section, Mapping):
         return dict(section)
-    return {"name": section} if isinstance(section, str) else {}  # what else it may be is refused later
+    return {"name": section} if isinstance(section, str) else {}  # other types are refused later
 
 
 def _default_folder(values: Mapping[str, Any]) -> Path:
-    """Always the same for a config, so that the same command goes on."""
+    """Return the default folder: the same for each run of a command, so that the command continues its search."""
     names = []
     for section, default, several in (("data", "digits", "data"), ("rule", "dfa", "rules")):
         spec = values.get(section) or {}
@@ -230,19 +252,19 @@ def _objective(values: Mapping[str, Any], settings: TuneConfig) -> Metric:
         task = values.get("task") or "classify"
         name = task if is_marker(task) else _spec(task).get("name")
         if not isinstance(name, str) or name not in _METRICS:
-            raise UserError("tune.metric: missing, and the task is searched too. Say which, such as validation/loss")
+            raise UserError("tune.metric: missing, and the task is searched too. Name one, such as validation/loss")
         metric = _METRICS[name][0]
-    split, found, name = metric.partition("/")
+    split, slash, name = metric.partition("/")
     if split not in ("validation", "train"):
         split, name = "validation", metric
-    elif not found or not name:
+    elif not slash or not name:
         raise UserError(f"tune.metric: found '{metric}', allowed: such as validation/accuracy, validation/loss")
     falls = name.startswith("loss") or name in FALLING
     return Metric(split, name, settings.direction or ("minimize" if falls else "maximize"))
 
 
 def _refuse_what_cannot_work(plan: Plan) -> None:
-    """Now and not after the first trial."""
+    """Raise UserError if no trial could work: now, and not after the first trial."""
     reasons = []
     for seed in range(_DRAWS):
         try:
@@ -253,14 +275,19 @@ def _refuse_what_cannot_work(plan: Plan) -> None:
     else:
         several = len(set(reasons)) > 1
         raise UserError(("no combination can be trained. One of the reasons: " if several else "") + reasons[0])
-    assert plan.trials  # a grid that is infinite says so
+    assert plan.trials  # this makes the grid, which raises UserError if it is infinite
 
 
 def check(config: Config, objective: Metric) -> None:
-    """Raise UserError if a trial of this config could have no value."""
-    known = [f"validation/{name}" for name in _METRICS[config.task["name"]]]
-    if objective.split == "validation" and str(objective) not in known:
-        raise UserError(f"tune.metric: found '{objective}', allowed: {', '.join(known)}, or train/ and a name there")
+    """Raise UserError if a trial of this config could not have a value.
+
+    Args:
+        config: the config of a trial.
+        objective: the metric that trials are judged by.
+    """
+    allowed = [f"validation/{name}" for name in _METRICS[config.task["name"]]]
+    if objective.split == "validation" and str(objective) not in allowed:
+        raise UserError(f"tune.metric: found '{objective}', allowed: {', '.join(allowed)}, or train/ and a name there")
     if objective.split == "validation" and config.data.validation == 0:
         raise UserError(
             f"tune.metric: found '{objective}', but data.validation is 0. Use 0.1, say, or a training metric such as "

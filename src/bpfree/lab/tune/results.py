@@ -1,4 +1,4 @@
-"""What came of a search: the best config, all trials, the best values for each setting, two pictures."""
+"""The results of a search: the best config, all trials, the best values for each setting, and two pictures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,17 @@ _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSt
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of a search.
+    """The results of a search.
 
     Attributes:
-        folder: with best.yaml, study.json, importance.png and parallel.png.
-        config: the best, complete.
-        best: its trial, one of `trials`.
-        trials: in plain values: `number`, `state`, `value` and its `values` by seed, `params`, `seconds`, `reason`, ...
-        settings: the best trial for each combination of what is a choice, best first: `setting`, `values`, `value`,
-            `trial`, and of how many `trials`.
-        metric: what trials were judged by.
+        folder: the folder with best.yaml, study.json, importance.png and parallel.png.
+        config: the config of the best trial, complete.
+        best: the best trial, one of `trials`.
+        trials: all trials in plain values: `number`, `state`, `value` and its `values` by seed, `params`, `seconds`,
+            `reason`, ...
+        settings: the best trial for each combination of choices, best first: `setting`, `values`, `value`, the number
+            of the `trial`, and the number of `trials` with this setting.
+        metric: the metric that trials are judged by, such as validation/accuracy.
     """
 
     folder: Path
@@ -45,10 +46,14 @@ class Tuned:
 
 
 def conclude(study: optuna.Study, plan: Plan) -> Tuned:
-    """Write down what came of the trials so far.
+    """Write the results of all trials so far into the plan's folder.
+
+    Args:
+        study: the study.
+        plan: the plan of the search.
 
     Raises:
-        UserError: none came to an end.
+        UserError: no trial finished with a value.
     """
     begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
     trials = [describe(trial) for trial in begun if trial.user_attrs.get(KIND) != SURPLUS]
@@ -75,7 +80,7 @@ def conclude(study: optuna.Study, plan: Plan) -> Tuned:
 
 
 def describe(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial in plain values; `value` is None unless it came to its end."""
+    """Return a trial in plain values; `value` is None unless the trial is complete."""
     attributes = trial.user_attrs
     complete = trial.state == TrialState.COMPLETE
     silent = trial.state in (TrialState.FAIL, TrialState.PRUNED)
@@ -96,17 +101,24 @@ def describe(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def rank(trials: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
-    """Those that came to an end, best first; of equal ones the first."""
-    ended = [trial for trial in trials if trial["value"] is not None]
-    return sorted(ended, key=lambda trial: trial["value"], reverse=plan.objective.direction == "maximize")
+    """Return the trials that have a value, best first; of equal trials the one that began first.
+
+    Args:
+        trials: trials as `describe` returns them.
+        plan: the plan, whose direction says which value is better.
+    """
+    complete = [trial for trial in trials if trial["value"] is not None]
+    return sorted(complete, key=lambda trial: trial["value"], reverse=plan.objective.direction == "maximize")
 
 
 def best_settings(ranked: Sequence[dict[str, Any]], markers: Mapping[str, Marker]) -> list[dict[str, Any]]:
-    """The best trial for each combination of what is a setting; numbers are what one looks for within a setting.
+    """Return the best trial for each setting: each combination of choices between things (rules, nets, activations).
+
+    Numbers, such as the learning rate, are not part of a setting: their best value is wanted for each setting.
 
     Args:
-        ranked: trials that came to an end, best first.
-        markers: by parameter.
+        ranked: trials that have a value, best first.
+        markers: the markers by the name of the parameter.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for trial in ranked:
@@ -125,7 +137,7 @@ def best_settings(ranked: Sequence[dict[str, Any]], markers: Mapping[str, Marker
 
 
 def is_setting(marker: Marker) -> bool:
-    """Whether it chooses between things, and not between numbers."""
+    """Return True if a marker chooses between things and not between numbers."""
     if not isinstance(marker, Choice):
         return False
     return not all(isinstance(label, int | float) and not isinstance(label, bool) for label in marker.labels)
@@ -142,7 +154,7 @@ def _no_value(trials: Sequence[dict[str, Any]]) -> UserError:
 
 
 def _importances(study: optuna.Study, ranked: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How much each parameter matters, by Optuna; empty where there is nothing to tell it from."""
+    """Return the importance of each parameter by Optuna; empty if all values are equal."""
     if len({trial["value"] for trial in ranked}) < 2:
         return {}
     return optuna.importance.get_param_importances(study)

@@ -1,4 +1,4 @@
-"""The study in its database: opened or begun by whoever comes first, and only ever for one search."""
+"""The study in its database. The first worker creates it, the others join; a study never holds two searches."""
 
 import random
 import time
@@ -21,22 +21,25 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan
 
-SEARCH = "search"  # the study's attribute that says what is searched
-KIND, REASON = "kind", "reason"  # attributes of a trial that was stopped
+SEARCH = "search"  # attribute of the study: the description of the search
+KIND, REASON = "kind", "reason"  # attributes of a trial that was stopped: how, and why
 REFUSED, SURPLUS = "refused", "surplus"
 
-_TRIES = 6  # to open a database, which two may be setting up at once
+_TRIES = 6  # to open a database; it fails while another worker creates the tables
 _PATIENCE = 60  # seconds that a writer waits for another, in SQLite
 
 
 @contextmanager
 def open_study(plan: Plan) -> Iterator[optuna.Study]:
-    """Within it, the study of a plan; it is begun if it is not there, or if nothing has come of it yet.
+    """A context with the study of a plan. It is created if it does not exist, or has no result yet.
+
+    Args:
+        plan: the plan of the search.
 
     Raises:
-        UserError: the database cannot be reached, or the study there is another search.
+        UserError: the database cannot be reached, or the study holds another search.
     """
-    with _told_in_one_line(plan.storage), _quiet_optuna():
+    with _error_in_one_line(plan.storage), _quiet_optuna():
         storage = _open_storage(plan.storage)
         try:
             yield _begin_or_join(plan, storage)
@@ -46,7 +49,7 @@ def open_study(plan: Plan) -> Iterator[optuna.Study]:
 
 
 def _begin_or_join(plan: Plan, storage: RDBStorage) -> optuna.Study:
-    if _may_be_begun_anew(plan, storage):
+    if _is_without_result(plan, storage):
         optuna.delete_study(study_name=plan.study, storage=storage)
     study = optuna.create_study(
         storage=storage,
@@ -64,7 +67,7 @@ def _begin_or_join(plan: Plan, storage: RDBStorage) -> optuna.Study:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[None]:
-    """It would log every trial."""
+    """A context in which Optuna does not log every trial."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -74,8 +77,8 @@ def _quiet_optuna() -> Iterator[None]:
 
 
 @contextmanager
-def _told_in_one_line(url: str) -> Iterator[None]:
-    """What a database objects to, in one line."""
+def _error_in_one_line(url: str) -> Iterator[None]:
+    """A context that turns errors of the database into a UserError of one line, without the password."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
@@ -98,7 +101,7 @@ def _open_storage(url: str) -> RDBStorage:
                 f"storage: the driver of {_without_password(url)} is not installed ({error.__cause__ or error}). For "
                 "PostgreSQL: pip install 'bpfree[postgres]'"
             ) from error
-        except SQLAlchemyError:  # such as a table that another made a moment ago
+        except SQLAlchemyError:  # another worker may have created a table a moment ago
             if not left:
                 raise
         time.sleep(random.uniform(0.1, 0.5))
@@ -112,19 +115,28 @@ def _without_password(url: str) -> str:
         return "its URL"
 
 
-def _may_be_begun_anew(plan: Plan, storage: RDBStorage) -> bool:
-    """Whether there is another search of that name and nothing came of it, as after a mistake in the config."""
+def _is_without_result(plan: Plan, storage: RDBStorage) -> bool:
+    """Return True if the name belongs to another search without any result.
+
+    That is so after a mistake in the config, when every trial was refused. The user corrects the config and runs the
+    same command; the useless study must not stand in the way.
+    """
     try:
         study = optuna.load_study(study_name=plan.study, storage=storage)
     except KeyError:
         return False
-    gone = (TrialState.FAIL, TrialState.WAITING)
-    nothing = all(t.state in gone or t.user_attrs.get(KIND) == REFUSED for t in study.get_trials(deepcopy=False))
-    return nothing and study.user_attrs.get(SEARCH, plan.described()) != plan.described()
+    without = (TrialState.FAIL, TrialState.WAITING)
+    no_result = all(t.state in without or t.user_attrs.get(KIND) == REFUSED for t in study.get_trials(deepcopy=False))
+    return no_result and study.user_attrs.get(SEARCH, plan.described()) != plan.described()
 
 
 def refuse_another(begun: Mapping[str, Any], plan: Plan) -> None:
-    """Raise UserError, naming the first difference, if the study is another search than the plan."""
+    """Raise UserError, naming the first difference, if the study holds another search than the plan.
+
+    Args:
+        begun: the description of the search in the study.
+        plan: the plan, whose description is compared with it.
+    """
     now = plan.described()
     if begun == now:
         return
@@ -144,10 +156,13 @@ def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 class KeyedSampler(BaseSampler):
-    """Samples each trial from a stream of its own, keyed by (seed, number of the trial).
+    """A sampler that draws each trial from a separate random stream, keyed by (seed, number of the trial).
 
-    Two workers would otherwise draw the same values, and a search that goes on would not draw what an undisturbed one
-    does.
+    With one stream for all, two workers that start with the same seed would draw the same values. And a search that was
+    stopped and continued would draw other values than one that was not.
+
+    Args:
+        plan: the plan, which names the sampler and the seed.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -162,30 +177,30 @@ class KeyedSampler(BaseSampler):
         return self._latest[1]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the trial's own sampler does."""
+        """Delegate to the sampler of this trial."""
         return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the trial's own sampler does."""
+        """Delegate to the sampler of this trial."""
         return self._of(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """As the trial's own sampler does."""
+        """Delegate to the sampler of this trial."""
         return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
 def _tpe(seed: int) -> BaseSampler:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of constant_liar, before Optuna 5
-        return TPESampler(seed=seed, constant_liar=True)  # what runs elsewhere counts as bad, so workers spread out
+        warnings.simplefilter("ignore", ExperimentalWarning)  # constant_liar is experimental before Optuna 5
+        return TPESampler(seed=seed, constant_liar=True)  # running trials count as bad, so workers spread out
 
 
 def _pruner(plan: Plan) -> BasePruner:
-    """Resources are epochs."""
+    """Return the pruner of the plan; its resource is the epoch."""
     kind = plan.settings.pruner
     if kind == "halving":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)

@@ -1,4 +1,4 @@
-"""The conduct of a search: workers in this process or in others, then what came of it."""
+"""A whole search: it starts the workers, waits for them, and writes the results."""
 
 import os
 import signal
@@ -19,27 +19,30 @@ from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.results import Tuned, conclude
 from bpfree.lab.tune.store import open_study
 from bpfree.lab.tune.trial import without_test
-from bpfree.lab.tune.worker import Told, tell, work
+from bpfree.lab.tune.worker import OnProgress, report, work
 from bpfree.runs import folder
-from bpfree.runs.config import DataConfig
+from bpfree.runs.data_config import DataConfig
 from bpfree.runs.markers import find_markers, is_marker
 
-TEMPLATE = "tune.yaml"  # what is searched, as it was given
-_LOOK_EVERY = 0.5  # seconds
+TEMPLATE = "tune.yaml"  # the config with its markers, as the user gave it
+_LOOK_EVERY = 0.5  # seconds between two reports
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def search(plan: Plan, workers: int = 1, told: Told = lambda finished, best: None) -> Tuned:
-    """Carry out a plan, or go on with it.
+def search(plan: Plan, workers: int = 1, on_progress: OnProgress = lambda finished, best: None) -> Tuned:
+    """Carry out a plan, or continue it.
 
     Args:
-        plan: see `make_plan`.
-        workers: processes of one thread each; 1 trains in this one.
-        told: called every now and then.
+        plan: the plan, from `make_plan`.
+        workers: number of processes, each with one thread; with 1, this process trains.
+        on_progress: called before each trial, or twice a second with several workers.
+
+    Returns:
+        The results, which are also in the plan's folder.
 
     Raises:
-        UserError: the study is another search, its database cannot be reached, or no trial came to an end.
-        KeyboardInterrupt: Ctrl-C; running trials are put back.
+        UserError: the study holds another search, its database cannot be reached, or no trial finished.
+        KeyboardInterrupt: the user pressed Ctrl-C; running trials are put back first.
     """
     check_positive("workers", workers)
     _refuse_missing_data(plan)
@@ -47,32 +50,36 @@ def search(plan: Plan, workers: int = 1, told: Told = lambda finished, best: Non
     with open_study(plan) as study:
         write_text(plan.out / TEMPLATE, yaml.safe_dump(plan.template(), sort_keys=False))
         if workers == 1:
-            work(study, plan, told=told)
-        elif tell(study.get_trials(deepcopy=False), plan, told) < plan.trials:
-            _supervise(study, plan, workers, told)
-        tell(study.get_trials(deepcopy=False), plan, told)
+            work(study, plan, on_progress=on_progress)
+        elif report(study.get_trials(deepcopy=False), plan, on_progress) < plan.trials:
+            _supervise(study, plan, workers, on_progress)
+        report(study.get_trials(deepcopy=False), plan, on_progress)
         return conclude(study, plan)
 
 
 def _refuse_missing_data(plan: Plan) -> None:
-    """Now and not in every trial."""
+    """Raise UserError if a data set is not there: now, and not again in every trial."""
     spec = plan.values.get("data") or {}
     name = spec.get("name", "digits") if isinstance(spec, Mapping) and not is_marker(spec) else spec
     if isinstance(name, str) and name in DATASETS:
-        given = spec if isinstance(spec, Mapping) else {}
-        known = {key: value for key, value in given.items() if not any(find_markers(value))}
-        data = DataConfig.model_validate(known | {"name": name})
+        options = spec if isinstance(spec, Mapping) else {}
+        fixed = {key: value for key, value in options.items() if not any(find_markers(value))}
+        data = DataConfig.model_validate(fixed | {"name": name})
         data.dir = str(plan.data_dir) if plan.data_dir else data.dir
         without_test(data)
 
 
-def _supervise(study: optuna.Study, plan: Plan, workers: int, told: Told) -> None:
-    """Start workers and wait for them. They are no group of the terminal's, so that Ctrl-C reaches each once."""
+def _supervise(study: optuna.Study, plan: Plan, workers: int, on_progress: OnProgress) -> None:
+    """Start workers and wait for them.
+
+    The workers are not in the terminal's process group: otherwise Ctrl-C would reach them twice, from the terminal and
+    from here, and the second would interrupt the first one's cleaning up.
+    """
     logs = [plan.out / f"worker-{number}.log" for number in range(1, workers + 1)]
     processes = [_start(plan, log) for log in logs]
     try:
         while any(process.poll() is None for process in processes):
-            tell(study.get_trials(deepcopy=False), plan, told)
+            report(study.get_trials(deepcopy=False), plan, on_progress)
             time.sleep(_LOOK_EVERY)
     except BaseException:
         for process in processes:
@@ -80,7 +87,7 @@ def _supervise(study: optuna.Study, plan: Plan, workers: int, told: Told) -> Non
         for process in processes:
             process.wait()
         raise
-    if tell(study.get_trials(deepcopy=False), plan, told) < plan.trials:
+    if report(study.get_trials(deepcopy=False), plan, on_progress) < plan.trials:
         failed = [log for log, process in zip(logs, processes, strict=True) if process.returncode]
         if len(failed) == workers:
             last = (failed[0].read_text(encoding="utf-8").strip().splitlines() or ["it was killed"])[-1]
@@ -98,6 +105,6 @@ def _start(plan: Plan, log: Path) -> "subprocess.Popen[bytes]":
             start_new_session=True,
         )
     assert process.stdin is not None
-    with suppress(BrokenPipeError), process.stdin:  # one that ended at once is told of by its last words
+    with suppress(BrokenPipeError), process.stdin:  # of a worker that ended at once, the log tells more
         process.stdin.write(plan.model_dump_json().encode())
     return process

@@ -1,4 +1,4 @@
-"""One trial: a config with every value chosen, trained by the ordinary machinery and judged by a metric."""
+"""A trial: a config with a value for each marker, trained like any other config and judged by a metric."""
 
 import json
 import time
@@ -17,24 +17,32 @@ from bpfree.errors import DivergedError, UserError
 from bpfree.lab.tune.plan import Metric, Plan, check
 from bpfree.lab.tune.store import KIND, REASON, REFUSED
 from bpfree.runs import folder
-from bpfree.runs.config import Config, DataConfig
+from bpfree.runs.config import Config
+from bpfree.runs.data_config import DataConfig
 from bpfree.runs.markers import Choice, Choose, Integer, Linear, Marker
 from bpfree.runs.progress_bar import hidden
-from bpfree.runs.run import train
+from bpfree.runs.train import train
 from bpfree.trackers import Record, Tracker
 from bpfree.training.trainer import Trainer
 
-_NOT_READ = set(DataConfig.model_fields) - {"name", "dir"}  # what is done to the data once they are read
+_NOT_READ = set(DataConfig.model_fields) - {"name", "dir"}  # options that act on the data after reading
 TRIALS = "trials"  # the folder of the trials that ran on this machine
 Report = Callable[[int, float], None]
-"""Takes an epoch and its metric; raises TrialPruned if there is no need to go on."""
+"""A function that takes an epoch and its metric. It raises TrialPruned if the trial is stopped."""
 
 
 def run_trial(trial: optuna.Trial, plan: Plan) -> float:
-    """Choose, train, and return the mean over the seeds. What went by is kept in attributes of the trial.
+    """Choose values, train, and return the mean metric over the seeds.
+
+    Values by seed, seconds, and the reason if the trial was stopped are kept in attributes of the trial.
+
+    Args:
+        trial: a trial that Optuna has just begun.
+        plan: the plan of the search.
 
     Raises:
-        TrialPruned: its values cannot go together, it diverged, or the pruner stopped it; an attribute says which.
+        TrialPruned: the values exclude each other, the training diverged, or the pruner stopped it. An attribute says
+            which.
     """
     begun = time.perf_counter()
     trial.set_user_attr("threads", torch.get_num_threads())
@@ -53,7 +61,7 @@ def run_trial(trial: optuna.Trial, plan: Plan) -> float:
 
 
 def _suggest(trial: optuna.Trial) -> Choose:
-    """Chooses as the study's sampler does."""
+    """Return a function that chooses values by the study's sampler."""
 
     def choose(name: str, marker: Marker) -> Any:
         if isinstance(marker, Choice):
@@ -61,7 +69,7 @@ def _suggest(trial: optuna.Trial) -> Choose:
         if isinstance(marker, Integer):
             return trial.suggest_int(name, marker.low, marker.all()[-1], step=marker.step)
         if isinstance(marker, Linear):
-            high = marker.all()[-1] if marker.step else marker.high  # Optuna warns of steps that end before high
+            high = marker.all()[-1] if marker.step else marker.high  # Optuna warns if the last step is not `high`
             return trial.suggest_float(name, marker.low, high, step=marker.step)
         return trial.suggest_float(name, marker.low, marker.high, log=True)
 
@@ -69,7 +77,10 @@ def _suggest(trial: optuna.Trial) -> Choose:
 
 
 def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> float:
-    """The metric of one training, the first, second, ... of its trial. Only the first may be pruned."""
+    """Train once, and return the metric of the epoch whose weights are the result.
+
+    Only the first training of a trial may be pruned: a pruner compares trials by epoch, and every epoch has one report.
+    """
     config = config.model_copy(deep=True)
     config.train.seed += number
     place = plan.out / TRIALS / f"{trial.number:04}"
@@ -82,19 +93,23 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
     with hidden():
         run = train(config, dataset=data, trackers=[watch])
     write_text(place / folder.RESULT, json.dumps(run.result, indent=1) + "\n")
-    progress = run.trainer.progress
+    progress = run.progress
     epoch = progress.best_epoch if run.weights == "best" else len(progress.history)
     return plan.objective.read(progress.history[epoch - 1])
 
 
 def without_test(data: DataConfig) -> Dataset:
-    """The data set; its test split is out of reach of a search."""
+    """Return the data set without its test split, so that no search can choose values by it.
+
+    Args:
+        data: the section `data` of a config.
+    """
     return replace(_read(data.model_dump_json(exclude=_NOT_READ)), test=None)
 
 
 @cache
 def _read(described: str) -> Dataset:
-    """Once for all trials that differ in something else."""
+    """Return the data set, read once for all trials that differ in something else."""
     return DataConfig.model_validate_json(described).load()
 
 
@@ -110,7 +125,7 @@ def _pruning(trial: optuna.Trial) -> Report:
 
 
 class _Watch(Tracker):
-    """Writes down the epochs of a trial and reports each."""
+    """A tracker that writes the epochs of a trial to its folder and reports each of them."""
 
     def __init__(self, place: Path, objective: Metric, report: Report) -> None:
         self.place = place
@@ -118,6 +133,6 @@ class _Watch(Tracker):
         self.report = report
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
-        """To metrics.jsonl and to the study."""
+        """Write the epoch to metrics.jsonl and report it to the study."""
         folder.write_metrics(self.place, trainer.progress)
         self.report(record["epoch"], self.objective.read(record))

@@ -1,8 +1,9 @@
-"""A worker takes trials of a study until enough are finished. Any number may work on one study, on any machines.
+"""A worker, which takes trials of a study until enough are finished.
 
-Nothing but the database is between them. A worker shows that it lives by counting in an attribute of its trial; whoever
-sees the count stand still for the grace time takes the worker for dead, marks the trial as failed and puts its
-parameters back. No clock is compared with that of another machine.
+Any number of workers may share a study, on any machines. They communicate through the database only. Each worker counts
+up in an attribute of its trial: the heartbeat. If another worker sees no change of this number for `grace` seconds, it
+considers the first worker dead, marks the trial as failed and puts its parameters back into the queue. Each worker
+measures these seconds with its own clock, so clocks of different machines are never compared.
 """
 
 import os
@@ -26,95 +27,121 @@ from bpfree.training.allocator import keep_freed_memory
 from bpfree.training.interrupt import interrupt_at_the_end
 
 Trials = Sequence[FrozenTrial]
-Told = Callable[[int, float | None], None]
-"""Takes how many trials are finished and the best value so far."""
+OnProgress = Callable[[int, float | None], None]
+"""A function that takes the number of finished trials and the best value so far."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 BEAT, ATTEMPT, RETRIES = "beat", "attempt", "retry_of"  # attributes of a trial
-ATTEMPTS = 3  # a trial that ends its workers so often is left alone
+ATTEMPTS = 3  # parameters whose workers die this often are not tried again: they may be the cause
 
-_LOOK_EVERY = 0.2  # seconds, while others finish
+_LOOK_EVERY = 0.2  # seconds between two looks at the study, while other workers finish their trials
 
 
 def work(
     study: optuna.Study,
     plan: Plan,
     *,
-    told: Told = lambda finished, best: None,
+    on_progress: OnProgress = lambda finished, best: None,
     going: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Take trials until the study has as many finished ones as the plan says, or the time is up.
+    """Take trials until the study has as many finished trials as the plan says, or the time is up.
 
     Args:
-        study: as `open_study` gives it.
-        plan: the same for all workers.
-        told: called before each.
-        going: asked before each trial whether to go on.
+        study: the study, from `open_study`.
+        plan: the plan, the same for all workers.
+        on_progress: called before each trial.
+        going: called before each trial; the worker ends when it returns False.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the running trial is put back.
+        KeyboardInterrupt: the user pressed Ctrl-C; the running trial is put back first.
     """
     deaths = Deaths(plan.settings.grace)
     end = time.monotonic() + (plan.settings.timeout or float("inf"))
     while going() and time.monotonic() < end:
         trials = study.get_trials(deepcopy=False)
-        for dead in deaths.among(trials):
-            bury(study, dead)
-        finished = tell(trials, plan, told)
+        for trial in deaths.among(trials):
+            bury(study, trial)
+        finished = report(trials, plan, on_progress)
         if finished >= plan.trials:
             return
         if finished + count(trials, TrialState.RUNNING) >= plan.trials or not _is_queue_ready(study, plan, trials):
-            time.sleep(_LOOK_EVERY)  # one of those may die
+            time.sleep(_LOOK_EVERY)  # do not leave yet: a running trial may die, and then this worker is needed
             continue
-        with suppress(UpdateFinishedTrialError):  # it was taken for dead, and somebody else has it now
+        with suppress(UpdateFinishedTrialError):  # this worker was considered dead, and another one has the trial now
             _take(study, plan)
 
 
-def tell(trials: Trials, plan: Plan, told: Told) -> int:
-    """How many are finished; the same and the best value are told."""
+def report(trials: Trials, plan: Plan, on_progress: OnProgress) -> int:
+    """Call `on_progress`, and return the number of finished trials.
+
+    Args:
+        trials: all trials of the study.
+        plan: the plan, whose direction says which value is the best.
+        on_progress: called with the number of finished trials and the best value.
+    """
     values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
     best = min if plan.objective.direction == "minimize" else max
     finished = count(trials, *FINISHED)
-    told(finished, best(values) if values else None)
+    on_progress(finished, best(values) if values else None)
     return finished
 
 
 def count(trials: Trials, *states: TrialState) -> int:
-    """How many are in one of these states."""
+    """Return the number of trials that are in one of the states."""
     return sum(trial.state in states for trial in trials)
 
 
 def _is_queue_ready(study: optuna.Study, plan: Plan, trials: Trials) -> bool:
-    """A grid is a queue of all its combinations; it is filled by whoever finds some missing."""
+    """Return True if a trial can be taken. For a grid, first put the combinations that are missing into the queue.
+
+    Two workers may fill the queue at the same moment; `is_surplus` sorts out the combinations that are there twice.
+    """
     if not plan.grid:
         return True
-    there = [_params(trial) for trial in trials if trial.state != TrialState.FAIL]
-    missing = [params for params in _shuffled(plan) if params not in there]
+    present = [_params(trial) for trial in trials if trial.state != TrialState.FAIL]
+    missing = [params for params in _shuffled(plan) if params not in present]
     for params in missing:
         study.enqueue_trial(params)
     return bool(missing) or count(trials, TrialState.WAITING) > 0
 
 
 def _shuffled(plan: Plan) -> list[dict[str, object]]:
-    """Those of a grid that are to be tried: if not all, then not one corner of it."""
+    """Return the combinations of a grid that will be tried, in random order.
+
+    If the plan has fewer trials than the grid has combinations, a fixed order would try one corner of the grid only.
+    """
     order = np.random.default_rng(plan.settings.seed).permutation(len(plan.grid))
     return [plan.grid[i] for i in order[: plan.trials]]
 
 
 def is_surplus(number: int, trials: Trials, plan: Plan) -> bool:
-    """Whether others got there first, between a look at the study and the beginning of this trial."""
+    """Return True if a trial is not needed, because other workers have begun enough trials in the meantime.
+
+    Between a worker's look at the study and `study.ask` others may begin trials: the database has no lock for both.
+    Of two workers the one with the smaller trial number goes on, so exactly one of them gives way.
+
+    Args:
+        number: the number of the trial.
+        trials: all trials of the study, read after the trial was begun.
+        plan: the plan.
+    """
     others = [
         trial
         for trial in trials
         if trial.state in FINISHED or (trial.state == TrialState.RUNNING and trial.number < number)
     ]
-    own = _find(trials, number)
-    if plan.grid and ("fixed_params" not in own.system_attrs or _params(own) in map(_params, others)):
+    this = _find(trials, number)
+    # In a grid, a trial that is not from the queue would be sampled at random.
+    if plan.grid and ("fixed_params" not in this.system_attrs or _params(this) in map(_params, others)):
         return True
     return len(others) >= plan.trials
 
 
 def _take(study: optuna.Study, plan: Plan) -> None:
-    """The next trial, from its entry in the database to its end there; Ctrl-C never leaves it between the two."""
+    """Carry out the next trial, from its entry in the database to its end there.
+
+    Ctrl-C is held back while the database is written. Otherwise a trial could stay "running" although nobody runs it,
+    and all others would wait `grace` seconds for it.
+    """
     trial: optuna.Trial | None = None
     try:
         with interrupt_at_the_end():
@@ -127,7 +154,7 @@ def _take(study: optuna.Study, plan: Plan) -> None:
             with signs_of_life(trial, plan.settings.grace / 4):
                 ending, value = _outcome(trial, plan)
         with interrupt_at_the_end():
-            _tell(study, trial, value, ending)
+            _finish(study, trial, value, ending)
     except UpdateFinishedTrialError:
         raise
     except BaseException as error:
@@ -145,22 +172,22 @@ def _outcome(trial: optuna.Trial, plan: Plan) -> tuple[TrialState, float | None]
 
 
 def _give_up(study: optuna.Study, trial: optuna.Trial, error: BaseException) -> None:
-    """End a trial that an error or Ctrl-C broke off, if nobody has ended it, and put its parameters back."""
-    own = _find(study.get_trials(deepcopy=False), trial.number)
-    if own.state != TrialState.RUNNING:
+    """End a trial after an error or Ctrl-C, unless another worker has ended it, and put its parameters back."""
+    frozen = _find(study.get_trials(deepcopy=False), trial.number)
+    if frozen.state != TrialState.RUNNING:
         return
     trial.set_user_attr(REASON, f"{type(error).__name__}: {error}".removesuffix(": "))
     if isinstance(error, Exception):
-        bury(study, own)
-    else:  # Ctrl-C is no fault of the trial
-        _put_back(study, own, own.user_attrs.get(ATTEMPT, 1))
+        bury(study, frozen)
+    else:  # Ctrl-C is not the fault of the trial, so it does not count as an attempt
+        _put_back(study, frozen, frozen.user_attrs.get(ATTEMPT, 1))
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial | int, value: float | None, state: TrialState) -> bool:
-    """Whether it could be told: not if another worker has ended the trial."""
+def _finish(study: optuna.Study, trial: optuna.Trial | int, value: float | None, state: TrialState) -> bool:
+    """Write the end of a trial into the database. Return False if another worker has ended it already."""
     try:
         study.tell(trial, value, state)
-    except (ValueError, UpdateFinishedTrialError) as error:  # Optuna's words for a trial that is over
+    except (ValueError, UpdateFinishedTrialError) as error:  # Optuna raises a ValueError "Cannot tell ..." then
         if isinstance(error, ValueError) and "Cannot tell" not in str(error):
             raise
         return False
@@ -169,7 +196,14 @@ def _tell(study: optuna.Study, trial: optuna.Trial | int, value: float | None, s
 
 @contextmanager
 def signs_of_life(trial: optuna.Trial, every: float) -> Iterator[None]:
-    """Within it, the trial's attribute counts on every so many seconds."""
+    """A context in which the trial's heartbeat counts up every so many seconds.
+
+    A thread does so, because a training step can take longer than `grace`.
+
+    Args:
+        trial: the running trial.
+        every: seconds between two beats, well below `grace`.
+    """
     ended = Event()
 
     def beat() -> None:
@@ -179,7 +213,7 @@ def signs_of_life(trial: optuna.Trial, every: float) -> Iterator[None]:
             try:
                 trial.set_user_attr(BEAT, number)
             except StorageInternalError:
-                continue  # the database may be back for the next
+                continue  # the database may be there again at the next beat
             except UpdateFinishedTrialError:
                 return
 
@@ -193,39 +227,54 @@ def signs_of_life(trial: optuna.Trial, every: float) -> Iterator[None]:
 
 
 class Deaths:
-    """Tells which running trials have lost their worker.
+    """A record of heartbeats, which tells the running trials whose worker is dead.
 
     Args:
-        grace: seconds for which a count has to stand still, by this machine's clock.
+        grace: seconds without a change of the heartbeat after which a worker counts as dead.
     """
 
     def __init__(self, grace: float) -> None:
         self.grace = grace
-        self._seen: dict[int, tuple[object, float]] = {}  # by trial: the count, and since when it has been that
+        self._seen: dict[int, tuple[object, float]] = {}  # by trial number: heartbeat, time of its change
 
     def among(self, trials: Trials) -> list[FrozenTrial]:
-        """Those that have, as far as this worker has seen."""
+        """Return the running trials whose heartbeat has not changed for `grace` seconds.
+
+        Only changes that this worker saw itself count, so a worker that has just started never declares a death at
+        once.
+
+        Args:
+            trials: all trials of the study, as they are now.
+        """
         now = time.monotonic()
         running = {trial.number: trial for trial in trials if trial.state == TrialState.RUNNING}
-        counts = {number: trial.user_attrs.get(BEAT) for number, trial in running.items()}
+        beats = {number: trial.user_attrs.get(BEAT) for number, trial in running.items()}
         self._seen = {
             number: self._seen[number] if self._seen.get(number, (object(),))[0] == beat else (beat, now)
-            for number, beat in counts.items()
+            for number, beat in beats.items()
         }
         return [running[number] for number, (_, since) in self._seen.items() if now - since > self.grace]
 
 
 def bury(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Mark a trial whose worker is dead as failed and put its parameters back, unless it has ended too many."""
+    """End a trial whose worker is dead, and put its parameters back into the queue.
+
+    After `ATTEMPTS` dead workers the trial counts as finished instead, or the search would never end.
+
+    Args:
+        study: the study.
+        trial: the trial; nothing happens if another worker has ended it already.
+    """
     attempt = trial.user_attrs.get(ATTEMPT, 1)
     if attempt >= ATTEMPTS:
-        _tell(study, trial.number, None, TrialState.PRUNED)
+        _finish(study, trial.number, None, TrialState.PRUNED)
     else:
         _put_back(study, trial, attempt + 1)
 
 
 def _put_back(study: optuna.Study, trial: FrozenTrial, attempt: int) -> None:
-    if _tell(study, trial.number, None, TrialState.FAIL) and (params := _params(trial)):
+    # Only the worker that ends the trial puts it back, so that two workers do not put it back twice.
+    if _finish(study, trial.number, None, TrialState.FAIL) and (params := _params(trial)):
         study.enqueue_trial(params, user_attrs={ATTEMPT: attempt, RETRIES: trial.number})
 
 
@@ -234,12 +283,15 @@ def _find(trials: Trials, number: int) -> FrozenTrial:
 
 
 def _params(trial: FrozenTrial) -> dict[str, object]:
-    """As far as they were chosen."""
+    """Return the parameters of a trial: those from the queue, and those that were sampled so far."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def main() -> None:
-    """A worker as a process of its own: takes a plan as JSON, and ends with the process that started it."""
+    """Run a worker in this process: read a plan as JSON from standard input, and end with the process that started it.
+
+    The worker looks at the parent's process id, because a signal at the parent's end does not exist on every system.
+    """
     keep_freed_memory()
     parent = os.getppid()
     plan = Plan.model_validate_json(sys.stdin.read())

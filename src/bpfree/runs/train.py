@@ -1,0 +1,129 @@
+"""Train as a config says. Every door (`bpfree.fit`, the command line, compare, tune) ends in `train`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from bpfree.data import Batches, Dataset, Preprocess, Split
+from bpfree.memory import peak_process_memory
+from bpfree.rule import Rule
+from bpfree.runs.assemble import Setup, assemble
+from bpfree.runs.config import Config
+from bpfree.runs.keeper import Keeper, keeping
+from bpfree.runs.progress_bar import ProgressBar
+from bpfree.runs.result import summarize
+from bpfree.runs.run import Run
+from bpfree.tasks import Loss
+from bpfree.trackers import Tracker, make_trackers
+from bpfree.training.evaluation import evaluate_split
+from bpfree.training.ridge_readout import Ridge
+
+
+class _Data(NamedTuple):
+    """The data set of a training, and its splits.
+
+    Attributes:
+        dataset: as it was read; `dataset.test` is the test split.
+        train: samples that the net learns from.
+        validation: samples for early stopping and the curves; None if the config asks for none.
+    """
+
+    dataset: Dataset
+    train: Split
+    validation: Split | None
+
+
+def train(
+    config: Config,
+    *,
+    net: nn.Module | None = None,
+    rule: Rule | None = None,
+    dataset: Dataset | None = None,
+    trackers: Sequence[Tracker] = (),
+    loss: Loss | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train as the config says, and evaluate on the test split.
+
+    Args:
+        config: complete and checked.
+        net: used instead of the net that the config names.
+        rule: used instead of the rule that the config names.
+        dataset: used instead of the data set that the config names.
+        trackers: listen in addition to those that the config names.
+        loss: used instead of the task's loss.
+        out: the run folder; it must be new, unless the run is to be resumed. None trains in memory.
+        resume: go on from the folder's last checkpoint.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: anything that cannot work; the folder cannot be written, or another process writes to it.
+    """
+    watching = make_trackers([*config.trackers, *trackers])  # first: a wrong option is found before data are read
+    data = _read(config, dataset)
+    objects = {"net": net, "rule": rule, "data": dataset, "trackers": trackers or None, "loss": loss}
+    from_python = [name for name, value in objects.items() if value is not None]
+    setup = assemble(config, Preprocess.of(data.dataset, data.train), net, rule, loss, from_python)
+    batches = setup.training_batches(data.train)
+    with keeping(setup, batches, out, resume) as keeper, peak_process_memory(setup.trainer.device) as peak:
+        weights = _fit(setup, data, batches, watching, keeper)
+        run = Run(setup, setup.trainer.progress, data.dataset.test, weights=weights, folder=out)
+        run = replace(run, result=_measure(run, data, batches, peak))
+        # result.json says that the run is over, so it is written when nothing is left that could need a resume.
+        # Pictures come after it: they can be drawn again.
+        keeper.finish(run.result)
+        if out is not None:
+            run.plots(run.test or data.validation or data.train)
+    return run
+
+
+def _read(config: Config, dataset: Dataset | None) -> _Data:
+    """Read the data set, unless it was given, and split it."""
+    dataset = config.data.load() if dataset is None else config.data.select(dataset)
+    return _Data(dataset, *config.data.split(dataset, config.train.seed))
+
+
+def _fit(
+    setup: Setup, data: _Data, batches: Batches, trackers: Sequence[Tracker], keeper: Keeper
+) -> Literal["last", "best"]:
+    """Train all epochs, restore the best weights if training stops early, and fit the read-out.
+
+    The keeper listens last: what it writes includes what the others added to an epoch's record.
+
+    Returns:
+        The weights that the net has in the end.
+    """
+    config, trainer = setup.config.train, setup.trainer
+    stopping = config.early_stopping.build() if config.early_stopping else None
+    readout = Ridge(setup.batches(data.train), config.ridge) if config.readout == "ridge" else None
+    trainer.fit(
+        batches,
+        config.epochs,
+        validation=None if data.validation is None else setup.batches(data.validation),
+        early_stopping=stopping,
+        trackers=[*trackers, *([readout] if readout else []), ProgressBar(config.epochs, batches), keeper],
+    )
+    weights: Literal["last", "best"] = "best" if stopping else "last"
+    if stopping:
+        keeper.restore_best(trainer)
+    if readout:
+        readout.fit(trainer)
+        keeper.replace(trainer, f"{weights}.ckpt")  # the last epoch wrote it before the read-out was there
+    return weights
+
+
+def _measure(run: Run, data: _Data, batches: Batches, peak_memory: Callable[[], int | None]) -> dict[str, Any]:
+    """Evaluate on the test split, measure memory, and return all as result.json holds it."""
+    trainer = run.trainer
+    test = run.test and evaluate_split(run.task, run.batches(run.test).epoch(), trainer.predict, trainer.net)
+    controls = run.extra_metrics()
+    # The peak is read first: to measure the memory of one step copies the weights, which training never did.
+    memory = {"peak_memory_bytes": peak_memory(), "step_memory_bytes": trainer.step_memory(next(batches.epoch()))}
+    summary = summarize(run, data.dataset.name, data.train.y, test)
+    return summary | ({"controls": controls} if controls else {}) | memory
