@@ -51,25 +51,25 @@ def test_a_panel_for_each_number():
 
 def test_curves_are_what_the_metrics_are_of(windows):
     three = windows.test.take(torch.arange(3))
-    windows_shown = rollout(windows, windows.test)
-    assert torch.equal(windows_shown.truth, three.y)
-    assert windows_shown.predicted.shape == (3, 19, 3), "24 steps, of which the last is to be said once 6 were seen"
+    shown = rollout(windows, windows.test)
+    assert torch.equal(shown.truth, three.y)
+    assert shown.predicted.shape == (3, 19, 3), "24 steps: the first prediction comes after 6 steps were read"
     metrics = windows.evaluate((three.x, three.y))
-    assert float(windows_shown.valid.double().mean()) * windows.task.time_step == pytest.approx(metrics["valid_time"])
-    squares = (windows_shown.predicted - three.y[:, 5:]).double().square()
+    assert float(shown.valid.double().mean()) * windows.task.time_step == pytest.approx(metrics["valid_time"])
+    squares = (shown.predicted - three.y[:, 5:]).double().square()
     assert float(squares.mean().sqrt()) == pytest.approx(metrics["rollout"], rel=1e-5)
 
 
 def test_a_panel_has_truth_and_prediction_at_their_steps(windows):
-    windows_shown = rollout(windows, windows.test)
-    panels = windows_shown.figure([1]).axes
+    shown = rollout(windows, windows.test)
+    panels = shown.figure([1]).axes
     assert len(panels) == 3
     truth, predicted, alone, valid = lines(panels[2])
-    assert np.array_equal(truth[:, 1], windows_shown.truth[1, :, 2].numpy())
+    assert np.array_equal(truth[:, 1], shown.truth[1, :, 2].numpy())
     assert np.array_equal(truth[:, 0], np.arange(1, 25))
-    assert np.array_equal(predicted[:, 1], windows_shown.predicted[1, :, 2].numpy())
+    assert np.array_equal(predicted[:, 1], shown.predicted[1, :, 2].numpy())
     assert np.array_equal(predicted[:, 0], np.arange(6, 25))
-    assert (alone[0, 0], valid[0, 0]) == (5, 5 + int(windows_shown.valid[1]))
+    assert (alone[0, 0], valid[0, 0]) == (5, 5 + int(shown.valid[1]))
 
 
 class OneStep(nn.Linear):
@@ -79,10 +79,10 @@ class OneStep(nn.Linear):
 def test_of_a_net_that_cannot_go_on_its_next_steps_are_shown():
     net = nn.Sequential(OneStep(3, 3))
     run = bpfree.fit(net, SMALL, "backprop", epochs=1, task="sequence", batch_size=16)
-    windows_shown = rollout(run, run.test)
-    assert windows_shown.valid is None
-    assert torch.equal(windows_shown.predicted, run.predict(run.test.x[:3]))
-    truth, predicted = lines(windows_shown.figure([0]).axes[0])
+    shown = rollout(run, run.test)
+    assert shown.valid is None
+    assert torch.equal(shown.predicted, run.predict(run.test.x[:3]))
+    truth, predicted = lines(shown.figure([0]).axes[0])
     assert np.array_equal(truth[:, 0], predicted[:, 0])
 
 
@@ -97,7 +97,12 @@ def test_what_is_far_off_leaves_the_panel():
 def test_reports_and_plots_have_them(patients, windows):
     for run, picture, title, note in (
         (patients, "predicted", "Predicted and true", "Each dot is one of 88 test samples"),
-        (windows, "rollout", "Predictions beside the truth", "The first 3 test samples. Once it has seen its part"),
+        (
+            windows,
+            "rollout",
+            "Predictions and truth",
+            "The first 3 test samples. The net reads the beginning of a window",
+        ),
     ):
         assert (run.folder / "plots" / f"{picture}.png").exists()
         drawn = shell("plots", run.folder).stdout.splitlines()

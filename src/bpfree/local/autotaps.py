@@ -86,7 +86,7 @@ def _is_sound(net: nn.Module, tap: str, x: Inputs) -> bool:
 
 
 class _Run(NamedTuple):
-    """One run of a module in the recorded forward pass.
+    """A run of a module in the recorded forward pass.
 
     Attributes:
         name: the name of the module.
