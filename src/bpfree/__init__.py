@@ -29,8 +29,9 @@ from bpfree.errors import DivergedError, UserError
 from bpfree.evolution import Evolution, Evolved, evolve
 from bpfree.lab.certify import Certificate, certify
 from bpfree.lab.tune import tune
-from bpfree.local.cut import cut, owners
+from bpfree.local.cut import cut
 from bpfree.local.rule import LocalRule
+from bpfree.local.segments import owners
 from bpfree.local.taps import taps
 from bpfree.noise import Noise
 from bpfree.population.rule import BlackBoxRule

@@ -14,8 +14,9 @@ from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.inputs import Inputs, one_tensor
 from bpfree.local.channels_last import keep_order
-from bpfree.local.cut import Segment, cut, owners, stages
+from bpfree.local.cut import cut
 from bpfree.local.heads import PooledLinear
+from bpfree.local.segments import Segment, owners, stages
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule

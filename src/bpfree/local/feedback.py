@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import check_choice
 from bpfree.inputs import Inputs, forward
-from bpfree.local.cut import rehearsal
+from bpfree.local.segments import rehearsal
 from bpfree.nets.acceptance import eager
 from bpfree.noise import Noise
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bpfree.errors import UserError
 from bpfree.local.channels_last import project
-from bpfree.local.cut import Segment
+from bpfree.local.segments import Segment
 
 Pixels = tuple[int, int] | None
 """(H, W) of a task with an answer for each pixel; None for a task with an answer for each sample."""

@@ -16,7 +16,7 @@ from bpfree.errors import UserError
 from bpfree.grad import first_trainable
 from bpfree.inputs import Inputs, apply, count, forward, from_arrays, tensors_of
 from bpfree.local.autotaps import find_segments
-from bpfree.local.cut import OUTPUT, owners, reached_parameters, rehearsal
+from bpfree.local.segments import OUTPUT, owners, reached_parameters, rehearsal
 from bpfree.nets.acceptance import eager, materialize, refuse_lazy, refuse_meta
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise

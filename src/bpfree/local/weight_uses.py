@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bpfree.errors import UserError
 from bpfree.grad import unfused
 from bpfree.inputs import Inputs, apply, forward, main_input, tensors_of
-from bpfree.local.cut import reached_parameters
+from bpfree.local.segments import reached_parameters
 from bpfree.local.transport import LEAF, Factor, factors_of, root_of, same_storage
 from bpfree.nets.acceptance import eager
 from bpfree.nets.unchanged import unchanged_buffers
