@@ -18,9 +18,15 @@ from bpfree.rules.fa import FA
 from bpfree.runs.config_file import load_config
 from bpfree.tasks import TASKS, Regress, Sequence
 from bpfree.types import ALL_TASKS, Batch
-from tests.helpers import denoiser_for, optimizer_for
+from tests.helpers import denoiser_for
 
 DATA = {"regress": "diabetes"}
+# Rules whose steps are not those of Adam; the shipped configs are tuned for digits, and diverge on other tasks.
+OPTIMIZERS = {
+    "recombine": {"name": "sgd", "lr": 3.0},
+    "snes": {"name": "sgd", "lr": 1.0},
+    "pgpe": {"name": "clipup", "lr": 0.15},
+}
 
 
 def test_the_names_that_rules_use_are_the_table():
@@ -52,7 +58,7 @@ def test_a_rule_learns_a_task_or_refuses_it(name, task):
         assert "\n" not in str(caught.value)
         return
     data = DATA.get(task) or windows()
-    optimizer = optimizer_for(name)
+    optimizer = OPTIMIZERS.get(name, {"name": "adam", "lr": 1e-2})
     rule = {"name": name, "evaluator": "loop"} if hasattr(RULES[name](), "asked") else name
     with warnings.catch_warnings():
         warnings.simplefilter("error")
