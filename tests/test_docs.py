@@ -140,3 +140,15 @@ def test_every_public_name_is_documented():
         thing = getattr(bpfree, name)
         if name not in ("Scalars", "__version__"):
             assert thing.__doc__, name
+
+
+def test_the_rules_of_the_page_for_authors_learn(capsys):
+    page = (ROOT / "docs" / "new_rule.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "new_rule.md", "exec"), names)
+    printed = capsys.readouterr().out
+    accuracies = dict(re.findall(r"^(\w+) .*'accuracy': ([\d.]+)", printed, re.MULTILINE))
+    assert set(accuracies) == {"Sanger", "Elite", "OneLayer"}
+    assert all(float(accuracy) > 0.6 for accuracy in accuracies.values()), accuracies
+    assert "Sanger True 1\nOneLayer True 5" in printed

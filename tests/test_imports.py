@@ -1,5 +1,6 @@
 """The moment of imports: a command imports only what it needs."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -71,3 +72,22 @@ def test_no_check_of_a_module_against_a_protocol():
     """Since Python 3.12 `isinstance` with a protocol looks attributes up in a way that misses a module's submodules."""
     package = Path(bpfree.__file__).parent
     assert [path.name for path in package.rglob("*.py") if "runtime_checkable" in path.read_text("utf-8")] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("bpfree.config", "parse", "bpfree.runs.config"),
+        ("bpfree.feedback", "FEEDBACKS", "bpfree.local.feedback"),
+        ("bpfree.lab.html", "Section", "bpfree.lab.report.html"),
+        ("bpfree.locality", "LOCAL", "bpfree.rule"),
+        ("bpfree.run", "Run", "bpfree.runs.run"),
+    ],
+)
+def test_modules_that_the_documentation_named_are_found_by_their_earlier_names(monkeypatch, old, name, new):
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        module = importlib.import_module(old)
+    assert getattr(module, name) is getattr(importlib.import_module(new), name)
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec(f"from {old} import nothing")

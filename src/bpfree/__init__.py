@@ -15,8 +15,12 @@ _AS_A_PROGRAM = sys.argv[:1] == ["-m"] and any(word in ("bpfree", "-mbpfree") fo
 if _AS_A_PROGRAM and not sys.flags.safe_path:
     del sys.path[0]
 
+import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from bpfree import data, nets, rules, tasks, trackers
 from bpfree._version import __version__
@@ -25,8 +29,9 @@ from bpfree.errors import DivergedError, UserError
 from bpfree.evolution import Evolution, Evolved, evolve
 from bpfree.lab.certify import Certificate, certify
 from bpfree.lab.tune import tune
-from bpfree.local.cut import cut, owners
+from bpfree.local.cut import cut
 from bpfree.local.rule import LocalRule
+from bpfree.local.segments import owners
 from bpfree.local.taps import taps
 from bpfree.noise import Noise
 from bpfree.population.rule import BlackBoxRule
@@ -37,6 +42,29 @@ from bpfree.training.precision import fast_float32
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
+
+_MOVED = {  # modules that the documentation of earlier versions named
+    "bpfree.config": "bpfree.runs.config",
+    "bpfree.feedback": "bpfree.local.feedback",
+    "bpfree.lab.html": "bpfree.lab.report.html",
+    "bpfree.locality": "bpfree.rule",
+    "bpfree.run": "bpfree.runs.run",
+}
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Import a module by its earlier name: a new module that gets its names from the present one, with a warning."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in _MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        present = _MOVED[module.__name__]
+        warnings.warn(f"{module.__name__} is now {present}", DeprecationWarning, stacklevel=2)
+        module.__getattr__ = lambda name: getattr(import_module(present), name)  # type: ignore[method-assign]
+
+
+sys.meta_path.append(_MovedModules())  # at the end: modules that exist are found before
 
 if TYPE_CHECKING:
     from bpfree.lab.compare.compare import Comparison, compare

@@ -120,6 +120,7 @@ class Evolution:
         return rebuild(self._like, (p.detach().clone() for p in self._net))
 
     def _generation(self) -> Generation:
+        # The noise depends on seed and step alone, so `tell` draws the members of `ask` again and nothing is stored.
         return self.rule.generation(list(self._net), self.noise.at(self.step))
 
     @torch.no_grad()
@@ -145,6 +146,7 @@ class Evolution:
             raise UserError(
                 f"scores: found {list(values.shape)}, allowed: one of each of {len(self.rule.members)} members"
             )
+        # Rules add to `.grad`, so it must be empty.
         self.optimizer.zero_grad()
         self.rule.learn(self._generation(), -values if self.maximize else values)
         self.optimizer.step()
@@ -205,6 +207,7 @@ def evolve(
             scores = torch.tensor([float(fn(member)) for member in evolution.ask()])
             evolution.tell(scores)
             finite = scores[scores.isfinite()]
+            # A member that failed says nothing about the others: its inf or NaN would hide their mean.
             history.append(float(finite.mean()) if len(finite) else float("nan"))
             if callback is not None:
                 callback(step, history[-1])
@@ -245,6 +248,8 @@ def rebuild(like: Tree, tensors: Iterator[Tensor]) -> Tree:
     if isinstance(like, Tensor):
         return next(tensors)
     if isinstance(like, Mapping):
+        # A plain dict, because the constructors of other mappings differ, such as that of defaultdict.
         return {key: rebuild(inner, tensors) for key, inner in like.items()}
     parts = [rebuild(inner, tensors) for inner in like]
+    # The constructor of a named tuple takes its parts one by one, and not as a sequence.
     return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)

@@ -1,4 +1,4 @@
-"""What rules have in common when they write `.grad`."""
+"""Functions that rules share to compute and write `.grad`."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,15 +14,22 @@ from bpfree.types import Batch, Task
 
 
 def trainable(*modules: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the modules that take part in training, in order."""
+    """Return the parameters of modules that take part in training, in order.
+
+    Args:
+        modules: nets, rules or heads.
+    """
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 def first_trainable(net: nn.Module) -> nn.Parameter:
-    """The parameter whose type and device buffers and heads take.
+    """Return the first trainable parameter, whose type and device a rule's buffers and heads take.
+
+    Args:
+        net: the net to train.
 
     Raises:
-        UserError: the net has none.
+        UserError: the net has no trainable parameter.
     """
     for p in net.parameters():
         if p.requires_grad:
@@ -33,7 +40,12 @@ def first_trainable(net: nn.Module) -> nn.Parameter:
 def backward(out: Tensor, gradient: Tensor | None = None) -> None:
     """Fill `.grad` from a loss, or from an output and the gradient in it.
 
-    Autocast is off within: torch asks for it, and hooks run inside the forward pass.
+    A segment learns inside a hook, so in the middle of the forward pass, where autocast may be on. torch requires that
+    backward passes run with autocast off.
+
+    Args:
+        out: a loss, 0-d, or an output of any shape. Without a graph nothing happens.
+        gradient: the gradient in `out`, of its shape; None for a loss.
     """
     if not out.requires_grad:
         return  # every parameter behind it is frozen
@@ -45,7 +57,12 @@ def backward(out: Tensor, gradient: Tensor | None = None) -> None:
 
 
 def add_gradients(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor]) -> None:
-    """Add to `.grad`."""
+    """Add gradients to the `.grad` of parameters.
+
+    Args:
+        parameters: the parameters.
+        gradients: one for each parameter, of its shape.
+    """
     for p, gradient in zip(parameters, gradients, strict=True):
         if p.grad is None:
             p.grad = gradient
@@ -54,16 +71,32 @@ def add_gradients(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor
 
 
 def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
-    """E = dLoss/dout [B, D], for a mean loss already divided by B."""
+    """Return the error of the output, E = dLoss/dout; the loss is a mean, so E is already divided by B.
+
+    Args:
+        task: gives the loss.
+        out: [B, ...], the output of the net.
+        batch: the samples and targets.
+
+    Returns:
+        [B, D], in float32 if the output is in half precision, which would round the error.
+    """
     leaf = out.detach()
     leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
     return torch.autograd.grad(task.loss(leaf, batch), leaf)[0].flatten(1)
 
 
 def detach_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The input of a layer, and the arguments of its `forward` with that input detached; for forward pre-hooks.
+    """Split the arguments of a layer's `forward` for a forward pre-hook that detaches the input.
 
     The input is the first argument, by place or by name.
+
+    Args:
+        args: the arguments by place.
+        kwargs: the arguments by name.
+
+    Returns:
+        The input as it was, and both kinds of arguments with the input detached.
     """
     if args:
         return args[0], (args[0].detach(), *args[1:]), kwargs
@@ -72,7 +105,11 @@ def detach_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
 
 
 def used_weight(layer: Any) -> Tensor:
-    """The weight with which a layer has just computed, detached; to be asked within its forward hook."""
+    """Return the weight with which a layer has just computed, detached; for use in its forward hook.
+
+    Args:
+        layer: a Linear or a convolution, parametrized or not.
+    """
     if isinstance(layer.__dict__["_parameters"].get("weight"), Tensor):
         return layer.weight.detach()  # type: ignore[no-any-return]
     with torch.no_grad():  # a parametrization must not record anything more
@@ -80,7 +117,13 @@ def used_weight(layer: Any) -> Tensor:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight of a layer at any time, detached; what its parametrization remembers of each call stays unchanged."""
+    """Return the weight of a layer at any time, detached.
+
+    Reading the weight under spectral_norm moves the vectors of its power iteration; they are put back.
+
+    Args:
+        layer: a Linear or a convolution, parametrized or not.
+    """
     if not parametrize.is_parametrized(layer, "weight"):
         return used_weight(layer)
     with unchanged_buffers(layer):
@@ -89,7 +132,13 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def unfused(net: nn.Module) -> Iterator[None]:
-    """Make recurrent layers compute step by step with products that autograd shows, and not in one fused kernel."""
+    """Make recurrent layers compute step by step inside the context, with products that autograd shows.
+
+    A fused kernel is one node of the graph, in which the products with the weights cannot be seen.
+
+    Args:
+        net: nothing happens unless it has a recurrent layer.
+    """
     if not any(isinstance(module, nn.RNNBase) for module in net.modules()):
         yield
         return
@@ -104,5 +153,5 @@ def unfused(net: nn.Module) -> Iterator[None]:
 
 
 def runs_again() -> bool:
-    """Whether a backward pass is at work, in which activation checkpointing runs modules a second time."""
+    """Return True if a backward pass runs now, in which activation checkpointing runs modules a second time."""
     return bool(torch._C._current_graph_task_id() != -1)

@@ -48,6 +48,7 @@ def scores_of(out: Any) -> Tensor:
     """
     if isinstance(out, Tensor):
         return out
+    # A name and not the first tensor: the first tensor of a classifier may be its loss or its hidden states.
     logits = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
     if isinstance(logits, Tensor):
         return logits
@@ -70,7 +71,7 @@ def main_input(x: Inputs) -> Tensor:
     Device, batch size and floating type are read from it: masks and tokens beside it have other types.
     """
     tensors = tensors_of(x)
-    return next((t for t in tensors if t.is_floating_point()), tensors[0])
+    return next((t for t in tensors if t.is_floating_point()), tensors[0])  # tokens alone: the first
 
 
 def count(x: Inputs) -> int:
@@ -100,6 +101,7 @@ def concatenate(parts: list[Inputs]) -> Inputs:
     """Return inputs of one form joined along the samples."""
     first = parts[0]
     if isinstance(first, Tensor):
+        # All parts have the form of the first one. The tests of their types are there for the type checker.
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
     if isinstance(first, Mapping):
         return {name: torch.cat([part[name] for part in parts if isinstance(part, Mapping)]) for name in first}
@@ -119,6 +121,7 @@ def from_arrays(x: Any, like: Tensor, *, tokens: bool = True) -> Inputs:
     """
     if isinstance(x, Mapping):
         return {str(name): _tensor(values, like, tokens) for name, values in x.items()}
+    # A tuple is several inputs. A list is one input, since nested lists of numbers are an array.
     if isinstance(x, tuple):
         return tuple(_tensor(values, like, tokens) for values in x)
     return _tensor(x, like, tokens)
@@ -126,9 +129,11 @@ def from_arrays(x: Any, like: Tensor, *, tokens: bool = True) -> Inputs:
 
 def _tensor(values: Any, like: Tensor, tokens: bool) -> Tensor:
     try:
+        # as_tensor shares the memory of an array, so that a large data set is not copied.
         tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"x: found {type(values).__name__}, allowed: an array or a tensor of numbers") from error
+    # Complex numbers are left as they are: a conversion would drop their imaginary part.
     is_float = tensor.is_floating_point() or not (tokens or tensor.is_complex())
     return tensor.to(like.device, like.dtype if is_float else None)
 

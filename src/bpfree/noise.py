@@ -55,7 +55,9 @@ class Noise:
 
     def _digest(self, size: int) -> bytes:
         units = tuple(unit if isinstance(unit, str) else int(unit) for unit in self.units)
+        # repr keeps the units apart: ("a", "bc") and ("ab", "c") are different keys, and so are 1 and "1".
         text = repr((int(self.seed), int(self.step), units)).encode()  # int(): numpy's integers have another repr
+        # Not `hash`, which differs from process to process.
         return hashlib.blake2b(text, digest_size=size).digest()
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
@@ -113,6 +115,7 @@ def seed_global(key: int, device: torch.device) -> None:
         key: the seed.
         device: the device.
     """
+    # torch.manual_seed would also seed all GPUs, whose generators `_restored_rng` does not put back.
     torch.default_generator.manual_seed(key)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(key)
@@ -142,15 +145,17 @@ class _Seed(ISeedSequence):
     """A seed that gives SFC64 its three starting words directly, because numpy's hashing takes four times as long."""
 
     def __init__(self, digest: bytes) -> None:
+        # "<" fixes the order of the bytes, so that every machine gets the same words.
         self.state = np.frombuffer(digest, np.dtype("<u8")).astype(np.uint64)
 
     def generate_state(self, n_words: int, dtype: object = np.uint64) -> NDArray[np.uint64]:
-        return self.state
+        return self.state  # SFC64 asks for three words, the 24 bytes of the digest
 
 
 # fork_rng without a list of devices would save the state of every GPU, which is slow.
 def _restored_rng(device: torch.device):  # type: ignore[no-untyped-def]
     if device.type == "cpu":
         return torch.random.fork_rng(devices=[])
+    # "cuda" without a number means the current device, and fork_rng needs the number.
     index = device.index if device.index is not None else torch.get_device_module(device).current_device()
     return torch.random.fork_rng(devices=[index], device_type=device.type)

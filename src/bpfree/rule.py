@@ -24,7 +24,7 @@ Memory = Literal["flat", "grows"]
 
 
 class Locality(NamedTuple):
-    """How far a rule is from backprop. A rule declares these properties and `bpfree.certify` measures them.
+    """The properties that separate a rule from backprop. A rule declares them and `bpfree.certify` measures them.
 
     Each property has the worst value that can occur. The defaults are those of backprop, so a rule that declares
     nothing promises nothing.

@@ -167,6 +167,7 @@ def weight_of(task: Task, metric: str, batch: Batch) -> Tensor | int:
         The weight of the batch; by default the number of its samples.
     """
     weight = getattr(task, "weight", None)
+    # A tensor stays on its device. Its value is read once for a whole split, and not in every batch.
     counts: Tensor | int = len(batch.y) if weight is None else weight(metric, batch)
     return counts
 
@@ -180,6 +181,7 @@ def kind_of(task: Task) -> str:
         task: the task, which may be the user's own.
     """
     name = getattr(task, "name", None)
+    # The user's task may have a `name` with another meaning, so an unknown name is not an error.
     if name in ALL_TASKS:
         return str(name)
     if getattr(task, "rebuilds", False):
@@ -188,6 +190,7 @@ def kind_of(task: Task) -> str:
         return "sequence"
     if pixels_of(task) is not None:
         return "segment"
+    # The order above matters: a task per step or per pixel may have classes, too.
     return "regress" if classes_of(task) is None else "classify"
 
 

@@ -16,7 +16,7 @@ import bpfree
 from bpfree import Noise, UserError, taps
 from bpfree.lab.certify import certify
 from bpfree.local.autotaps import find_segments
-from bpfree.local.cut import stages
+from bpfree.local.segments import stages
 from bpfree.nets import NETS
 from bpfree.population.rule import BlackBoxRule
 from bpfree.rules import DFA, RULES, Backprop, MonoForward

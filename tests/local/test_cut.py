@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bpfree.errors import UserError
-from bpfree.local.cut import cut, owners, stages
+from bpfree.local.cut import cut
+from bpfree.local.segments import owners, stages
 from bpfree.nets import NETS
 from bpfree.nets.unchanged import unchanged_buffers
 

@@ -6,7 +6,8 @@ from torch import nn
 
 import bpfree
 from bpfree import Noise, UserError, owners, taps
-from bpfree.local.cut import cut, stages
+from bpfree.local.cut import cut
+from bpfree.local.segments import stages
 from bpfree.nets import NETS
 from bpfree.rules import DFA, RULES, MonoForward
 from bpfree.runs.config_file import load_config

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bpfree import UserError, fit, owners
-from bpfree.local.cut import stages
+from bpfree.local.segments import stages
 from bpfree.nets import NETS
 from bpfree.rules import BRSF, FA, FRSF, USF
 from tests.helpers import IN_SHAPE, bound

@@ -29,7 +29,7 @@ class RunsBar:
             TextColumn("{task.description}"),
             console=self.console,
         )
-        self.task = self.bar.add_task("", total=None)
+        self.task = self.bar.add_task("", total=None)  # the first call tells the number of runs
         if self.console.is_terminal:  # in a log file, each update of the bar would be a line
             self.bar.start()
         return self

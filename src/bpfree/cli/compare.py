@@ -57,6 +57,8 @@ def compare_rules(
     overrides = [name for name in configs if "=" in name]
     with errors_in_one_line(lambda error: GO_ON if isinstance(error, KeyboardInterrupt) else ""):
         if data_dir is not None:
+            # As JSON, since the value of an override is YAML, which would read a "#" or ": " in a path as something
+            # else.
             overrides.append(f"data.dir={json.dumps(str(data_dir.resolve()))}")
         if not names:
             raise UserError("CONFIG: found none, allowed: one or more, such as digits/mlp")

@@ -87,6 +87,7 @@ def check_data(
         if name is not None:
             _check_name(name)
         names = [name] if name is not None else [each for each in FACTS if is_readable(each, folder)]
+        # A list, so that the data sets behind a damaged one are checked too.
         failed = [name for name in names if not _is_whole(name, folder)]
     if failed:
         raise typer.Exit(1)

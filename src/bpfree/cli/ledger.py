@@ -21,6 +21,7 @@ def ledger(
     data_dir: DataDir = None,
 ) -> None:
     """Compare our results with published results: write docs/ledger.md. Run it in the root of the repository."""
+    # The bar is the inner context: it leaves the terminal before the line of an error is printed.
     with errors_in_one_line(lambda error: GO_ON if isinstance(error, KeyboardInterrupt) else ""), RunsBar() as bar:
         done = update(Path(), None if all_ else run or [], data_dir=data_dir, jobs=jobs, on_progress=bar)
     _print(done, run or [])

@@ -105,6 +105,7 @@ def _print(tuned: "Tuned", plan: Plan) -> None:
         key=lambda trial: trial["value"],
         reverse=plan.objective.direction == "maximize",
     )
+    # A marker within a choice that no trial took does not get a column.
     names = [name for name in plan.markers if any(name in trial["params"] for trial in ranked)]
     rows = [
         [trial["number"], trial["value"], *(trial["params"].get(n, "") for n in names)] for trial in ranked[:_SHOWN]
@@ -112,6 +113,7 @@ def _print(tuned: "Tuned", plan: Plan) -> None:
     console.print(_table("best trials", ["trial", tuned.metric, *names], rows))
     if any(best["setting"] for best in tuned.settings):
         console.print(_settings_table(tuned, names))
+    # The kind says more: trials that were refused, diverged or were stopped by a pruner are all "pruned" for Optuna.
     states = [trial["kind"] or trial["state"] for trial in tuned.trials]
     typer.echo(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     best = tuned.best

@@ -66,6 +66,7 @@ def make_dataset(
         if not without_labels:
             _check_gaps(labels, answers)
     fewest = 1 if answers == "several" else 2
+    # With one class, softmax gives 1 whatever the net computes, and there is no gradient.
     classes = max(classes, fewest)
     return Dataset("arrays", train_split, test_split, Labels(classes, None, answers, ignored), origin=copies)
 
@@ -100,6 +101,7 @@ def _collect(data: Any, what: str) -> Collected:
         raise UserError(f"{what}: found no samples, allowed: at least one")
     xs: list[Inputs] = []
     ys: list[Tensor] = []
+    # By index: a Dataset without __iter__ is iterated until it raises IndexError, which many never do.
     for i in range(length):
         x, y = record_of(_item(data, i, what), f"{what}: found items that are not pairs")
         xs.append(apply(to_inputs(x, f"{what} (samples)"), lambda t: t.unsqueeze(0)))
@@ -115,6 +117,7 @@ def _item(data: Any, index: int, what: str) -> Any:
     """Return an item of the user's data set; any exception becomes a UserError that names the item."""
     try:
         return data[index]
+    # torch's Dataset raises it if a subclass has no __getitem__, such as an IterableDataset.
     except NotImplementedError as error:
         raise _unfit(data, what, error) from error
     except Exception as error:  # of the user's code
@@ -134,6 +137,7 @@ def _is_data_set(data: Any) -> bool:
     """Return True for a torch Dataset, and for an object with a length and items that is not an array."""
     if isinstance(data, torch.utils.data.Dataset):
         return True
+    # Arrays, lists and dicts also have a length and items, but they are read as a whole.
     is_read_otherwise = isinstance(data, Sequence | Mapping | Tensor | type) or hasattr(data, "__array__")
     return not is_read_otherwise and hasattr(data, "__len__") and hasattr(data, "__getitem__")
 

@@ -123,8 +123,9 @@ class Augment:
             )
         x = _as_values(x, ["data.augment.mixup"])
         noise = noise.fold("augment", "mixup")
+        # numpy, because torch's Beta takes no generator: its numbers would depend on what was drawn before.
         drawn = np.random.Generator(np.random.PCG64(noise.fold("share").key())).beta(self.mixup, self.mixup, len(x))
-        share, other = torch.from_numpy(drawn).to(x), noise.fold("other").permutation(len(x)).to(x.device)
+        share, other = torch.from_numpy(drawn).to(x), noise.fold("other").permutation(len(x)).to(x.device)  # both [B]
         shares = F.one_hot(y, classes).to(x.dtype)
         return _blend(x, x[other], share), _blend(shares, shares[other], share)
 
@@ -144,24 +145,26 @@ class Augment:
         """Flip and shift: compute for each pixel the row and column that it comes from, then index once."""
         generator = noise.generator()
         b, _, height, width = x.shape
-        rows = torch.arange(height).expand(b, height)
-        columns = torch.arange(width).expand(b, width)
+        rows = torch.arange(height).expand(b, height)  # [B, H], where each row comes from
+        columns = torch.arange(width).expand(b, width)  # [B, W]
         if self.flip:
             flipped = torch.rand(b, 1, generator=generator) < 0.5
             columns = torch.where(flipped, columns.flip(1), columns)
         if self.shift:
             _check_within("shift", self.shift, height, width)
             moves = torch.randint(0, 2 * self.shift + 1, (2, b, 1), generator=generator)
+            # The padding adds `shift` pixels on each side, so 0 to 2 * shift here are moves from -shift to +shift.
             rows, columns = rows + moves[0], columns + moves[1]
             x = F.pad(x, [self.shift] * 4)
         sample = torch.arange(b, device=x.device).view(b, 1, 1)
         rows, columns = rows.to(x.device).unsqueeze(2), columns.to(x.device).unsqueeze(1)
+        # The three indices broadcast to [B, H, W]. Channels go last, so that one index moves all channels of a pixel.
         return x.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
 
     def _light(self, x: Tensor, noise: Noise) -> Tensor:
         """Change brightness, then contrast; each result is clamped between black and white."""
         black, white = self.values.black, self.values.white
-        brighter, starker = (2 * _uniform(noise, (2, len(x), 1, 1, 1), x) - 1).unbind()
+        brighter, starker = (2 * _uniform(noise, (2, len(x), 1, 1, 1), x) - 1).unbind()  # [B, 1, 1, 1], from -1 to 1
         x = (black + (x - black) * (1 + self.brightness * brighter)).clamp(black, white)
         mean = x.mean((1, 2, 3), keepdim=True)
         return (mean + (x - mean) * (1 + self.contrast * starker)).clamp(black, white)
@@ -172,10 +175,11 @@ class Augment:
         _check_within("cutout", self.cutout, *sides)
         within = []
         for axis, side in enumerate(sides):
+            # Each axis has its own key. With one key for both, all centres would lie on the diagonal of the image.
             centre = torch.randint(side, (b, 1), generator=noise.fold(axis).generator())
             from_top = torch.arange(side) - (centre - self.cutout // 2)
             within.append(((from_top >= 0) & (from_top < self.cutout)).to(x.device))
-        hidden = within[0][:, None, :, None] & within[1][:, None, None, :]
+        hidden = within[0][:, None, :, None] & within[1][:, None, None, :]  # [B, 1, H, W]
         return torch.where(hidden, x.new_tensor(self.values.mean).view(1, -1, 1, 1), x)
 
 
@@ -203,8 +207,10 @@ def _crop(x: Tensor, smallest: float, noise: Noise) -> Tensor:
     side = (smallest + (1 - smallest) * area).sqrt()  # [B], as a share of the image's side
     frame = x.new_zeros(len(x), 2, 3)
     frame[:, 0, 0] = frame[:, 1, 1] = side
+    # The centre of a part keeps a distance of `side` from -1 and 1, so that no part leaves the image.
     frame[:, 0, 2], frame[:, 1, 2] = (1 - side) * (2 * right - 1), (1 - side) * (2 * down - 1)
     grid = F.affine_grid(frame, list(x.shape), align_corners=False)
+    # "border", because at the edge bilinear weights reach half a pixel outside, where zeros would give dark borders.
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

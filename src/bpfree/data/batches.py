@@ -73,6 +73,7 @@ class Batches:
             start: the first batch, from 0. A resumed run starts in the middle, with the same draws.
         """
         n = len(self.y)
+        # The whole order is drawn even if `start` skips batches. So a resumed epoch has the batches that were left.
         order = torch.arange(n) if self.seed is None else Noise(self.seed, epoch).fold("shuffle").permutation(n)
         # Samples in a file are indexed on the CPU while labels are on the device: one copy of the order for each.
         orders = {device: order.to(device) for device in {x.device for x in (*tensors_of(self.x), self.y)}}

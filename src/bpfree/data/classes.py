@@ -65,9 +65,10 @@ def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     chosen: list[Tensor] = []
     for label in sorted(set(labels.tolist())):
         positions = (labels == label).nonzero().flatten()
+        # Each class has its own key: samples that are added to one class leave the choice in the others as it is.
         order = Noise(0).fold("test", label).permutation(len(positions))
         chosen.append(positions[order[: round(share * len(positions))]])
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test = torch.zeros(len(labels), dtype=torch.bool)  # [N]
     is_test[torch.cat(chosen)] = True
     test = int(is_test.sum())
     if not 0 < test < len(labels):

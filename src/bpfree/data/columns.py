@@ -15,11 +15,13 @@ MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "none", "?", "<na>"
 
 _SHOWN = 10
 _DECORATION = re.compile(r"[\s%\u2030$\u20ac\u00a3\u00a5'\u2019_]")  # of money, shares and thousands
+# Numbers in groups, and numbers with a decimal comma: 1,234.5 or 1.234,5 or 0,5.
 _GROUPED = re.compile(
     r"[+-]?(\d{1,3}(,\d{3})+(\.\d*)?|\d{1,3}(\.\d{3})+(,\d*)?|\d*,\d+|\d+,)(e[+-]?\d+)?", re.IGNORECASE
 )
 _MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _WITH_UNIT = re.compile(r"[+-]?\d+([.,]\d+)?\s+[^\W\d]{1,4}")  # 12 kg
+# Dates and times: 2024-01-31, 12:30, 3 Jan 2024 or January 3, 2024.
 _WHEN = re.compile(
     r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T].*)?|\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[ap]m)?"
     rf"|\d{{1,2}}[ .-]*{_MONTH}[ .,-]*\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{2,4}}",
@@ -66,6 +68,7 @@ def number(text: str, decimal: str = ".") -> float | None:
         value = float(text)
     except ValueError:
         return None
+    # float() also reads "inf", "nan" and "1_000". In a table these are words or missing values.
     return value if math.isfinite(value) and "_" not in text else None
 
 
@@ -151,4 +154,5 @@ def width(columns: Sequence[Column]) -> int:
 
 def are_numbers(columns: Sequence[Column]) -> Tensor:
     """Return bool [F]: True for features that are numbers, False for words."""
+    # A column of numbers is one feature, hence a tuple of one for it.
     return torch.tensor([column.values is None for column in columns for _ in column.values or (None,)])

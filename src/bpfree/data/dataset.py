@@ -89,6 +89,7 @@ class Dataset:
                 )
         if not y.numel():
             raise UserError(f"{what}: found labels of shape {list(y.shape[1:])}, which hold no values, allowed: [N]")
+        # Labels are checked before samples: to find NaN, all samples are read, which takes long if they lie in a file.
         self.labels.check(y, what)
         for tensor in tensors_of(x):
             refuse_not_finite(tensor, what)
@@ -120,6 +121,7 @@ class Dataset:
                 "Allowed: 0, or a fraction that leaves some on both sides"
             )
         order = Noise(seed).fold("validation").permutation(n)
+        # Sorted positions: samples that stay in a file are then read from neighbouring places.
         if self.origin is None:
             return self.train.take(order[held_out:].sort().values), self.train.take(order[:held_out].sort().values)
         return self._carve_originals(self.origin, order[:held_out])
@@ -145,7 +147,7 @@ def refuse_not_finite(x: Tensor, what: str) -> None:
     """Raise UserError if samples [N, ...] contain NaN or infinite values, and say which."""
     if not x.is_floating_point() or not len(x):
         return
-    bad = torch.cat([~part.isfinite().reshape(len(part), -1).all(1) for part in chunks(x)])
+    bad = torch.cat([~part.isfinite().reshape(len(part), -1).all(1) for part in chunks(x)])  # [N]
     if bad.any():
         raise UserError(
             f"{what}: samples contain NaN or infinite values ({int(bad.sum())} of {len(x)} do, the first is number "

@@ -65,6 +65,7 @@ class Labels:
             return ()
         if self.answers == "several":
             return tuple(y.sum(0).tolist())
+        # Ignored pixels are taken out first, because bincount refuses negative labels such as -100.
         return tuple(torch.bincount(counting_labels(y, self.ignored), minlength=self.classes).tolist())
 
     def check(self, y: Tensor, what: str) -> None:
@@ -152,6 +153,7 @@ def _classes(y: Tensor, where: str) -> Tensor:
     if y.dim() == 2 and y.shape[1] > 1:
         refuse_several(y, where)
         if bool((y == y.round()).all()):
+            # Rows of integers that are shares with the sum 1 are one-hot.
             return y.argmax(1)
         raise UserError(
             f"{where}: found shares of {y.shape[1]} classes, allowed: one class number for each sample. Give "
@@ -179,6 +181,7 @@ def _classes(y: Tensor, where: str) -> Tensor:
 
 def refuse_several(y: Tensor, where: str) -> None:
     """Raise UserError unless each row of y [N, C] consists of shares of C classes: 0 or more, with the sum 1."""
+    # In float16 the shares of many classes would not add up to 1.
     rows = y.double()
     bad = ~((rows >= 0).all(1) & ((rows.sum(1) - 1).abs() <= _SHARES))
     if bool(bad.any()):

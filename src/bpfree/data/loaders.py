@@ -119,6 +119,7 @@ def _plan(loader: "DataLoader[Any]", what: str) -> _Plan:
         one = DataLoader(loader.dataset, loader.batch_size, num_workers=0, collate_fn=loader.collate_fn)
         return _Plan(one, batches, None)
     if loader.batch_sampler is None:
+        # No batching: the data set returns something for one index. `islice`, because a user's sampler may never end.
         order = list(islice(iter(loader.sampler), batches))
         return _Plan(_with(loader, batch_size=None, sampler=order), batches, [[index] for index in order])
     if _is_plain(loader):
@@ -133,6 +134,7 @@ def _plan(loader: "DataLoader[Any]", what: str) -> _Plan:
 def _is_plain(loader: "DataLoader[Any]") -> bool:
     """Return True if each sample of the data set comes once, in order or shuffled: then the sampler is replaced."""
     sampler: Any = loader.sampler
+    # Exact types: a subclass may choose samples in a way of its own.
     if type(loader.batch_sampler) is not BatchSampler or type(sampler) not in (RandomSampler, SequentialSampler):
         return False
     source: Any = loader.dataset
@@ -163,9 +165,11 @@ def _batches(plan: _Plan, what: str) -> Iterator[Any]:
         UserError: the data set, a worker or the loader's collate_fn raised an exception.
     """
     batches = iter(plan.loader)
+    # Not more than len() says: an IterableDataset may go on for ever, whatever length it declares.
     for number in range(plan.batches):
         try:
             batch = next(batches)
+        # A loader may end before its length. In a generator, Python would turn this into a RuntimeError.
         except StopIteration:
             return
         except UserError:

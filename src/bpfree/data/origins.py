@@ -24,10 +24,13 @@ def original(data: Any, index: Any) -> Hashable:
         if isinstance(data, Subset):
             data, index = data.dataset, data.indices[index]
         elif isinstance(data, ConcatDataset):
+            # ConcatDataset allows negative indices, which name the same samples as positive ones.
             index = int(index) % len(data)
             which = bisect_right(data.cumulative_sizes, index)
             data, index = data.datasets[which], index - ([0, *data.cumulative_sizes][which])
         else:
+            # A sampler may give tensors, which compare by identity as keys of a dict: equal indices would look
+            # different.
             return id(data), (int(index) if isinstance(index, Tensor) else index)
 
 

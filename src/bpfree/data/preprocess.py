@@ -57,6 +57,7 @@ class LabelFacts:
         """Raise ValueError for values that no data set has; they come from files that may be damaged."""
         numbers = (*self.answer_mean, *self.answer_std, self.time_step)
         size = math.prod((1, *self.answer_shape))
+        # The numbers in `min((1, ...))` are harmless values: min() of an empty sequence raises an error.
         for fits, what in (
             (all(map(math.isfinite, numbers)), "numbers that are finite"),
             (min((*self.answer_std, self.time_step), default=0) > 0, "answer_std and time_step above 0"),

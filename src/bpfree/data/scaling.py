@@ -108,6 +108,7 @@ class Scaling:
     def _check_form(self, x: Inputs) -> None:
         """Raise UserError unless x has the inputs of training, by the same names or in the same number."""
         names = [name for name, _ in self.inputs]
+        # Names that are digits stand for a tuple. Names of arguments, as a dict has them, are never digits.
         by_name = not names[0].isdigit()
         form = sorted(x) if isinstance(x, Mapping) else len(tensors_of(x))
         if isinstance(x, Tensor) or form != (sorted(names) if by_name else len(names)):
@@ -126,7 +127,7 @@ class Scaling:
         # A column of a table may hold times in seconds: float32 would lose the minutes before the mean is subtracted.
         exact = dtype if self.columns is None else torch.float64
         x = x.to(exact, copy=True)  # a copy, since the next line works in place and `x` may be the user's array
-        per_channel = (-1, *[1] * (len(self.shape) - 1)) if len(self.mean) > 1 else (1,)
+        per_channel = (-1, *[1] * (len(self.shape) - 1)) if len(self.mean) > 1 else (1,)  # [C, 1, ...]
         mean, std = (torch.tensor(v, dtype=exact, device=x.device).view(per_channel) for v in (self.mean, self.std))
         return x.sub_(mean).div_(std).to(dtype)
 

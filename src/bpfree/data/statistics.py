@@ -28,6 +28,7 @@ def of_bytes(x: Tensor) -> Moments:
     counts = torch.zeros(channels, 256, dtype=torch.int64)
     for part in chunks(x):
         for row, values in zip(counts, part.unbind(1) if channels > 1 else (part,), strict=True):
+            # `row` is a view of `counts`, so the sum goes there.
             row += torch.bincount(values.flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64)
     shares = counts.double() / counts.sum(1, keepdim=True)  # [C, 256]

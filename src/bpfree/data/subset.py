@@ -72,13 +72,15 @@ def select(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         validation=dataset.validation and _only(dataset, dataset.validation, classes),
         test=dataset.test and _only(dataset, dataset.test, classes),
         labels=replace(dataset.labels, classes=len(classes), names=names and tuple(names[c] for c in classes)),
+        # Copies are numbered anew: `Dataset.carve` takes the largest number plus 1 as the number of originals.
         origin=origin if origin is None else number_copies(origin[torch.isin(dataset.train.y, kept)].tolist()),
     )
 
 
 def _only(dataset: Dataset, split: Split, classes: Sequence[int]) -> Split:
     """Return the samples of some classes of a split, with their new labels."""
-    places = torch.full((dataset.classes,), -1)
+    places = torch.full((dataset.classes,), -1)  # [C], the new label of each class
+    # -1 marks classes that are left out.
     places[torch.tensor(classes)] = torch.arange(len(classes))
     new = places[split.y]
     index = (new >= 0).nonzero().flatten()
@@ -114,6 +116,7 @@ def thin(split: Split, classes: int, noise: Noise, *, fraction: float = 1.0, ske
         _labels(split, "skew")
         shares = skew.shares(classes)
     counts = torch.bincount(labels, minlength=len(shares))
+    # A class without samples stays empty: `minimum` takes back the one sample that `clamp_min` gives it.
     kept = (counts * shares * fraction).round().long().clamp_min(1).minimum(counts)  # [C]
     return split.take(_first_of_each(labels, kept, noise))
 
@@ -124,6 +127,7 @@ def _first_of_each(labels: Tensor, counts: Tensor, noise: Noise) -> Tensor:
     One shuffled order serves all counts: that is why a smaller part lies within a larger one.
     """
     order = noise.permutation(len(labels))
+    # A stable sort keeps the order of the key within each class.
     grouped = order[labels[order].argsort(stable=True)]
     sizes = torch.bincount(labels, minlength=len(counts))
     rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # [N], within each class
@@ -146,8 +150,10 @@ def mislabel(split: Split, classes: int, share: float, noise: Noise) -> Split:
     """
     if share == 0:
         return split
+    # A copy, since the labels may share memory with the user's array.
     labels = _labels(split, "label_noise").clone()
     n = len(labels)
+    # The beginning of one order: a larger share contains the samples of a smaller share.
     wrong = noise.permutation(n)[: round(share * n)]
     # A shift by 1 to C - 1 never ends at the true class. It is drawn for all samples, so that `share` changes none.
     shift = 1 + torch.randint(classes - 1, (n,), generator=noise.fold("shift").generator())

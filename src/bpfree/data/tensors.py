@@ -75,6 +75,7 @@ def _plain(x: Tensor, what: str) -> Tensor:
         raise _unfit(what, "a tensor on the device 'meta', which has no values", "Give one that has values")
     if x.dtype is torch.uint64:
         return _narrowed(x.cpu().numpy(), what)
+    # Floats of 8 bits are made for storage: torch has hardly any operations for them.
     if x.is_floating_point() and x.element_size() == 1:
         return x.float()
     return x.to(_WIDER[x.dtype]) if x.dtype in _WIDER else x

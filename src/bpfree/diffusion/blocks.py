@@ -67,6 +67,7 @@ class BlockRule(DiffusionRule):
                 f"{self.levels.steps} batches in all, one for each block"
             )
         super().begin(data, steps=steps, resumed=resumed)
+        # With fewer batches in an epoch than blocks, some blocks would never have a turn.
         self._round = max(len(data), self.levels.steps)
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
@@ -86,10 +87,12 @@ class BlockRule(DiffusionRule):
             # Keyed by the block: its dropout does not depend on which other blocks learn in this step.
             with noise.fold("block", t).global_rng(batch.device):
                 features = self._features(blocks, t, task, batch, features, scalars)
+                # Block t sees level t - 1, as in inference, where it reads the z that block t - 1 made.
                 z, eps = self._noised(t - 1, batch, noise)
                 out = blocks.heads[t - 1](features, z)
                 loss = factor * self.block_loss(t, out, z, eps, task, batch)
             backward(loss)  # inside the loop: it frees this block's activations before the next block runs
+            # Without the factor, so that curves of different orders can be compared.
             scalars[f"loss/block{t}"] = loss.detach() / factor
             total = total + loss.detach()
             if t == 1 and classes_of(task) is not None:
@@ -143,12 +146,14 @@ class BlockRule(DiffusionRule):
         # Noise without the seed of the run: the same samples always get the same prediction.
         z = eps_like(z, Noise().fold("walk", 0)) if stochastic else z
         yield State(0.0, z, None)
+        # A start value for the type checker. It is never read, because block 1 always has a trunk.
         features = x
         for t in range(1, self.levels.steps + 1):
             features = blocks.trunks[t - 1](x) if t <= len(blocks.trunks) else features
             out = blocks.heads[t - 1](features, z)
             a, b, c = self.levels.step(t)
             scores = self._block_scores(t, out, z)
+            # Without noise, z is the mean of the posterior of Eq. 3.
             z = a * self.estimate(t, out, z) + b * z
             if stochastic:
                 z = z + c**0.5 * eps_like(z, Noise().fold("walk", t))
@@ -165,6 +170,7 @@ class BlockRule(DiffusionRule):
             raise UserError(
                 "order: found 'sequential' outside Trainer.fit, and only fit knows the epochs. Allowed: all, random"
             )
+        # From left to right: ((step % round) T) // round is 0 in the first T-th part of a round, and T - 1 in the last.
         return [1 + noise.step % self._round * steps // self._round]
 
     def _features(
@@ -180,6 +186,7 @@ class BlockRule(DiffusionRule):
             return blocks.trunks[t - 1](batch.tensor)  # type: ignore[no-any-return]
         if before is not None:  # the shared trunk ran for block 1 in this step already
             return before.detach()
+        # Block 1 owns the shared trunk and does not learn in this step, so nothing needs a graph through it.
         with torch.no_grad():
             return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
 

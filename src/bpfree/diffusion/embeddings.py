@@ -205,6 +205,7 @@ class Prototype(Learned):
         Args:
             data: the training batches of one epoch.
         """
+        # Samples are kept until a class has enough, because the distances below are quadratic in their number.
         chunks: list[list[Tensor]] = [[] for _ in self.table]  # by class, the flat samples of each batch
         most = _COMPARED // len(self.table)
         for batch in data:
@@ -247,6 +248,7 @@ class Images(Embedding):
 
     def expected(self, scores: Tensor) -> Tensor:
         """Return g(scores) times the scale, [..., E]."""
+        # In 16 bits a sigmoid or tanh would round values near the ends of its range to the ends themselves.
         return self.scale * self.task.activate(scores.float() if scores.itemsize < 4 else scores)
 
     def combined(self, scores: Tensor) -> Tensor:

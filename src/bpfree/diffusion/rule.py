@@ -14,8 +14,9 @@ from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.inputs import Inputs, one_tensor
 from bpfree.local.channels_last import keep_order
-from bpfree.local.cut import Segment, cut, owners, stages
+from bpfree.local.cut import cut
 from bpfree.local.heads import PooledLinear
+from bpfree.local.segments import Segment, owners, stages
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule
@@ -85,6 +86,7 @@ class DiffusionRule(Rule):
         super().__init__()
         if embedding is not None:  # check it now and not in `bind`, before any data are loaded
             name, options = split_spec(embedding, "embedding")
+            # The first three arguments (task, dim, inputs) are not options: `bind` gives them.
             check_options(lookup({**EMBEDDINGS, **REBUILDING}, name, "embedding"), options, "embedding", given=3)
         check_choice("decode", decode, ("readout", "nearest"))
         check_choice("inference", inference, ("deterministic", "stochastic"))
@@ -198,6 +200,7 @@ class DiffusionRule(Rule):
             x: samples [B, ...].
         """
         stochastic = self.inference == "stochastic"
+        # The walk of a block rule is lazy: only its first block runs here.
         _, first = islice(self.walk(net, one_tensor(x), stochastic=False), 2)
         assert first.scores is not None
         other = self.conclude(self.walk(net, one_tensor(x), stochastic=not stochastic))
@@ -250,10 +253,12 @@ class DiffusionRule(Rule):
         def learn(index: int, h: Tensor) -> Tensor:
             keep_order(h)
             loss = task.loss(self.stage_heads[index](h), batch)
+            # Here and not after the pass: it frees the graph of this stage before the next stage runs.
             backward(loss)
             scalars[f"loss/trunk{index + 1}"] = loss.detach()
             return h.detach()
 
+        # The last stage ends where the trunk ends. It is not cut: its features are taught below, when the pass is over.
         with cut(trunk, [stage.name for stage in self._stages[:-1]], learn):
             features = trunk(batch.tensor)
         return learn(len(self._stages) - 1, features)

@@ -46,6 +46,7 @@ class Schedule(nn.Module, ABC):
 
     def dsnr(self, t: Tensor) -> Tensor:
         """Return the derivative of SNR in t, which is positive."""
+        # SNR' = (abar / (1 - abar))' = abar' / (1 - abar)^2.
         return self.dabar(t) / (1 - self.abar(t)).square()
 
     def gamma(self, t: Tensor) -> Tensor:
@@ -55,6 +56,7 @@ class Schedule(nn.Module, ABC):
     def dgamma(self, t: Tensor) -> Tensor:
         """Return the derivative of gamma in t, which is negative."""
         abar = self.abar(t)
+        # gamma' = (log(1 - abar) - log abar)' = -abar' / (1 - abar) - abar' / abar.
         return -self.dabar(t) / (abar * (1 - abar))
 
     def levels(self, steps: int) -> "Levels":
@@ -86,7 +88,7 @@ class CosineSchedule(Schedule):
     def __init__(self, abar_min: float = 0.0, abar_max: float = 0.999) -> None:
         super().__init__()
         _check_ends(abar_min, abar_max)
-        self.first, self.last = math.acos(abar_min**0.5), math.acos(abar_max**0.5)
+        self.first, self.last = math.acos(abar_min**0.5), math.acos(abar_max**0.5)  # first > last: the angle falls
 
     def _angle(self, t: Tensor) -> Tensor:
         return self.first + (self.last - self.first) * t
@@ -156,6 +158,7 @@ class LearnedSchedule(Schedule):
         self.l1 = nn.Parameter(torch.tensor(0.5))
         self.l2 = nn.Parameter(_START.fold("l2").randn(width))
         self.bias = nn.Parameter(_START.fold("bias").randn(width))
+        # softplus(-log w) = log(1 + 1/w), about 1/w: the sum over w hidden units starts near 1, whatever their number.
         self.l3 = nn.Parameter(torch.full((width,), -math.log(width)))
 
     def abar(self, t: Tensor) -> Tensor:
@@ -169,6 +172,7 @@ class LearnedSchedule(Schedule):
 
     def snr(self, t: Tensor) -> Tensor:
         """Return SNR = exp(-gamma)."""
+        # Not abar / (1 - abar) as in the base class: near abar = 1 this has few digits in float32.
         return (-self.gamma(t)).exp()
 
     def dsnr(self, t: Tensor) -> Tensor:
@@ -178,6 +182,7 @@ class LearnedSchedule(Schedule):
     def gamma(self, t: Tensor) -> Tensor:
         """Return gamma at times t, as the class says."""
         ends = self._rising(torch.stack([torch.zeros_like(self.gamma_0), torch.ones_like(self.gamma_0)]))
+        # This is g(t), which is 0 at t = 0 and 1 at t = 1.
         risen = (self._rising(t) - ends[0]) / (ends[1] - ends[0])
         return self.gamma_0 + self.log_span.exp() * (1 - risen)
 
@@ -185,7 +190,8 @@ class LearnedSchedule(Schedule):
         """Return the derivative of gamma in closed form, so that the loss can be differentiated through it."""
         ends = self._rising(torch.stack([torch.zeros_like(self.gamma_0), torch.ones_like(self.gamma_0)]))
         l1, l2, l3 = (F.softplus(w) for w in (self.l1, self.l2, self.l3))
-        hidden = (l2 * (l1 * t).unsqueeze(-1) + self.bias).sigmoid()
+        hidden = (l2 * (l1 * t).unsqueeze(-1) + self.bias).sigmoid()  # [..., width]
+        # f' = l1 + sum_k l3_k h_k (1 - h_k) l2_k l1, where h = sigmoid(l2 l1 t + bias).
         slope = l1 + (hidden * (1 - hidden)) @ (l3 * l2) * l1
         return -self.log_span.exp() * slope / (ends[1] - ends[0])
 
@@ -227,6 +233,8 @@ class Levels:
             t: the block, from 1 to T.
         """
         before, now = float(self.abar[t - 1]), float(self.abar[t])
+        # Inference goes from noise to the label, so alpha < 1. If abar_0 = 0, then b = 0: block 1 forgets z_0, which
+        # holds nothing of the label.
         alpha = before / now  # alpha_{t-1}
         a = now**0.5 * (1 - alpha) / (1 - before)
         b = alpha**0.5 * (1 - now) / (1 - before)
@@ -255,6 +263,7 @@ def kl(abar: Tensor | float, u: Tensor) -> Tensor:
     """
     abar = torch.as_tensor(abar, dtype=u.dtype, device=u.device)
     dim = u.shape[1]
+    # log1p, because abar_0 is small: 1 - abar_0 in float32 would drop most digits of abar_0.
     return 0.5 * (abar * (u.square().sum(1).mean() - dim) - dim * torch.log1p(-abar))
 
 

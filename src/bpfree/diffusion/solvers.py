@@ -33,6 +33,7 @@ def solve(field: Field, z: Tensor, steps: int, solver: Solver = "euler") -> Tens
     """
     times = torch.linspace(0, 1, steps + 1, device=z.device, dtype=z.dtype)
     if solver not in ("euler", "heun"):
+        # Imported here, because the package is optional and only these solvers need it.
         from torchdiffeq import odeint
 
         return odeint(lambda t, z: field(z, t), z, times, method=solver, rtol=_TOLERANCE, atol=_TOLERANCE)  # type: ignore[no-any-return]
@@ -41,6 +42,7 @@ def solve(field: Field, z: Tensor, steps: int, solver: Solver = "euler") -> Tens
         length = then - now
         slope = field(z, now)
         if solver == "heun":
+            # The mean of the slopes at both ends of an Euler step: an error of order length^2 in place of length.
             slope = (slope + field(z + length * slope, then)) / 2
         z = z + length * slope
         path.append(z)

@@ -52,11 +52,13 @@ class TimeRule(DiffusionRule):
             times = stratified(self.draws * len(batch.y), batch.tensor, noise.fold("times"))
             # Draw k of sample i is row k B + i in y, times and features alike.
             many = Batch(batch.x, batch.y.repeat(self.draws, *[1] * (batch.y.dim() - 1)))
-            repeated = features.repeat(self.draws, 1)
+            repeated = features.repeat(self.draws, 1)  # [draws B, H]
             loss, shared = self.losses(blocks, task, many, repeated, times, noise)
+        # One pass for both: they may share the graph of the embeddings, which a first backward would free.
         backward(loss + shared)
         if classes_of(task) is not None:
             with torch.no_grad():
+                # Pure noise: from z_t ~ q(z_t|y) the head could read the label instead of predicting it.
                 z = eps_like(features.new_zeros(len(features), self.embedding.dim), noise.fold("accuracy"))
                 scores = self.scores_at(blocks, features.detach(), z, z.new_zeros(()))
             scalars["accuracy"] = (scores.argmax(1) == batch.y).float().mean()
@@ -112,6 +114,7 @@ class TimeRule(DiffusionRule):
         blocks = self._blocks(net)
         features = blocks.trunks[0](one_tensor(x))
         path = self._path(blocks, features, stochastic)
+        # torchdiffeq returns a whole path at once, so this walk is not lazy as that of `BlockRule` is.
         yield State(0.0, path[0], None)
         for step in range(self.steps):
             time = path.new_tensor(step / self.steps)
@@ -145,5 +148,7 @@ def stratified(n: int, like: Tensor, noise: Noise) -> Tensor:
     # Drawn in float64 on the CPU, so that a GPU and a CPU get the same times.
     generator = noise.generator()
     offset = torch.rand((), generator=generator, dtype=torch.float64)
+    # One time in each n-th of [0, 1), all with the same offset. Without the permutation, the first draw of every sample
+    # would always have the small times.
     times = ((torch.arange(n, dtype=torch.float64) + offset) / n)[torch.randperm(n, generator=generator)]
     return times.to(device=like.device, dtype=like.dtype)

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, count, forward
-from bpfree.local.cut import Segment, begins_stage, owners, passes_on, rehearsal, stages
+from bpfree.local.segments import Segment, begins_stage, owners, passes_on, rehearsal, stages
 from bpfree.nets.acceptance import eager, inner
 
 _OUTPUT = -1  # the run of the whole net
@@ -86,7 +86,7 @@ def _is_sound(net: nn.Module, tap: str, x: Inputs) -> bool:
 
 
 class _Run(NamedTuple):
-    """One run of a module in the recorded forward pass.
+    """A run of a module in the recorded forward pass.
 
     Attributes:
         name: the name of the module.
@@ -185,7 +185,7 @@ class Blocks:
         return {i for i in self.names.values() if not self._around(i) & self.weights}
 
     def _ends(self, names: Sequence[str]) -> list[str]:
-        """The last name of each stage, by the same rules as `bpfree.local.cut.stages`."""
+        """The last name of each stage, by the same rules as `bpfree.local.segments.stages`."""
         taps: list[str] = []
         covered = 0
         for name in names:

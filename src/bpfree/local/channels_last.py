@@ -67,7 +67,7 @@ def keep_order(h: Tensor) -> None:
 def keep_gradients_in_order(optimizer: optim.Optimizer) -> None:
     """Put gradients in the memory order of their parameters before each step of the optimiser.
 
-    Fused optimisers of torch 2.6 walk through the memory of a parameter and its gradient side by side. If their orders
+    Fused optimisers walk through the memory of a parameter and its gradient side by side. If their orders
     differ, each weight of a channels-last convolution moves by the gradient of another weight. Autograd gives the right
     order; a rule that writes `.grad` itself may not.
 

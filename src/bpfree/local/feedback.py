@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import check_choice
 from bpfree.inputs import Inputs, forward
-from bpfree.local.cut import rehearsal
+from bpfree.local.segments import rehearsal
 from bpfree.nets.acceptance import eager
 from bpfree.noise import Noise
 
@@ -20,7 +20,7 @@ AlignedFeedback = Feedback | Literal["aligned"]
 _ODD = np.uint64(0x0101010101010101)
 
 ALIGNED = "aligned"
-"""Feedback is no random matrix but the one that backprop would use, as it is when the rule is bound."""
+"""The name of feedback that is the matrix which backprop would use at the moment when the rule is bound."""
 
 
 def _fans(matrix: Tensor) -> tuple[int, int]:
@@ -32,7 +32,7 @@ BOUNDS: dict[str, Callable[[Tensor], float]] = {
     "kaiming": lambda matrix: (6 / _fans(matrix)[0]) ** 0.5,
     "xavier": lambda matrix: (6 / sum(_fans(matrix))) ** 0.5,
 }
-"""b of those that are drawn from U(-b, b)."""
+"""By name, the bound b of matrices that are drawn from U(-b, b)."""
 
 
 def _uniform(name: str, matrix: Tensor) -> Tensor:
@@ -54,7 +54,11 @@ kaiming_uniform (DRTP's authors); xavier: xavier_uniform (BioTorch); lecun: N(0,
 
 
 def random_like(name: str, like: Tensor) -> Tensor:
-    """A random matrix of the shape, type, device and memory order of `like`, drawn by torch's global generator.
+    """Return a random matrix, drawn by torch's global generator.
+
+    Args:
+        name: a name in FEEDBACKS.
+        like: gives the shape, type, device and memory order.
 
     Raises:
         UserError: `name` is not in FEEDBACKS.
@@ -65,12 +69,18 @@ def random_like(name: str, like: Tensor) -> Tensor:
 
 
 def random_magnitudes(name: str, like: Tensor, noise: Noise) -> tuple[Tensor, float]:
-    """What `random_like` draws, but by key, fast enough for every step, and with signs of no meaning.
+    """Draw the magnitudes of `random_like` by a key, fast enough for every step. The signs have no meaning.
 
-    On a CPU a magnitude is the middle of one of 128 equal parts of 0 to b: what 7 random bits tell apart.
+    On a CPU a magnitude is the middle of one of 128 equal parts of the range 0 to b, so that 7 random bits are enough:
+    drawing a float for each weight would take longer than the backward pass of a small net.
+
+    Args:
+        name: a name in FEEDBACKS.
+        like: gives the shape, type, device and memory order.
+        noise: the key.
 
     Returns:
-        A tensor like `like`, and a factor by which it is yet to be multiplied.
+        A tensor like `like`, and the factor that it must still be multiplied by.
     """
     if name not in BOUNDS:
         with noise.global_rng():
@@ -85,22 +95,30 @@ def random_magnitudes(name: str, like: Tensor, noise: Noise) -> tuple[Tensor, fl
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether it lies in one piece, in whatever order."""
+    """True if a tensor lies in one piece of memory, in whatever order."""
     return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 def check_feedback(name: str) -> None:
-    """Raise UserError unless `name` is in FEEDBACKS or is "aligned"."""
+    """Raise UserError unless `name` is in FEEDBACKS or is "aligned".
+
+    Args:
+        name: the name that a user gave.
+    """
     check_choice("feedback", name, (*FEEDBACKS, ALIGNED))
 
 
 def mean_jacobians(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Tensor]:
-    """The derivative of the output [D, ...] at each tap, a mean over samples: on a linear net the product of weights.
+    """Return the derivative of the output at each tap, a mean over samples. On a linear net it is a product of weights.
 
     Args:
         net: as it is trained (dropout, batch statistics); left as it was.
         taps: names of submodules, in the order in which they run.
-        x: [B, ...], as `bpfree.inputs.forward` takes it; takes the memory of a step of backprop, and D backward passes.
+        x: [B, ...], as `bpfree.inputs.forward` takes it. This needs the memory of a step of backprop and the time of D
+            backward passes.
+
+    Returns:
+        For each tap, a tensor [D, ...] with the shape of one sample's output there behind D.
     """
     tapped: list[Tensor] = []
 

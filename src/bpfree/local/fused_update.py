@@ -1,4 +1,4 @@
-"""Stepping a segment's parameters as soon as its gradients are there, so that those of one segment exist at a time."""
+"""Update each segment as soon as its gradients are complete, so that only one segment has gradients at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,18 @@ from bpfree.rule import Rule
 
 
 class FusedUpdate:
-    """The weights come out as if all were stepped together: no segment reads another's parameters.
+    """Steps of the optimiser within `rule.gradients`, segment by segment.
+
+    The weights come out as if all were stepped together, since no segment reads another segment's parameters.
 
     Args:
-        net: bound to the rule.
-        rule: a local rule; others have no segments that learn one after the other.
-        optimizer: of all parameters; those without a gradient it passes by.
-        clip: largest gradient norm of a segment.
+        net: the net that the rule is bound to.
+        rule: a local rule; the units of others do not learn one after the other.
+        optimizer: of all parameters. It passes over parameters without a gradient.
+        clip: the largest gradient norm of a segment, or None.
 
     Raises:
-        UserError: the rule is no local rule.
+        UserError: the rule is not a local rule.
     """
 
     def __init__(self, net: nn.Module, rule: Rule, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
@@ -37,7 +39,11 @@ class FusedUpdate:
 
     @contextmanager
     def active(self, *, step: bool = True) -> Iterator[None]:
-        """Within it, the rule's gradients are used up segment by segment; without `step` they are only freed."""
+        """Use up the gradients that the rule writes inside the context, segment by segment.
+
+        Args:
+            step: False frees the gradients without a step of the optimiser, to measure a pass.
+        """
         self.rule.segment_done = self._step if step else self._free
         try:
             yield

@@ -1,4 +1,4 @@
-"""Classifiers of a rule's own, which read what a part of a net has come to."""
+"""Heads: small classifiers that belong to a rule and read the features of a segment."""
 
 from collections.abc import Sequence
 from math import prod
@@ -8,19 +8,19 @@ from torch.nn import functional as F
 
 from bpfree.errors import UserError
 from bpfree.local.channels_last import project
-from bpfree.local.cut import Segment
+from bpfree.local.segments import Segment
 
 Pixels = tuple[int, int] | None
 """(H, W) of a task with an answer for each pixel; None for a task with an answer for each sample."""
 
 
 def head_shape(segment: Segment, outputs: int, pixels: Pixels) -> tuple[int, int]:
-    """Rows and columns of the matrix by which a linear head reads a segment: [D, values], or [C, channels] by pixel.
+    """Return rows and columns of a linear head's matrix: [D, values], or [C, channels] if each pixel has an answer.
 
     Args:
-        segment: its output is a feature map [channels, h, w] if the task has an answer for each pixel.
-        outputs: D of the task, that is C*H*W if it has an answer for each pixel.
-        pixels: of the task.
+        segment: its output must be a feature map [channels, h, w] if the task has an answer for each pixel.
+        outputs: D of the task, which is C*H*W if it has an answer for each pixel.
+        pixels: (H, W) of the task, or None.
 
     Raises:
         UserError: each pixel needs an answer, and the output is not a feature map.
@@ -37,14 +37,14 @@ def head_shape(segment: Segment, outputs: int, pixels: Pixels) -> tuple[int, int
 
 
 def read_linear(h: Tensor, matrix: Tensor, pixels: Pixels) -> Tensor:
-    """Scores of a linear head without bias: [B, D], or [B, C, H, W] if each pixel has an answer.
+    """Return the scores of a linear head without bias: [B, D], or [B, C, H, W] if each pixel has an answer.
 
-    Per pixel, the head is a 1x1 convolution at the resolution of h, and its scores are brought to (H, W) bilinearly.
+    For pixels the head is a 1x1 convolution at the resolution of h. Its scores are interpolated to (H, W).
 
     Args:
         h: [B, ...]; [B, channels, h, w] per pixel.
         matrix: [D, values], or [C, channels]; see `head_shape`.
-        pixels: of the task.
+        pixels: (H, W) of the task, or None.
     """
     if pixels is None:
         return project(h, matrix)
@@ -52,7 +52,15 @@ def read_linear(h: Tensor, matrix: Tensor, pixels: Pixels) -> Tensor:
 
 
 def to_pixels(scores: Tensor, pixels: tuple[int, int]) -> Tensor:
-    """Scores [B, C, h, w] at the resolution of the labels, [B, C, H, W], by bilinear interpolation."""
+    """Interpolate scores bilinearly to the resolution of the labels.
+
+    Args:
+        scores: [B, C, h, w].
+        pixels: (H, W).
+
+    Returns:
+        [B, C, H, W].
+    """
     if tuple(scores.shape[2:]) == pixels:
         return scores
     return F.interpolate(scores, size=pixels, mode="bilinear", align_corners=False)

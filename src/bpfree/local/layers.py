@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from bpfree.grad import detach_input, runs_again
 from bpfree.inputs import Inputs
-from bpfree.local.cut import Segment
+from bpfree.local.segments import Segment
 from bpfree.nets.unchanged import unchanged_buffers
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -12,9 +12,10 @@ from bpfree.grad import backward, trainable
 from bpfree.inputs import Inputs
 from bpfree.local.autotaps import find_segments
 from bpfree.local.channels_last import keep_order
-from bpfree.local.cut import Segment, Taps, at_each_step, cut, owners
+from bpfree.local.cut import Taps, cut
 from bpfree.local.layers import SeenInputs, SeenLayer, layers_of, watched
 from bpfree.local.passes import learn_afterwards, learn_in_two_passes, learn_on_the_way
+from bpfree.local.segments import Segment, at_each_step, owners
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule
@@ -87,7 +88,7 @@ class LocalRule(Rule):
         """Find the segments of the net.
 
         Raises:
-            UserError: the net cannot be cut at the taps (see `bpfree.local.cut.owners`), or nowhere.
+            UserError: the net cannot be cut at the taps (see `bpfree.local.segments.owners`), or nowhere.
         """
         self.segments = []  # if this net is refused, the rule must not train it with the cuts of an earlier one
         super().bind(net, task, batch)

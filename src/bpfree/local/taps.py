@@ -1,4 +1,4 @@
-"""Where a net can be cut, and what each piece of it holds."""
+"""A table of the places where a net can be cut, for people to look at: `bpfree.taps`."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from bpfree.errors import UserError
 from bpfree.grad import first_trainable
 from bpfree.inputs import Inputs, apply, count, forward, from_arrays, tensors_of
 from bpfree.local.autotaps import find_segments
-from bpfree.local.cut import OUTPUT, owners, reached_parameters, rehearsal
+from bpfree.local.segments import OUTPUT, owners, reached_parameters, rehearsal
 from bpfree.nets.acceptance import eager, materialize, refuse_lazy, refuse_meta
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
@@ -30,12 +30,12 @@ class Tap(NamedTuple):
     """A place where a net can be cut, and the piece of the net between the tap before it and this one.
 
     Attributes:
-        name: of the submodule, or "output" for the end of the net.
-        shape: of its output for one sample.
-        parameters: how many the piece has.
-        activation_bytes: what its backward pass keeps of one sample. A segment of several pieces keeps their sum.
-        auto: the net is cut here if nothing is said.
-        refused: why a cut here, and nowhere else, does not work; None if it does.
+        name: the name of the submodule, or "output" for the end of the net.
+        shape: the shape of its output for one sample.
+        parameters: the number of parameters of the piece.
+        activation_bytes: bytes that its backward pass keeps for one sample. Several pieces keep their sum.
+        auto: True if a rule cuts the net here when the user gives no taps.
+        refused: the reason why a single cut here does not work; None if it works.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Tap(NamedTuple):
 
 
 class TapList(list[Tap]):
-    """Taps in the order in which they run; printed, a table, in which long refusals are cut short."""
+    """A list of taps in the order in which they run. Printed, it is a table, which shortens long reasons."""
 
     def __rich__(self) -> Table:
-        """One row for each tap."""
+        """Return the table, with a row for each tap."""
         table = Table(box=None)
         for heading in ("tap", "shape", "parameters", "bytes kept", "auto", "cut"):
             table.add_column(heading, justify="left" if heading in ("tap", "cut") else "right")
@@ -67,9 +67,9 @@ class TapList(list[Tap]):
 
 
 def taps(net: nn.Module, x: Any = None) -> TapList:
-    """What can be tapped: every submodule that runs once in a forward pass and gives one tensor.
+    """List the places where a net can be cut: every submodule that runs once in a forward pass and gives one tensor.
 
-    Cuts that are sound alone are sound together. Looking takes a forward pass for each submodule.
+    Cuts that are sound alone are sound together. The list takes a forward pass for each submodule.
 
     Args:
         net: the net, as it will be trained; buffers and random state come out as they went in.
@@ -107,13 +107,13 @@ def taps(net: nn.Module, x: Any = None) -> TapList:
 
 
 def _samples(net: nn.Module, x: Any) -> Inputs:
-    """The first samples of what was given, as tensors."""
+    """The first samples of the user's x, as tensors."""
     tokens = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in net.modules())
     return apply(from_arrays(x, first_trainable(net), tokens=tokens), lambda t: t[:_FEW])
 
 
 def _automatic(net: nn.Module, x: Inputs) -> tuple[str, ...]:
-    """Where a rule cuts the net by itself; nowhere, if it cannot."""
+    """The taps that a rule finds by itself; none if it cannot cut the net."""
     try:
         return tuple(segment.name for segment in find_segments(net, x).segments[:-1])
     except UserError:
@@ -154,7 +154,7 @@ class _Run(NamedTuple):
 
 
 def _forward(net: nn.Module, x: Inputs) -> list[_Run]:
-    """What ran once and gave one tensor, in order, in a pass without cuts; at last the net itself, named ""."""
+    """Run the net without cuts: the modules that ran once and gave one tensor, in order, and the net itself as ""."""
     held = {tensor.untyped_storage().data_ptr(): 0 for tensor in (*tensors_of(x), *net.parameters(), *net.buffers())}
     storages: list[UntypedStorage] = []  # held, so that no address is used twice
     runs: list[_Run] = []

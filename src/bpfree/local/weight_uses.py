@@ -1,8 +1,9 @@
-"""Which parameters carry errors, seen in the graph of a forward pass.
+"""Find the parameters that carry errors, in the graph of a forward pass.
 
-An error passes through a parameter that is a factor of a product with something that depends on the samples.
-Additions and scales of single units (positional parameters, the weights of a LayerNorm) mix no units, so they keep
-their true derivative. Everything else that brings a parameter between an error and its destination is refused.
+An error passes through a parameter that is multiplied with something that depends on the samples. Additions and scales
+of single units (positional parameters, the weight of a LayerNorm) do not mix units, so they keep their true derivative.
+Every other operation that brings a parameter between an error and its destination is refused: feedback alignment cannot
+replace the parameter there, and the error would pass through true weights without anybody's notice.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from bpfree.errors import UserError
 from bpfree.grad import unfused
 from bpfree.inputs import Inputs, apply, forward, main_input, tensors_of
-from bpfree.local.cut import reached_parameters
+from bpfree.local.segments import reached_parameters
 from bpfree.local.transport import LEAF, Factor, factors_of, root_of, same_storage
 from bpfree.nets.acceptance import eager
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 
-_OF_VECTORS = {"MvBackward0", "AddmvBackward0", "DotBackward0"}  # power iterations, and no batch of samples
+# Products of a matrix with one vector occur in power iterations (spectral_norm). A batch of samples is a matrix.
+_OF_VECTORS = {"MvBackward0", "AddmvBackward0", "DotBackward0"}
 _LOOKUPS = {"EmbeddingBackward0", "EmbeddingBagBackward0", "IndexBackward0", "IndexSelectBackward0", "GatherBackward0"}
 _SCALES = {"MulBackward0", "DivBackward0"}
 _UNIT_BY_UNIT = {
@@ -46,8 +48,8 @@ class Direct(NamedTuple):
     """A parameter that carries errors where it is used without its layer.
 
     Attributes:
-        name: of the parameter.
-        inputs_first: it is used as x @ W, with W [inputs, outputs].
+        name: the name of the parameter.
+        inputs_first: True if it is used as x @ W, with W [inputs, outputs].
     """
 
     name: str
@@ -55,19 +57,21 @@ class Direct(NamedTuple):
 
 
 def direct_uses(net: nn.Module, out: Tensor, inputs: tuple[Tensor, ...], known: set[nn.Parameter]) -> list[Direct]:
-    """The parameters that carry errors in the graph of `out`.
+    """Return the parameters that carry errors in the graph of `out`.
 
     Args:
-        net: it has computed `out` with its layers' own errors already led elsewhere.
+        net: the net that has computed `out`. The errors of its hooked layers are already led elsewhere.
         out: the output.
         inputs: leaves that require a gradient, from which `out` was computed.
         known: parameters that are weights wherever they are a factor, such as those of layers.
 
     Raises:
         UserError: an error passes through something that was computed from parameters alone, or through a parameter in
-            an operation that is no product.
+            an operation that is not a product.
     """
     walk = _Walk(net, out, inputs, set(known))
+    # A parameter that turns out to be a weight makes the output of its product depend on samples, even where the input
+    # is a lookup or a constant. So look again until nothing new turns up.
     while walk.look():
         pass
     if walk.refusals:
@@ -77,7 +81,9 @@ def direct_uses(net: nn.Module, out: Tensor, inputs: tuple[Tensor, ...], known: 
 
 @contextmanager
 def rehearsed(net: nn.Module, x: Inputs) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """While active, the graph of a forward pass can be looked at; afterwards, buffers and random state are as before.
+    """Run a forward pass whose graph can be inspected inside the context, and undo it afterwards.
+
+    Buffers and random state are then as before.
 
     Args:
         net: any net.
@@ -120,7 +126,7 @@ def _refuse_hidden(net: nn.Module, names: set[str], out: Tensor) -> None:
 
 
 def _inputs_first(out: Tensor) -> list[Any]:
-    """The nodes of the graph, each behind those from which it was computed."""
+    """The nodes of the graph in the order of computation: each stands behind the nodes that it was computed from."""
     order: list[Any] = []
     done, stack = set(), [(out.grad_fn, False)]
     while stack:
@@ -135,7 +141,15 @@ def _inputs_first(out: Tensor) -> list[Any]:
 
 
 class _Walk:
-    """What is known of a graph: which nodes depend on the samples, and which on trainable parameters."""
+    """A walk over a graph, which learns for each node if it depends on samples and on trainable parameters.
+
+    Attributes:
+        order: the nodes, inputs first.
+        data: by node, True if its output depends on the samples.
+        learns: by node, True if its output depends on a parameter.
+        uses: the parameters found to carry errors.
+        refusals: by node, the text of an error.
+    """
 
     def __init__(self, net: nn.Module, out: Tensor, inputs: tuple[Tensor, ...], known: set[nn.Parameter]) -> None:
         self.order = _inputs_first(out)
@@ -149,7 +163,7 @@ class _Walk:
         self.learns: dict[Any, bool] = {None: False}
 
     def look(self) -> bool:
-        """Go through the graph; whether parameters were found that carry errors, so that one has to look again."""
+        """Go through the graph once. Return True if new parameters were found, so that another look is needed."""
         before = len(self.known)
         self.refusals.clear()
         for node in self.order:
@@ -173,11 +187,11 @@ class _Walk:
         return len(self.known) > before
 
     def _carries(self, edge: Any) -> bool:
-        """Whether an error that goes there reaches parameters through something that depends on the samples."""
+        """True if an error along this edge reaches parameters through something that depends on the samples."""
         return self.data[edge] and self.learns[edge]
 
     def _alone(self, edge: Any) -> bool:
-        """Whether it was computed from parameters alone."""
+        """True if the output of a node was computed from parameters alone."""
         return self.learns[edge] and not self.data[edge]
 
     def _product(self, node: Any, factors: list[Factor]) -> None:
@@ -216,7 +230,7 @@ class _Walk:
                 )
 
     def _scale(self, node: Any, edges: list[Any]) -> None:
-        """A scale of units one by one has its true derivative; one that makes several units of one is a matrix."""
+        """Allow a scale of single units, which keeps its true derivative; refuse one that spreads units."""
         for mine, other in ((0, 1), (1, 0)):
             if len(edges) < 2 or not (self._alone(edges[mine]) and self._carries(edges[other])):
                 continue
@@ -241,7 +255,7 @@ class _Walk:
 
 
 def _is_custom(node: Any) -> bool:
-    """Whether the node belongs to an autograd function of somebody's own, which may keep what it likes."""
+    """True if the node belongs to a user's own autograd function, which may keep any tensor."""
     name = node.name()
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         return bool(name != "_DeliverBackward")
@@ -249,7 +263,7 @@ def _is_custom(node: Any) -> bool:
 
 
 def _kept(node: Any) -> Iterator[Tensor]:
-    """What a node keeps for the backward pass, but for masks."""
+    """The tensors that a node keeps for the backward pass, without masks."""
     for attribute in dir(node):
         if attribute == "saved_tensors" or (attribute.startswith("_saved_") and attribute not in _MASKS):
             value = getattr(node, attribute)

@@ -30,6 +30,7 @@ def inner(net: nn.Module) -> tuple[str, nn.Module]:
         The prefix that its names have in the wrapper ("" without a wrapper), and the net.
     """
     prefix = ""
+    # A loop, because wrappers can be nested, such as a compiled net inside DistributedDataParallel.
     while (name := _name_in_wrapper(net)) is not None:
         prefix, net = f"{prefix}{name}.", net.get_submodule(name)
     return prefix, net

@@ -133,6 +133,7 @@ class Denoiser(Checked, nn.Module):
         """
         z = x.new_zeros(len(x), self.embedding_dim)  # [B, E], where inference starts without noise
         time = [x.new_zeros(len(x))] if self.timed else []
+        # Start values for the type checker: there is at least one block, and block 1 has a trunk.
         features, scores = x, z
         for t, head in enumerate(self.heads):
             features = self.trunks[t](x) if t < len(self.trunks) else features
@@ -196,6 +197,7 @@ class LinearHead(nn.Module):
     def __init__(self, width: int, embedding_dim: int, outputs: int, *, timed: bool = False, norm: bool = True) -> None:
         super().__init__()
         self.read = nn.Linear(width, outputs)
+        # `read` has the bias already.
         self.embed = nn.Linear(embedding_dim, outputs, bias=False)
         self.clock = nn.Sequential(Sinusoids(), nn.Linear(_TIME_FEATURES, 1 + outputs)) if timed else None
 
@@ -216,6 +218,7 @@ class Sinusoids(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # persistent=False: the numbers are constant, so a checkpoint does not need them.
         self.register_buffer("frequencies", torch.logspace(0, 3, _TIME_FEATURES // 2), persistent=False)
 
     def forward(self, time: Tensor) -> Tensor:
@@ -248,6 +251,7 @@ def mlp_trunk(in_shape: Sequence[int], width: int) -> nn.Sequential:
         in_shape: shape of one sample.
         width: H.
     """
+    # Batch norm is safe for timed blocks, too: a trunk sees no noise, so its statistics do not mix levels of noise.
     return nn.Sequential(nn.Flatten(), *_layer(prod(in_shape), width, True), *_layer(width, width, True))
 
 

@@ -24,6 +24,7 @@ class Sign(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return 1 or -1 for each element of x."""
+        # Not x.sign(), which gives a third value: 0 at 0.
         return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
 
@@ -58,16 +59,19 @@ class Int8Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         bound = 1 / math.sqrt(in_features)
+        # Room for weights to grow to four times their start; beyond it, they are clipped.
         self.step = 4 * bound / 127
         self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def int8_weight(self) -> Tensor:
         """Return the rounded weights [O, I] in int8."""
+        # Not -128: the range is symmetric, so that -w rounds to the negative of w.
         return (self.weight.detach() / self.step).round().clamp(-127, 127).to(torch.int8)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return sums in int32 [B, O] for inputs in int8 [B, I]. The sum 1 means step/32."""
+        # A sum of products counts in units of step / UNIT: step from the weight and 1 / UNIT from the input.
         bias = (self.bias.detach() * (UNIT / self.step)).round().to(torch.int32)
         return integer_product(x, self.int8_weight()) + bias
 
@@ -82,10 +86,12 @@ class Int8ReLU(nn.Module):
 
     def __init__(self, step: float) -> None:
         super().__init__()
+        # The sum n means n step / UNIT, and the activation a means a / UNIT. So a = n step, about n / 2^shift.
         self.shift = round(-math.log2(step))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return activations from 0 to 127 in int8 for sums x in int32."""
+        # A shift rounds towards minus infinity, also for negative sums. They are 0 after the ReLU anyway.
         return (x >> self.shift).clamp(0, 127).to(torch.int8)
 
 
@@ -204,6 +210,7 @@ class SpikingMLP(nn.Module):
         """The spikes and the remaining potential of a layer, both [B, H]."""
         potential = self.beta * potential + current
         fired = (potential >= 1).to(current.dtype)
+        # Subtracted and not set to 0: what lies above the threshold stays for the next step.
         return fired, potential - fired
 
 

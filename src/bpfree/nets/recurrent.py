@@ -44,7 +44,7 @@ class Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return sequences [B, T, F]."""
-        return x.transpose(1, 2).flatten(2) if x.dim() == 4 else x
+        return x.transpose(1, 2).flatten(2) if x.dim() == 4 else x  # [B, C, H, W] -> [B, H, C*W]
 
 
 class LastStep(nn.Module):
@@ -90,6 +90,7 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features [B, T, H] of sequences x [B, T, F]."""
+        # `detach` changes only gradients. Without gradients the plain way gives the same numbers in less time.
         if not (self.detach and torch.is_grad_enabled()):
             return self.over_time(x)
         # The first pass, without gradients, computes the states; the second one computes the gradients. Together they
@@ -101,8 +102,10 @@ class RecurrentLayer(nn.Module):
     @torch.no_grad()
     def _states_before(self, x: Tensor) -> State:
         """The states before each step, each tensor [B*T, H]."""
+        # This step only tells the number and the shapes of the tensors in a state, which the layer alone knows.
         _, state = self.step(x[:, 0], None)
         before = [tuple(torch.zeros_like(part) for part in state)]
+        # No step needs the state after the last one.
         for x_t in x[:, :-1].unbind(1):
             before.append(self.step(x_t, before[-1])[1])
         return tuple(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*before, strict=True))
@@ -128,6 +131,7 @@ class GRULayer(RecurrentLayer):
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Take one step; see `RecurrentLayer`."""
+        # torch's layer takes a sequence [B, 1, F] and states [layers, B, H], here of one step and one layer.
         _, h = self.rnn(x.unsqueeze(1), None if state is None else state[0].unsqueeze(0))
         return h[0], (h[0],)
 
@@ -183,6 +187,7 @@ class LiquidLayer(RecurrentLayer):
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Take one step; see `RecurrentLayer`."""
         h = x.new_zeros(len(x), self.hidden) if state is None else state[0]
+        # The last argument is dt. Steps of all samples have equal length here.
         h, _ = self.cell(x, h, 1.0)
         return h, (h,)
 
@@ -240,6 +245,7 @@ class Recurrent(nn.Sequential):
             The output [B, D] and the states after the step.
         """
         states: list[State] = []
+        # `rows` and `last` only change the dimension of time, and a single step does not have it.
         layers = [layer for layer in self if isinstance(layer, RecurrentLayer)]
         for i, layer in enumerate(layers):
             x, after = layer.step(x, None if state is None else state[i])

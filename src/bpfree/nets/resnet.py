@@ -89,6 +89,7 @@ def _resnet(
     check_positive("net.width", width)
     small = min(in_shape[1:]) < 64  # the usual stem would leave 8x8 pixels of a CIFAR image before the first block
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    # No bias: batch norm subtracts the mean, and with it any bias.
     layers["conv"] = nn.Conv2d(in_shape[0], width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
     layers["norm"] = nn.BatchNorm2d(width)
     layers["act"] = nn.ReLU()
@@ -97,6 +98,7 @@ def _resnet(
     inputs = width
     for level, depth in enumerate(depths):
         for i in range(depth):
+            # The first level keeps the size, since the stem has reduced it already, or the images are small.
             stride = 2 if level and i == 0 else 1
             layers[f"block{level + 1}_{i + 1}"] = Residual(inputs, width << level, stride, bottleneck=bottleneck)
             inputs = expansion(bottleneck) * (width << level)

@@ -77,6 +77,7 @@ class _Saved:
         self.attributes = _attributes(module)
         self.buffers = dict(module._buffers)
         self.contents = [(b, b.clone()) for b in self.buffers.values() if b is not None]
+        # Inference tensors have no version number; torch raises an error if it is read.
         self.tensors = {
             name: (t._version, t.detach().clone())
             for name, t in self.attributes.items()
@@ -93,6 +94,7 @@ class _Saved:
 
     @torch.no_grad()
     def put_back(self) -> None:
+        # Not by setattr: `nn.Module.__setattr__` would register values that are parameters or modules.
         own = vars(self.module)
         for name in _attributes(self.module).keys() - self.attributes.keys():
             del own[name]
@@ -150,6 +152,7 @@ def study(net: nn.Module, x: Inputs, noise: Noise) -> Behaviour:
             "whose output depends on its parameters, buffers, attributes, input and torch's random numbers. Reset its "
             "other state, and draw numbers by torch, at the start of forward"
         )
+    # Learning runs last and is undone: a changed state must not reach the passes that are compared above.
     before = State(every)
     learn_state(net, x, noise, still)
     learns = bool(before.changed())
@@ -161,10 +164,12 @@ def _run(net: nn.Module, x: Inputs, noise: Noise, device: torch.device) -> tuple
     """The output, and True if the pass drew random numbers."""
     with noise.global_rng(device):
         states = generator_states(device)
+        # A copy: the net may return one of its buffers, and the next pass would overwrite it.
         out = forward(net, x).clone()
         return out, drawn_since(states, device)
 
 
+# The tolerances are loose, because some kernels of a GPU add numbers in an order that varies from call to call.
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
 
@@ -189,6 +194,7 @@ def choose_frozen(net: nn.Module, behaviour: Behaviour, outputs: Callable[[Behav
 
     def same(kept: Sequence[nn.Module]) -> bool:
         out = outputs(replace(behaviour, frozen=tuple(kept)))
+        # Tolerances of 0 and not torch.equal, for which NaN differs from NaN.
         return out.shape == expected.shape and torch.allclose(out, expected, rtol=0, atol=0, equal_nan=True)
 
     if not same(parts):  # try them one by one only where all together fail, which is rare
@@ -213,6 +219,8 @@ def frozen_parts(net: nn.Module) -> list[nn.Module]:
 
 def _largest_frozen(module: nn.Module) -> Iterator[nn.Module]:
     if not any(p.requires_grad for p in module.parameters()):
+        # A part with a replaced `forward` is left out: `parts_run_once` calls the method of the class, and at the end
+        # it would delete the replacement.
         if "forward" not in vars(module):
             yield module
         return

@@ -61,6 +61,7 @@ def choose(
         if obstacle:
             raise UserError(f"evaluator: found {asked}, but {obstacle}. Allowed: auto, loop")
         return asked, makers[asked]()
+    # "in_place" is not tried, since it rounds the parameters. The loop has no obstacle, so `able` is never empty.
     names: list[EvaluatorName] = ["loop", "lowrank", "vmap"]
     able = [name for name in names if not _obstacle(name, makers[name](), net, x, judge, trial)]
     seconds = {name: _seconds(makers[name](), net, x, judge, trial) for name in able}
@@ -101,6 +102,7 @@ def largest_output(net: nn.Module, x: Inputs) -> int:
         net: the net, in the mode in which members run.
         x: the minibatch [B, ...].
     """
+    # 1 and not 0: a net whose layers return no single tensor would give a division by 0 later.
     most = 1
 
     def note(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -119,6 +121,7 @@ def largest_output(net: nn.Module, x: Inputs) -> int:
 
 
 def _with_frozen_parts(behaviour: Behaviour, net: nn.Module, x: Inputs, trial: Generation) -> Behaviour:
+    # The noise is widened: with a tiny sigma a part whose input depends on the member could round to equal outputs.
     few = replace(_widened(trial), members=trial.members[:_COMPARED])
 
     def of_members(behaviour: Behaviour) -> Tensor:
@@ -129,6 +132,7 @@ def _with_frozen_parts(behaviour: Behaviour, net: nn.Module, x: Inputs, trial: G
 
 def _fitting(memory: float, member: int) -> int:
     """The number of members of so many bytes that run at once, a power of two and at least 1."""
+    # Python subtracts before it shifts: 1 << (n.bit_length() - 1) is the largest power of two that is at most n.
     return 1 << max(int(memory // member), 1).bit_length() - 1
 
 
@@ -167,6 +171,7 @@ def _obstacle(
     name: EvaluatorName, evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial: Generation
 ) -> str | None:
     """The reason why the evaluator cannot run the net as the loop does; None if it can."""
+    # Both run the net as it is, one member at a time, so there is nothing that could fail.
     if name in ("loop", "in_place"):
         return None
     if name == "lowrank" and not isinstance(trial.perturbation, LowRank):
@@ -187,6 +192,7 @@ def _obstacle(
 def _alike(evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial: Generation) -> bool:
     """True if the evaluator gives the scores of the plain loop, and in double precision also its outputs."""
     trial = _widened(trial)
+    # The reference shares no work at all: an error in shared work would otherwise be on both sides and cancel out.
     plain = Loop(behaviour=replace(evaluator.behaviour, frozen=()))
     expected, _ = plain(net, x, judge, trial)
     scores, _ = evaluator(net, x, judge, trial)
@@ -213,6 +219,8 @@ def _close_in_double(
         x = apply(x, lambda t: t.double() if t.is_floating_point() else t)
         try:
             expected = plain(x)
+        # Such a net fixes a type in `forward`, or uses an operation without a version for doubles. The comparison in
+        # its own precision, which was made before, must do.
         except (RuntimeError, TypeError):
             return True
         out = other(x)
@@ -225,6 +233,7 @@ def _widened(trial: Generation) -> Generation:
 
 def _seconds(evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial: Generation) -> float:
     """The seconds of the faster of two runs; `_obstacle` has run the evaluator before, so it is warm."""
+    # The faster run counts, because another process may have slowed the other one down.
     spent = []
     for _ in range(2):
         start = time.perf_counter()

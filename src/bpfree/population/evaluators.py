@@ -98,6 +98,8 @@ class Loop(Evaluator):
     def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """Run all members and judge their outputs; see `Evaluator`."""
         parameters = generation.parameters
+        # Each member starts from this copy. Noise that is added and subtracted would leave a rounding error behind,
+        # which would grow from member to member.
         base = [p.detach().clone() for p in parameters]
         slices = split(x, self.samples)
         outs: list[Tensor] = []
@@ -115,6 +117,8 @@ class Loop(Evaluator):
                             first.move(place, sign)
                         for i, (p, b, sample) in enumerate(zip(parameters, base, chunk.samples, strict=True)):
                             if not first or i not in first.owned:
+                                # `.data` leaves the version number of p as it is. `State` relies on it: a new version
+                                # means that a forward pass wrote to a tensor.
                                 sample.add(b, place, sign * generation.scale_of(i), p.data)
                         torch.clear_autocast_cache()  # it keeps casts of weights and does not see them change
                         out = run()
@@ -161,6 +165,8 @@ class InPlace(Evaluator):
 
     @staticmethod
     def _move(generation: Generation, key: int, sign: int) -> None:
+        # The whole block is drawn for one of its keys, since the numbers of a key depend on its place in the block.
+        # `draw` is lazy: only the noise on one parameter is in memory.
         block, place = divmod(key, generation.perturbation.together)
         for i, (p, sample) in enumerate(zip(generation.parameters, generation.draw(block), strict=True)):
             sample.add(p.data, place, sign * generation.scale_of(i), p.data)
@@ -181,6 +187,7 @@ class Vmap(Evaluator):
 
     def __call__(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """Run all members and judge their outputs; see `Evaluator`."""
+        # functional_call takes parameters by name, and the generation has them as tensors.
         names = {id(p): name for name, p in net.named_parameters()}
         keys = [names[id(p)] for p in generation.parameters]
 
@@ -193,17 +200,20 @@ class Vmap(Evaluator):
 
         outs: list[Tensor] = []
         scores: list[Tensor] = []
+        # Frozen parts need no help here: vmap runs a part whose input does not depend on the member only once.
         with passes(net, [x], generation.noise, replace(self.behaviour, frozen=())) as run:
             for samples, places, signs in generation.chunks(self.members):
                 written = [
                     _written(p, sample, places, signs, generation.scale_of(i))
                     for i, (p, sample) in enumerate(zip(generation.parameters, samples, strict=True))
                 ]
+                # The members of a chunk share one pass, so state and generators are put back once for all of them.
                 run.begin()
                 with warnings.catch_warnings():
                     # vmap runs some operations one by one and says so; whether that is too slow, `choose` has timed.
                     warnings.filterwarnings("ignore", "There is a performance drop")
                     own, out = torch.func.vmap(member, randomness="same")(*written)
+                # A copy: a view would keep the outputs of all n members in memory.
                 outs = outs or [out[0].clone()]
                 scores.append(own)
         return torch.cat(scores), outs[0]
@@ -211,5 +221,6 @@ class Vmap(Evaluator):
 
 def _written(p: Tensor, sample: Sample, places: list[int], signs: list[int], scale: float | Tensor) -> Tensor:
     """The parameters [n, *shape] of n members, written out."""
+    # Sign and sigma, [n, 1, ...], or [n, *shape] if each element has its own sigma.
     every = torch.tensor(signs, dtype=p.dtype, device=p.device).view(-1, *[1] * p.dim()) * scale
     return torch.addcmul(p.detach(), sample.dense()[torch.tensor(places, device=p.device)], every)

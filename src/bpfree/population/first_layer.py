@@ -41,7 +41,9 @@ class FirstLayer:
         self.forward: Callable[[Tensor], Tensor] = layer.forward
         self.scale = generation.scale
         self.weight = places[id(layer.weight)]
+        # A frozen bias is not among the parameters of the generation. `base` contains it anyway.
         self.bias = None if layer.bias is None else places.get(id(layer.bias))
+        # The weight stays unperturbed for all members: `forward` computes x W^T with it, once for each slice.
         self.owned = {self.weight, self.bias}
         self.bases: list[Tensor | None] = [None] * slices
         self.thin: list[Tensor | None] = []
@@ -87,11 +89,14 @@ class FirstLayer:
             base = self.bases[part] = self.forward(x)
         if thin is None:
             thin = self.thin[part] = thin_products(self.layer, self.b, x)
+        # Sign and sigma go into A, the smaller factor. So the members of a mirrored pair share x B.
         xb, a = thin[self.place], self.factor * self.a[self.place]  # [B, ..., r] or [B, r, H', W'], and [O, r]
         if isinstance(self.layer, nn.Linear):
+            # [B.., O] + [B.., r] [r, O], where B.. are all leading dimensions as one.
             out = torch.addmm(base.flatten(0, -2), xb.flatten(0, -2), a.T).view(base.shape)
             tail: tuple[int, ...] = ()
         else:
+            # Each rank adds an outer product over the channels: a pixel of x B times a column of A.
             out, tail = base, (1, 1)
             for rank in range(a.shape[1]):
                 out = torch.addcmul(out, xb[:, rank : rank + 1], a[:, rank].view(-1, 1, 1))
@@ -138,7 +143,9 @@ def thin_products(layer: nn.Linear | nn.Conv2d, b: Tensor, x: Tensor) -> Tensor:
     """
     k, i, r = b.shape
     if isinstance(layer, nn.Linear):
+        # The factors of all keys form one matrix [I, K r], so x is read once and not once for each key.
         return (x @ b.transpose(0, 1).reshape(i, k * r)).view(*x.shape[:-1], k, r).movedim(-2, 0)
+    # Each column of B is a filter [I, h, w]. With k r filters, one convolution serves all keys.
     thin = convolve(layer, x, b.transpose(1, 2).reshape(k * r, *layer.weight.shape[1:]))
     return thin.view(len(x), k, r, *thin.shape[2:]).movedim(1, 0)
 
@@ -194,6 +201,7 @@ def find_first_layer(net: nn.Module, x: Inputs, generation: Generation, memory: 
         for hook in hooks:
             hook.remove()
     layer = began[0] if began else None  # the order of begin, not of end: a parent that owns parameters begins first
+    # Exact types, because a subclass may compute something else. (isinstance is there for the type checker.)
     if not isinstance(layer, nn.Linear | nn.Conv2d) or type(layer) not in (nn.Linear, nn.Conv2d):
         return None
     if layer._parameters.keys() != {"weight", "bias"}:  # hooks compute the weight, as in torch's old spectral norm
@@ -203,6 +211,8 @@ def find_first_layer(net: nn.Module, x: Inputs, generation: Generation, memory: 
         return None
     (h,) = args
     others = {id(p) for module in owners if module is not layer for p in module.parameters(recurse=False)}
+    # The evaluator adds no noise to the parameters of this layer. If they were used anywhere else, or twice, they would
+    # be without noise there.
     alone = not any(id(p) in others for p in layer.parameters())
     once = began.count(layer) == 1 and "forward" not in vars(layer)
     if h.requires_grad or not (alone and once and layer.weight.requires_grad) or thin_obstacle(layer):
@@ -213,5 +223,6 @@ def find_first_layer(net: nn.Module, x: Inputs, generation: Generation, memory: 
         return None
     rank, features = weight.b.shape[2], len(layer.weight)
     # A thin product must be thin: with 8 r > I it would cost about as much as the whole product.
+    # Kept are x W^T, which is one output, and for each of K keys x B, which has r channels in place of O.
     kept = out.numel() * (1 + (1 + max(block.places)) * rank / features) * out.element_size()
     return layer if kept <= memory and 8 * rank <= layer.weight[0].numel() else None

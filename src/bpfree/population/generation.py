@@ -39,6 +39,8 @@ class Member(NamedTuple):
             allowed = "an even number of at least 2, since members are mirrored" if mirrored else "at least 2"
             raise UserError(f"population: found {population}, allowed: {allowed}")
         if mirrored:
+            # Keys 0, 0, 1, 1, ... with the signs 1, -1, 1, -1, ...: the members of a pair follow one another, as
+            # `Generation` needs it.
             return [Member(i // 2, 1 - 2 * (i % 2)) for i in range(population)]
         return [Member(i, 1) for i in range(population)]
 
@@ -90,6 +92,8 @@ class Generation:
         Returns:
             An iterator over samples, one for each parameter, which are drawn one at a time to save memory.
         """
+        # One generator for all parameters of a block. So the samples must be drawn in the order of the parameters, even
+        # if a caller needs only one of them.
         generator = self.noise.fold("member", block).generator(self.parameters[0].device)
         return (self.perturbation.sample(p, self.perturbation.together, generator) for p in self.parameters)
 
@@ -140,9 +144,13 @@ class Generation:
         signs = weights.new_tensor([member.sign for member in self.members])
         keys = torch.tensor([member.key for member in self.members], device=weights.device)
         # A mirrored pair has the same E, so its two weights are added before any noise is drawn.
+        # The last member has the largest key. The length is rounded up to whole blocks; a key without members has
+        # weight 0.
         by_key = weights.new_zeros(together * (1 + self.members[-1].key // together))
+        # `of` sums an even function of E, such as E^2, for which both members of a pair are the same.
         by_key.index_add_(0, keys, weights if of else weights * signs)
         totals = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in self.parameters]
+        # dict.fromkeys keeps the order. A set does not promise one, and a sum in another order rounds differently.
         for block in dict.fromkeys(member.key // together for member in self.members):
             of_block = by_key[block * together : (block + 1) * together]
             for total, sample in zip(totals, self.draw(block), strict=True):

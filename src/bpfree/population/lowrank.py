@@ -77,6 +77,8 @@ class LowRankEvaluator(Evaluator):
     @staticmethod
     def _judged(out: Tensor, judge: Judge) -> Tensor:
         try:
+            # One set of launches for all members. This matters on a GPU, since the loss of a member is a small
+            # computation.
             return torch.func.vmap(judge)(out)
         except (RuntimeError, TypeError, ValueError):  # vmap cannot run a score that leaves torch, as .item() does
             return torch.stack([judge(one) for one in out])
@@ -111,6 +113,7 @@ def _memberwise(net: nn.Module, samples: int, chunk: Chunk, generation: Generati
             if own:
                 run = _MEMBERWISE[type(module)]
                 layer = partial(run, module, len(chunk.places), samples, own.get("weight"), own.get("bias"))
+                # An attribute of the instance hides the method of the class. Hooks still run, because `__call__` stays.
                 module.forward = partial(_called, layer)
                 changed.append(module)
         yield
@@ -129,7 +132,8 @@ def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias:
 
     x is [n B, ..., I], or [B, ..., I] before the first layer with noise, where all members share it.
     """
-    out = F.linear(x, layer.weight, layer.bias)
+    out = F.linear(x, layer.weight, layer.bias)  # [n B, ..., O], or [B, ..., O] if shared
+    # For n = 1 both forms are the same, and this is True; the shared form is right then, too.
     shared = len(x) == samples
     base = out.view(1, -1, out.shape[-1]).expand(n, -1, -1) if shared else out.view(n, -1, out.shape[-1])
     # The noise on weight and bias is one batched product: the bias is one more column of A, against a column of ones.
@@ -139,11 +143,12 @@ def _linear(layer: nn.Linear, n: int, samples: int, weight: _Noise | None, bias:
         if shared:
             thin.append(thin_products(layer, weight.b, x)[weight.places].flatten(1, -2))
         else:
-            thin.append(torch.bmm(x.reshape(n, -1, x.shape[-1]), weight.b[weight.places]))
+            thin.append(torch.bmm(x.reshape(n, -1, x.shape[-1]), weight.b[weight.places]))  # [n, B.., r]
         wide.append(weight.values)
     if bias is not None:
         thin.append(base.new_ones(1, 1, 1).expand(n, base.shape[1], 1))
         wide.append(bias.values.unsqueeze(2))
+    # x W^T + c + [x B, 1] [sigma A, sigma e]^T, where e is the noise on the bias c.
     perturbed = torch.baddbmm(base, torch.cat(thin, 2), torch.cat(wide, 2).transpose(1, 2))
     return perturbed.view(n * samples, *out.shape[1:])
 
@@ -160,6 +165,7 @@ def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias:
         else:
             by_member = x.view(n, samples, *x.shape[1:])
             filters = weight.b.transpose(1, 2).reshape(len(weight.b), -1, *layer.weight.shape[1:])
+            # Each member has its own filters, and a convolution applies one set of filters to its whole batch.
             thin = torch.stack([convolve(layer, h, filters[p]) for h, p in zip(by_member, weight.places, strict=True)])
         for rank in range(thin.shape[2]):  # [n, B, 1, H, W] times [n, 1, O, 1, 1]
             base = torch.addcmul(base, thin[:, :, rank : rank + 1], weight.values[:, None, :, rank, None, None])
@@ -179,11 +185,13 @@ def _batch_norm(
     place = (-1, 1, x.shape[1], *[1] * (x.dim() - 2))
     if layer.training or layer.running_mean is None or layer.running_var is None:
         exact = h.float() if h.itemsize < 4 else h  # as torch's own batch norm does
+        # Over the samples and pixels of one member. Batch norm divides by their number, not by their number minus 1.
         variance, mean = torch.var_mean(exact, (1, *range(3, h.dim())), correction=0, keepdim=True)
     else:
         variance, mean = layer.running_var.view(place), layer.running_mean.view(place)
     scale = (layer.weight if weight is None else layer.weight + weight.values).view(place)
     shift = (layer.bias if bias is None else layer.bias + bias.values).view(place)
+    # w (h - mean) / sqrt(var + eps) + b = h scale + (b - mean scale): so h - mean needs no memory.
     scale = scale * torch.rsqrt(variance + layer.eps)
     return torch.addcmul(shift - mean * scale, h, scale).expand(n, *h.shape[1:]).flatten(0, 1)
 

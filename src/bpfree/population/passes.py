@@ -60,6 +60,7 @@ def passes(net: nn.Module, slices: Sequence[Inputs], noise: Noise, behaviour: Be
         if behaviour.draws:
             own = noise.fold("forward")
             key = own.key()
+            # This only puts the generators back at the end. `Passes.begin` starts them at the key before each pass.
             stack.enter_context(own.global_rng(main_input(slices[0]).device))
         if behaviour.frozen:
             stack.enter_context(parts_run_once(behaviour.frozen, slices))
@@ -109,6 +110,7 @@ def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iter
     untouched = {id(t): t for x in inputs for t in tensors_of(x)}
 
     def once(module: nn.Module, known: dict[int, tuple[Tensor, int, int]], *args: Any, **options: Any) -> Any:
+        # The input may depend on the member, or it cannot be recognised: then the part runs as usual.
         if options or len(args) != 1 or id(args[0]) not in untouched:
             return type(module).forward(module, *args, **options)
         (h,) = args
@@ -124,6 +126,7 @@ def parts_run_once(parts: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Iter
         return out
 
     for part in parts:
+        # A dict for each part: two parts may get the same input and give different outputs.
         part.forward = partial(once, part, {})
     try:
         yield
@@ -148,6 +151,7 @@ def in_double(net: nn.Module) -> Iterator[None]:
     ]
     try:
         for p, data in parameters:
+            # Only the data change. The parameter stays the same object, by whose id evaluators find its noise.
             p.data = data.double()
         for module, name, buffer in buffers:
             module._buffers[name] = buffer.double()

@@ -67,7 +67,7 @@ class Dense(Sample):
         """Return sum_i w_i E_i, shaped like the parameter, for weights [n]."""
         if len(weights) == 1:  # there is nothing to sum
             return self.values[0] * weights[0]
-        combined: Tensor = torch.tensordot(weights, self.values, 1)
+        combined: Tensor = torch.tensordot(weights, self.values, 1)  # [n] times [n, *shape]
         return combined
 
     def between(self, first: int, end: int) -> Self:
@@ -105,10 +105,11 @@ class Factored(Sample):
 
     def dense(self) -> Tensor:
         """Return E of all members, [n, *shape], written out."""
-        return (self.a @ self.b.transpose(1, 2)).view(-1, *self.shape)
+        return (self.a @ self.b.transpose(1, 2)).view(-1, *self.shape)  # [n, O, r] [n, r, I]
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return sum_i w_i A_i B_i^T, shaped like the parameter, by one matrix product and without any single E_i."""
+        # sum_i w_i A_i B_i^T = [w_1 A_1, ..., w_n A_n] [B_1, ..., B_n]^T, a product over n r columns.
         weighted = (self.a * weights.view(-1, 1, 1)).transpose(0, 1).flatten(1)  # [O, n r]
         return (weighted @ self.b.transpose(0, 1).flatten(1).T).view(self.shape)
 
@@ -166,6 +167,7 @@ class MaskedGaussian(Perturbation):
     def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Dense:
         """Draw mask * N(0, 1) for each element; see `Perturbation`."""
         noise = _normal((n, *like.shape), like, generator)
+        # For p = 1 no mask is drawn, so the noise is that of `Gaussian` to the bit.
         if self.p < 1:
             noise *= torch.empty_like(noise).bernoulli_(self.p, generator=generator)
         return Dense(noise)
@@ -196,6 +198,7 @@ class LowRank(Perturbation):
         rank: r.
     """
 
+    # The noise depends on it: another number would change the results of every run with low-rank noise.
     together = 32
 
     def __init__(self, rank: int) -> None:
@@ -208,6 +211,7 @@ class LowRank(Perturbation):
             return Dense(_normal((n, *like.shape), like, generator))
         o, i = len(like), prod(like.shape[1:])
         numbers = _normal((n, o + i, self.rank), like, generator)
+        # An element of A B^T is a sum of r products of variance 1. Its variance is r, so B is divided by sqrt(r).
         return Factored(numbers[:, :o], numbers[:, o:].div_(self.rank**0.5), like.shape)
 
 

@@ -130,6 +130,7 @@ class BlackBoxRule(Rule):
         Returns:
             The task's metrics of the first member, and the mean score as `loss`.
         """
+        # Here and not only in `bind`: the user may wrap the net after that.
         refuse_wrapped(net, type(self).__name__, deep=False)
         if self.objective is not None:
             self.objective.check(task)
@@ -161,6 +162,7 @@ class BlackBoxRule(Rule):
             parameters: theta.
             noise: the key of the step.
         """
+        # The step is -1 for noise that is drawn before training. Then sigma must not be larger than at the start.
         sigma = self.sigma * self.sigma_decay ** max(noise.step, 0)
         return Generation(parameters, self.members, self.perturbation, noise, sigma)
 
@@ -172,11 +174,13 @@ class BlackBoxRule(Rule):
             scores: their scores [P], to be minimised.
         """
         assert isinstance(generation.scale, float)
+        # For Gaussian E, (1 / sigma) E[f(theta + sigma E) E] is the gradient of E[f(theta + sigma E)].
         weights = self.shaping(scores) / (len(scores) * generation.scale)
         add_gradients(generation.parameters, generation.combine(weights))
 
     def _choice(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation, draws: bool = False) -> _Chosen:
         """The evaluator of the options, or the fastest one; chosen once for a net and its trainable parameters."""
+        # The user may freeze or unfreeze layers between two steps. Then another evaluator may be able, or faster.
         trained = [id(p) for p in generation.parameters]
         if self._running is not None:
             if self._running.net is net and self._running.trained == trained and not draws:
@@ -186,6 +190,7 @@ class BlackBoxRule(Rule):
         asked = self.evaluator if self.chosen < 0 else names[self.chosen]
         behaviour = study(net, x, generation.noise)
         behaviour = replace(behaviour, draws=behaviour.draws or draws)
+        # The trials run the net many times. Training must begin as if they had not run.
         state = State(behaviour.stateful)
         try:
             with members(net), generation.noise.fold("choice").global_rng(main_input(x).device):

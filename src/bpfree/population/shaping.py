@@ -24,6 +24,7 @@ def zscore(scores: Tensor) -> Tensor:
     """Return (score - mean) / standard deviation; 0 if all scores are equal."""
     scores = _finite(scores)
     spread = scores.std(correction=0)
+    # 0 / 0 is NaN, and `where` drops it. An `if` in Python would read the spread, and so make the CPU wait for the GPU.
     return torch.where(spread > 0, (scores - scores.mean()) / spread, 0.0)
 
 
@@ -89,6 +90,7 @@ def _worst_last(scores: Tensor) -> Tensor:
 
 def _finite(scores: Tensor) -> Tensor:
     """The scores, where those that are not finite are replaced by the worst finite score, or by 0 without any."""
+    # A mask and not a selection: to learn the shape of a selection, the CPU would wait for the GPU.
     finite = scores.isfinite()
     worst = torch.where(finite, scores, -torch.inf).max()
     return torch.where(finite, scores, torch.where(worst.isfinite(), worst, 0.0))
@@ -96,8 +98,9 @@ def _finite(scores: Tensor) -> Tensor:
 
 def _by_rank(scores: Tensor, values: Tensor) -> Tensor:
     """The value of each score's rank, [P], with the best score first; equal scores share the mean of their values."""
+    # Equal scores must get equal weights. Otherwise the order of `sort` among them, which is arbitrary, would decide.
     ordered, order = _worst_last(scores).sort()
-    _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
+    _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)  # [P], [G]
     means = torch.zeros_like(sizes, dtype=scores.dtype).index_add_(0, group, values) / sizes
     return torch.empty_like(scores).index_copy_(0, order, means[group])
 

@@ -45,6 +45,8 @@ def members(net: nn.Module) -> Iterator[None]:
         tracking = [layer.track_running_stats for layer in layers]
         try:
             for layer in layers:
+                # torch's batch norm in training mode uses its batch, and updates the running statistics only if this
+                # flag is True.
                 layer.track_running_stats = False
             yield
         finally:
@@ -68,6 +70,7 @@ def learn_state(net: nn.Module, x: Inputs, noise: Noise, still: Sequence[nn.Modu
     with _modes_restored(net), noise.fold("state").global_rng(main_input(x).device):
         net.train()
         for module in still:
+            # The attribute and not eval(), which would also switch the children, and some of them may learn a state.
             module.training = False
         call(net, x)
 
@@ -78,6 +81,7 @@ def still_modules(net: nn.Module) -> tuple[nn.Module, ...]:
     Args:
         net: the net.
     """
+    # Members run without dropout, so the statistics must be those of a net without dropout.
     return tuple(m for m in net.modules() if _is_frozen(m) or isinstance(m, _DropoutNd))
 
 
@@ -89,6 +93,8 @@ def uncompiled() -> AbstractContextManager[Any]:
 
 def _is_frozen(module: nn.Module) -> bool:
     parameters = list(module.parameters())
+    # A module without any parameters, such as batch norm with affine=False, does not count as frozen: nobody can freeze
+    # it.
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 

@@ -18,6 +18,7 @@ from bpfree.rules.noprop_hybrid import NoPropHybrid
 from bpfree.rules.pepita import Pepita
 from bpfree.rules.predsim import Pred, PredSim, Sim
 from bpfree.rules.recombine import Recombine
+from bpfree.rules.softhebb import SoftHebb
 
 RULES: dict[str, type[Rule]] = {
     "backprop": Backprop,
@@ -36,6 +37,7 @@ RULES: dict[str, type[Rule]] = {
     "forward_forward": ForwardForward,
     "cwcomp": CwComp,
     "pepita": Pepita,
+    "softhebb": SoftHebb,
     "noprop_dt": NoPropDT,
     "noprop_ct": NoPropCT,
     "noprop_fm": NoPropFM,
@@ -80,4 +82,5 @@ __all__ = [
     "Recombine",
     "Shallow",
     "Sim",
+    "SoftHebb",
 ]

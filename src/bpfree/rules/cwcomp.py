@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice
 from bpfree.inputs import Inputs, forward
-from bpfree.local.cut import Taps, channel_axis, cut
+from bpfree.local.cut import Taps, cut
 from bpfree.local.heads import head_shape, to_pixels
 from bpfree.local.rule import LocalRule
+from bpfree.local.segments import channel_axis
 from bpfree.types import Batch, Task, classes_of
 
 

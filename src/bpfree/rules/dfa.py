@@ -39,9 +39,10 @@ from torch import Tensor, nn
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import first_trainable
 from bpfree.local.channels_last import spread
-from bpfree.local.cut import Taps, channel_axis
+from bpfree.local.cut import Taps
 from bpfree.local.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
 from bpfree.local.rule import LocalRule
+from bpfree.local.segments import channel_axis
 from bpfree.noise import Noise
 from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task

@@ -41,7 +41,6 @@ from torch.nn.utils import parametrize
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, detach_input, unfused, used_weight, weight_of
 from bpfree.inputs import forward
-from bpfree.local.cut import reached_parameters
 from bpfree.local.feedback import (
     ALIGNED,
     FEEDBACKS,
@@ -52,6 +51,7 @@ from bpfree.local.feedback import (
     random_magnitudes,
 )
 from bpfree.local.layers import LAYERS
+from bpfree.local.segments import reached_parameters
 from bpfree.local.transport import send_through
 from bpfree.local.weight_uses import Direct, direct_uses, rehearsed
 from bpfree.nets.acceptance import eager

@@ -29,9 +29,10 @@ from torch.nn import functional as F
 from bpfree.errors import UserError, check_positive
 from bpfree.grad import first_trainable
 from bpfree.local.channels_last import lies_channels_last
-from bpfree.local.cut import Segment, Taps
+from bpfree.local.cut import Taps
 from bpfree.local.heads import PixelLinear, Pixels, PooledLinear, head_shape
 from bpfree.local.rule import LocalRule
+from bpfree.local.segments import Segment
 from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
 

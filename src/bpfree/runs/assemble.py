@@ -25,6 +25,7 @@ from bpfree.training.trainer import Trainer
 _EVALUATION_BATCH = 500  # samples; evaluation keeps no activations, so more fit into memory than in training
 
 
+# Without eq: `==` of two nets' tensors gives tensors and not True or False. Without repr: it would print all weights.
 @dataclass(frozen=True, eq=False, repr=False)
 class Setup:
     """The parts that train or predict: a config, the trainer that was built from it, and the preprocessing of samples.

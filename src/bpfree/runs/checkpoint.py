@@ -53,6 +53,8 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
             "precision": trainer.precision,
             "channels_last": trainer.channels_last,
             "optimizer": plain,
+            # Only these values: when a schedule is loaded, torch writes whatever it finds into the schedule's
+            # attributes.
             "schedule": {name: getattr(trainer.schedule, name) for name in _SCHEDULE},
             **extra,
         }
@@ -72,6 +74,7 @@ def copy(checkpoint: Path, folder: Path, weights_of: Trainer | None = None) -> N
     """
     source = locate(checkpoint)
     with _new_folder(folder / checkpoint.name) as temporary:
+        # The known files one by one: what else lies in the folder may be anybody's, and stays behind.
         for name in _FILES:
             shutil.copyfile(source / name, temporary / name)
         if weights_of is not None:
@@ -245,6 +248,7 @@ def _save_tensors(tensors: dict[str, Any], path: Path) -> None:
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        # This format holds numbers only. A file of torch.save is a pickle, which may execute code.
         return load_file(path)
     except (
         SafetensorError,

@@ -98,6 +98,7 @@ class Config(Section):
         trackers: a name and options for each tracker.
     """
 
+    # pydantic copies such a default for each config, so that two configs never share a section.
     data: DataConfig = DataConfig()
     net: NamedSpec = {"name": "mlp"}
     rule: NamedSpec = {"name": "dfa"}
@@ -163,6 +164,7 @@ class Config(Section):
 
     def dump(self) -> str:
         """Return the config as the text of a YAML file."""
+        # `safe_dump` refuses objects. `dump` would write them as instructions that a reader of the file could execute.
         return yaml.safe_dump(self.plain(), sort_keys=False)
 
 

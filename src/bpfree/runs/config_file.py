@@ -46,6 +46,7 @@ def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
         UserError: the config does not exist, or is not YAML.
     """
     text, where = _find_text(name)
+    # In YAML an empty file is None. Here it means that every value is the default.
     values = parse_yaml(text, where) or {}
     if not isinstance(values, dict):
         raise UserError(f"{where}: found {type(values).__name__}, allowed: sections (data, net, rule, ...)")
@@ -91,6 +92,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         >>> values
         {'rule': {'name': 'noprop_fm', 'steps': 5}}
     """
+    # At the first "=": the value may contain others, as in net={name: mlp, file: a=b}.
     key, equals, text = override.partition("=")
     path = key.split(".")
     if not equals or not all(path):

@@ -93,8 +93,10 @@ class DataConfig(BaseModel):
     def _anywhere(self) -> "DataConfig":
         """Make paths of the reader absolute: a resume may come from another folder."""
         if self.dir is not None:
+            # Called for its error only: the config keeps the folder as the user wrote it.
             user_path(self.dir, "data.dir")
         if self.name in DATASETS and self.model_extra:
+            # In place, because pydantic lets nobody replace `model_extra`.
             self.model_extra.update(absolute_paths(DATASETS[self.name], self.model_extra, "data"))
         return self
 

@@ -44,6 +44,7 @@ class Events:
         except OSError as error:
             raise write_error(self.path, error) from error
         self._records = RecordWriter(self._file)
+        # Only in files of version 2 does TensorBoard look at the START below, and hide older events from that step on.
         self._write(file_version="brain.Event:2")
         self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 

@@ -154,6 +154,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         UserError: the file is damaged.
     """
     try:
+        # Opened without a look before: a file that was there may be gone a moment later.
         return saved.read_result(path / RESULT)
     except FileNotFoundError:
         return None

@@ -59,7 +59,9 @@ class RunWriter(Listener[Trainer]):
             write_text(self.path / CONFIG, self.config_text)
         checkpoint.clean(self.path, (CONFIG, METRICS, RESULT, LAST, BEST))
         checkpoint.clean(self.path / PLOTS, ("*.png", "*.gif"))
+        # After a resume, this removes lines of steps behind the checkpoint. These steps are taken and written again.
         write_metrics(self.path, progress)
+        # Records from before a resume are in an older events file.
         self._sent = len(progress.tracked)
         wait_for_a_new_second(self.path)
         self._events = Events(self.path, first_step=progress.step + 1)
@@ -144,6 +146,7 @@ class BestInMemory(Listener[Trainer]):
         """Copy the weights if this epoch is the best."""
         if trainer.progress.best_epoch == record["epoch"]:
             modules = (trainer.net, trainer.rule)
+            # Clones: a state_dict holds the weights themselves, which the next step changes.
             self._best = [{k: v.clone() for k, v in module.state_dict().items()} for module in modules]
 
     def restore_best(self, trainer: Trainer) -> None:
@@ -194,6 +197,7 @@ def keeping(setup: Setup, batches: Batches, out: Path | None, resume: bool) -> I
             _refuse_another_config(setup.config, state.config, out)
             # "auto" must choose as it did on the machine where the run began, or the bits would differ.
             trainer.compute_as(state.precision, state.channels_last)
+        # Before `load`: binding makes the heads and the optimiser that the checkpoint fills.
         trainer.bind(next(batches.epoch()), total_steps=setup.config.train.epochs * len(batches))
         if resume:
             checkpoint.load(trainer, out / LAST)
@@ -209,6 +213,7 @@ def _refuse_another_config(config: Config, begun: dict[str, Any], out: Path) -> 
         before = begun.get(section)
         if not isinstance(values, dict) or not isinstance(before, dict):
             values, before = {section: values}, {section: before}
+        # The keys of both, since a key that only one of them has is a difference too.
         for key in {**before, **values}:
             if before.get(key) != values.get(key) and f"{section}.{key}" not in MACHINE_KEYS:
                 raise UserError(

@@ -61,6 +61,7 @@ def load(
     with without_foreign_code(path / folder.CONFIG, trust=trust):
         config = _rebuildable(values, state.from_python, path, {"net": net, "rule": rule})
         config.train.device = device
+        # Predictions need no loss, so a missing one becomes an error only where it is called.
         setup = _bound(config, state, net, rule, loss or (_missing_loss if "loss" in state.from_python else None))
     checkpoint.load_weights(setup.trainer, chosen)
     return Run(setup, state.progress.load(), result=result, weights=weights, folder=path)

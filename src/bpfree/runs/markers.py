@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Marker(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)  # no number can be drawn up to infinity
 
 
 class _Range(_Marker):
@@ -73,6 +73,7 @@ class Linear(_Range):
         """
         if self.step is None:
             return []
+        # str() gives the digits that the user wrote, such as 0.1; Decimal(0.1) would be the binary number beside it.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return [float(low + k * step) for k in range(int((high - low) / step) + 1)]
 
@@ -115,6 +116,7 @@ class Choice(_Marker):
             raise ValueError("values: found none, allowed: one or more")
         # A label names the choice in paths and in the study, so two values must not share one.
         for label in labels:
+            # For Python 1, 1.0 and True are equal, here and where `resolve` looks up a label. So they count as one.
             if labels.count(label) > 1:
                 raise ValueError(f"values: found {label!r} twice, allowed: values that differ")
         return self
@@ -139,7 +141,7 @@ Choose = Callable[[str, Marker], Any]
 
 def _label(value: Any, *, at_length: bool) -> Label:
     if at_length and is_marker(value):
-        return "?"
+        return "?"  # the value is chosen later, and this label must not depend on it
     if isinstance(value, Mapping):
         name = str(value.get("name", value.get("search", "")))
         if name and not at_length:
@@ -288,7 +290,7 @@ def at_random(seed: int) -> Choose:
 
     def choose(_name: str, marker: Marker) -> Any:
         if isinstance(marker, Choice):
-            return marker.labels[rng.integers(len(marker.labels))]
+            return marker.labels[rng.integers(len(marker.labels))]  # rng.choice would turn 1 and "a" into two texts
         if isinstance(marker, Log):
             return float(np.exp(rng.uniform(np.log(marker.low), np.log(marker.high))))
         steps = marker.all()
@@ -323,7 +325,7 @@ def grid(values: Any) -> list[dict[str, Any]]:
         # `fixed` is an argument, since a closure would see the value of a later turn of the loop.
         def choose(name: str, marker: Marker, fixed: dict[str, Any] = fixed) -> Any:
             if name not in fixed:
-                raise _LeftOpenError(name, _all_of(name, marker))
+                raise _LeftOpenError(name, _all_of(name, marker))  # it leaves `resolve` at any depth
             return fixed[name]
 
         try:
@@ -333,7 +335,7 @@ def grid(values: Any) -> list[dict[str, Any]]:
             incomplete += [{**fixed, left.name: option} for option in reversed(left.options)]
         else:
             done.append(fixed)
-        if len(done) + len(incomplete) > _LARGEST_GRID:
+        if len(done) + len(incomplete) > _LARGEST_GRID:  # counted early: all of them may not fit into memory
             raise UserError(f"tune.sampler: found grid for over {_LARGEST_GRID} combinations, allowed: tpe, random")
     return done
 

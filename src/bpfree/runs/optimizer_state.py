@@ -81,12 +81,13 @@ def _groups(optimizer: Optimizer, plain: SavedOptimizer) -> list[dict[str, Any]]
 
 def _is_alike(saved: Any, now: Any) -> bool:
     """Return True if a saved value has the type of the optimiser's present value, and is not NaN."""
+    # bool before numbers, because in Python True is an int.
     if isinstance(now, bool) or now is None or isinstance(now, str):
         return type(saved) is type(now)
     if isinstance(now, list | tuple):
         same = isinstance(saved, list) and len(saved) == len(now)
         return same and all(_is_alike(a, b) for a, b in zip(saved, now, strict=True))
-    return isinstance(saved, int | float) and not isinstance(saved, bool) and saved == saved
+    return isinstance(saved, int | float) and not isinstance(saved, bool) and saved == saved  # NaN differs from itself
 
 
 def _check_state(optimizer: Optimizer, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]]) -> None:
@@ -100,6 +101,7 @@ def _check_state(optimizer: Optimizer, groups: list[dict[str, Any]], state: dict
     for index, values in state.items():
         if index not in parameters:
             raise UserError(f"found a state of parameter {index}, allowed: 0 to {len(parameters) - 1}")
+        # An empty state is that of a parameter which has not had a gradient yet.
         if values and values.keys() != wanted[index].keys():
             raise UserError(f"parameter {index} has {', '.join(values)}, allowed: {', '.join(wanted[index])}")
         for name, value in values.items():
@@ -111,10 +113,12 @@ def _check_value(value: Any, example: Any, parameter: Tensor, what: str) -> None
         if not _is_alike(value, example):
             raise UserError(f"{what}: found {shown(value)}, allowed: a value like {shown(example)}")
         return
+    # The example is made for two numbers: what has its shape there has the parameter's shape here.
     shape = parameter.shape if example.dim() else example.shape
     if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
         raise UserError(f"{what}: found {found}, allowed: floating numbers {list(shape)}")
+    # Not `value < 0`, which is False for NaN.
     if not example.dim() and not value >= 0:
         raise UserError(f"{what}: found {float(value)}, allowed: 0 or more")
 
@@ -128,6 +132,7 @@ def _example(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
     parameter = torch.nn.Parameter(torch.zeros(2, dtype=like.dtype, device=like.device))
     parameter.grad = torch.zeros_like(parameter)
     kind: Any = type(optimizer)
+    # With the group's options, since these decide what the state holds: momentum, for example, or amsgrad.
     other = kind([{**group, "params": [parameter]}])
     other.step()
     return dict(other.state[parameter])

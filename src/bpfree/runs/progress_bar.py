@@ -69,6 +69,7 @@ class ProgressBar(Listener[Trainer]):
         shown = [f"{name} {means[name]:.4f}" for name in ("loss", "accuracy") if name in means]
         if speed := self.bar.tasks[self.task].speed:
             shown.append(f"{speed * self.batches.batch_size:,.0f} samples/s")
+        # `step` counts the step that was just taken, so the last step of an epoch still belongs to it.
         epoch = min((step - 1) // length + 1, self.epochs)
         figures = "  ".join([*shown, self.validation])
         self.bar.update(self.task, completed=step, description=f"epoch {epoch}/{self.epochs}", figures=figures)

@@ -49,6 +49,7 @@ def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -
         "trackers": progress.tracker_cost,
         "device": str(trainer.device),
         "precision": trainer.precision,
+        # Another number of threads adds up floats in another order, which changes the last bits of a result.
         "threads": torch.get_num_threads(),
         "versions": {
             "bpfree": __version__,

@@ -24,6 +24,7 @@ from bpfree.training.progress import Progress
 from bpfree.training.trainer import Trainer
 
 
+# Without eq: two runs are equal only if they are one object, because `==` of tensors gives tensors.
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A net, the rule that trained it, and what came of the training. `bpfree.fit` and `bpfree.load` make it.
@@ -116,12 +117,15 @@ class Run:
             UserError: samples have another form or shape than those of training, or NaN among them.
         """
         several = bool(self.preprocess.inputs)
+        # A list is several inputs only where training had several; otherwise it is a list of samples.
         samples = self._as_trained(to_inputs(x, "x", lists=several) if several else to_tensor(x, "x"))
+        # argmax gives a class for NaN too, so nobody would notice.
         for tensor in tensors_of(samples):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise UserError("x: contains NaN or infinite values, allowed: finite ones")
         unlabelled = self.batches(self.preprocess.unlabelled(samples))
         outputs = [self.trainer.predict(batch.x) for batch in unlabelled.epoch()]
+        # float32, because numpy does not have bfloat16. torch.cat refuses an empty list.
         return torch.cat(outputs).float().cpu() if outputs else torch.zeros(0, self.task.dim)
 
     def predict(self, x: Any) -> Tensor:
@@ -172,6 +176,7 @@ class Run:
 
     def extra_metrics(self) -> dict[str, dict[str, float]]:
         """Return the test metrics of the rule's extra outputs, by their names; see `bpfree.Rule.extra_outputs`."""
+        # A rule that does not override the method has nothing to add: the pass over the test split is saved.
         if self.test is None or type(self.trainer.rule).extra_outputs is Rule.extra_outputs:
             return {}
         return mean_metrics(self.task, self.batches(self.test).epoch(), self.trainer.extra_outputs)
@@ -210,6 +215,7 @@ class Run:
             writer.on_start(self.trainer)
             writer.on_end()
             folder.write_metrics(out, self.progress)  # a loaded run has records that its trainer does not have
+            # These copies replace the checkpoint of `on_start`: after `load`, the trainer's optimiser is a new one.
             self._copy_checkpoints(out)
             if self.result:
                 writer.finish(self.result)

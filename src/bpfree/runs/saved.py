@@ -92,6 +92,7 @@ class SavedProgress(BaseModel):
         # `Progress.means` divides one by the other.
         if self.sums.keys() != self.counts.keys():
             raise ValueError("sums and counts of the same names")
+        # Other code takes the number of an epoch as its place in the history.
         if [record.epoch for record in self.history] != list(range(1, len(self.history) + 1)):
             raise ValueError("a history of the epochs 1, 2, 3, ...")
         if self.best_epoch > len(self.history):
@@ -229,4 +230,5 @@ def _validated(model: type[Model], values: Any, path: Path, cure: str = "") -> M
         allowed = allowed.removeprefix("Input should be ")
         # A whole section would fill the screen, and its keys are named already.
         found = f"found {shown(first['input'])}, " if not isinstance(first["input"], dict) else ""
+        # An error of the whole model has an empty key, which leaves ": : ".
         raise UserError(f"{path}: damaged: {key}: {found}allowed: {allowed}{cure}".replace(": : ", ": ")) from error

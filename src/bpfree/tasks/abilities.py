@@ -78,5 +78,6 @@ def check_able(rule: Able, task: Task, batch: Batch) -> None:
     check_loss(name, rule.uses_loss, getattr(task, "custom_loss", ""))
     if not rule.takes_soft_labels and kind == "classify" and batch.y.is_floating_point():
         raise no_soft_labels(name)
+    # The user's task need not have this method, because the protocol `Task` does not ask for it.
     if hasattr(task, "check_batch"):
         task.check_batch(batch)

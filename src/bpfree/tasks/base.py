@@ -166,6 +166,7 @@ class ClassWeights:
     """
 
     def __init__(self, values: Sequence[float], count: int, what: str) -> None:
+        # float64 keeps the user's numbers exact until the type of the outputs is known.
         self.values = torch.tensor(list(values), dtype=torch.float64)
         if self.values.shape != (count,):
             raise UserError(f"{what}: found {len(self.values)} numbers, allowed: {count}, one for each class")
@@ -175,6 +176,7 @@ class ClassWeights:
 
     def like(self, out: Tensor) -> Tensor:
         """Return the weights [C] in the type and on the device of `out`."""
+        # Kept between calls: a copy to the GPU in every step would make the CPU wait.
         if self._moved.dtype != out.dtype or self._moved.device != out.device:
             self._moved = self.values.to(out)
         return self._moved

@@ -62,6 +62,7 @@ class ClassCounts:
         for row, labels, each in zip(
             self.table, (true, predicted, true), ((predicted == true).long(), ones, ones), strict=True
         ):
+            # Not bincount: it reads the largest label, so the CPU would wait for the GPU in every batch.
             row.scatter_add_(0, labels, each)
 
     def metrics(self) -> dict[str, float]:

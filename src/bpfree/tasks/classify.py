@@ -129,7 +129,7 @@ class Classify(DataTask):
             summed = F.cross_entropy(out, batch.y, weights, label_smoothing=self.label_smoothing, reduction="sum")
             return summed / _total(self.weight("loss", batch))
         if self.classes <= _FEW and out.device.type == "cpu":
-            return F.nll_loss(F.log_softmax(out.T, 0).T, batch.y)
+            return F.nll_loss(F.log_softmax(out.T, 0).T, batch.y)  # equal to cross_entropy, up to rounding
         return F.cross_entropy(out, batch.y)
 
     def _loss_of_shares(self, out: Tensor, shares: Tensor) -> Tensor:
@@ -148,11 +148,11 @@ class Classify(DataTask):
         # Weights of shares: the mean weight of the classes in them, as in the loss.
         shares = batch.y if batch.y.is_floating_point() else None
         weights = self.class_weights.like(torch.zeros((), device=batch.y.device) if shares is None else shares)
-        return weights[batch.y].sum() if shares is None else (shares @ weights).sum()
+        return weights[batch.y].sum() if shares is None else (shares @ weights).sum()  # [B] or [B, C] @ [C]
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
         """Return `loss` and `accuracy`, detached. For shares, the class with the largest share is the true one."""
-        labels = batch.y.argmax(1) if batch.y.is_floating_point() else batch.y
+        labels = batch.y.argmax(1) if batch.y.is_floating_point() else batch.y  # [B]
         accuracy = (out.detach().argmax(1) == labels).float().mean()
         return {"loss": self.loss(out.detach(), batch), "accuracy": accuracy}
 

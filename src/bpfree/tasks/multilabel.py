@@ -116,6 +116,7 @@ class Multilabel(DataTask):
         """Return the mean over samples and labels; see the class for weights and smoothing."""
         y = batch.y.to(out.dtype)
         if self.label_smoothing:
+            # torch's binary cross-entropy has no smoothing. Each label has two answers, so each answer gets s / 2.
             y = y * (1 - self.label_smoothing) + self.label_smoothing / 2
         weights = None if self.positive_weights is None else self.positive_weights.like(out)
         return F.binary_cross_entropy_with_logits(out, y, pos_weight=weights)
@@ -131,7 +132,7 @@ class Multilabel(DataTask):
 
     def decode(self, out: Tensor) -> Tensor:
         """Return True for each label that is more likely true than false, bool [N, C]."""
-        return out > 0
+        return out > 0  # sigmoid(out) > 0.5
 
     def probabilities(self, out: Tensor) -> Tensor:
         """Return the probability of each label, [N, C]. They are independent and need not sum to 1."""
@@ -160,5 +161,6 @@ class LabelCounts:
         """Return F1 = 2 right / (predicted + true). Labels that never occur and are never predicted do not count."""
         right, predicted, true = self.table.double()
         either = predicted + true
+        # A label that nobody uses has 0 / 0. It becomes 0 / 1 in the sum, and does not count in the divisor.
         macro = (2 * right / either.clamp_min(1)).sum() / (either > 0).sum().clamp_min(1)
         return {"micro_f1": float(2 * right.sum() / either.sum().clamp_min(1)), "macro_f1": float(macro)}

@@ -95,6 +95,7 @@ class Reconstruct(DataTask):
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared error of g(out), for an output [B, D] or [B, ...]."""
         rebuilt = self.activate(out)
+        # Both are flat: for [B, D] against [B, C, H, W] torch would broadcast, or fail with an error about shapes.
         return F.mse_loss(rebuilt.flatten(1), batch.y.flatten(1).to(rebuilt.dtype))
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:

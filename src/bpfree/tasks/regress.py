@@ -88,6 +88,7 @@ class Regress(DataTask):
 
     def prepare(self, split: Split) -> Split:
         """Return the split with standardised labels, float32 [N, D]."""
+        # In float64, because y - mean may be a small difference of large numbers, such as years.
         y = split.y.double().reshape(-1, self.dim)
         return Split(split.x, ((y - self.mean.to(y.device)) / self.std.to(y.device)).float())
 
@@ -160,4 +161,5 @@ class Fit:
         squares, mean, square = (self.sums / self.samples).cpu()
         variance = square - mean.square()
         explained = torch.where(variance > _TINY, 1 - squares / variance.clamp_min(_TINY), 0.0)
+        # Errors are in standardised units: times std^2 they are in those of the data. r2 is the same in both.
         return {"rmse": float((squares * self.task.std.square()).mean().sqrt()), "r2": float(explained.mean())}

@@ -112,6 +112,7 @@ class Segment(DataTask):
         labels = batch.y.where(counts, 0).unsqueeze(1)  # [B, 1, H, W]; any class serves where nothing counts
         shape = (len(batch.y), self.classes, *self.pixels)
         hot = torch.zeros(shape, dtype=batch.dtype, device=batch.y.device)
+        # Not F.one_hot: it makes int64 values of eight bytes each, and its classes are the last dimension.
         return hot.scatter_(1, labels, counts.unsqueeze(1).to(batch.dtype)).flatten(1)
 
     def check_output(self, out: Tensor, batch: Batch) -> Tensor:
@@ -149,6 +150,7 @@ class Segment(DataTask):
         if metric != "loss" or self.class_weights is None or self.user_loss is not None:
             return counts.sum()
         weights = self.class_weights.like(torch.zeros((), device=batch.y.device))
+        # The label of pixels that do not count may not be an index. They read the weight of class 0, times 0.
         return (weights[batch.y.where(counts, 0)] * counts).sum()
 
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
@@ -195,5 +197,6 @@ class Overlaps:
     def metrics(self) -> dict[str, float]:
         """Return the mean of right / (predicted + true - right) over the classes that occur or are predicted."""
         right, predicted, true = self.table.double()
+        # |A or B| = |A| + |B| - |A and B|.
         union = predicted + true - right
         return {"mean_iou": float((right / union.clamp_min(1)).sum() / (union > 0).sum().clamp_min(1))}

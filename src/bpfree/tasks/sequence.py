@@ -152,6 +152,7 @@ class Rollouts:
         """Forecast the windows of a batch; their outputs one step ahead are not used."""
         if batch.tensor.shape[-1] != self.task.dim:  # the output cannot become the next input
             return
+        # y_t is the value after x_t. So the first value after a warm-up of W steps is y at the place W - 1.
         seen, coming = batch.tensor[:, : self.task.warmup], batch.y[:, self.task.warmup - 1 :]
         predicted = closed_loop(self.net, seen, coming.shape[1])
         self.squares.append((predicted - coming).double().square().mean(2))
@@ -184,7 +185,7 @@ def valid_steps(squares: Tensor, threshold: float) -> Tensor:
     """
     # The product is 0 from the first step above the threshold on, also if the error becomes small again by chance.
     good = squares.sqrt() <= threshold  # False for NaN, as of a net whose values overflow
-    return good.long().cumprod(1).sum(1)
+    return good.long().cumprod(1).sum(1)  # [N]
 
 
 @torch.no_grad()
@@ -201,10 +202,11 @@ def closed_loop(net: Stepping, seen: Tensor, steps: int) -> Tensor:
     """
     assert isinstance(net, nn.Module)
     training = net.training
+    # Dropout in one step would disturb all later steps of a forecast that feeds on itself.
     net.eval()
     try:
         state: Any = None
-        for x in seen.unbind(1):
+        for x in seen.unbind(1):  # [B, D]
             out, state = net.step(x, state)
         predicted = [out]
         for _ in range(steps - 1):

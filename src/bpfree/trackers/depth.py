@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from bpfree.errors import UserError, check_choice, unknown
 from bpfree.inputs import Inputs, forward
 from bpfree.local.autotaps import find_segments
-from bpfree.local.cut import OUTPUT, cut
+from bpfree.local.cut import cut
 from bpfree.local.rule import LocalRule
+from bpfree.local.segments import OUTPUT
 from bpfree.trackers.base import Measure
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, kind_of

@@ -38,6 +38,7 @@ def find_non_finite(net: nn.Module, rule: nn.Module) -> Iterator[str]:
         rule: the rule.
     """
     for part, module in (("net", net), ("rule", rule)):
+        # Not parameters() alone: the running means of batch norm may become infinite too.
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 yield f"'{name}' of the {part}"
@@ -85,6 +86,7 @@ def explain_first_step(batch: Batch) -> Iterator[None]:
     """
     try:
         yield
+    # A UserError is a ValueError, and says already what is wrong.
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # IndexError: a label out of range

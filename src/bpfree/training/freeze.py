@@ -28,6 +28,7 @@ def freeze(net: nn.Module, patterns: Sequence[str]) -> None:
     names = [name for name, _ in net.named_parameters()]
     for pattern in patterns:
         positive = pattern.removeprefix("!")
+        # Not fnmatch, which on Windows does not tell upper from lower case.
         matches = {name for name in names if fnmatchcase(name, positive)}
         if not matches:
             raise unknown("parameter in freeze", positive, names)

@@ -101,6 +101,7 @@ def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> optim.Optimi
     name, options = split_spec(spec, "optimizer")
     # These options choose between implementations. torch refuses two of them together.
     chosen = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
+    # Which optimisers have a fused form depends on the version of torch.
     has_fused = "fused" in inspect.signature(lookup(OPTIMIZERS, name, "optimizer")).parameters
     parameters = [p for group in groups for p in group["params"]]
     fused_types = {"cpu", "cuda", "mps"}

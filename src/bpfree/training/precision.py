@@ -23,6 +23,7 @@ Precision = Literal["auto", "float32", "float32_torch", "bfloat16"]
 log = logging.getLogger(__name__)
 
 _TOLERANCE = 2e-6  # relative; bfloat16 would give 3e-3
+# Several shapes, since oneDNN may choose another kernel for another shape.
 _SHAPES = ((128, 1000, 1000), (256, 784, 64), (33, 77, 129))
 
 

@@ -106,6 +106,7 @@ class Progress:
         else:
             score = -record["train"]["loss"]
         self.stale += 1
+        # Strictly above: an equal score is not an improvement, so a training that stands still stops.
         if self.best_score is None or score > self.best_score:
             self.best_score, self.best_epoch, self.stale = score, record["epoch"], 0
         self.stopped = early_stopping is not None and self.stale >= early_stopping.patience

@@ -18,6 +18,7 @@ def remove_abandoned(place: Path, pattern: str) -> None:
         pattern: as for `Path.glob`.
     """
     for folder in place.glob(pattern):
+        # Another process may remove the folder at the same time.
         with suppress(OSError):
             latest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
             if time.time() - latest > _ABANDONED_SECONDS:

@@ -52,9 +52,11 @@ def cache_folder(cache: Path, root: Path, files: Sequence[str], *options: object
         files: the paths of the images below `root`, in order.
         options: everything else that the pixels depend on.
     """
+    # Another version of Pillow may decode or scale to slightly different pixels.
     wanted = hashlib.blake2b(repr((_FORMAT, PIL.__version__, str(root), options)).encode(), digest_size=6)
     content, base = hashlib.blake2b(digest_size=12), f"{root}{os.sep}"
     for file in files:
+        # A file name on Linux may be bytes that are not UTF-8. Plain "utf-8" raises an error for such a name.
         content.update(f"{file}\0{_state(base + file)}\0".encode("utf-8", "surrogateescape"))
     return cache / f"{root.name}-{wanted.hexdigest()}-{content.hexdigest()}"
 
@@ -76,6 +78,7 @@ def open_cache(place: Path) -> Cached | None:
         index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
         rows, shape = int(index["rows"]), tuple(int(length) for length in index["shape"])
         broken = {int(position): str(why) for position, why in index["broken"].items()}
+        # A file that is too short would raise its error only in the middle of a training.
         if (place / _PIXELS).stat().st_size != rows * prod(shape):
             return None
         return Cached(Rows(RowFile(place / _PIXELS, 0, shape, torch.uint8), torch.arange(rows)), broken)
@@ -140,6 +143,7 @@ def _put(new: Path, place: Path) -> None:
     if place.exists() and open_cache(place) is None:
         shutil.rmtree(place, ignore_errors=True)
     try:
+        # A rename is one step for all other processes. It fails if the folder exists with files in it.
         new.rename(place)
     except OSError:
         if open_cache(place) is None:

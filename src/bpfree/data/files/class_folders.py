@@ -132,5 +132,7 @@ def _save(images: Images, beside: Path, key: str) -> None:
         tempfile.TemporaryDirectory(dir=beside.parent, prefix=".decoded-") as folder,
     ):
         path = Path(folder) / beside.name
+        # A safetensors file holds only text beside tensors. No folder's name contains "/", so the names can be joined.
         save_file({"x": images.x, "y": images.y}, path, {"of": key, "classes": "/".join(images.classes)})
+        # Another process may read or write the same file: a rename shows it whole or not at all.
         os.replace(path, beside)

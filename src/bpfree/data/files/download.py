@@ -17,6 +17,7 @@ from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 
 _UNPACKING = ".unpack-"
+# Not a global variable: a check in one thread must not forbid the downloads of another thread.
 _offline = ContextVar("_offline", default=False)
 
 
@@ -167,7 +168,9 @@ def _unpack(archive: Path, source: Source, target: Path, data_dir: Path) -> None
                     shutil.copyfileobj(content, file, 1 << 20)
         if lacking := [member for member in source.members if member not in unpacked]:
             raise UserError(f"{archive}: lacks {', '.join(lacking)}. Delete it and fetch it again")
+        # After the whole archive was read: the checksum of a .gz comes at its end, and may show that files are damaged.
         for whole in unpacked.values():
+            # Files that the user put there, or that another process unpacked meanwhile, stay.
             if existing_file(source.folders, whole.name, data_dir) is None:
                 whole.replace(target / whole.name)
 

@@ -58,4 +58,5 @@ def _read_values(path: Path, file: object, dtype: np.dtype, shape: tuple[int, ..
         raise UserError(
             f"{path}: truncated or corrupt: {count} bytes of values, its header says {size}. Fetch it again"
         )
+    # `astype` copies: torch takes no big-endian numbers, and warns about the read-only memory of `values`.
     return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="))

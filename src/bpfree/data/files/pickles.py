@@ -44,11 +44,13 @@ def read_pickle(path: Path) -> Any:
         UserError: the file is damaged, or would do anything except build those values.
     """
     with open_regular(path) as file:
+        # One byte more than allowed is enough to see that a file is too long, and a huge file never fills the memory.
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise UserError(f"{path}: found {path.stat().st_size:,} bytes, allowed: at most {_LARGEST:,} for a pickle")
     try:
         _check_instructions(content)
+        # Python 2 wrote pixels as text. The default encoding, ASCII, would refuse every byte above 127.
         return _plain(_Loader(io.BytesIO(content), encoding="bytes").load())
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -63,6 +65,8 @@ def _check_instructions(content: bytes) -> None:
     for instruction, argument, _ in pickletools.genops(content):
         if instruction.name not in _KNOWN:
             raise pickle.UnpicklingError(f"it has the instruction {instruction.name}")
+        # The loader makes its table of memos as long as the largest index, so that one small instruction takes
+        # gigabytes.
         if instruction.name.endswith("PUT") and int(argument or 0) > len(content):
             raise pickle.UnpicklingError("it asks for far more memory than it needs")
 
@@ -91,6 +95,7 @@ class _Array:
         if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
             raise pickle.UnpicklingError("it has an array that is not of bytes")
         flat = np.frombuffer(content, np.uint8)
+        # `reshape` raises ValueError if the file claims a shape with another number of values.
         self.values = flat.reshape(shape, order="F" if column_major else "C")
 
 
@@ -102,6 +107,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 _ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
+    # numpy 2 renamed numpy.core to numpy._core; a pickle names the module of the numpy that wrote it.
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -115,6 +121,8 @@ class _Loader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the replacement for a name; raise UnpicklingError for a name that is not allowed."""
         try:
+            # The method of the base class must not be called: it imports the module, and that executes the module's
+            # code.
             return _ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it calls {module}.{name}") from None

@@ -82,6 +82,7 @@ def read_pixels(
             if not fits(len(files) * prod(shape), memory_limit):
                 return Decoded(*write_cache(place, shape, images, len(files)))
             return _in_memory(images, len(files), shape)
+    # The limit may differ from that of the process that wrote the cache, so a small cache may come into memory now.
     return Decoded(cached.x.load() if fits(cached.x.numel(), memory_limit) else cached.x, cached.broken)
 
 
@@ -126,7 +127,7 @@ def _first_size(files: Sequence[str], root: Path, form: PixelFormat) -> tuple[in
     for position, file in enumerate(files):
         image = _decode(file, root, form)
         if isinstance(image, Tensor):
-            return image.shape[1], image.shape[2]
+            return image.shape[1], image.shape[2]  # of [C, H, W]
         broken[position] = str(image)
     refuse_broken(broken, files, root)
     raise AssertionError("no files")
@@ -166,18 +167,23 @@ def _decode_all(
         ahead: deque[Future[list[Tensor | UserError]]] = deque()
         try:
             for start in starts:
+                # The results are taken in the order of the files, whichever thread is ready first: an image is known by
+                # its place.
                 ahead.append(pool.submit(work, start))
                 if len(ahead) > 2 * workers:
                     yield from ahead.popleft().result()
             while ahead:
                 yield from ahead.popleft().result()
         finally:
+            # The consumer may stop early, and the pool waits for its threads. Without this they would decode what is
+            # queued.
             for waiting in ahead:
                 waiting.cancel()
 
 
 def threads() -> int:
     """Return the number of threads that decode at a time: one for each core that this process may use, at most 32."""
+    # A batch system may give a process fewer cores than the machine has; `cpu_count` tells only the latter.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 32)
 
@@ -194,6 +200,8 @@ def _of_one_size(
     for position, image in enumerate(_decode_all(files, root, shape, form)):
         if isinstance(image, Tensor) and image.shape != shape:
             others.setdefault((image.shape[1], image.shape[2]), []).append(position)
+        # From the first image of another size on, the end is an error. Nothing more is yielded, but sizes are still
+        # counted.
         elif not others or isinstance(image, UserError):
             yield image
     if others:
@@ -222,4 +230,5 @@ def _in_memory(images: Iterator[Tensor | UserError], count: int, shape: tuple[in
             broken[position] = str(image)
         else:
             x[position - len(broken)] = image
+    # A slice, not a copy: two copies of all images may not fit into memory.
     return Decoded(x[: count - len(broken)], broken)

@@ -55,6 +55,7 @@ class RowFile:
         self._lock = Lock()
 
     def __del__(self) -> None:
+        # Python calls __del__ also for an object whose __init__ failed, for example because `open` did.
         if hasattr(self, "_file"):
             self._file.close()
 
@@ -166,9 +167,11 @@ class Rows(Tensor):
         if func in _WITHOUT_VALUES:
             with DisableTorchFunctionSubclass():  # else `func` would call this method again, without end
                 return func(*args, **(kwargs or {}))
+        # Nothing in a file has a gradient. The general case below would read the whole file for a detached copy.
         if isinstance(first, Rows) and func is Tensor.detach:
             return first
         if isinstance(first, Rows) and func is Tensor.__getitem__ and isinstance(args[1], _KEYS):
+            # An index of any shape, also a single number, is read as a flat list; its shape comes back afterwards.
             chosen = first.positions[args[1]]
             return first.file.read(chosen.reshape(-1)).view(*chosen.shape, *first.file.shape)
         # Any other function works on values: all rows of each Rows among the arguments are read, also in nested lists.

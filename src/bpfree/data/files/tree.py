@@ -121,6 +121,7 @@ def _files(root: Path, folder: Path) -> list[str]:
     """Return the paths of all files below a folder, in order."""
     paths: list[str] = []
     for place, folders, names in os.walk(folder):
+        # In place, because os.walk goes into the folders that stay in its own list.
         folders[:] = [name for name in folders if not _is_junk(name)]
         below = os.path.relpath(place, root)
         paths += [os.path.join(below, name) for name in names if not _is_junk(name)]  # noqa: PTH118 -- thousands of them

@@ -100,6 +100,7 @@ def _open(path: Path, labels: Path | None, memory_limit: float | None) -> tuple[
         raise UserError(f"data.labels: found {labels}, but data.path is {path}, allowed: with one .npy of samples")
     if path.is_dir() or labels is not None:
         files = {"x": path, "y": labels} if labels else {file.stem: file for file in sorted(path.glob("*.npy"))}
+        # Labels always come into memory: they are small, and to number the classes needs all of them.
         return list(files), lambda name: _read_npy(files[name], memory_limit if name.startswith("x") else math.inf)
     if path.suffix != ".npz":
         raise UserError(
@@ -134,6 +135,7 @@ def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
         with open_regular(file) as opened:
             if opened.read(len(_MAGIC)) != _MAGIC:  # numpy would else try to unpickle the file
                 raise ValueError("of another format")
+        # A map reads no values yet. Its shape and type decide whether the array comes into memory.
         mapped = np.lib.format.open_memmap(file, mode="r")
     except _BROKEN as error:
         raise _damaged(file, error) from error
@@ -146,6 +148,7 @@ def _read_npy(file: Path, memory_limit: float | None) -> Array | Rows:
             f"{', '.join(_IN_FILES)} in C order, which can be read from where they lie. Save it so, or raise the limit"
         )
     # The map itself is not kept: pages of it that were read would count as memory of the process.
+    # Grey images get their channel here, because `unsqueeze` would read all rows of the file.
     shape = (1, *mapped.shape[1:]) if dtype.name == "uint8" and mapped.ndim == 3 else mapped.shape[1:]
     return Rows(RowFile(file, mapped.offset, shape, getattr(torch, dtype.name)), torch.arange(len(mapped)))
 
@@ -204,8 +207,10 @@ def _labels(values: Array, where: str) -> Array:
         labels, missing = np.char.strip(labels), np.char.str_len(np.char.strip(labels)) == 0
     elif labels.dtype.kind == "f":
         missing = ~np.isfinite(labels) | (labels != np.round(labels)) | (np.abs(labels) >= _LARGEST_LABEL)
+        # NaN does not have an integer: numpy casts it to an arbitrary one.
         labels = np.where(missing, 0, labels).astype(np.int64)
     else:
+        # A larger uint64 would become negative in int64.
         missing = labels > np.iinfo(np.int64).max if labels.dtype == np.uint64 else np.zeros(len(labels), bool)
         labels = labels.astype(np.int64)
     if missing.any():
@@ -225,6 +230,7 @@ def _numbers(labels: Array, names: Array, where: str) -> Tensor:
     if strange.any():
         label = labels[strange.argmax()].item()
         raise UserError(f"{where}: found the label {label!r}, allowed: those of training")
+    # np.unique has sorted the names, and each label is one of them: a binary search finds its place.
     return torch.from_numpy(np.searchsorted(names, labels).astype(np.int64))
 
 

@@ -78,6 +78,7 @@ def _check_file(source: Source, file: str, data_dir: Path, findings: Findings) -
     # People zip files anew or keep them unzipped. The hash of the content still identifies the file.
     if is_published or (content is not None and _md5_unzipped(path) == content):
         findings.published.append(path)
+    # An unzipped file without a known hash of its content cannot be judged, so it is not listed at all.
     elif path.name == file or content is not None:
         findings.problems.append(f"{path}: its md5 is not that of the published file. Delete it and fetch it again")
 

@@ -139,6 +139,7 @@ def _load(name: str, data_dir: Path) -> Dataset:
     if not is_here(source, data_dir) and is_here(layout.pickled, data_dir):
         read = _read_pickled
         files, source = {file: file.removesuffix(".bin") for file in layout.files}, layout.pickled
+    # A dict keeps the order of `Layout.files`, in which the test split is last.
     *train, test = (
         read(find(name, source, file, data_dir), layout.files[binary], layout) for binary, file in files.items()
     )
@@ -151,10 +152,11 @@ def _read(path: Path, records: int, layout: Layout) -> Split:
     Raises:
         UserError: the file has another size, or a label is not a class.
     """
+    # The size comes first: a truncated file would else fail in `view`, with an error about shapes.
     size, expected = path.stat().st_size, records * (layout.labels + int(np.prod(SHAPE)))
     if size != expected:
         raise UserError(f"{path}: truncated or corrupt: found {size} bytes, allowed: {expected}. Fetch it again")
-    values = torch.from_numpy(np.fromfile(path, np.uint8)).view(records, -1)
+    values = torch.from_numpy(np.fromfile(path, np.uint8)).view(records, -1)  # [N, labels + 3072]
     return _checked(path, values[:, layout.labels :], values[:, layout.labels - 1].long(), layout.classes)
 
 
@@ -170,8 +172,10 @@ def _read_pickled(path: Path, records: int, layout: Layout) -> Split:
     if not isinstance(x, np.ndarray) or x.shape != (records, width):
         found = list(x.shape) if isinstance(x, np.ndarray) else type(x).__name__
         raise UserError(f"{path}: corrupt: found data {found}, allowed: [{records}, {width}]. Fetch it again")
+    # Python integers have any length. Without the limit, torch would raise an OverflowError for a very long one.
     if not isinstance(y, list) or len(y) != records or not all(isinstance(v, int) and abs(v) < 1 << 31 for v in y):
         raise UserError(f"{path}: corrupt: {layout.key} is not a list of {records} class numbers. Fetch it again")
+    # A copy: the array lies in the bytes of the pickle, which are read-only, and torch warns about such memory.
     return _checked(path, torch.from_numpy(x.copy()), torch.tensor(y), layout.classes)
 
 
@@ -182,4 +186,4 @@ def _checked(path: Path, x: torch.Tensor, y: torch.Tensor, classes: int) -> Spli
         raise UserError(
             f"{path}: corrupt: found the label {int(wrong[0])}, allowed: 0 to {classes - 1}. Fetch it again"
         )
-    return Split(x.reshape(len(y), *SHAPE), y.long())
+    return Split(x.reshape(len(y), *SHAPE), y.long())  # [N, 3, 32, 32]

@@ -49,7 +49,9 @@ def folder(
     """
     if bits is not None and not 8 <= bits <= 16:
         raise UserError(f"data.bits: found {bits}, allowed: 8 to 16")
+    # The cache belongs to a path, so one folder must not have two spellings.
     root = user_path(path, "data.path").resolve()
+    # Before decoding: images that turn out to be broken do not change which of the others are test images.
     tree = _with_test(read_tree(root), test)
     files = [file for listed in tree.splits.values() for file in listed.files]
     kept = data_dir / "decoded" if cache is None else user_path(cache, "data.cache")

@@ -64,10 +64,12 @@ def lorenz(
     if noise < 0:
         raise UserError(f"data.noise: found {noise}, allowed: 0 or more")
     starts = Noise(key).fold("lorenz")
+    # One point more than steps, because the label of each step is the next point.
     train = trajectories(starts.fold("train"), windows, steps + 1, dt, substeps)
     test = trajectories(starts.fold("test"), test_windows, steps + 1, dt, substeps)
     mean, std = train.mean((0, 1)), train.std((0, 1))
     train, test = (train - mean) / std, (test - mean) / std
+    # The values are standardised here, so `noise` is relative to their standard deviation.
     train = train + noise * starts.fold("noise").randn(*train.shape, dtype=train.dtype)
     kept = len(observe)
     return Dataset(
@@ -116,9 +118,11 @@ def trajectories(starts: Noise, count: int, points: int, dt: float, substeps: in
     path = [state]
     for _ in range(points - 1):
         path.append(runge_kutta(velocity, path[-1], h, substeps))
-    return torch.stack(path, 1)
+    return torch.stack(path, 1)  # [count, points, 3]
 
 
 def _windows(path: Tensor) -> Split:
     """Return paths [N, T + 1, D] as samples [N, T, D] whose labels are the next values."""
+    # float32 only at the end: within the integration its rounding errors would grow by a factor of e in each Lyapunov
+    # time.
     return Split(path[:, :-1].float(), path[:, 1:].float())

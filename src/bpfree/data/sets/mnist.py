@@ -24,6 +24,7 @@ EMNIST_FILES = tuple(f"emnist-balanced-{file.replace('t10k', 'test')}.gz" for fi
 def _source(folders: Sequence[str], mirrors: Sequence[str], md5: Sequence[str], contents: Sequence[str] = ()) -> Source:
     """Return the places of the four files, with hashes of the .gz files and of their contents, as in FILES."""
     hashes = {f"{name}.gz": f"md5:{value}" for name, value in zip(FILES, md5, strict=True)}
+    # For some data sets no hashes of contents are known, and then `contents` is empty.
     unzipped = {name: f"md5:{value}" for name, value in zip(FILES, contents, strict=False)}
     return Source(tuple(folders), tuple(mirrors), hashes, contents=unzipped)
 
@@ -149,4 +150,4 @@ def _split(images: Path, labels: Path) -> Split:
         raise UserError(f"{images}: found {list(x.shape)} of {x.dtype}, allowed: images [N, height, width] of bytes")
     if y.dtype != torch.uint8 or y.shape != x.shape[:1]:
         raise UserError(f"{labels}: found {list(y.shape)} of {y.dtype}, allowed: {len(x)} labels, as many as images")
-    return Split(x.unsqueeze(1), y.long())
+    return Split(x.unsqueeze(1), y.long())  # [N, 1, 28, 28]

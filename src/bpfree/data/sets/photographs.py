@@ -64,6 +64,7 @@ def caltech256(data_dir: Path, *, size: int = 64, clutter: bool = False) -> Data
         raise UserError(f"data.size: found {size}, allowed: {SMALLEST} to {LARGEST} pixels")
     images = _read("caltech256", CALTECH256, data_dir, root="256_ObjectCategories", size=size)
     _check_classes("caltech256", images, 257)
+    # `_divided` leaves out the last class, so this must be the one without objects.
     if images.classes[-1] != _CLUTTER:
         raise UserError(f"caltech256: found '{images.classes[-1]}' as its last class, allowed: {_CLUTTER}")
     return _divided("caltech256", images, 257 if clutter else 256)

@@ -69,6 +69,7 @@ def table(
     if test_path is not None:
         sheets["test"] = _read(user_path(test_path, "data.test_path"), delimiter)
     titles = _titles(sheets, label, words, ignore)
+    # Only columns in use are searched for holes, so that a hole in an ignored column costs no row.
     sheets = {name: _complete(sheet, [*titles, label], missing) for name, sheet in sheets.items()}
     train = sheets["train"]
     # Columns and classes are those of the training file: a word that only the test file has is an error.
@@ -121,13 +122,14 @@ def _first_fraction(names: Sequence[str], decimal: str) -> str | None:
     values = [number(name, decimal) for name in names]
     if None not in values:
         return next((name for name, value in zip(names, values, strict=True) if value and value % 1), None)
+    # "0,5" is not a number where the decimal sign is a point. Such labels would silently become classes.
     return names[0] if all(is_like_a_number(name) for name in names) else None
 
 
 def _labels(sheet: "_Sheet", label: str, names: Sequence[str] | None, decimal: str) -> Tensor:
     """Return labels as places among the names, int64 [N], or as numbers, float32 [N]."""
     if names is None:
-        return encode([Column(label)], sheet.cells, sheet.places(), decimal)[:, 0].float()
+        return encode([Column(label)], sheet.cells, sheet.places(), decimal)[:, 0].float()  # [N]
     return number_labels([cell.strip() for cell in sheet.cells[label]], names, str(sheet.path))
 
 
@@ -180,8 +182,11 @@ def _read(path: Path, delimiter: str | None) -> _Sheet:
         ) as file:  # "sig": Excel writes a mark first
             first = file.readline()
             file.seek(0)
+            # Without `strict`, csv reads a quote that is never closed as one cell with the rest of the file, and says
+            # nothing.
             lines = csv.reader(file, delimiter=_one_letter(delimiter) or _guess(first), strict=True)
             titles = [title.strip() for title in next(lines, [])]
+            # csv gives an empty list for an empty line, and many programs end a file with one.
             rows = [(lines.line_num, cells) for cells in lines if cells]
     except FileNotFoundError as error:
         raise UserError(f"{path}: found nothing there, allowed: a CSV file in UTF-8") from error
@@ -211,6 +216,7 @@ def _one_letter(delimiter: str | None) -> str | None:
 
 def _guess(line: str) -> str:
     """Return the delimiter that is most frequent in the line of titles."""
+    # A file of one column has none of these signs. Then `max` returns the first, and the line stays one cell.
     return max(",;\t|", key=line.count)
 
 
@@ -282,6 +288,7 @@ def _column(title: str, sheet: _Sheet, are_words: bool, decimal: str) -> Column:
             f"{len(texts):,} of {len(cells):,} cells that are not numbers, allowed: only numbers, or no numbers. "
             f"{_cure([cells[i] for i in texts], decimal)}, or read all as words with data.words=[{title}]"
         )
+    # A set of texts has another order in each process. Without the sort, features would change their places.
     values = sorted({cell.strip() for cell in cells})
     if not are_words:
         _check_words(title, sheet, values, decimal)
@@ -297,6 +304,7 @@ def _check_words(title: str, sheet: _Sheet, values: Sequence[str], decimal: str)
     """Raise UserError if most words of a column look like numbers, or if they are names of the rows."""
     place = f"{sheet.path}, column '{title}'"
     alike = [value for value in values if is_like_a_number(value)]
+    # Most and not all: a column of prices in which a few cells say "free" still holds numbers.
     if 2 * len(alike) > len(values):
         raise UserError(
             f"{place}: found {alike[0]!r}, which looks like a number or a date but is written as a word, allowed: "

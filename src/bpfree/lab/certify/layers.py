@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bpfree.local.cut import owners
 from bpfree.local.rule import LocalRule
+from bpfree.local.segments import owners
 from bpfree.rule import Rule
 from bpfree.types import Batch
 

@@ -107,6 +107,7 @@ def compare(
         place(out) if out is not None else Path("runs") / f"compare-{names[0].replace('/', '-').removesuffix('.yaml')}"
     )
     planned = {g.name: {e.name: _jobs(g, e, seeds, root, alone=len(groups) == 1) for e in g.entries} for g in groups}
+    # A refused entry has no jobs, and the strict `zip` below would raise an error for its empty list.
     rows = [[row for row in entries.values() if row] for entries in planned.values()]
     # Seed by seed, so that a comparison that is stopped early has all rules with the first seeds.
     every = [job for group in rows for of_a_seed in zip(*group, strict=True) for job in of_a_seed]

@@ -38,6 +38,7 @@ def measure_entry(entry: Entry, jobs: Sequence[Job], failed: Mapping[str, str], 
     config = portable(entry.config)
     rule = entry.name if entry.refused else config["rule"]["name"]
     row: Row = {"name": entry.name, "rule": rule, "notes": entry.notes, "config": config, "runs": runs}
+    # Most errors are the same for all seeds, and the report shows each of them once.
     errors = list(dict.fromkeys(failed[job.name] for job in jobs if job.name in failed))
     errors = [entry.refused] if entry.refused else errors
     if errors:
@@ -75,6 +76,7 @@ def _measure_run(job: Job, root: Path) -> Row:
     if result is None:
         raise UserError(f"{job.folder}: found no {folder.RESULT}. The same command trains the run again")
     epochs = read_run(job.folder).history
+    # Test first: early stopping and options may have been chosen by validation, so its score is too good.
     split = "test" if result["test"] else "validation" if result["validation"] else "train"
     metric = "accuracy" if "accuracy" in result[split] else "loss"
     watched = "validation" if epochs and epochs[-1]["validation"] else "train"
@@ -110,6 +112,7 @@ def compare_with_baseline(rows: Sequence[Row]) -> Row | None:
     from scipy.stats import ttest_rel
 
     trained = [row for row in rows if row["runs"]]
+    # A net of denoising blocks has no row of this name. A config that trains it with backprop is then the baseline.
     names = [BASELINE, *(row["name"] for row in trained if row["rule"] == BASELINE)]
     baseline = next((row for name in names for row in trained if row["name"] == name), None)
     if baseline is None:
@@ -196,6 +199,7 @@ def time_to_target(rows: Sequence[Row], target: float, metric: str) -> None:
         reached = [_reached(run["curve"], target, metric) for run in row["runs"]]
         times = [seconds for seconds in reached if seconds is not None]
         row["reached_target"] = len(times)
+        # The mean over the runs that reached the target alone would favour a rule that needs a lucky seed.
         if times and len(times) == len(reached):
             row["seconds_to_target"] = statistics.fmean(times)
 
@@ -214,8 +218,10 @@ def default_target(baseline: Row) -> float:
     Args:
         baseline: the row of backprop.
     """
+    # The best epoch and not the last one: a net that overfits at the end did reach it.
     best = max if baseline["metric"] == "accuracy" else min
     reached = statistics.fmean(best(value for _, _, value in run["curve"]) for run in baseline["runs"])
+    # A loss is divided, so that the target is easier than backprop's best for both metrics.
     return 0.95 * reached if baseline["metric"] == "accuracy" else reached / 0.95
 
 

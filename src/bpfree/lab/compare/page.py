@@ -109,6 +109,7 @@ def columns(group: dict[str, Any]) -> list[Column]:
         group: a group of the record.
     """
     row = next((row for row in group["rows"] if row["runs"]), None)
+    # All rows of a group have the same data and task, so one row that was trained tells the metric of all.
     metric = "accuracy" if row is None else row["metric"]
     split = "test" if row is None else row["runs"][0]["split"]
     unit = "%" if metric == "accuracy" else ""
@@ -136,6 +137,7 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
     notes = "; ".join([*row["notes"], *(f"not trained: {error}" for error in row.get("errors", []))])
     name = Cell(row["name"], note=notes, kind="" if row["runs"] else "muted")
     if not row["runs"]:
+        # As many cells as `columns` has, because `table` refuses a shorter row.
         return [name, *[Cell(MISSING, kind="muted")] * (len(columns(group)) - 1)]
     parameters = row["parameters"] + row["rule_parameters"]
     reached, runs = row["reached_target"], len(row["runs"])
@@ -207,6 +209,7 @@ def _shown(value: float, metric: str, *, unit: bool = True) -> str:
 def _is_best(row: Row, rows: Sequence[Row]) -> bool:
     """Return True if no other row has a better mean."""
     means = [other["mean"] for other in rows if other["runs"]]
+    # Equal means are all the best: the order of the rows must not choose one of them.
     return bool(row["mean"] == (min(means) if row["metric"] == "loss" else max(means)))
 
 
@@ -214,6 +217,7 @@ def _difference(row: Row) -> Cell:
     """Return the difference from backprop; it is green or red if its p value is below 0.05."""
     if "difference" not in row:
         return Cell(MISSING)
+    # The test over seeds compares rules, and the test over samples only two nets: the second is for a single seed.
     value, p = row["difference"], row.get("p_seeds", row.get("p_samples"))
     better = value < 0 if row["metric"] == "loss" else value > 0
     sure = p is not None and p < _SURE
@@ -237,6 +241,7 @@ def probability(value: float | None) -> str:
     """
     if value is None:
         return MISSING
+    # A p value of "0.000" would look like certainty.
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

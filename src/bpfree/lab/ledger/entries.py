@@ -140,6 +140,7 @@ def _parse(value: Any, where: str) -> Entry:
     where = f"{where} ({value['name']})" if "name" in value else where
     try:
         entry = Entry.model_validate(value)
+        # Names are checked when the file is read. A typing error must not show up after hours of training.
         entry.check()
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error)}") from error

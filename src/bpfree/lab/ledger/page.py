@@ -52,6 +52,7 @@ def render(statuses: Sequence[Status]) -> str:
     for family in (*FAMILIES, _OTHERS):
         members = [status for status in statuses if families.get(status.entry.rule, _OTHERS) == family]
         if members:
+            # `index` finds the first place: the order of a family counts, and rules without a family go by name.
             rules = [*FAMILIES.get(family, ()), *sorted({status.entry.rule for status in members})]
             members.sort(key=lambda status: rules.index(status.entry.rule))
             parts += [f"## {family}", _table(members), *(_section(status) for status in members)]

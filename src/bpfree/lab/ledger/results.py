@@ -177,6 +177,7 @@ def essence(config: Config) -> dict[str, Any]:
     Args:
         config: a complete config.
     """
+    # Whole configs are compared, and not the options of the entry: a changed default changes the score, too.
     values = config.plain()
     for section, key in _FREE:
         del values[section][key]

@@ -64,6 +64,7 @@ def overlaid_curves(histories: Mapping[str, Sequence[Record]], *, over: str) -> 
         _scale(axes, metric)
         _legend(figure, axes)
         figures[metric] = figure
+    # A record may lack the axis, such as the seconds. Its panel would be empty.
     return {metric: figure for metric, figure in figures.items() if figure.axes[0].lines}
 
 
@@ -104,6 +105,7 @@ def _layers(records: Sequence[Record], layers: Sequence[str], quantity: str) -> 
     figure, axes = _panel(x="step", y=unit.replace("_", " "))
     for number, layer in enumerate(layers):
         points = [(r["step"], scale * r["values"][layer]) for r in records if layer in r["values"]]
+        # 0.9 and not 1: the end of this map is a yellow that is hard to see on light paper.
         color = colormaps["viridis"](0.9 * number / max(len(layers) - 1, 1)) if len(layers) > 1 else BLUE
         named = len(layers) <= _NAMED or number in (0, len(layers) - 1)
         _line(axes, points, label=layer if named else None, color=color)
@@ -167,6 +169,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
     if handles:
         # About 48 letters fit into a row at this size of the figure and font; four are taken by the line's sample.
         columns = max(1, min(4, 48 // (4 + max(map(len, labels)))))
-        rows = -(-len(labels) // columns)
+        rows = -(-len(labels) // columns)  # rounded up
         figure.set_figheight(_SIZE[1] + 0.2 * rows)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)

@@ -107,6 +107,7 @@ def _key(cell: Cell, column: Column) -> str:
     if not column.numeric:
         return str(key)
     try:
+        # float() refuses the commas of counts, such as 1,234, and the sign of percents.
         number = float(key.replace(",", "").removesuffix("%") if isinstance(key, str) else key)
     except ValueError:
         return ""
@@ -124,6 +125,7 @@ def picture(figure: "Figure", *, alt: str, caption: str = "") -> Markup:
         alt: a description for readers who cannot see the figure.
         caption: a line below it.
     """
+    # The XML library has escaped the texts in the SVG. If it were escaped again, the page would show its source.
     svg = Markup(inline_svg(figure, alt=alt))
     return _block("figure", svg, caption, figure.get_figwidth() > _WIDE)
 
@@ -273,7 +275,9 @@ def _names(sections: Sequence[Section]) -> Iterator[str]:
     """Yield the name of each section for links: its title in small letters, with a number if the name is taken."""
     taken: set[str] = set()
     for section in sections:
+        # The prefix keeps these ids apart from those of pictures, which begin with "p1-", "p2-", ...
         plain = "s-" + (re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section")
+        # The other sections take at most len(sections) - 1 names, so one of these is free.
         tried = (plain if n == 1 else f"{plain}-{n}" for n in range(1, len(sections) + 2))
         name = next(name for name in tried if name not in taken)
         taken.add(name)
@@ -290,8 +294,10 @@ def _number_pictures(html: str) -> str:
 
     def renamed(svg: re.Match[str]) -> str:
         number = next(numbers)
+        # Three places hold an id: the attribute itself, a link to it, and the "url(...)" of a clip path.
         return re.sub(r'((?: id="|="#|="url\(#))p0-', rf"\g<1>p{number}-", svg[0])
 
+    # The shortest match is one picture, because matplotlib puts no <svg> inside another one.
     return re.sub(r'<svg class="plot".*?</svg>', renamed, html, flags=re.DOTALL)
 
 

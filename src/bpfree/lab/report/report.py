@@ -70,6 +70,7 @@ def _folders(text: str | Path) -> list[Path]:
     path = user_path(text, "run")
     if not path.exists():
         raise UserError(f"run: {path} does not exist")
+    # A run folder is one run, even if somebody has put other runs into it.
     inside = [] if (path / CONFIG).exists() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
     return inside or [path]
 

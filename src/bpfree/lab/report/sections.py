@@ -217,7 +217,7 @@ def _by_class(matrix: Tensor, answers: ClassPredictions) -> Markup:
     rows: list[list[Cell | str]] = []
     for k, row in enumerate(matrix.tolist()):
         samples, right, predicted_as = sum(row), row[k], int(matrix[:, k].sum())
-        other = max((j for j in range(len(row)) if j != k), key=lambda j: row[j])
+        other = max((j for j in range(len(row)) if j != k), key=lambda j: row[j])  # a task has two classes or more
         mistake = Cell(f"{answers.name(other)} ({row[other]}\u00d7)", other) if row[other] else "\u2013"
         rows.append([answers.name(k), str(samples), _share(right, samples), _share(right, predicted_as), mistake])
     return html.table(columns, rows, caption="Each class")

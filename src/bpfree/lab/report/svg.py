@@ -31,6 +31,7 @@ def inline_svg(figure: "Figure", *, alt: str) -> str:
     root = ET.fromstring(_draw(figure))
     _strip(root)
     parts = list(root.iter())
+    # matplotlib gives an id to every group. Most of them are never used and would only make the page longer.
     used = {name for part in parts for value in part.attrib.values() for name in _references(value)}
     for part in parts:
         _rename(part, used)
@@ -42,6 +43,7 @@ def inline_svg(figure: "Figure", *, alt: str) -> str:
                 part.set(key, re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.2f}", part.attrib[key]))
     width = root.attrib["viewBox"].split()[2]
     attributes = {"class": "plot", "viewBox": root.attrib["viewBox"], "width": width, "role": "img", "aria-label": alt}
+    # The other attributes of matplotlib, such as sizes in points, have no use within a page.
     root.attrib.clear()
     root.attrib.update(attributes)
     return ET.tostring(root, encoding="unicode")
@@ -64,6 +66,8 @@ def _strip(root: ET.Element) -> None:
         part.tag = part.tag.rpartition("}")[2]
         for key in [key for key in part.attrib if "}" in key]:
             part.set(key.rpartition("}")[2], part.attrib.pop(key))
+        # A copy of the list, because `remove` would make the loop skip a sibling. `iter` visits children later, so
+        # their tags still have the namespace.
         for child in list(part):
             if child.tag.rpartition("}")[2] in ("metadata", "style"):
                 part.remove(child)
@@ -87,6 +91,7 @@ def _rename(part: ET.Element, used: set[str]) -> None:
 
 def _restyled(tag: str, style: str) -> str:
     """Return a `style` attribute with each colour replaced by a colour of the page."""
+    # The values that matplotlib writes have no ";" in them, so a parser for CSS is not needed.
     pairs = (declaration.partition(":") for declaration in style.split(";"))
     return "; ".join(_recoloured(tag, name.strip(), value.strip()) for name, _, value in pairs if value)
 
@@ -98,13 +103,16 @@ def _recoloured(tag: str, name: str, value: str) -> str:
     """
     if name not in ("fill", "stroke") or not value.startswith("#"):
         return f"{name}: {value}"
+    # `currentColor` is the colour of the text of the page. So it follows a switch between light and dark at once.
     if value == "#000000":
         return f"{name}: currentColor"
+    # Text that is not black stands on a coloured area, as in a confusion matrix. Its colour belongs to the area.
     if tag == "text" or tag == "tspan":
         return f"{name}: {value}"
     if value in ("#ffffff", _GRID):
         return f"{name}: var({'--grid' if value == _GRID else '--paper'})"
     by_day, by_night = (readable(value, on=paper) for paper in PAPER.values())
+    # matplotlib draws the markers of a line by <use>. They must stand out like their line, although they are filled.
     if (name == "fill" and tag != "use") or by_day == by_night:
         return f"{name}: {value}"
     # A browser that does not know `light-dark` (before 2024) drops the second declaration and keeps the first.
@@ -122,6 +130,7 @@ def readable(color: str, *, on: str) -> str:
     ('#fde725', '#988b16')
     """
     channels = _channels(color)
+    # Channels that differ by less than a tenth of 255 make a grey.
     needed = _CONTRAST_OF_GREY if max(channels) - min(channels) < 26 else _CONTRAST
     end = 0 if _luminance(on) > 0.5 else 255
     for share in range(0, 101, 5):  # in percent; at 100 the colour is black or white, which always stands out

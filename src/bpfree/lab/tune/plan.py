@@ -118,6 +118,7 @@ class Plan(BaseModel):
         data_dir: folder of the data sets on this machine. None: the folder that the config names.
     """
 
+    # By default pydantic writes infinity as null, and a worker would read None.
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
     values: dict[str, Any]
@@ -173,6 +174,7 @@ class Plan(BaseModel):
         """
         sections = {}
         for section, values in self.values.items():
+            # `rule: dfa` and `rule: {name: dfa}` describe the same search.
             inner = values if isinstance(values, dict) else {"name": values}
             sections[section] = {k: v for k, v in inner.items() if (section, k) not in _OF_THE_MACHINE}
         kept = self.settings.model_dump(include={"sampler", "pruner", "repeats", "seed"})
@@ -206,10 +208,12 @@ def make_plan(
     """
     values, where = load_values(config, overrides) if isinstance(config, str) else (_overridden(config, overrides), "")
     values = {section: plain_values(value, section) for section, value in values.items()}
+    # In YAML, a section without keys is None.
     if not isinstance(section := values.pop("tune", None) or {}, dict):
         raise UserError(f"tune: found {section!r}, allowed: {', '.join(TuneConfig.model_fields)}")
     settings = validated(TuneConfig, section, "tune")
     folder = _default_folder(values) if out is None else folder_of(out)
+    # An absolute path: from another folder, SQLite would begin a new, empty database.
     url = storage or settings.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
     study = settings.study or folder.resolve().name
     place = None if data_dir is None else str(user_path(data_dir, "data_dir").resolve())
@@ -242,6 +246,7 @@ def _default_folder(values: Mapping[str, Any]) -> Path:
     for section, default, several in (("data", "digits", "data"), ("rule", "dfa", "rules")):
         spec = values.get(section) or {}
         name = several if is_marker(spec) else _spec(spec).get("name", default)
+        # Of "module:Class" only the class, because Windows does not allow ":" in the name of a folder.
         names.append(several if is_marker(name) else str(name).rpartition(":")[2])
     return Path("runs") / "-".join(["tune", *names])
 
@@ -269,6 +274,7 @@ def _refuse_what_cannot_work(plan: Plan) -> None:
     for seed in range(_DRAWS):
         try:
             check(plan.config(at_random(seed)), plan.objective)
+            # Some combinations may exclude each other. One that works is enough.
             break
         except UserError as error:
             reasons.append(str(error))

@@ -55,7 +55,9 @@ def conclude(study: optuna.Study, plan: Plan) -> Tuned:
     Raises:
         UserError: no trial finished with a value.
     """
+    # A waiting trial is only an entry in the queue: nobody has begun it.
     begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    # Surplus trials were given up before they trained; see `is_surplus`.
     trials = [describe(trial) for trial in begun if trial.user_attrs.get(KIND) != SURPLUS]
     ranked = rank(trials, plan)
     if not ranked:
@@ -108,6 +110,7 @@ def rank(trials: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
         plan: the plan, whose direction says which value is better.
     """
     complete = [trial for trial in trials if trial["value"] is not None]
+    # With reverse=True, `sorted` still keeps the order of equal trials. To reverse a sorted list would not.
     return sorted(complete, key=lambda trial: trial["value"], reverse=plan.objective.direction == "maximize")
 
 
@@ -123,6 +126,7 @@ def best_settings(ranked: Sequence[dict[str, Any]], markers: Mapping[str, Marker
     groups: dict[str, list[dict[str, Any]]] = {}
     for trial in ranked:
         setting = {name: value for name, value in trial["params"].items() if is_setting(markers[name])}
+        # Text, because a dict cannot be a key. Text also tells 1 from True, which Python takes for one key.
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(trial)
     return [
         {
@@ -132,6 +136,7 @@ def best_settings(ranked: Sequence[dict[str, Any]], markers: Mapping[str, Marker
             "trial": group[0]["number"],
             "trials": len(group),
         }
+        # A dict keeps the order of insertion: the best trial is the first of its group, and the best group comes first.
         for key, group in groups.items()
     ]
 

@@ -61,6 +61,7 @@ def _begin_or_join(plan: Plan, storage: RDBStorage) -> optuna.Study:
     )
     if SEARCH not in study.user_attrs:
         study.set_user_attr(SEARCH, plan.described())
+    # Read from the database again: another worker may have written another search at the same moment.
     refuse_another(study.user_attrs[SEARCH], plan)
     return study
 
@@ -92,6 +93,7 @@ def _open_storage(url: str) -> RDBStorage:
         is_sqlite = make_url(url).get_backend_name() == "sqlite"
     except ArgumentError:
         raise UserError("storage: found no URL, allowed: such as postgresql+psycopg://user@host/database") from None
+    # A server may close a connection that is idle during a long training; "pre_ping" opens a new one then.
     arguments: dict[str, Any] = {"connect_args": {"timeout": _PATIENCE}} if is_sqlite else {"pool_pre_ping": True}
     for left in range(_TRIES - 1, -1, -1):
         try:

@@ -89,6 +89,7 @@ def _supervise(study: optuna.Study, plan: Plan, workers: int, on_progress: OnPro
         raise
     if report(study.get_trials(deepcopy=False), plan, on_progress) < plan.trials:
         failed = [log for log, process in zip(logs, processes, strict=True) if process.returncode]
+        # One failed worker is not an error, because the others take its trials.
         if len(failed) == workers:
             last = (failed[0].read_text(encoding="utf-8").strip().splitlines() or ["it was killed"])[-1]
             raise UserError(f"every worker ended early; {failed[0]}: {last.removeprefix('error: ')}")
@@ -106,5 +107,7 @@ def _start(plan: Plan, log: Path) -> "subprocess.Popen[bytes]":
         )
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:  # of a worker that ended at once, the log tells more
+        # Not as an argument: all users of the machine can see arguments, and the URL of the database may have a
+        # password.
         process.stdin.write(plan.model_dump_json().encode())
     return process

@@ -50,6 +50,7 @@ def run_trial(trial: optuna.Trial, plan: Plan) -> float:
         config = plan.config(_suggest(trial))
         check(config, plan.objective)
         values = [_train(config, number, trial, plan) for number in range(plan.settings.repeats)]
+    # Pruned and not failed: the sampler learns from pruned trials, and then avoids such values.
     except (DivergedError, UserError) as error:
         trial.set_user_attr(KIND, "diverged" if isinstance(error, DivergedError) else REFUSED)
         trial.set_user_attr(REASON, str(error))
@@ -81,6 +82,7 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
 
     Only the first training of a trial may be pruned: a pruner compares trials by epoch, and every epoch has one report.
     """
+    # A copy for each seed: in a shared config the additions below would pile up, to the seeds 0, 1, 3, ...
     config = config.model_copy(deep=True)
     config.train.seed += number
     place = plan.out / TRIALS / f"{trial.number:04}"
@@ -104,6 +106,7 @@ def without_test(data: DataConfig) -> Dataset:
     Args:
         data: the section `data` of a config.
     """
+    # Text, because a cache needs arguments with a hash, which a section of a config does not have.
     return replace(_read(data.model_dump_json(exclude=_NOT_READ)), test=None)
 
 

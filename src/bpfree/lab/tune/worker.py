@@ -151,6 +151,7 @@ def _take(study: optuna.Study, plan: Plan) -> None:
             trial.set_user_attr(KIND, SURPLUS)
             ending, value = TrialState.FAIL, None
         else:
+            # A quarter: some beats may be late, because the database is slow, before the worker counts as dead.
             with signs_of_life(trial, plan.settings.grace / 4):
                 ending, value = _outcome(trial, plan)
         with interrupt_at_the_end():
@@ -250,6 +251,7 @@ class Deaths:
         running = {trial.number: trial for trial in trials if trial.state == TrialState.RUNNING}
         beats = {number: trial.user_attrs.get(BEAT) for number, trial in running.items()}
         self._seen = {
+            # The new object() differs from every heartbeat, also from the None of a trial before its first beat.
             number: self._seen[number] if self._seen.get(number, (object(),))[0] == beat else (beat, now)
             for number, beat in beats.items()
         }
