@@ -210,7 +210,7 @@ def test_yaml_is_read_within_bounds(tmp_path):
         for read in (partial(load_config, str(tmp_path / "my.yaml")), partial(parse_yaml, text, "x")):
             with limited(5), pytest.raises(UserError, match=words):
                 read()
-        with limited(5), pytest.raises(UserError, match="no run folder"):
+        with limited(5), pytest.raises(UserError, match="not a run folder"):
             bpfree.load(tmp_path)
     with limited(5), pytest.raises(UserError, match="an alias within"):
         apply_override({}, "net.hidden=&a [*a]")
@@ -252,7 +252,7 @@ def test_result_and_state_come_back_as_they_were_written(template):
     state = checkpoint.read_state(template / "last.ckpt")
     written = json.loads((template / "last.ckpt" / "state.json").read_text())
     assert state.progress.load().history == written["progress"]["history"]
-    assert json.loads(json.dumps(loaded.extra()["preprocess"])) == written["preprocess"]
+    assert json.loads(json.dumps(loaded.setup.checkpoint_extra()["preprocess"])) == written["preprocess"]
 
 
 def test_metrics_that_are_a_device_or_nested_without_end_are_told(tmp_path):

@@ -66,7 +66,7 @@ def actions_on(run: Path, number: int):
 
     def predict():
         loaded = bpfree.load(run)
-        loaded.predict(bpfree.data.sets.digits(run).test.x[:2])
+        loaded.predict(bpfree.data.DATASETS["digits"](run).test.x[:2])
 
     slow = [shell("report", run), shell("plots", run), shell("certify", run), shell("eval", run)][number % 4]
     return [predict, partial(resume, run), *([slow] if number % 3 == 0 else [])]
