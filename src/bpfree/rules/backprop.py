@@ -62,7 +62,7 @@ class Backprop(Rule):
 
 
 def _share(task: Task, part: Batch, batch: Batch) -> Tensor | float:
-    """How much the loss of a part counts in that of the batch."""
+    """The weight of a part's loss in the loss of the whole batch."""
     own, all_of_it = weight_of(task, "loss", part), weight_of(task, "loss", batch)
     return own / all_of_it if isinstance(all_of_it, int) else own / all_of_it.clamp_min(1e-12)
 
@@ -80,7 +80,10 @@ def _slice(batch: Batch, start: int, end: int) -> Batch:
 
 
 def _in_pieces(net: nn.Module, x: Inputs) -> Tensor:
-    """The output, with the activations within pieces forgotten; of a Sequential, within all pieces but the last."""
+    """Run the net so that only the inputs of pieces are kept. The last piece of a Sequential keeps its activations.
+
+    The backward pass begins with the last piece, so to compute it twice would save nothing.
+    """
     if not (isinstance(net, nn.Sequential) and isinstance(x, Tensor)):
         with _forgetful(_blocks(net)):
             return forward(net, x)
@@ -94,14 +97,14 @@ def _in_pieces(net: nn.Module, x: Inputs) -> Tensor:
 
 
 def _blocks(net: nn.Module) -> list[nn.Module]:
-    """The outermost modules of several layers; where there is but one, those within it, and so on."""
+    """The outermost modules with several layers. If there is only one, look inside it, and so on."""
     children = [m for child in net.children() for m in _runs_itself(child)]
     wide = [child for child in children if is_block(child)]
     return (_blocks(wide[0]) or wide) if len(wide) == 1 else wide
 
 
 def _runs_itself(module: nn.Module) -> list[nn.Module]:
-    """The module, or what is in it if it is a mere list."""
+    """The module itself, or its children if it is a list, whose `forward` nobody calls."""
     if not isinstance(module, nn.ModuleList | nn.ModuleDict):
         return [module]
     return [m for child in module.children() for m in _runs_itself(child)]
@@ -109,7 +112,7 @@ def _runs_itself(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _forgetful(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, these modules keep their inputs alone, and run again when a backward pass needs the rest."""
+    """Make modules keep only their inputs inside the context, and run again when a backward pass needs the rest."""
     own = [(block, block.__dict__.get("forward")) for block in blocks]
     for block in blocks:
         block.forward = partial(run_twice, block.forward, use_reentrant=False, context_fn=partial(_contexts, block))
@@ -124,9 +127,9 @@ def _forgetful(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _contexts(piece: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the first run of a piece and of the second, which finds its buffers as the first run found them.
+    """Contexts for the first and the second run of a piece: the second finds the buffers as the first found them.
 
-    So batch norm updates its statistics once, and spectral_norm has the same weight in both.
+    So batch norm updates its statistics once, and spectral_norm has the same weight in both runs.
     """
     before: list[tuple[nn.Module, str, Tensor]] = []
 

@@ -14,7 +14,7 @@ in the input and no head: the groups are the classifier.
 Where we differ: the paper's number of channels is a multiple of C; here groups are as even as they can be, neighbours
 differing by one channel at most. All layers learn from the first step to the last, where the authors let a layer begin
 and end at epochs of its own. Their blocks normalise behind the activation and the pooling, and every second convolution
-has C groups; both are the net's business and none of the rule's. The net's output layer learns from the last features,
+has C groups; both belong to the net and not to the rule. The net's output layer learns from the last features,
 detached, and is the paper's softmax predictor; `read: last` is its goodness predictor.
 """
 
@@ -71,9 +71,14 @@ class CwComp(LocalRule):
             raise UserError(f"read: found '{self.read}', but the net has no hidden segment. Use read: net")
 
     def goodness(self, index: int, h: Tensor) -> Tensor:
-        """Mean of squares [B, C] of each class's channels; h [B, channels, ...] or tokens [B, T, channels].
+        """Return the mean of squares of each class's channels.
 
-        If each pixel has a class, they are [B, C, H, W].
+        Args:
+            index: number of the segment.
+            h: [B, channels, ...], or tokens [B, T, channels].
+
+        Returns:
+            [B, C], or [B, C, H, W] if each pixel has a class.
         """
         wide = torch.float32 if h.itemsize < 4 else h.dtype
         if self.pixels is not None:
@@ -88,20 +93,20 @@ class CwComp(LocalRule):
         return torch.stack([group.mean(1) for group in squares.tensor_split(self.classes, dim=1)], dim=1)
 
     def scores(self, index: int, h: Tensor) -> Tensor | None:
-        """G_l."""
+        """Return the goodness G_l, which is the score of each class."""
         return self.goodness(index, h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """The task's loss of G_l; signal [B, C] is one-hot."""
+        """Return the task's loss of G_l; signal [B, C] is one-hot."""
         return self.task_loss(self.goodness(index, h), signal)
 
     @property
     def predicts_with_net(self) -> bool:
-        """Only with `read: net`."""
+        """True with `read: net` only."""
         return self.read == "net"
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
-        """Scores [B, C]; see `read`."""
+        """Return scores [B, C] from the place that `read` names."""
         if self.read == "net":
             return super().predict(net, x)
         scores: list[Tensor] = []

@@ -53,7 +53,7 @@ UNBOUNDED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softp
 
 
 class DirectFeedback(LocalRule):
-    """What DFA and DRTP share.
+    """The base class of DFA and DRTP: a signal at the output goes to each layer through its own matrix.
 
     Args:
         feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
@@ -101,10 +101,17 @@ class DirectFeedback(LocalRule):
 
     @abstractmethod
     def teach(self, signal: Tensor) -> Tensor:
-        """The signal [B, D] that goes through B_l."""
+        """Return what goes through B_l.
+
+        Args:
+            signal: [B, D], the error or the target.
+
+        Returns:
+            [B, D].
+        """
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """The signal through B_l, of the shape of h; signal [B, D]."""
+        """Return the signal [B, D] through B_l, in the shape of h."""
         matrix: Tensor = self.get_buffer(f"B{index}")  # [D, H], or [D, channels]
         taught = self.teach(signal).to(matrix.dtype)
         if self.signal_scale != 1:
@@ -115,11 +122,14 @@ class DirectFeedback(LocalRule):
         return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).movedim(1, self.axes[index]).expand_as(h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """<h, signal B_l>, whose gradient in h is signal B_l. Its value has no meaning of its own."""
+        """Return <h, signal B_l>, whose gradient in h is signal B_l. The value itself has no meaning."""
         return (h * self.local_gradient(index, h.detach(), signal)).sum()
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
-        """W_l with B_l^T B_{l-1}, the output layer's with B_L, where a segment has one weight, of that shape."""
+        """Return W_l beside B_l^T B_{l-1}, and the output layer's weight beside B_L.
+
+        Segments whose weights do not have this shape are left out: a convolution, or several layers.
+        """
         matrices = list(self.buffers())  # [D, H_l]
         paths = {}
         for index, segment in enumerate(self.segments[1:]):
@@ -133,7 +143,7 @@ class DirectFeedback(LocalRule):
 
 
 class DFA(DirectFeedback):
-    """Direct feedback alignment.
+    """Direct feedback alignment: the output error goes to each hidden layer through its own matrix.
 
     Args:
         feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
@@ -161,7 +171,7 @@ class DFA(DirectFeedback):
         self.memory = memory
 
     def teach(self, signal: Tensor) -> Tensor:
-        """The error e itself."""
+        """Return the error e itself."""
         return signal
 
 
@@ -180,7 +190,7 @@ class DRTP(DirectFeedback):
     uses_loss: ClassVar[bool] = False  # hidden layers learn from the targets themselves
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """As for DFA; warns of activations without a bound, which grow for ever since the signal never ends."""
+        """Draw B_l, and warn if activations have no bound: the signal never fades, so they could grow without end."""
         super().bind(net, task, batch)
         unbounded = [tap for tap in self.taps if isinstance(net.get_submodule(tap), UNBOUNDED)]
         if unbounded:
@@ -191,7 +201,7 @@ class DRTP(DirectFeedback):
             )
 
     def teach(self, signal: Tensor) -> Tensor:
-        """-Y, divided by the batch size."""
+        """Return -Y, divided by the batch size as the error of a mean loss is."""
         return signal / -len(signal)
 
 
@@ -201,9 +211,9 @@ class Shallow(LocalRule):
     trains_every_parameter: ClassVar[bool] = False
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """The output segment alone."""
+        """Return the parameters of the output segment alone."""
         return super().units(net)[-1:]
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """0, detached from the segment, so nothing moves."""
+        """Return 0, detached from the segment, so that nothing moves."""
         return h.detach().new_zeros(())

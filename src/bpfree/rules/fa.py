@@ -64,7 +64,7 @@ Matrix = Callable[[Tensor], tuple[Tensor, float]]
 
 
 class FA(Rule):
-    """Feedback alignment.
+    """Feedback alignment: errors go back through fixed random matrices B in place of the weights.
 
     Args:
         feedback: how B is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned" with W.
@@ -87,7 +87,7 @@ class FA(Rule):
 
         Raises:
             UserError: errors would pass through true weights: a matrix that is computed from parameters, a parameter in
-                an operation that is no product, or layers that activation checkpointing hides.
+                an operation that is not a product, or layers that activation checkpointing hides.
         """
         super().bind(net, task, batch)
         layers = {name: module for name, module in net.named_modules() if isinstance(module, LAYERS)}
@@ -106,7 +106,7 @@ class FA(Rule):
         return self._is_bound
 
     def _rehearse(self, net: nn.Module, batch: Batch, weights: set[nn.Parameter]) -> list[Direct]:
-        """Which parameters carry errors past the hooks, seen in a forward pass that changes nothing."""
+        """Find the parameters that carry errors past the hooks, in a forward pass that changes nothing."""
         unasked = dict.fromkeys(self.hooked, partial(self.factors, drawn=None, noise=Noise()))
         with fed_back(net, unasked), rehearsed(net, batch.first(2).x) as (out, leaves):
             uses = direct_uses(net, out, leaves, weights)
@@ -121,16 +121,32 @@ class FA(Rule):
         return Locality(transports="none")
 
     def draw(self, weight: Tensor) -> Tensor | None:
-        """What is drawn once, of the shape of the weight; None for nothing."""
+        """Return the matrix that is drawn once, when the rule is bound; None if there is not one.
+
+        Args:
+            weight: [outputs, inputs, ...], detached.
+
+        Returns:
+            A tensor of the shape of the weight, or None.
+        """
         return weight.clone() if self.feedback == ALIGNED else random_like(self.feedback, weight)
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
-        """B for this step."""
+        """Return B for this step.
+
+        Args:
+            weight: [outputs, inputs, ...], with which the layer has just computed.
+            drawn: what `draw` returned.
+            noise: the key of this step and layer.
+
+        Returns:
+            A tensor of the shape of the weight.
+        """
         assert drawn is not None
         return drawn
 
     def factors(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> tuple[Tensor, float]:
-        """B as a matrix times a number, which costs less to multiply an error by than the matrix."""
+        """Return B as a matrix and a number: to scale the error by the number costs less than to scale the matrix."""
         return self.matrix(weight, drawn, noise), 1.0
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
@@ -151,7 +167,7 @@ class FA(Rule):
         return {name: (weight, torch.mul(*self._matrix_of(name, noise)(weight))) for name, weight in weights.items()}
 
     def _weight(self, net: nn.Module, name: str) -> Tensor:
-        """What a B stands for, [outputs, inputs, ...]."""
+        """The weight that a B replaces, [outputs, inputs, ...]."""
         use = self.direct.get(name)
         if use is None:
             return weight_of(net.get_submodule(name))
@@ -183,7 +199,7 @@ class FA(Rule):
 
 
 class SignSymmetry(FA):
-    """What the three kinds have in common: B has the signs of W."""
+    """The base class of the three kinds of sign-symmetry: B has the signs of W."""
 
     def locality(self) -> Locality:
         """The way back reads the signs of weights, and nothing else of them."""
@@ -197,7 +213,7 @@ class USF(SignSymmetry):
         super().__init__()
 
     def draw(self, weight: Tensor) -> Tensor | None:
-        """Nothing: B follows W."""
+        """Return None, since B follows W."""
         return None
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
@@ -237,11 +253,11 @@ class BRSF(SignSymmetry):
         return None
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
-        """|R| sign(W), R from the key of the step."""
+        """Return |R| sign(W), with R from the key of the step."""
         return torch.mul(*self.factors(weight, drawn, noise))
 
     def factors(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> tuple[Tensor, float]:
-        """Where |R| is uniform, odd numbers with the signs of W, and their unit."""
+        """Return |R| sign(W) as a matrix and a number; a uniform |R| is odd integers times a unit."""
         magnitudes, unit = random_magnitudes(self.feedback, weight, noise)
         return magnitudes.copysign_(weight), unit
 
@@ -250,8 +266,8 @@ class BRSF(SignSymmetry):
 def fed_back(net: nn.Module, matrices: Mapping[str, Matrix]) -> Iterator[None]:
     """While active, layers of the net send errors to their input through the given matrices.
 
-    It must stay active during the backward pass, in which activation checkpointing runs layers again. A compiled net
-    runs uncompiled, since compiled code passes hooks by.
+    The context must stay active during the backward pass, in which activation checkpointing runs layers again. A
+    compiled net runs as it was written, since compiled code does not call hooks that were added later.
 
     Args:
         net: its layers are hooked, and unhooked afterwards.
@@ -330,9 +346,9 @@ def _same_padding(layer: Any) -> list[int]:
 
 
 def _can_be_hooked(layer: Any) -> bool:
-    """Whether the layer computes what its type computes, with the same number of zeros on both sides if with any."""
+    """True if the layer computes what its type computes, and pads with the same number of zeros on both sides."""
     if getattr(layer.forward, "__func__", None) not in {kind.forward for kind in LAYERS}:
-        return False  # of one's own, with an activation in it for example
+        return False  # a user's own `forward`, which may contain an activation
     if isinstance(layer, nn.Linear):
         return True
     uneven = isinstance(layer.padding, str) and any(side % 2 for side in _same_padding(layer))

@@ -1,4 +1,4 @@
-"""Forward-forward.
+"""Forward-forward: each layer learns to be active for true labels and quiet for wrong ones.
 
 Hinton 2022, "The Forward-Forward Algorithm: Some Preliminary Investigations", https://arxiv.org/abs/2212.13345
 
@@ -106,7 +106,7 @@ class ForwardForward(LocalRule):
         return super().units(net)[: -1 if self.negatives == "even" else None]
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """One pass of 2B samples, in which each segment learns on the way; for hard negatives one of B before it."""
+        """Run one pass of 2B samples, in which segments learn on the way; hard negatives need a pass of B before."""
         self.refuse_unbound()
         refuse_wrapped(net, type(self).__name__, deep=False)
         scalars: Scalars = {}

@@ -1,4 +1,4 @@
-"""Forward gradients.
+"""Forward gradients: exact slopes along random directions, in forward mode.
 
 Baydin, Pearlmutter, Syme, Wood, Torr 2022, "Gradients without Backpropagation", https://arxiv.org/abs/2202.08587
 
@@ -52,7 +52,7 @@ class ForwardGradient(Rule):
 
     @torch.no_grad()
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """One pass for each direction."""
+        """Run one pass for each direction, and add each slope times its direction."""
         refuse_wrapped(net, type(self).__name__, deep=False)
         names = [name for name, p in net.named_parameters() if p.requires_grad]
         generation = Generation(trainable(net), self.members, self.perturbation, noise)

@@ -1,4 +1,4 @@
-"""Mono-Forward.
+"""Mono-Forward: each layer learns to tell the classes apart by its own projection.
 
 Gong, Li, Abdulla 2025, "Mono-Forward: Backpropagation-Free Algorithm for Efficient Neural Network Training Harnessing
 Local Errors", https://arxiv.org/abs/2501.09238
@@ -67,28 +67,36 @@ class MonoForward(LocalRule):
         self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
 
     def head(self, index: int) -> nn.Module | None:
-        """M_l, trained together with its segment."""
+        """Return M_l, which is trained together with its segment."""
         return self.heads[index] if index < len(self.heads) else None
 
     def goodness(self, index: int, h: Tensor) -> Tensor:
-        """G_l = h M_l^T, [B, C], or [B, C, H, W] if each pixel has a class."""
+        """Return G_l = h M_l^T.
+
+        Args:
+            index: number of the segment.
+            h: [B, ...], its output.
+
+        Returns:
+            [B, C], or [B, C, H, W] if each pixel has a class.
+        """
         return read_linear(h, self.heads[index].get_parameter("weight"), self.pixels)
 
     def scores(self, index: int, h: Tensor) -> Tensor | None:
-        """G_l."""
+        """Return G_l, the scores of each class."""
         return self.goodness(index, h)
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """The task's loss of G_l."""
+        """Return the task's loss of G_l."""
         return self.task_loss(self.goodness(index, h), signal)
 
     @property
     def predicts_with_net(self) -> bool:
-        """Only with `read: net`."""
+        """True with `read: net` only."""
         return self.read == "net"
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
-        """Scores [B, C]; see `read`."""
+        """Return scores [B, C] from the place that `read` names."""
         if self.read == "net":
             return super().predict(net, x)
         scores: list[Tensor] = []

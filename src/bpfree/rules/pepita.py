@@ -46,7 +46,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d,
 
 
 class Pepita(LocalRule):
-    """Error-driven input modulation.
+    """Error-driven input modulation: layers learn from the change that an added error makes.
 
     Args:
         feedback: how F is drawn, a name in `bpfree.local.feedback.FEEDBACKS`.
@@ -72,7 +72,7 @@ class Pepita(LocalRule):
         """Find the layer of each hidden segment, and draw F [D, inputs].
 
         Raises:
-            UserError: a hidden segment has no such layer, or several; samples are no numbers to add to.
+            UserError: a hidden segment has no such layer, or several; samples are not floating point numbers.
         """
         with rehearsed(net, batch.first(2).x):
             pass  # it refuses layers that would not learn

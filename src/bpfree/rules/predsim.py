@@ -160,7 +160,7 @@ def _features(x: Tensor) -> Tensor:
 
 
 class _SimilarityLoss(torch.autograd.Function):
-    """With c = x - mean(x), n its lengths, S = c c^T / (n n^T) and D = S - target: dL/dx = K c.
+    """Mean squared error of S. With c = x - mean(x) of lengths n, S = c c^T / (n n^T), D = S - target: dL/dx = K c.
 
     K = 4/B^2 (D - diag(sums of the rows of D*S)) / (n n^T) is [B, B], so x, which is wider, is gone over three times.
     """
