@@ -20,6 +20,7 @@ read-out starts as z W_embed^T and not at random.
 losses have equal weights, and the read-out learns from the end of inference instead of from z_T ~ q.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -108,7 +109,8 @@ class NoPropDT(BlockRule):
         Batch norm uses the batch as in training, because its running statistics lag behind the weights.
         """
         with unchanged_buffers(net), noise.fold("chain").global_rng(x.device):
-            *_, last = self.walk(net, x, stochastic=self.inference == "stochastic")
+            # Only the last state is kept, so that memory does not grow with the number of blocks.
+            (last,) = deque(self.walk(net, x, stochastic=self.inference == "stochastic"), maxlen=1)
         return last.z
 
 
