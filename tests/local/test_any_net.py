@@ -389,7 +389,7 @@ def test_trackers_and_the_certificate_see_them(kind):
     trainer = Trainer(net, "dfa", task, "sgd")
     trackers = make_trackers([{"name": "bp_cosine", "every": 1}, "gradients", "weights", "local_loss"])
     trainer.bind(batch)
-    trainer._watching = trackers
+    trainer._gradient_listeners = trackers
     trainer.step(batch)
     values = {record["tracker"]: record["values"] for record in trainer.progress.tracked}
     assert max(values["bp_cosine"].values()) > 0.99, "of the output layer"

@@ -121,26 +121,20 @@ class FA(Rule):
         return Locality(transports="none")
 
     def draw(self, weight: Tensor) -> Tensor | None:
-        """Return the matrix that is drawn once, when the rule is bound; None if there is not one.
+        """Return the matrix that is drawn once, of the shape of the weight; None if nothing is.
 
         Args:
             weight: [outputs, inputs, ...], detached.
-
-        Returns:
-            A tensor of the shape of the weight, or None.
         """
         return weight.clone() if self.feedback == ALIGNED else random_like(self.feedback, weight)
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
-        """Return B for this step.
+        """Return B for this step, of the shape of the weight.
 
         Args:
             weight: [outputs, inputs, ...], with which the layer has just computed.
             drawn: what `draw` returned.
             noise: the key of this step and layer.
-
-        Returns:
-            A tensor of the shape of the weight.
         """
         assert drawn is not None
         return drawn

@@ -15,7 +15,7 @@ The output segment learns from the task's loss on the features below it, detache
 Where we differ:
 - The learning rate is the optimiser's, so `.grad` is -| ||W_k|| - 1 |^(1/2) dW_k / max |dW|, times `scale`. Plain SGD
   gives the paper's step.
-- A rule does not draw the weights of a net anew. The authors start at ||W_k|| = 25: units that win become short, and
+- A rule does not change the first weights of a net. The authors start at ||W_k|| = 25: units that win become short, and
   then others win. torch starts at about 0.6. `radius` gives the same dynamics: lengths are measured in units of
   it, so 0.025 puts torch's start near 25. Features become small by the same factor, so the net should normalise them
   (`net.batch_norm: true`). The default, 1, is the formula as it stands.
