@@ -120,7 +120,7 @@ def test_a_step_asked_for_twice_is_the_same_step(kind, batch):
 
 
 def test_an_adaptive_rule_says_that_it_is_not_bound(batch):
-    with pytest.raises(UserError, match="SNES: not bound to a net with these parameters"):
+    with pytest.raises(UserError, match="SNES: not bound to a net. Call rule.bind"):
         SNES().gradients(net_for("es", batch.x.device), TASK, batch, Noise(0, 0))
 
 
