@@ -57,7 +57,6 @@ def violations(path: Path) -> Iterator[str]:
                 yield f"{place}:{line}: '{match.group(0)}': {cure}"
 
 
-@pytest.mark.xfail(strict=False, reason="rooms are rewritten one after the other")
 @pytest.mark.parametrize("room", ROOMS)
 def test_docstrings_and_messages_are_plain(room):
     place = PACKAGE / room
@@ -80,7 +79,6 @@ PAGE_PHRASES = PHRASES | {
     ),
 }
 MOST_WORDS = 40
-TO_DO = {"docs/certify.md", "docs/rules/noprop.md", "docs/rules/spsa.md"}  # pages that are not rewritten yet
 
 
 def paragraphs(page: Path) -> Iterator[str]:
@@ -104,13 +102,7 @@ def page_violations(page: Path) -> Iterator[str]:
                 yield f"a sentence of {words} words: {sentence}"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=False, reason="not rewritten yet")] if name in TO_DO else [])
-        for name in PAGES
-    ],
-)
+@pytest.mark.parametrize("name", PAGES)
 def test_pages_are_plain(name):
     wrong = list(page_violations(PAGES[name]))
     assert not wrong, f"{name}:\n" + "\n".join(wrong)
