@@ -348,3 +348,21 @@ def test_predict_takes_arrays_of_every_type_and_layout(run_folder, tmp_path, dig
         )
     assert len(answers[0]) == 4
     assert answers == [answers[0]] * len(same)
+
+
+def test_an_old_key_works_and_the_warning_names_the_new_one(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "bpfree",
+        "train",
+        "digits/dfa",
+        "data.flip=true",
+        *SMALL,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines().count("warning: data.flip is now data.augment.flip") == 1
+    assert "flip: true" in (tmp_path / "run" / "config.yaml").read_text()

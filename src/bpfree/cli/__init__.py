@@ -73,4 +73,6 @@ def main() -> None:
     """Run the command line `bpfree`."""
     # One line without the path and source line of bpfree, which say nothing to its user.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    # Python hides deprecations from users of a program, but the keys of a config are the user's own.
+    warnings.filterwarnings("once", r"\S+ is now ", DeprecationWarning)
     app()
