@@ -28,7 +28,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "pepita": "samples are of type torch.int64",
         "cwcomp": "'embed' has 8 channels",
     },
-    "u-net": {n: "cannot tell the class of each pixel" for n, rule in RULES.items() if "segment" not in rule.tasks},
+    "u-net": {n: "cannot predict the class of each pixel" for n, rule in RULES.items() if "segment" not in rule.tasks},
     "two towers": dict.fromkeys(("forward_forward", "pepita"), "it takes 2 tensors"),
     "hugging face style": dict.fromkeys(("forward_forward", "pepita"), "it takes named tensors"),
     "spectral norm": {"forward_gradient": "no forward-mode derivative"},
@@ -64,7 +64,7 @@ def reason(name: str, rule: str) -> str | None:
     if OLD_TORCH and (name, rule) == ("checkpointed", "forward_gradient"):
         return "no forward-mode derivative"
     if RULES[rule].needs_net is not None:
-        return "denois|cannot tell the class of each pixel"
+        return "denois|cannot predict the class of each pixel"
     return REFUSED.get(name, {}).get(rule)
 
 

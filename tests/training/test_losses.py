@@ -117,7 +117,7 @@ def test_hidden_layers_learn_by_the_loss_of_the_task(name, kind):
     task, net = VECTORS[kind], dense()
     batch = Batch(torch.randn(24, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), labels(kind))
     if (kind in ("bare", "multilabel") and name == "cwcomp") or (kind == "bare" and "pred" in name):
-        message = "Bare has no attribute 'classes'" if kind == "bare" else "so it cannot tell several labels"
+        message = "Bare has no attribute 'classes'" if kind == "bare" else "so it cannot predict several labels"
         with pytest.raises(UserError, match=message):
             bound(RULES[name](), net, batch, task)
         return
@@ -223,7 +223,7 @@ def test_a_config_has_the_options_and_a_run_keeps_them(tmp_path):
         ("dfa", {"task": {"name": "classify", "smooth": 1}}, "Known to Classify: class_weights, label_smoothing"),
         ("dfa", {"loss": "huber"}, "the task classify has one loss only"),
         ("dfa", {"loss": 3}, "loss: found int, allowed: a function"),
-        ("dfa", {"loss": lambda out, y: 3.0}, "loss: its value has float, allowed: a tensor with one number"),
+        ("dfa", {"loss": lambda out, y: 3.0}, "loss: its value has the type float, allowed: a tensor with one number"),
         ("dfa", {"loss": lambda out, y: out.sum(1)}, "loss: its value has the shape"),
     ],
 )
