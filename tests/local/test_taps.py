@@ -222,5 +222,5 @@ def test_without_samples_the_first_layer_tells_what_the_net_takes():
         (NETS["resnet18"]((3, 224, 224), 10, width=2), (3, 8, 8)),
     ):
         assert taps(net) == taps(net, torch.zeros(2, *shape))
-    with pytest.raises(UserError, match="x: none was given, and what Embedding takes cannot be told"):
+    with pytest.raises(UserError, match="x: found None, and the input of Embedding cannot be guessed"):
         taps(nn.Embedding(5, 3))

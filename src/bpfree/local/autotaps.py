@@ -48,9 +48,9 @@ def find_segments(net: nn.Module, x: Inputs) -> Found:
     Raises:
         UserError: the net has several layers, and no sound cut.
     """
-    prefix, held = inner(net)
+    prefix, unwrapped = inner(net)
     failure: UserError | None = None
-    if isinstance(held, nn.Sequential) and (names := stages(held)):
+    if isinstance(unwrapped, nn.Sequential) and (names := stages(unwrapped)):
         try:
             return Found(owners(net, [prefix + name for name in names], x), searched=False)
         except UserError as error:

@@ -96,14 +96,14 @@ def taps(net: nn.Module, x: Any = None) -> TapList:
     materialize(net, x)
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     auto = _automatic(net, x)
-    found, known, kept = TapList(), set[str](), 0
+    tap_list, counted, kept = TapList(), set[str](), 0
     for run in _forward(net, x):
-        parameters = sum(sizes[name] for name in run.reached if name not in known)
+        parameters = sum(sizes[name] for name in run.reached if name not in counted)
         size = (run.kept - kept) // count(x)
         refused = _refusal(net, run.name, x) if run.name else "the end of the net, which has the task's loss"
-        found.append(Tap(run.name or OUTPUT, run.h.shape[1:], parameters, size, run.name in auto, refused))
-        known, kept = known.union(run.reached), run.kept
-    return found
+        tap_list.append(Tap(run.name or OUTPUT, run.h.shape[1:], parameters, size, run.name in auto, refused))
+        counted, kept = counted.union(run.reached), run.kept
+    return tap_list
 
 
 def _samples(net: nn.Module, x: Any) -> Inputs:
@@ -132,7 +132,9 @@ def _usual_input(net: nn.Module) -> Tensor:
         except (RuntimeError, ValueError, IndexError, TypeError):
             continue
         return x
-    raise UserError(f"x: none was given, and what {type(net).__name__} takes cannot be told. Give it a few samples")
+    raise UserError(
+        f"x: found None, and the input of {type(net).__name__} cannot be guessed, allowed: a few samples. Give x"
+    )
 
 
 def _usual_shapes(net: nn.Module) -> list[tuple[int, ...]]:
@@ -155,19 +157,20 @@ class _Run(NamedTuple):
 
 def _forward(net: nn.Module, x: Inputs) -> list[_Run]:
     """Run the net without cuts: the modules that ran once and gave one tensor, in order, and the net itself as ""."""
-    held = {tensor.untyped_storage().data_ptr(): 0 for tensor in (*tensors_of(x), *net.parameters(), *net.buffers())}
-    storages: list[UntypedStorage] = []  # held, so that no address is used twice
+    before = (*tensors_of(x), *net.parameters(), *net.buffers())
+    sizes_by_address = {tensor.untyped_storage().data_ptr(): 0 for tensor in before}
+    storages: list[UntypedStorage] = []  # kept alive, so that no address is used twice
     runs: list[_Run] = []
     times: Counter[str] = Counter()
 
     def pack(tensor: Tensor) -> None:
         storages.append(tensor.untyped_storage())
-        held.setdefault(storages[-1].data_ptr(), storages[-1].nbytes())
+        sizes_by_address.setdefault(storages[-1].data_ptr(), storages[-1].nbytes())
 
     def look(name: str, h: object) -> None:
         times[name] += 1
         if isinstance(h, Tensor):
-            runs.append(_Run(name, h, reached_parameters(net, h), sum(held.values())))
+            runs.append(_Run(name, h, reached_parameters(net, h), sum(sizes_by_address.values())))
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         return lambda module, args, h: look(name, h)
@@ -180,7 +183,7 @@ def _forward(net: nn.Module, x: Inputs) -> list[_Run]:
             eager(),
         ):
             out = forward(net, x)
-            runs.append(_Run("", out, reached_parameters(net, out), sum(held.values())))
+            runs.append(_Run("", out, reached_parameters(net, out), sum(sizes_by_address.values())))
     finally:
         for handle in handles:
             handle.remove()

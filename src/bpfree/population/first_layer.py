@@ -117,7 +117,7 @@ def sharing(layer: nn.Module | None, generation: Generation, slices: int) -> Ite
         slices: the number of parts of the minibatch.
 
     Yields:
-        The `FirstLayer`, to be told the member; None without a layer.
+        The `FirstLayer`, whose member the caller sets; None without a layer.
     """
     if layer is None:
         yield None

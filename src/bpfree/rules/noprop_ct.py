@@ -42,7 +42,7 @@ class NoPropCT(TimeRule):
         schedule: "learned", "cosine" or "linear", see `bpfree.diffusion.schedules`. `abar_min` is abar at time 0,
             above 0, and `abar_max` abar at time 1; a learned schedule starts there. SNR' is largest at time 1, so the
             nearer `abar_max` is to 1, the longer a net learns only to copy z. At 0.95, embeddings of length 1 can
-            almost surely be told apart.
+            almost surely be distinguished.
         draws: the number of times and noises for each sample of a batch; the trunk runs once for all of them.
         steps: the number of steps of the solver.
         solver: "euler", "heun", or one of torchdiffeq's.

@@ -58,7 +58,7 @@ class Listener(Generic[TrainerT]):
         """
 
     def on_epoch(self, trainer: TrainerT, record: Record) -> None:
-        """Note that an epoch is over, and that its losses and the weights are finite.
+        """React to the end of an epoch whose losses and weights are all finite.
 
         Args:
             trainer: the trainer.
@@ -69,7 +69,7 @@ class Listener(Generic[TrainerT]):
         """Save what must be saved: the user pressed Ctrl-C, and the training stops between two steps."""
 
     def on_diverged(self, trainer: TrainerT, error: DivergedError) -> None:
-        """Note that a loss or a weight is no longer finite, and that this epoch is lost.
+        """React to a training that ends, because a loss or a weight is not finite; the epoch that runs is not recorded.
 
         Args:
             trainer: the trainer.

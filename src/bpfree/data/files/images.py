@@ -143,7 +143,7 @@ def _too_large(what: str, found: str) -> UserError:
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """Decode the image, and turn it to how the camera was held."""
+    """Decode the image, and rotate it upright by its EXIF orientation."""
     if size is not None and image.format == "JPEG":
         # JPEG can be decoded at a half, a quarter or an eighth of its size, which saves most of the time for large
         # photographs. Twice the wanted size is kept, so that scaling down still averages over pixels.

@@ -83,7 +83,7 @@ class Bench:
         if apart > _REPEATABLE:
             raise UserError(
                 f"rule: two calls of {type(self.rule).__name__} with one key gave different gradients, so nothing can "
-                "be told from a third. Draw everything random from `noise`, and keep no count of calls"
+                "be distinguished from a third. Draw everything random from `noise`, and keep no count of calls"
             )
         # Kernels that add in a changing order (some on GPUs) differ by rounding; a change has to be clearly larger.
         self.tolerance = max(_ROUNDING, 10 * apart)

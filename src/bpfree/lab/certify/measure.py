@@ -39,7 +39,7 @@ from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars, Task
 
 _MOST_SAMPLES = 32  # that the rule is bound with
-_MANY_STEPS = 1_000_000  # the length of the training that the rule is told, so that no rule finds it too short
+_MANY_STEPS = 1_000_000  # the length of the training that `begin` gets, so that no rule finds it too short
 
 
 def certify(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Certificate:

@@ -241,7 +241,7 @@ def _wrong(run: "Run", answers: ClassPredictions) -> list[Markup]:
     positions = answers.most_wrong()
     images = answers.images(run, positions)
     labels = ((int(n), int(answers.true[n]), int(answers.predicted[n])) for n in positions)
-    rows = [(n, answers.name(true), answers.name(said), float(answers.probability[n])) for n, true, said in labels]
+    rows = [(n, answers.name(true), answers.name(guess), float(answers.probability[n])) for n, true, guess in labels]
     if images is None:
         numeric = answers.names is None
         columns = [Column("Sample"), *(Column(title, numeric=numeric) for title in ("True class", "Predicted"))]
