@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
+from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.runs.config_file import load_config
 from bpfree.tasks import Classify
@@ -82,6 +83,12 @@ def bound(rule, net: nn.Module, batch: Batch, task=TASK):
     return rule.to(batch.device)
 
 
+def repeatable_rule(name: str) -> Rule:
+    """A rule with its defaults, except for the evaluator of black-box rules: "auto" chooses it by the clock."""
+    rule = RULES[name]()
+    return RULES[name](evaluator="loop") if getattr(rule, "evaluator", "") == "auto" else rule
+
+
 def optimizer_for(rule: str) -> dict[str, object]:
     """An optimiser for a short training by the rule: that of its shipped config on digits, with longer steps.
 
@@ -89,3 +96,16 @@ def optimizer_for(rule: str) -> dict[str, object]:
     """
     optimizer = load_config(f"digits/{rule}").optimizer
     return {**optimizer, "lr": 3 * optimizer["lr"]}
+
+
+def optimizer_for_any_task(rule: str, lr: float) -> dict[str, object]:
+    """Adam with this step, or the optimiser of a rule whose gradient has a scale of its own.
+
+    The shipped configs are tuned for digits, and diverge on other tasks with longer steps.
+    """
+    special = {
+        "recombine": {"name": "sgd", "lr": 3.0},
+        "snes": {"name": "sgd", "lr": 1.0},
+        "pgpe": {"name": "clipup", "lr": 0.15},
+    }
+    return special.get(rule, {"name": "adam", "lr": lr})

@@ -88,9 +88,7 @@ def test_every_rule_has_an_entry_and_every_results_file_belongs_to_one():
     entries = read_entries(ROOT / LEDGER)
     assert {entry.rule for entry in entries} == set(RULES)
     assert {path.stem for path in (ROOT / RESULTS).iterdir()} <= {entry.name for entry in entries}
-    assert {rule for rules in FAMILIES.values() for rule in rules} <= set(
-        RULES
-    )  # a rule without a family is in "Others"
+    assert {rule for rules in FAMILIES.values() for rule in rules} <= set(RULES)  # rules without a family are "Others"
     assert not [e.name for e in entries if compare_with_published(e, ROOT / RESULTS).outdated], (
         "their configs have changed since"
     )

@@ -12,27 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bpfree import BlackBoxRule, Noise, Rule, Trainer, UserError, fit
+from bpfree import Noise, Rule, Trainer, UserError, fit
 from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.types import Batch
-from tests.helpers import IN_SHAPE, TASK, bound, gradients, net_for, optimizer_for, same, zero_grad
+from tests.helpers import IN_SHAPE, TASK, bound, gradients, net_for, optimizer_for, repeatable_rule, same, zero_grad
 
 pytestmark = pytest.mark.parametrize("name", RULES)
-
-
-def make(name):
-    """A rule with its defaults, but for a choice that goes by the clock."""
-    if issubclass(RULES[name], BlackBoxRule) and RULES[name]().evaluator == "auto":
-        return RULES[name](evaluator="loop")
-    return RULES[name]()
 
 
 def written(name, batch, noise=None, net=None, rule=None):
     """Gradients of one call on a fresh net, with net and rule."""
     net = net or net_for(name, batch.x.device)
-    rule = rule or bound(make(name), net, batch)
+    rule = rule or bound(repeatable_rule(name), net, batch)
     zero_grad(net, rule)
     rule.gradients(net, TASK, batch, noise or Noise(0, 0))
     return gradients(net, rule), net, rule
@@ -53,7 +46,7 @@ def test_training_twice_gives_the_same_weights(name, batch):
     states = []
     for seed in (0, 0, 1):
         net = net_for(name, batch.x.device)
-        trainer = Trainer(net, make(name), TASK, "adam", seed=seed)
+        trainer = Trainer(net, repeatable_rule(name), TASK, "adam", seed=seed)
         for _ in range(3):
             trainer.step(batch)
         states.append(copy.deepcopy(net.state_dict()))
@@ -118,7 +111,7 @@ def test_the_memory_order_of_weights_makes_no_difference(name, batch):
     for order in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         net = NETS["conv"](IN_SHAPE, 10, channels=[10, 20], activation="tanh").to(batch.x).to(memory_format=order)
-        trainer = Trainer(net, make(name), TASK, {"name": "sgd", "lr": 0.1, "momentum": 0.9})
+        trainer = Trainer(net, repeatable_rule(name), TASK, {"name": "sgd", "lr": 0.1, "momentum": 0.9})
         for _ in range(2):
             trainer.step(batch)
         learned.append(net.state_dict())
@@ -160,7 +153,7 @@ def test_net_and_batch_are_left_as_they_were(name, batch):
 
 def test_scalars_are_detached_finite_and_have_a_loss(name, batch):
     net = net_for(name, batch.x.device)
-    scalars = bound(make(name), net, batch).gradients(net, TASK, batch, Noise(0, 0))
+    scalars = bound(repeatable_rule(name), net, batch).gradients(net, TASK, batch, Noise(0, 0))
     assert "loss" in scalars
     for value in scalars.values():
         assert value.dim() == 0
@@ -173,7 +166,7 @@ def test_state_survives_a_file(name, batch, tmp_path):
     _, net, rule = written(name, batch)
     save_file({k: v.cpu().contiguous() for k, v in rule.state_dict().items()}, tmp_path / "rule.safetensors")
     torch.manual_seed(99)
-    other = make(name)
+    other = repeatable_rule(name)
     other.bind(net, TASK, batch)
     other.to(batch.x.device).load_state_dict(load_file(tmp_path / "rule.safetensors"))
     a, _, _ = written(name, batch, net=net, rule=rule)
@@ -203,7 +196,7 @@ def test_bfloat16_trains_in_the_direction_of_float32(name, batch, dropout):
         for module in net.modules():
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0
-        trainer = Trainer(net, make(name), TASK, "adam", compute=precision)
+        trainer = Trainer(net, repeatable_rule(name), TASK, "adam", compute=precision)
         before = copy.deepcopy(net.state_dict())
         scalars = trainer.step(Batch(batch.x.float(), batch.y))
         assert bool(scalars["loss"].isfinite())
@@ -247,7 +240,7 @@ def test_a_rule_that_was_not_bound_says_so(name, batch):
 
 def test_binding_again_to_another_net(name, batch):
     """Nothing of the first net stays."""
-    rule = make(name)
+    rule = repeatable_rule(name)
     wide = nn.Sequential(
         nn.Flatten(), *(m for _ in range(5) for m in (nn.LazyLinear(30), nn.Tanh())), nn.LazyLinear(10)
     )
@@ -257,7 +250,7 @@ def test_binding_again_to_another_net(name, batch):
         bound(rule, wide, batch)
     net = net_for(name, batch.x.device)
     bound(rule, net, batch)
-    fresh = bound(make(name), net, batch)
+    fresh = bound(repeatable_rule(name), net, batch)
     assert {k: v.shape for k, v in rule.state_dict().items()} == {k: v.shape for k, v in fresh.state_dict().items()}
 
 

@@ -16,7 +16,7 @@ from bpfree.local.heads import PixelLinear, read_linear
 from bpfree.rules import RULES
 from bpfree.tasks import Multilabel, Segment
 from bpfree.training.evaluation import evaluate_split
-from tests.helpers import bound, optimizer_for, without_pictures
+from tests.helpers import bound, optimizer_for_any_task, repeatable_rule, without_pictures
 
 IGNORE = 255
 TASKS = {"multilabel": "multilabel", "segment": {"name": "segment", "ignore_index": IGNORE}}
@@ -51,8 +51,7 @@ def net_for(task):
 def test_a_rule_that_can_do_the_task_learns_it(name, task):
     x, y = data(task)
     made = Multilabel(3) if task == "multilabel" else Segment(3, (8, 8), ignore_index=IGNORE)
-    rule = {"name": name, "evaluator": "loop"} if hasattr(RULES[name](), "asked") else name
-    trainer = Trainer(net_for(task), rule, made, optimizer_for(name))
+    trainer = Trainer(net_for(task), repeatable_rule(name), made, optimizer_for_any_task(name, lr=1e-2))
     batch = Batch(x, y)
     before = evaluate_split(made, [batch], trainer.predict).metrics["loss"] if name != "cwcomp" else None
     for _ in range(12):

@@ -18,15 +18,9 @@ from bpfree.rules.fa import FA
 from bpfree.runs.config_file import load_config
 from bpfree.tasks import TASKS, Regress, Sequence
 from bpfree.types import ALL_TASKS, Batch
-from tests.helpers import denoiser_for
+from tests.helpers import denoiser_for, optimizer_for_any_task, repeatable_rule
 
 DATA = {"regress": "diabetes"}
-# Rules whose steps are not those of Adam; the shipped configs are tuned for digits, and diverge on other tasks.
-OPTIMIZERS = {
-    "recombine": {"name": "sgd", "lr": 3.0},
-    "snes": {"name": "sgd", "lr": 1.0},
-    "pgpe": {"name": "clipup", "lr": 0.15},
-}
 
 
 def test_the_names_that_rules_use_are_the_table():
@@ -58,8 +52,7 @@ def test_a_rule_learns_a_task_or_refuses_it(name, task):
         assert "\n" not in str(caught.value)
         return
     data = DATA.get(task) or windows()
-    optimizer = OPTIMIZERS.get(name, {"name": "adam", "lr": 1e-2})
-    rule = {"name": name, "evaluator": "loop"} if hasattr(RULES[name](), "asked") else name
+    optimizer, rule = optimizer_for_any_task(name, lr=1e-2), repeatable_rule(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = bpfree.fit(net_for(name, task), data, rule, epochs=6, optimizer=optimizer, task=task, batch_size=16)
