@@ -224,7 +224,7 @@ def admitted(rule):
     reads_net = RULES[rule]().predicts_with_net
     has_feedback = rule in ("fa", "usf", "brsf", "frsf", "dfa", "drtp")
     has_no_losses = rule in ("backprop", "fa", "usf", "brsf", "frsf", "shallow", "pepita", "noprop_fm")
-    has_no_losses |= issubclass(RULES[rule], BlackBoxRule) or rule == "forward_gradient"
+    has_no_losses |= issubclass(RULES[rule], BlackBoxRule) or rule in ("deep_supervision", "forward_gradient")
     refused = {"bp_cosine"} if not reads_net else set()
     refused |= {"weight_alignment"} if not has_feedback else set()
     refused |= {"local_loss"} if has_no_losses else set()

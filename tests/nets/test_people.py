@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError
 from bpfree.local.rule import LocalRule
-from bpfree.rules import RULES
+from bpfree.rule import Rule
+from bpfree.rules import RULES, DeepSupervision
 from bpfree.tasks import TASKS
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 from tests.nets.people import CASES, Case
 
-CUT = [name for name, rule in RULES.items() if issubclass(rule, LocalRule)]
-"""Rules that need a place to cut the net."""
+CUT = [name for name, rule in RULES.items() if issubclass(rule, LocalRule | DeepSupervision)]
+"""Rules that need a place to cut the net. Deep supervision has its heads where the local rule would cut."""
 
 REFUSED: dict[str, dict[str, str]] = {
     "resnet with skips": {"pepita": "found block1.conv1, block1.conv2 trainable"},
@@ -90,6 +91,13 @@ def test_every_rule_trains_it_or_says_why_not(name, rule):
     assert out.isfinite().all()
 
 
+def with_taps_of(rule: Rule, name: str) -> dict[str, object]:
+    """The spec of a rule that cuts where this one does."""
+    if isinstance(rule, DeepSupervision):
+        return {"name": name, "rule": with_taps_of(rule.rule, "mono_forward")}
+    return {"name": name, "taps": rule.taps} if isinstance(rule, LocalRule) else {"name": name}
+
+
 @pytest.mark.parametrize("rule", [rule for rule, kind in RULES.items() if kind.needs_net is None])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.twin])
 def test_gradients_are_those_of_the_same_layers_in_a_sequential(name, rule):
@@ -102,8 +110,7 @@ def test_gradients_are_those_of_the_same_layers_in_a_sequential(name, rule):
     twin = case.twin(copy.deepcopy(net))
     trainers = [Trainer(net, rule, task_of(case), {"name": "sgd", "lr": 0.0})]
     trainers[0].bind(batch)
-    taps = {"taps": trainers[0].rule.taps} if hasattr(trainers[0].rule, "taps") else {}
-    trainers.append(Trainer(twin, {"name": rule, **taps}, task_of(case), {"name": "sgd", "lr": 0.0}))
+    trainers.append(Trainer(twin, with_taps_of(trainers[0].rule, rule), task_of(case), {"name": "sgd", "lr": 0.0}))
     for trainer in trainers:
         trainer.step(batch)
     for key, p in net.named_parameters():

@@ -25,7 +25,9 @@ Visit = Callable[[int, Tensor], object]
 
 
 @contextmanager
-def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None = None) -> Iterator[None]:
+def cut(
+    net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None = None, *, attached: bool = False
+) -> Iterator[None]:
     """While active, a forward pass hands each tapped output to `visit(index, h)` and goes on with `h` detached.
 
     What `visit` leaves of the segment's graph is freed as the pass goes on: memory is that of one segment. Activation
@@ -39,6 +41,7 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
             place of h.
         again: called in place of `visit` when checkpointing runs the module again; needed only if `visit` returns
             something else than h.
+        attached: True to go on with h and its graph. Then nothing is cut, and `visit` only looks at the pass.
 
     Raises:
         UserError: a tap gives no tensor, did not run, or ran twice in the forward pass.
@@ -68,7 +71,8 @@ def cut(net: nn.Module, taps: Sequence[str], visit: Visit, again: Visit | None =
                     instead = again and again(index, h) if is_again else visit(index, h)
             finally:
                 visiting = before
-            return (instead if isinstance(instead, Tensor) else h).detach()
+            passed = instead if isinstance(instead, Tensor) else h
+            return passed if attached else passed.detach()
 
         return detach
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from bpfree.errors import UserError
 from bpfree.grad import detach_input, runs_again
 from bpfree.inputs import Inputs
 from bpfree.local.segments import Segment
@@ -148,3 +149,54 @@ def watched(net: nn.Module, names: Mapping[str, int], seen: Mapping[int, list[Se
     finally:
         for handle in handles:
             handle.remove()
+
+
+class SeesInputs:
+    """A base class of rules whose losses can ask for the inputs of a segment and of its layers.
+
+    Attributes:
+        sees_inputs: True if a loss calls `input_of` or `layers_of`. Inputs are kept only if a rule asks for them.
+        inputs_seen: the inputs of the pass that runs; None between passes.
+    """
+
+    sees_inputs: ClassVar[bool] = False
+    inputs_seen: SeenInputs | None = None
+
+    def input_of(self, index: int) -> Inputs:
+        """Return what segment `index` got from the segment before it, detached; for use in `local_loss`.
+
+        Args:
+            index: number of the segment that learns now; the first segment got the batch's x [B, ...].
+
+        Raises:
+            UserError: the rule does not say `sees_inputs = True`, or the segment does not learn now.
+        """
+        return self._seen(index).segments[index]
+
+    def layers_of(self, index: int) -> list[SeenLayer]:
+        """Return the Linear layers and convolutions of segment `index` with their inputs; for use in `local_loss`.
+
+        Args:
+            index: number of the segment that learns now.
+
+        Returns:
+            Layers with a trainable weight, in the order in which they ran; one that ran twice is there twice.
+
+        Raises:
+            UserError: the rule does not say `sees_inputs = True`, or the segment does not learn now.
+        """
+        return self._seen(index).layers[index]
+
+    def _seen(self, index: int) -> SeenInputs:
+        name = type(self).__name__
+        if not self.sees_inputs:
+            raise UserError(f"{name}: inputs are not kept. Write `sees_inputs: ClassVar[bool] = True` in the class")
+        if self.inputs_seen is None or index not in self.inputs_seen.segments:
+            raise UserError(f"{name}: found segment {index}, whose input is not kept now, allowed: within `local_loss`")
+        return self.inputs_seen
+
+    def forget_inputs(self, index: int) -> None:
+        """Drop what `input_of` and `layers_of` give for segment `index`, so that its memory is free."""
+        if self.inputs_seen is not None:
+            self.inputs_seen.segments.pop(index, None)
+            self.inputs_seen.layers.pop(index, None)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
-from typing import NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from bpfree.grad import backward, output_error
 from bpfree.inputs import Inputs, forward
+from bpfree.local.channels_last import keep_order
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.types import Batch, Scalars, Task
@@ -18,10 +20,14 @@ class Learner(Protocol):
 
     taps: tuple[str, ...]
     output_weight: float
+    needs_error: ClassVar[bool]
+    memory: Literal["fast", "flat"]
 
     def cut_net(  # noqa: D102
-        self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object]
+        self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object], *, attached: bool = False
     ) -> AbstractContextManager[None]: ...
+
+    def segment_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor: ...  # noqa: D102
 
     def learn_segment(self, index: int, h: Tensor, signal: Tensor) -> Scalars: ...  # noqa: D102
 
@@ -42,6 +48,50 @@ class Learned(NamedTuple):
 
     scalars: Scalars
     error: Tensor
+
+
+def learn_by_segments(rule: Learner, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+    """Run the passes of a step in which each segment learns alone: on the way, or when the error is known.
+
+    Args:
+        rule: bound to the net.
+        net: the net, in training mode.
+        task: gives target and loss.
+        batch: samples and targets.
+        noise: the key of the step.
+    """
+    if not rule.needs_error:
+        return learn_on_the_way(rule, net, task, batch, noise)
+    if rule.memory == "fast":
+        return learn_afterwards(rule, net, task, batch, noise).scalars
+    return learn_in_two_passes(rule, net, task, batch, noise)
+
+
+def learn_end_to_end(rule: Learner, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+    """Run one pass without cuts, and differentiate the sum of all losses through the whole net.
+
+    Args:
+        rule: bound to the net. Its local losses take the target as their signal.
+        net: the net, in training mode.
+        task: gives target and loss.
+        batch: samples and targets.
+        noise: the key of the step.
+    """
+    losses: Scalars = {}
+    signal = task.target(batch)  # [B, D]
+
+    def add(index: int, h: Tensor) -> None:
+        keep_order(h)
+        losses[f"loss/{rule.taps[index]}"] = rule.segment_loss(index, h, signal)
+
+    # Until the backward pass is over: activation checkpointing runs modules again in it, see `learn_on_the_way`.
+    with rule.cut_net(net, batch.x, add, attached=True):
+        with noise.global_rng(batch.device):
+            out = forward(net, batch.x)
+        loss = task.loss(out, batch)
+        backward(torch.stack([rule.output_weight * loss, *(each.to(loss) for each in losses.values())]).sum())
+    losses = {name: each.detach() for name, each in losses.items()}
+    return losses | task.metrics(out.detach(), batch) | {"loss": loss.detach()}
 
 
 def learn_on_the_way(rule: Learner, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:

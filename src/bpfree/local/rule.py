@@ -13,8 +13,8 @@ from bpfree.inputs import Inputs
 from bpfree.local.autotaps import find_segments
 from bpfree.local.channels_last import keep_order
 from bpfree.local.cut import Taps, cut
-from bpfree.local.layers import SeenInputs, SeenLayer, layers_of, watched
-from bpfree.local.passes import learn_afterwards, learn_in_two_passes, learn_on_the_way
+from bpfree.local.layers import SeenInputs, SeesInputs, layers_of, watched
+from bpfree.local.passes import learn_by_segments, learn_end_to_end
 from bpfree.local.segments import Segment, at_each_step, owners
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
@@ -22,7 +22,7 @@ from bpfree.rule import LOCAL, Locality, Rule
 from bpfree.types import Batch, Scalars, Task, is_per_step, pixels_of
 
 
-class LocalRule(Rule):
+class LocalRule(SeesInputs, Rule):
     """A rule that says what each segment of a net minimises.
 
     A subclass defines `local_loss`. Where that is not enough, it can also override `local_gradient`, `head`, `scores`,
@@ -45,7 +45,8 @@ class LocalRule(Rule):
 
     Attributes:
         needs_error: True if `local_loss` takes the output error as its signal, and not the target.
-        sees_inputs: True if `local_loss` calls `input_of` or `layers_of`. Inputs are kept only if a rule asks for them.
+        has_heads: True if each hidden segment has a read-out, learned or fixed, and the derivative of its loss is what
+            `local_loss` teaches. Then the sum of all losses has a gradient too, which `deep_supervision` follows.
         segments: the segments of the net; the last is the output segment, which learns from the task's loss.
         output_weight: the factor of the task's loss in the output segment.
         per_step: True if the task has a target at each step; `segments` then have the shape of one step.
@@ -55,7 +56,7 @@ class LocalRule(Rule):
     """
 
     needs_error: ClassVar[bool] = False
-    sees_inputs: ClassVar[bool] = False
+    has_heads: ClassVar[bool] = False
     looks_inside: ClassVar[bool] = False  # `cut` itself runs a compiled net as it was written
     takes_soft_labels: ClassVar[bool] = True
     segment_done: Callable[[int], None] | None = None
@@ -77,7 +78,6 @@ class LocalRule(Rule):
         self.segments = []
         self._chose_taps = False
         self._layers: dict[str, int] = {}  # by the name of a layer, its hidden segment
-        self._inputs: SeenInputs | None = None  # of the pass that runs
 
     @property
     def is_bound(self) -> bool:
@@ -179,39 +179,6 @@ class LocalRule(Rule):
         y = self._batch.y
         return self._task.loss(scores, self._batch._replace(y=y.flatten(0, 1) if self.per_step else y))
 
-    def input_of(self, index: int) -> Inputs:
-        """Return what segment `index` got from the segment before it, detached; for use in `local_loss`.
-
-        Args:
-            index: number of the segment that learns now; the first segment got the batch's x [B, ...].
-
-        Raises:
-            UserError: the rule does not say `sees_inputs = True`, or the segment does not learn now.
-        """
-        return self._seen(index).segments[index]
-
-    def layers_of(self, index: int) -> list[SeenLayer]:
-        """Return the Linear layers and convolutions of segment `index` with their inputs; for use in `local_loss`.
-
-        Args:
-            index: number of the segment that learns now.
-
-        Returns:
-            Layers with a trainable weight, in the order in which they ran; one that ran twice is there twice.
-
-        Raises:
-            UserError: the rule does not say `sees_inputs = True`, or the segment does not learn now.
-        """
-        return self._seen(index).layers[index]
-
-    def _seen(self, index: int) -> SeenInputs:
-        name = type(self).__name__
-        if not self.sees_inputs:
-            raise UserError(f"{name}: inputs are not kept. Write `sees_inputs: ClassVar[bool] = True` in the class")
-        if self._inputs is None or index not in self._inputs.segments:
-            raise UserError(f"{name}: found segment {index}, whose input is not kept now, allowed: within `local_loss`")
-        return self._inputs
-
     def pass_on(self, index: int, h: Tensor) -> Tensor:
         """Return what the next segment sees of the output h of segment `index`; default: h itself.
 
@@ -227,17 +194,28 @@ class LocalRule(Rule):
         Raises:
             UserError: the rule is not bound. Without its cuts it would be backprop under another name.
         """
+        return self._learn(learn_by_segments, net, task, batch, noise)
+
+    def gradients_end_to_end(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
+        """Add the gradient of the sum of all local losses and the task's, through the whole net; see `gradients`."""
+        return self._learn(learn_end_to_end, net, task, batch, noise)
+
+    def _learn(self, run: Callable[..., Scalars], net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         self.refuse_unbound()
         refuse_wrapped(net, type(self).__name__, deep=False)
         self._task, self._batch = task, batch
         try:
-            if not self.needs_error:
-                return learn_on_the_way(self, net, task, batch, noise)
-            if self.memory == "fast":
-                return learn_afterwards(self, net, task, batch, noise).scalars
-            return learn_in_two_passes(self, net, task, batch, noise)
+            return run(self, net, task, batch, noise)
         finally:
             self._batch = None
+
+    def segment_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """Return `local_loss` of a hidden segment, 0-d; the arguments are those of `learn_segment`."""
+        return self.local_loss(index, *self._by_step(h, signal))
+
+    def _by_step(self, h: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h as [B*T, ...] and the signal as [B*T, D] if the task has a target at each step."""
+        return (h := h.flatten(0, 1), signal.reshape(len(h), -1)) if self.per_step else (h, signal)
 
     def learn_segment(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
         """Add the gradients of a hidden segment and of its head. Rules that run the net themselves call it at a tap.
@@ -253,9 +231,7 @@ class LocalRule(Rule):
         if not h.requires_grad and self.head(index) is None:
             return {}  # every parameter of the segment is frozen
         keep_order(h)
-        if self.per_step:
-            h = h.flatten(0, 1)  # [B*T, ...]
-            signal = signal.reshape(len(h), -1)  # [B*T, D]
+        h, signal = self._by_step(h, signal)
         gradient = self.local_gradient(index, h.detach(), signal)
         if gradient is not None:
             backward(h, gradient)
@@ -309,7 +285,9 @@ class LocalRule(Rule):
         return own + (trainable(head) if head else [])
 
     @contextmanager
-    def cut_net(self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object]) -> Iterator[None]:
+    def cut_net(
+        self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object], *, attached: bool = False
+    ) -> Iterator[None]:
         """While active, a forward pass of the net is cut at the taps, as `bpfree.local.cut.cut` does it.
 
         Rules that run the net themselves use it. The next segment sees what `pass_on` returns.
@@ -318,32 +296,28 @@ class LocalRule(Rule):
             net: the net that the rule is bound to.
             x: [B, ...], the samples of the pass.
             visit: called with the index and the output h [B, ...] of each hidden segment, attached to that segment.
+            attached: True to leave the graph whole; h is then attached to the segments before as well.
         """
 
         def go_on(index: int, h: Tensor) -> Tensor:
             visit(index, h)
-            passed = self.pass_on(index, h.detach())
-            if self._inputs is not None:
-                self._inputs.segments[index + 1] = passed
+            passed = again(index, h)
+            if self.inputs_seen is not None:
+                self.inputs_seen.segments[index + 1] = passed.detach()
             return passed
 
         def again(index: int, h: Tensor) -> Tensor:
             # Activation checkpointing computes the segment a second time, in a backward pass: it has learned already.
-            return self.pass_on(index, h.detach())
+            return self.pass_on(index, h if attached else h.detach())
 
+        cuts = cut(net, self.taps, go_on, again, attached=attached)
         if not self.sees_inputs:
-            with cut(net, self.taps, go_on, again):
+            with cuts:
                 yield
             return
-        self._inputs = SeenInputs(x, len(self.taps))
+        self.inputs_seen = SeenInputs(x, len(self.taps))
         try:
-            with watched(net, self._layers, self._inputs.layers), cut(net, self.taps, go_on, again):
+            with watched(net, self._layers, self.inputs_seen.layers), cuts:
                 yield
         finally:
-            self._inputs = None
-
-    def forget_inputs(self, index: int) -> None:
-        """Drop what `input_of` and `layers_of` give for segment `index`, so that its memory is free."""
-        if self._inputs is not None:
-            self._inputs.segments.pop(index, None)
-            self._inputs.layers.pop(index, None)
+            self.inputs_seen = None

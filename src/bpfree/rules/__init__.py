@@ -3,6 +3,7 @@
 from bpfree.rule import Rule
 from bpfree.rules.backprop import Backprop
 from bpfree.rules.cwcomp import CwComp
+from bpfree.rules.deep_supervision import DeepSupervision
 from bpfree.rules.dfa import DFA, DRTP, Shallow
 from bpfree.rules.es import ES, SPSA, Eggroll
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
@@ -22,6 +23,7 @@ from bpfree.rules.softhebb import SoftHebb
 
 RULES: dict[str, type[Rule]] = {
     "backprop": Backprop,
+    "deep_supervision": DeepSupervision,
     "fa": FA,
     "usf": USF,
     "brsf": BRSF,
@@ -52,6 +54,8 @@ RULES: dict[str, type[Rule]] = {
     "forward_gradient": ForwardGradient,
 }
 
+DeepSupervision.table = RULES  # it trains by another rule's losses, and its file cannot import this table
+
 __all__ = [
     "BRSF",
     "DFA",
@@ -66,6 +70,7 @@ __all__ = [
     "USF",
     "Backprop",
     "CwComp",
+    "DeepSupervision",
     "Eggroll",
     "ForwardForward",
     "ForwardGradient",

@@ -43,6 +43,7 @@ class CwComp(LocalRule):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "segment")  # one class wins
+    has_heads: ClassVar[bool] = True  # the groups of channels, fixed
 
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
         super().__init__(taps=taps)

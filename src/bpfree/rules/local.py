@@ -13,7 +13,7 @@ back through C_l^T, or through a random matrix of the same signs, so that not ev
 paper is about one class a sample; the other tasks are ours.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class Local(LocalRule):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
             another net.
     """
+
+    has_heads: ClassVar[bool] = True  # C_l, fixed
 
     def __init__(
         self,

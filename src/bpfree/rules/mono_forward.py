@@ -16,7 +16,7 @@ a sample, numbers, and a class for each pixel, for which M_l is a 1x1 convolutio
 labels.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class MonoForward(LocalRule):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
             another net.
     """
+
+    has_heads: ClassVar[bool] = True  # M_l, learned
 
     def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
         super().__init__(taps=taps)

@@ -50,6 +50,7 @@ class PredSim(LocalRule):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel")
+    has_heads: ClassVar[bool] = True  # D_l and g_l, learned
     mean_over_samples: ClassVar[bool] = False  # S compares samples in pairs
 
     def __init__(self, *, beta: float = 0.99, pooled: int = 1024, taps: Taps = None) -> None:
