@@ -157,6 +157,20 @@ class Rule(Checked, nn.Module, ABC):
             Detached scalars; among them `loss`, and `loss/<unit>` where units have losses of their own.
         """
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return how many forward passes of the minibatch through the net one training step takes; default: 1.
+
+        `queries` in result.json is the sum over all steps. A pass of twice as many samples counts as two, and of a part
+        of the minibatch as that part. A pass that ends before the output counts as a whole one. In a net of blocks
+        whose rule runs them one by one, a pass is one run of each block. Not counted are passes before the first step
+        (`bind`, `begin`, the choice of an evaluator), and what activation checkpointing computes a second time.
+
+        Args:
+            net: the net that the rule is bound to.
+            task: the task of the training.
+        """
+        return 1
+
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Return the output of the trained net. A rule that reads predictions elsewhere overrides it.
 

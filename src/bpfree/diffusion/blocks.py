@@ -102,6 +102,10 @@ class BlockRule(DiffusionRule):
         backward(shared)
         return scalars | {"loss/readout": shared.detach(), "loss": total + shared.detach()}
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return 1 if every block learns from a batch, or 1/T if one of T blocks does."""
+        return 1 if self.order == "all" else 1 / len(self._blocks(net).heads)
+
     @abstractmethod
     def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
         """Return the loss of block t, 0-d.

@@ -68,6 +68,10 @@ class TimeRule(DiffusionRule):
             "loss": (loss + shared).detach(),
         }
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return the number of draws, and one more for the accuracy that classes have."""
+        return self.draws + (classes_of(task) is not None)
+
     @abstractmethod
     def losses(
         self, blocks: DenoisingNet, task: Task, many: Batch, features: Tensor, times: Tensor, noise: Noise

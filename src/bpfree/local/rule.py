@@ -264,6 +264,10 @@ class LocalRule(SeesInputs, Rule):
         if self.segment_done is not None:
             self.segment_done(index)
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return 1, or 2 if hidden segments learn in a second pass, in which the error is known."""
+        return 2 if self.needs_error and self.memory == "flat" and len(self.taps) > 1 else 1
+
     def locality(self) -> Locality:
         """Declare one segment at a time; with `needs_error` segments wait, and are kept unless `memory` is flat."""
         keeps = self.needs_error and self.memory == "fast"

@@ -155,6 +155,10 @@ class BlackBoxRule(Rule):
         mean = torch.where(finite, scores, 0.0).sum() / finite.sum()  # NaN if every member failed
         return task.metrics(first, batch) | {"loss": mean}
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return P, and one more if layers learn a state such as running statistics, which the first step finds out."""
+        return len(self.members) + (self._running is not None and self._running.behaviour.learns)
+
     def generation(self, parameters: list[nn.Parameter], noise: Noise) -> Generation:
         """Return the members of a step.
 

@@ -101,6 +101,10 @@ class ForwardForward(LocalRule):
         """Hard negatives are drawn by the output layer, for which all others therefore wait."""
         return LOCAL._replace(waits=self.negatives == "hard")
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return 2 for positive and negative samples, and with hard negatives one more for the neutral label."""
+        return 3 if self.negatives == "hard" else 2
+
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
         """The segments; without hard negatives the output segment is not used."""
         return super().units(net)[: -1 if self.negatives == "even" else None]

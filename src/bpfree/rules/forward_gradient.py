@@ -46,6 +46,10 @@ class ForwardGradient(Rule):
         self.members = [Member(i, 1) for i in range(directions)]
         self.perturbation = PERTURBATIONS[perturbation]()
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return the number of directions."""
+        return len(self.members)
+
     def locality(self) -> Locality:
         """Through the whole net, but forwards: there is no way back, and nothing is kept for it."""
         return Locality(transports="none", memory="flat")

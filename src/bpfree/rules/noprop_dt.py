@@ -86,6 +86,11 @@ class NoPropDT(BlockRule):
         self.weighting = weighting
         self.readout_from = readout_from
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return what the blocks take, and one more if the read-out learns from the end of inference."""
+        reads_chain = self.readout_from == "chain" and classes_of(task) is not None
+        return super().forward_passes(net, task) + reads_chain
+
     def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
         """Return eta/2 (SNR_t - SNR_{t-1}) |u^_t - u_y|^2, 0-d, the mean over the batch; see `BlockRule`."""
         weight = 0.5 * self.eta * (float(self.levels.dsnr[t - 1]) if self.weighting == "snr" else 1.0)

@@ -93,6 +93,10 @@ class Pepita(LocalRule):
         """The second pass waits for the error of the first, and compares with all of its activations."""
         return LOCAL._replace(waits=True, memory="grows")
 
+    def forward_passes(self, net: nn.Module, task: Task) -> float:
+        """Return 2: one pass of the samples, and one of the samples with the error."""
+        return 2
+
     def unit(self, net: nn.Module, index: int) -> list[nn.Parameter]:
         """The layer of a hidden segment, or the output segment."""
         if index == len(self.layers):

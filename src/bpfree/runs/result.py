@@ -43,6 +43,8 @@ def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -
         "best_epoch": progress.best_epoch,
         "parameters": sum(p.numel() for p in trainable(trainer.net)),
         "rule_parameters": sum(p.numel() for p in trainable(trainer.rule)),
+        # Shares of a pass, such as 1/10 of a block, add up with rounding errors.
+        "queries": round(progress.queries, 6),
         "wall_seconds": progress.wall_seconds,
         "cpu_seconds": progress.cpu_seconds,
         "tracker_seconds": sum(cost["seconds"] for cost in progress.tracker_cost.values()),

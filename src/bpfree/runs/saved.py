@@ -81,6 +81,7 @@ class SavedProgress(BaseModel):
     best_epoch: Count
     stale: Count
     stopped: Annotated[bool, Field(strict=True)]
+    queries: Number = 0.0
     wall_seconds: Number
     cpu_seconds: Number = 0.0
     history: list[Epoch]
@@ -169,6 +170,7 @@ class Result(_Open):
     best_epoch: Count = 0
     parameters: Count = 0
     rule_parameters: Count = 0
+    queries: Number | None = None
     wall_seconds: Number
     cpu_seconds: Number = 0.0
     trackers: dict[str, Cost] = {}

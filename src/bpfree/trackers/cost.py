@@ -1,4 +1,4 @@
-"""A tracker of the cost of a training: speed, CPU time and memory."""
+"""A tracker of the cost of a training: speed, CPU time, forward passes and memory."""
 
 import time
 
@@ -9,10 +9,11 @@ from bpfree.types import Batch, Scalars
 
 
 class Cost(Measure):
-    """Samples per second since the last measurement, CPU seconds since the start, and peak memory in bytes.
+    """Samples per second since the last measurement, CPU seconds and queries since the start, peak memory in bytes.
 
     The time of evaluations, checkpoints and other trackers counts, because this is the speed of the whole run. The
-    speed is left out at the first step, and memory on systems that cannot report it.
+    speed is left out at the first step, and memory on systems that cannot report it. A query is a forward pass of the
+    minibatch through the net, as `Rule.forward_passes` counts them.
 
     Args:
         every: number of steps from one measurement to the next. The first step is measured.
@@ -31,7 +32,7 @@ class Cost(Measure):
         self._cpu = trainer.progress.cpu_seconds - time.process_time()
 
     def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
-        """Return `samples_per_second`, `cpu_seconds` and `peak_memory_bytes`.
+        """Return `samples_per_second`, `cpu_seconds`, `queries` and `peak_memory_bytes`.
 
         Args:
             trainer: the trainer, within a step.
@@ -44,6 +45,7 @@ class Cost(Measure):
             values["samples_per_second"] = steps * len(batch.y) / (wall - self._wall)
         self._step, self._wall = trainer.progress.step, wall
         values["cpu_seconds"] = self._cpu + time.process_time()
+        values["queries"] = trainer.progress.queries
         if (peak := peak_so_far(trainer.device)) is not None:
             values["peak_memory_bytes"] = peak
         return values

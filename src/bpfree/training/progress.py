@@ -51,6 +51,7 @@ class Progress:
         best_epoch: number of that epoch; the first is 1.
         stale: epochs since the best.
         stopped: True after early stopping.
+        queries: forward passes of the minibatch through the net so far; see `Rule.forward_passes`.
         wall_seconds: seconds of training so far, over all processes that continued it.
         cpu_seconds: CPU seconds likewise.
         history: a record of each epoch.
@@ -65,6 +66,7 @@ class Progress:
     best_epoch: int = 0
     stale: int = 0
     stopped: bool = False
+    queries: float = 0.0
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     history: list[Record] = field(default_factory=list)

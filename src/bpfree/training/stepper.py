@@ -205,6 +205,7 @@ class Stepper:
         updater.zero_grad()
         with self.arithmetic(), updater.during_gradients():
             scalars = self.rule.gradients(self.net, self.task, batch, self.noise.at(self.progress.step))
+        self.progress.queries += self.rule.forward_passes(self.net, self.task)
         self._show_gradients(batch, scalars)
         updater.step()
         self.progress.step += 1
