@@ -60,6 +60,54 @@ def test_the_equation(batch):
         torch.testing.assert_close(layer.bias.grad, d.sum(0))
 
 
+@pytest.mark.parametrize("memory", ["fast", "flat"])
+def test_a_dropped_unit_gets_no_signal(memory, batch):
+    """The signal enters behind the dropout: d_l = (e B_l) * m_l * f'(a_l), with the mask m_l of the forward pass."""
+    torch.manual_seed(0)
+    net = NETS["mlp"](IN_SHAPE, 10, hidden=[12, 9], activation="tanh", dropout=0.5).double().to(batch.x.device)
+    masks = {}
+    for drop in (net.drop1, net.drop2):
+        drop.register_forward_hook(lambda module, args, out: masks.update({module: (out / args[0]).detach()}))
+    rule = bound(DFA(memory=memory), net, batch)
+    assert rule.taps == ("drop1", "drop2")
+    rule.gradients(net, TASK, batch, Noise(0, 0))
+    m1, m2 = masks.values()
+    assert 0.3 < float((m1 == 0).double().mean()) < 0.7
+    with torch.no_grad():
+        h0 = batch.x.flatten(1)
+        f1 = net.fc1(h0).tanh()
+        f2 = net.fc2(m1 * f1).tanh()
+        e = (net.fc3(m2 * f2).softmax(1) - TASK.target(batch)) / len(batch.y)
+        d1 = (e @ rule.B0) * m1 * (1 - f1**2)
+        d2 = (e @ rule.B1) * m2 * (1 - f2**2)
+    for layer, d, h in ((net.fc1, d1, h0), (net.fc2, d2, m1 * f1), (net.fc3, e, m2 * f2)):
+        torch.testing.assert_close(layer.weight.grad, d.T @ h)
+        torch.testing.assert_close(layer.bias.grad, d.sum(0))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_only_a_dropout_right_behind_a_tap_moves_it(batch):
+    nested = nn.Sequential(nn.Linear(64, 9), nn.Tanh(), nn.Dropout(0.1), nn.Dropout(0.2))
+    net = nn.Sequential(nn.Flatten(), nested, nn.Linear(9, 8), nn.Tanh(), nn.Identity(), nn.Linear(8, 10)).to(batch.x)
+    assert bound(DFA(), net, batch).taps == ("1", "4")
+    flat = nn.Sequential(nn.Flatten(), *nested, nn.Linear(9, 10)).to(batch.x)
+    assert bound(DFA(), flat, batch).taps == ("4",)
+    assert bound(DFA(taps=["2"]), flat, batch).taps == ("2",)
+    assert bound(DRTP(), flat, batch).taps == ("2",)
+    wrapped = Wrapped(nn.Sequential(nn.Flatten(), *nested, nn.Linear(9, 10))).to(batch.x)
+    assert bound(DFA(), wrapped, batch).taps == ("body.4",)
+    conv = NETS["conv"](IN_SHAPE, 10, channels=[4], hidden=12, dropout=0.3).double().to(batch.x.device)
+    assert bound(DFA(), conv, batch).taps == ("act1", "drop2")  # before pooling, and so before drop1
+
+
 def test_feedback_is_fixed_and_no_parameter(batch):
     net = linear_net(batch.x.device)
     rule = bound(DFA(), net, batch)

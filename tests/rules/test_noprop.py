@@ -281,6 +281,42 @@ def test_the_loss_of_fm_is_eq_10(sigma, batch):
     assert float(scalars["loss/readout"]) == 0
 
 
+@pytest.mark.parametrize("embedding", ["learned", "prototype"])
+def test_the_anchor_of_fm_is_a_linear_layer_that_does_not_predict(embedding, batch):
+    """Eq. 13: CE(softmax(linear(z_t + (1 - t) v)), y) with learned embeddings; the nearest embedding predicts."""
+    net, rule = pair("noprop_fm", batch, embedding=embedding)
+    points = torch.randn(5, rule.embedding.dim).to(batch.x)
+    torch.testing.assert_close(rule.anchor(points), rule.embedding.nearest(points))  # where it starts
+    with torch.no_grad():
+        rule.anchor.weight.normal_()
+    seen = []
+    net.heads[0].register_forward_hook(lambda m, args, out: seen.append((*args, out)))
+    scalars = rule.gradients(net, TASK, batch, Noise(0, 0))
+    _, z, times, scores = seen[0]
+    pointed = z + (1 - times.unsqueeze(1)) * (scores @ rule.embedding.weight)
+    expected = nn.functional.cross_entropy(pointed @ rule.anchor.weight.T + rule.anchor.bias, batch.y)
+    torch.testing.assert_close(scalars["loss/readout"], expected.detach())
+    before = rule.predict(net, batch.x)
+    with torch.no_grad():
+        rule.anchor.weight.zero_()
+    assert torch.equal(rule.predict(net, batch.x), before)
+
+
+class OneBatch(list):
+    def epoch(self):
+        return iter(self)
+
+
+@pytest.mark.parametrize("name", ["noprop_dt", "noprop_fm"])
+def test_classifiers_start_from_the_prototypes_that_were_chosen(name, batch):
+    _, rule = pair(name, batch, embedding="prototype")
+    at_random = rule.embedding.weight.clone()
+    rule.begin(OneBatch([batch]), steps=1, resumed=False)
+    assert not bool((rule.embedding.weight == at_random).all(1).any())
+    classifier = rule.readout if name == "noprop_dt" else rule.anchor
+    assert torch.equal(classifier.weight, rule.embedding.weight)
+
+
 # Noise prediction
 
 

@@ -47,6 +47,35 @@ def test_the_equation(batch):
     torch.testing.assert_close(scalars["loss"], TASK.loss(net(batch.x), batch).detach())
 
 
+def test_dropout_masks_the_signal(batch):
+    """h_l and h_l' count behind dropout, in both passes with the same mask, so that a dropped unit does not learn."""
+    net = mlp(batch, dropout=0.5)
+    masks = []
+    for drop in (net.drop1, net.drop2):
+        drop.register_forward_hook(lambda module, args, out: masks.append(out / args[0]))
+    rule = bound(Pepita(scale=0.3), net, batch)
+    masks.clear()
+    rule.gradients(net, TASK, batch, Noise(0, 0))
+    m = masks[:2]
+    for first, second in zip(m, masks[2:], strict=True):
+        torch.testing.assert_close(first, second)
+        assert 0.3 < float((first == 0).double().mean()) < 0.7
+    with torch.no_grad():
+        h = [batch.x.flatten(1)]
+        h += [m[0] * net.fc1(h[0]).tanh()]
+        h += [m[1] * net.fc2(h[1]).tanh()]
+        e = net.fc3(h[2]).softmax(1) - TASK.target(batch)
+        modulated = [h[0] + e @ rule.F]
+        modulated += [m[0] * net.fc1(modulated[0]).tanh()]
+        modulated += [m[1] * net.fc2(modulated[1]).tanh()]
+    for layer, d, below in (
+        (net.fc1, h[1] - modulated[1], modulated[0]),
+        (net.fc2, h[2] - modulated[2], modulated[1]),
+        (net.fc3, e, modulated[2]),
+    ):
+        torch.testing.assert_close(layer.weight.grad, d.T @ below / len(batch.y))
+
+
 def test_to_first_order_the_signal_is_the_error_through_the_jacobian(batch):
     """As F goes to 0, dW_l / |F| tends to -(e F J_l)^T h_{l-1}, and ten times as small an F is ten times as near."""
     net = mlp(batch)
@@ -153,7 +182,7 @@ def test_keywords_checkpointing_and_compilation_change_nothing(batch):
     plain = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(0.3), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 10)
     ).to(batch.x)
-    rule = bound(Pepita(scale=0.3), plain, batch)
+    rule = bound(Pepita(scale=0.3, taps=["2", "5"]), plain, batch)
     rule.gradients(plain, TASK, batch, Noise(0, 1))
     expected = list(gradients(plain).values())
     compiled = Written().to(batch.x)

@@ -23,8 +23,17 @@ def test_similarity_is_the_cosine_of_centred_rows(batch):
     for i in range(5):
         for j in range(5):
             torch.testing.assert_close(found[i, j], torch.corrcoef(x[[i, j]])[0, 1])
-    maps = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    maps = torch.randn(5, 4, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(similarity(maps), similarity(maps.flatten(2).std(2)))
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 4, 4), (5, 3, 4, 4), (5, 7, 1, 6)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_maps_of_few_channels_or_one_row_are_compared_value_by_value(shape, order):
+    """With one channel a standard deviation leaves a single feature, whose centred rows are all zero."""
+    torch.manual_seed(0)
+    maps = torch.randn(shape, dtype=torch.float64).to(memory_format=order)
+    torch.testing.assert_close(similarity(maps), torch.corrcoef(maps.flatten(1)))
 
 
 def test_sim_is_zero_for_a_perfect_representation(batch):
@@ -101,7 +110,7 @@ def test_maps_of_one_pixel_have_no_spread_over_space(batch):
     torch.testing.assert_close(similarity(maps), similarity(maps.flatten(1)))
 
 
-@pytest.mark.parametrize("shape", [(6, 9), (6, 5, 3, 4), (6, 7, 1, 1)])
+@pytest.mark.parametrize("shape", [(6, 9), (6, 5, 3, 4), (6, 2, 3, 4), (6, 7, 1, 1)])
 def test_the_derivative_written_out_is_autograds(shape):
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)

@@ -114,9 +114,7 @@ class DiffusionRule(Rule):
         self.readout = None
         if isinstance(self.embedding, LabelEmbedding) and self.decode == "readout":
             self.readout = nn.Linear(self.embedding.dim, task.dim).to(like)
-            with torch.no_grad():  # start as the classifier by the nearest embedding, not at random
-                self.readout.weight.copy_(self.embedding.weight)
-                self.readout.bias.zero_()
+        self.start_readout()
         self._stages = owners(blocks.trunks[0], stages(blocks.trunks[0]), batch.tensor[:2]) if blocks.local else []
         self.stage_heads = nn.ModuleList(PooledLinear(tuple(s.shape), task.dim) for s in self._stages).to(like)
         self._try(blocks, batch.tensor[:2], task.dim)
@@ -159,6 +157,15 @@ class DiffusionRule(Rule):
         """
         if not resumed:
             self.embedding.begin(data.epoch())
+            self.start_readout()  # again, since prototypes are known only now
+
+    @torch.no_grad()
+    def start_readout(self) -> None:
+        """Set the read-out to z W_embed^T, a classifier by the embedding; a new Linear layer is random."""
+        if self.readout is not None:
+            assert isinstance(self.embedding, LabelEmbedding)
+            self.readout.weight.copy_(self.embedding.weight)
+            self.readout.bias.zero_()
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Return the scores [B, D] at the end of inference; the features of a shared trunk are computed once.

@@ -9,6 +9,7 @@ those behind every layer of a block.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from bpfree.inputs import Inputs, count, forward
 from bpfree.local.segments import Segment, begins_stage, owners, passes_on, rehearsal, stages
 from bpfree.nets.acceptance import eager, inner
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _OUTPUT = -1  # the run of the whole net
 
 
@@ -63,6 +65,40 @@ def find_segments(net: nn.Module, x: Inputs) -> Found:
             raise failure
         blocks.refuse_several_layers()
     return Found(owners(net, taps, x), searched=bool(taps))
+
+
+def taps_behind_dropout(net: nn.Module, x: Inputs) -> list[str] | None:
+    """Return the taps that `find_segments` would take, each moved behind a dropout that follows it in its Sequential.
+
+    A rule that uses them sends no error to units that are dropped.
+
+    Args:
+        net: any module.
+        x: [B, ...], a few samples.
+
+    Returns:
+        The taps, or None if no dropout follows any of them.
+
+    Raises:
+        UserError: see `find_segments`.
+    """
+    if not any(isinstance(module, DROPOUTS) for module in net.modules()):
+        return None  # so that most nets are searched once
+    taps = [segment.name for segment in find_segments(net, x).segments[:-1]]
+    moved = [_behind_dropout(net, tap) for tap in taps]
+    return moved if moved != taps else None
+
+
+def _behind_dropout(net: nn.Module, tap: str) -> str:
+    """The name of the last dropout that directly follows a module in a Sequential; the module's own if none does."""
+    prefix, _, child = tap.rpartition(".")
+    parent = net.get_submodule(prefix)
+    if type(parent).forward is not nn.Sequential.forward:
+        return tap  # only its author knows what follows
+    names = list(parent._modules)
+    following = names[names.index(child) + 1 :]
+    dropouts = list(takewhile(lambda name: isinstance(parent._modules[name], DROPOUTS), following))
+    return f"{prefix}.{dropouts[-1]}".removeprefix(".") if dropouts else tap
 
 
 def _checked(net: nn.Module, taps: Sequence[str], x: Inputs) -> Sequence[str]:

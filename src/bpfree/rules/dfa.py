@@ -10,7 +10,10 @@ training of deep neural networks", https://arxiv.org/abs/1909.01311
     shallow  d_l = 0: the hidden layers stay as they were drawn, the control that every comparison needs
 
 The signal enters at the tap, behind the activation and before any pooling; what lies within the segment (f', batch
-norm) contributes its true local derivative. The output layer always learns from the true error.
+norm) contributes its true local derivative. The output layer always learns from the true error. In a Sequential the
+signal of DFA enters behind a dropout that follows the activation, as in the author's code,
+https://github.com/anokland/dfa-torch: a dropped unit gets no signal. That of DRTP enters before the dropout, as in its
+authors' code, https://github.com/ChFrenkel/DirectRandomTargetProjection.
 
 On a feature map, `connection: dense` gives each value of the map a column of B_l [C, channels*space] of its own;
 `connection: channel` has B_l [C, channels] and delivers the same signal to a channel everywhere, which is cheap on
@@ -18,12 +21,13 @@ large maps. It is divided by sqrt(space), so that a sample's signal is as long a
 
 `feedback: aligned` takes B_l from the net as it is when the rule is bound: the mean over the first batch of the
 derivative of the output in h_l. On a linear net that is B_L = W_out, B_{l-1} = B_l W_l, and the first step is
-backprop's; then the weights move on and B_l stays. Public code gets there from the other side and sets the weights by
-the feedback, which no rule may do here.
+backprop's; then the weights move on and B_l stays.
 
 Where we differ: signals are divided by the batch size, as e of the mean loss is by itself, so the size of a step does
-not grow with the batch as in public code; `signal_scale` multiplies them. DRTP's authors use sigmoid outputs with
-binary cross-entropy; here the output has the task's loss.
+not grow with the batch. The code of DRTP's authors does not divide them, for DFA neither; `signal_scale` multiplies
+them. DFA's author injects the signal behind pooling and starts tanh nets with weights of 0; here it enters before
+pooling, and the net keeps its weights. DRTP's authors use sigmoid outputs with binary cross-entropy; here the output
+has the task's loss. They send Y B_l in place of -Y B_l. A random B_l is as likely as -B_l, so the rule is the same.
 
 On sequences with a target at each step, a step counts as a sample: e_t reaches each layer's output at step t, through
 one B_l for all steps. A recurrent layer then differentiates its own steps back through time, or not at all with
@@ -38,6 +42,8 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import first_trainable
+from bpfree.inputs import Inputs
+from bpfree.local.autotaps import taps_behind_dropout
 from bpfree.local.channels_last import spread
 from bpfree.local.cut import Taps
 from bpfree.local.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
@@ -151,8 +157,8 @@ class DFA(DirectFeedback):
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
             one segment, and comes to the same weights.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
-            another net.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, with the
+            dropout behind them, or the blocks of another net.
     """
 
     needs_error: ClassVar[bool] = True
@@ -169,6 +175,10 @@ class DFA(DirectFeedback):
         super().__init__(feedback=feedback, connection=connection, signal_scale=signal_scale, taps=taps)
         check_choice("memory", memory, ("fast", "flat"))
         self.memory = memory
+
+    def default_taps(self, net: nn.Module, x: Inputs) -> list[str] | None:
+        """Return the usual taps, behind dropout, so that dropped units get no signal; see `LocalRule`."""
+        return taps_behind_dropout(net, x)
 
     def teach(self, signal: Tensor) -> Tensor:
         """Return the error e itself."""

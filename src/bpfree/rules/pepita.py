@@ -3,21 +3,23 @@
 Dellaferrera & Kreiman 2022, "Error-driven Input Modulation: Solving the Credit Assignment Problem without a Backward
 Pass", https://arxiv.org/abs/2201.11665
 
-    first pass    h_l = f(W_l h_{l-1}),            e = softmax(out) - Y
-    second pass   h_l' from x' = x + e F,          F [C, inputs] fixed and random, the same dropout masks
+    first pass    h_l = m_l * f(W_l h_{l-1}),      e = softmax(out) - Y,   m_l the dropout mask, 0 or 1/(1-p)
+    second pass   h_l' from x' = x + e F,          F [C, inputs] fixed and random, the same masks m_l
     hidden        dW_l = (h_l - h_l')^T h'_{l-1}   the derivative of f does not enter
     output        dW_L = e^T h'_{L-1}
 
 F is drawn as 0.05 U(+-sqrt(6/inputs)), which is `feedback: kaiming` with `scale: 0.05`. To first order in F the hidden
 signal is h_l - h_l' = -e F J_l, where J_l is the layer's Jacobian in the input.
 
-Of each segment one Linear or convolution learns, and the signal is that of the segment's output. A bias, which the
+Of each segment one Linear or convolution learns, and the signal is that of the segment's output, behind a dropout that
+follows in a Sequential. So a dropped unit does not learn in that step, as in the authors' code,
+https://github.com/GiorgiaD/PEPITA (its NumPy version multiplies the signal by m_l once more). A bias, which the
 authors' nets have not, gets sum_B of the signal. A convolution's gradient is averaged over the positions of its output
 and not summed, as in the authors' code. Normalisations are left as they were drawn, also as there; their statistics are
 those of the first pass.
 
-Where we differ: the output layer learns from the first pass' e, as the paper writes, where the authors' code takes the
-error of the second pass. For another loss, e is its derivative in the output.
+Where we differ: the output layer learns from the first pass' e, as the paper writes. The authors' code takes the error
+of the second pass, except for nets with one convolution. For another loss, e is its derivative in the output.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +32,8 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, detach_input, first_trainable, output_error, runs_again, trainable, weight_of
-from bpfree.inputs import forward
+from bpfree.inputs import Inputs, forward
+from bpfree.local.autotaps import taps_behind_dropout
 from bpfree.local.cut import Taps, cut
 from bpfree.local.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.local.layers import LAYERS
@@ -51,8 +54,9 @@ class Pepita(LocalRule):
     Args:
         feedback: how F is drawn, a name in `bpfree.local.feedback.FEEDBACKS`.
         scale: multiplies F.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential. Each hidden
-            segment must have one Linear or convolution, whose output has the shape of the segment's.
+        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, with the
+            dropout behind them. Each hidden segment must have one Linear or convolution, whose output has the shape of
+            the segment's.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "reconstruct", "regress")  # one error for a sample
@@ -88,6 +92,10 @@ class Pepita(LocalRule):
         like = first_trainable(net)
         shape = like.new_empty(()).expand(task.dim, prod(batch.tensor.shape[1:]))
         self.register_buffer("F", self.scale * random_like(self.feedback, shape))
+
+    def default_taps(self, net: nn.Module, x: Inputs) -> list[str] | None:
+        """Return the ends of the stages, behind dropout, so that dropped units do not learn; see `LocalRule`."""
+        return taps_behind_dropout(net, x)
 
     def locality(self) -> Locality:
         """The second pass waits for the error of the first, and compares with all of its activations."""

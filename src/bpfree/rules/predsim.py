@@ -12,11 +12,13 @@ not enter there; label smoothing would not change S. If each pixel has a class, 
 pooling, whose scores are interpolated to the labels; sim reduces a map to a number for each channel and cannot do it.
 
 S(X) is the matrix [B, B] of cosine similarities between the mean-centred rows of X; a feature map is first reduced to
-its standard deviation over space, channel by channel. pool averages a feature map down to at most 1,024 features (the
-authors' recipe for VGG8B on CIFAR-10 has 2,048).
+its standard deviation over space, channel by channel. Maps with at most 3 channels or of height 1 are taken value by
+value, as in the authors' code, https://github.com/anokland/local-loss. pool averages a feature map down to at most
+1,024 features (the authors' recipe for VGG8B on CIFAR-10 has 2,048).
 
-Where we differ: pool shrinks both sides of a map alike; the authors' code halves them in turn. The loss is taken behind
-the activation and before dropout and pooling, as in the authors' blocks, which are what the default taps cut out.
+Where we differ: pool shrinks both sides of a map alike; the authors' code halves them in turn. Biases of D_l start at
+zero, too; theirs are drawn as torch draws them. The loss is taken behind the activation and before dropout and pooling,
+as in the authors' blocks, which are what the default taps cut out.
 """
 
 from functools import reduce
@@ -37,6 +39,7 @@ from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
 
 _TINY = 1e-12  # below which the length of a sample counts as this
+_FEW_CHANNELS = 3  # maps with no more of them are compared value by value
 
 
 class PredSim(LocalRule):
@@ -153,9 +156,9 @@ def similarity_loss(x: Tensor, target: Tensor) -> Tensor:
 
 
 def _features(x: Tensor) -> Tensor:
-    """[B, features]; of a feature map the standard deviation over space."""
+    """[B, features]; of a feature map the standard deviation over space, if there are enough channels to compare."""
     x = x.float() if x.itemsize < 4 else x
-    if x.dim() != 4 or x[0, 0].numel() == 1:
+    if x.dim() != 4 or x.shape[1] <= _FEW_CHANNELS or x.shape[2] == 1:
         return x.flatten(1)
     return x.permute(0, 2, 3, 1).flatten(1, 2).std(dim=1) if lies_channels_last(x) else x.flatten(2).std(dim=2)
 
