@@ -1,38 +1,59 @@
-"""Write the generated parts of the pages of the rules: the options from the code, the figures from results.md.
+"""Write the generated parts of pages: options from the code, and the figures of the rules from results.md.
 
     python docs/fill.py
 
 The script replaces the text between `<!-- options -->` and `<!-- /options -->`, and between `<!-- figures -->` and
-`<!-- /figures -->`. The rest of a page is written by hand.
+`<!-- /figures -->`, in the pages of the rules. In config.md it replaces what is between `<!-- net -->` and
+`<!-- /net -->`, and so on for each part of a config. The rest of a page is written by hand.
 """
 
-import inspect
 import re
 from pathlib import Path
 
-from bpfree.population.rule import RUNNING, BlackBoxRule
-from bpfree.rule import Rule
+from bpfree.cli.catalog import KINDS, SECTIONS, Kind, describe_in_a_line, keys, options
 from bpfree.rules import RULES
+from bpfree.spec import REQUIRED, Option
 
 DOCS = Path(__file__).parent
+_NONE = "This rule has no options."
+_KINDS = {kind.plural: kind for kind in KINDS}
 Row = tuple[str, str, str, str]  # data, config, test accuracy %, seeds
 
 
 def main() -> None:
-    """Rewrite the page of every rule in RULES."""
+    """Rewrite the page of every rule in RULES, and config.md."""
     rows = measured((DOCS / "results.md").read_text(encoding="utf-8"))
     for name in RULES:
         page = DOCS / "rules" / f"{name}.md"
         page.write_text(filled(page.read_text(encoding="utf-8"), name, rows), encoding="utf-8")
+    page = DOCS / "config.md"
+    page.write_text(reference(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str, name: str, rows: list[Row]) -> str:
     """Return the page of a rule with its current options and figures."""
-    text = _between(text, "options", _table(["option", "default", "meaning"], options(RULES[name])))
+    text = _between(text, "options", _options(options(_KINDS["rules"], name), types=False) or _NONE)
     shipped = [row for row in rows if belongs(row[1], name)]
     return _between(
         text, "figures", _table(["data", "config", "test accuracy, %", "seeds"], shipped) or "No figures yet."
     )
+
+
+def reference(text: str) -> str:
+    """Return config.md with the keys and options of today."""
+    for section in SECTIONS:
+        text = _between(text, section, _options(keys(section)))
+    for plural, kind in _KINDS.items():
+        if plural != "rules":  # each rule has a page
+            parts = [_entry(kind, name) for name in kind.table]
+            text = _between(text, plural, "\n\n".join(parts))
+    return text
+
+
+def _entry(kind: Kind, name: str) -> str:
+    line = f"### {kind.name} `{name}`\n\n{describe_in_a_line(kind.table[name])}"
+    found = options(kind, name)
+    return f"{line}\n\n{_options(found)}" if found else line
 
 
 def belongs(config: str, rule: str) -> bool:
@@ -46,37 +67,25 @@ def measured(results: str) -> list[Row]:
     return re.findall(r"^\| (\w+) \| `(\w+)` \| ([\d.]+(?: ± [\d.]+)?) \| (\d+) \|", results, re.MULTILINE)
 
 
-def options(rule: type[Rule]) -> list[tuple[str, str, str]]:
-    """Return the name, default and meaning of each option of a rule; the meaning comes from the docstrings."""
-    entries = []
-    for parameter in inspect.signature(rule).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD and issubclass(rule, BlackBoxRule):
-            defaults = RUNNING | {"evaluator": rule().evaluator}  # the default of spsa differs
-            entries += [(f"`{name}`", f"`{default}`", _meaning(rule, name)) for name, default in defaults.items()]
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            continue
-        default = "`auto`" if parameter.name == "taps" else f"`{parameter.default}`"
-        entries.append((f"`{parameter.name}`", default, _meaning(rule, parameter.name)))
-    return entries
-
-
-def _meaning(rule: type[Rule], option: str) -> str:
-    for cls in rule.__mro__:
-        doc = inspect.cleandoc(cls.__doc__ or "")
-        if entry := re.search(rf"^    {option}: (.*?)(?=^    \S|^\S|\Z)", doc, re.MULTILINE | re.DOTALL):
-            return " ".join(entry[1].split())
-    raise LookupError(f"{rule.__name__}: no docstring explains the option {option}")
+def _options(found: list[Option], *, types: bool = True) -> str:
+    """Return a table of options, with or without their types."""
+    heads = ["option", "default", *(["type"] if types else []), "meaning"]
+    rows = [
+        (f"`{o.name}`", o.default if o.default == REQUIRED else f"`{o.default}`", *([o.type] * types), o.meaning)
+        for o in found
+    ]
+    return _table(heads, rows)
 
 
 def _table(heads: list[str], rows: list) -> str:
     if not rows:
         return ""
-    lines = [heads, ["---"] * len(heads), *rows]
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _between(text: str, mark: str, content: str) -> str:
-    inner = f"\n\n{content or 'This rule has no options.'}\n\n"
+    inner = f"\n\n{content}\n\n"
     place = rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)"
     filled, places = re.subn(place, lambda m: m[1] + inner + m[2], text, flags=re.DOTALL)
     if places != 1:  # without this check a page that lost its marks would count as filled, with any text

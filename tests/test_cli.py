@@ -62,6 +62,7 @@ def test_the_commands_and_options_are_frozen():
         "certify": ["config", "overrides", "out", "data_dir", "as_json", "trust", "return"],
         "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],
+        "show": ["name", "return"],
         "data list": ["data_dir", "return"],
         "data get": ["name", "options", "data_dir", "return"],
         "data check": ["name", "data_dir", "return"],
@@ -136,7 +137,10 @@ def test_list():
     everything = shell("list").stdout
     assert "digits/dfa" in everything
     assert "Direct feedback alignment" in everything
-    assert "list: found 'rulez', allowed: rules, nets, tasks, datasets, trackers, configs" in refused("list", "rulez")
+    assert "list: found 'rulez', allowed: rules, nets, tasks, datasets, trackers, optimizers" in refused(
+        "list", "rulez"
+    )
+    assert shell("list", "dfa").stdout == shell("show", "dfa").stdout
 
 
 def test_predict_images_and_arrays(run_folder, tmp_path, digits_data):

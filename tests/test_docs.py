@@ -6,10 +6,12 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import bpfree
 from bpfree.rules import RULES
+from bpfree.runs.config import Config, parse
 from tests.test_house import FLOOR
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +95,20 @@ def fill_script():
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)
     return fill
+
+
+def test_the_reference_of_configs_is_of_today(capsys):
+    """`python docs/fill.py` writes it."""
+    page = (ROOT / "docs" / "config.md").read_text()
+    pinned = re.search(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    if torch.__version__.partition("+")[0] == pinned:  # the options of optimisers differ between versions
+        assert fill_script().reference(page) == page
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(python, "config.md", "exec"), {})
+    assert "'accuracy': 0." in capsys.readouterr().out
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert set(yaml.safe_load(text)) == set(Config.model_fields)
+    parse(yaml.safe_load(text))
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -20,13 +20,27 @@ class LeakError(UserError):
     """A connection around a tap lets the loss of one segment change the parameters of another segment."""
 
 
+MOST_NAMES = 8  # that an error proposes; a screen full of names hides the one that is meant
+_SIMILAR = 0.5  # from this likeness on a name is similar
+_WORSE = 0.25  # a name that is worse than the best one by more is not shown
+_SHORT_LIST = 12  # so many names are shown in full
+_LISTS = {  # the command that shows all names of a kind
+    "config": "bpfree list configs",
+    "data set": "bpfree data list",
+    "dataset": "bpfree list datasets",
+    "net": "bpfree list nets",
+    "rule": "bpfree list rules",
+    "tracker": "bpfree list trackers",
+}
+
+
 def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "", to: str = "") -> UserError:
-    """Return the error for an unknown name; it proposes the most similar known name.
+    """Return the error for an unknown name; it proposes the most similar known names, the best one first.
 
     Args:
         kind: what the name should be the name of, such as "rule".
         found: the unknown name.
-        known: the known names.
+        known: the known names. If two are equally similar, the first one is proposed first.
         prefix: text before the name in the message, such as the section of a key.
         to: who knows the names, such as "the net mlp"; "" if that is obvious.
 
@@ -37,11 +51,50 @@ def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "", to: s
         >>> str(unknown("rule", "dfaa", ["dfa", "backprop"]))
         "unknown rule 'dfaa'. Did you mean 'dfa'? Known: backprop, dfa"
     """
-    names = sorted(known)
-    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    names = list(known)
+    near = similar(found, names)
     hint = f" Did you mean '{prefix}{near[0]}'?" if near else ""
     whose = f" to {to}" if to else ""
-    return UserError(f"unknown {kind} '{prefix}{found}'.{hint} Known{whose}: {', '.join(names)}")
+    if len(names) <= _SHORT_LIST:
+        rest = f" Known{whose}: {', '.join(sorted(names))}"
+    else:
+        others = f" Also similar: {', '.join(near[1:])}." if near[1:] else ""
+        command = f": `{_LISTS[kind]}` shows them" if kind in _LISTS else ""
+        rest = f"{others} There are {len(names)} names{whose}{command}"
+    return UserError(f"unknown {kind} '{prefix}{found}'.{hint}{rest}")
+
+
+def similar(found: str, known: Iterable[str]) -> list[str]:
+    """Return up to `MOST_NAMES` known names that are similar to a name, the most similar first.
+
+    A name without a slash is compared with what is behind the slash of a known name: "dfa" finds "digits/dfa".
+
+    Args:
+        found: the name as the user wrote it.
+        known: the known names. Equally similar names keep their order.
+
+    Example:
+        >>> similar("dfa", ["digits/mlp", "digits/fa", "digits/dfa"])
+        ['digits/dfa', 'digits/fa']
+    """
+    likeness = {name: _likeness(found.lower(), name.lower()) for name in known}
+    enough = max(_SIMILAR, max(likeness.values(), default=0) - _WORSE)
+    return sorted((name for name in likeness if likeness[name] >= enough), key=lambda n: -likeness[n])[:MOST_NAMES]
+
+
+def _likeness(found: str, name: str) -> float:
+    """Return how similar two names are, from 0 to 1."""
+    if "/" in found and "/" in name:  # part by part, since one part in common would make any two names similar
+        return (_ratio(found.partition("/")[0], name.partition("/")[0]) + _ratio(_last(found), _last(name))) / 2
+    return max(_ratio(found, name), _ratio(found, _last(name)))
+
+
+def _last(name: str) -> str:
+    return name.partition("/")[2] or name
+
+
+def _ratio(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
 
 
 _short = reprlib.Repr()  # a value such as a whole array must not make a message of many lines

@@ -17,6 +17,7 @@ from bpfree.cli.data import data
 from bpfree.cli.ledger import ledger
 from bpfree.cli.names import list_names
 from bpfree.cli.report import board, report
+from bpfree.cli.show import show
 from bpfree.cli.training import train
 from bpfree.cli.tune import tune
 from bpfree.cli.using import evaluate, plots, predict
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "certify": certify,
     "ledger": ledger,
     "list": list_names,
+    "show": show,
 }
 
 app = typer.Typer(

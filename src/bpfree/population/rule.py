@@ -80,6 +80,7 @@ class BlackBoxRule(Rule):
     takes_soft_labels: ClassVar[bool] = True
     needs_derivatives: ClassVar[bool] = False
     mean_over_samples: ClassVar[bool] = False  # members are ranked, or compared with each other
+    shared_defaults: ClassVar[Running] = RUNNING
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal, Unpack
 
 from bpfree.errors import check_choice
 from bpfree.population import PERTURBATIONS, SHAPINGS, LowRank
-from bpfree.population.rule import BlackBoxRule, Running
+from bpfree.population.rule import RUNNING, BlackBoxRule, Running
 
 IN_PLACE: Running = {"evaluator": "in_place"}
 Shape = Literal["centred_ranks", "zscore", "utilities", "raw"]
@@ -116,6 +116,7 @@ class SPSA(BlackBoxRule):
     """
 
     mean_over_samples: ClassVar[bool] = True  # scores are not ranked
+    shared_defaults: ClassVar[Running] = RUNNING | IN_PLACE
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from bpfree.data import FACTS
 from bpfree.disk.paths import user_path
 from bpfree.disk.plain import LARGEST_YAML, parse_yaml, read_text
 from bpfree.errors import UserError, shown, unknown
@@ -56,11 +57,16 @@ def load_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
 
 
 def shipped() -> list[str]:
-    """Return the names of the configs that come with the package, as `<dataset>/<rule>`."""
+    """Return the names of the configs that come with the package, as `<dataset>/<rule>`.
+
+    Data sets have the order of `FACTS`, which begins with the best known, so that "dfa" proposes digits/dfa first.
+    """
     root = resources.files("bpfree") / "configs"
     folders = [folder for folder in root.iterdir() if folder.is_dir()]
     files = [(d.name, f.name) for d in folders for f in d.iterdir() if f.name.endswith(".yaml")]
-    return sorted(f"{folder}/{file.removesuffix('.yaml')}" for folder, file in files)
+    order = {name: place for place, name in enumerate(FACTS)}
+    files.sort(key=lambda file: (order.get(file[0], len(order)), file))
+    return [f"{folder}/{file.removesuffix('.yaml')}" for folder, file in files]
 
 
 def _find_text(name: str) -> tuple[str, str]:

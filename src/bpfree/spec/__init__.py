@@ -6,10 +6,13 @@ The constructor's own signature is the schema. There is not a second description
 from bpfree.spec.moved import move_old_keys, moved_keys
 from bpfree.spec.names import build, lookup, split_spec, without_foreign_code
 from bpfree.spec.options import Checked, OptionGroup, absolute_paths, check_options, shared_options
+from bpfree.spec.reference import REQUIRED, Option, fields_of, options_of, summary
 from bpfree.spec.values import Spec, convert, describe
 
 __all__ = [
+    "REQUIRED",
     "Checked",
+    "Option",
     "OptionGroup",
     "Spec",
     "absolute_paths",
@@ -17,10 +20,13 @@ __all__ = [
     "check_options",
     "convert",
     "describe",
+    "fields_of",
     "lookup",
     "move_old_keys",
     "moved_keys",
+    "options_of",
     "shared_options",
     "split_spec",
+    "summary",
     "without_foreign_code",
 ]

@@ -77,7 +77,7 @@ def check_options(
         UserError: an unknown option, a value of a wrong type, or a missing option.
     """
     options = move_old_keys(options, getattr(constructor, "moved_options", {}), section)
-    hints = _hints(constructor)
+    hints = type_hints(constructor)
     known: dict[str, inspect.Parameter] = {}
     for parameter in list(inspect.signature(constructor).parameters.values())[given:]:
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -99,7 +99,7 @@ def check_options(
     checked: dict[str, Any] = {}
     for key, value in options.items():
         hint, where = hints.get(key, Any), f"{section}.{key}"
-        group = _group_in(hint)
+        group = group_in(hint)
         default = known[key].default
         if group is None:
             checked[key] = convert(hint, value, where)
@@ -108,8 +108,12 @@ def check_options(
     return checked
 
 
-def _group_in(annotation: Any) -> type[OptionGroup] | None:
-    """The option group of an annotation such as `ScheduleSpec | Spec`; None if there is none."""
+def group_in(annotation: Any) -> type[OptionGroup] | None:
+    """Return the option group of an annotation such as `ScheduleSpec | Spec`; None if there is none.
+
+    Args:
+        annotation: the type of an option.
+    """
     kinds = (annotation, *typing.get_args(annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, OptionGroup)), None)
 
@@ -134,7 +138,7 @@ def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any], 
     Raises:
         UserError: see `bpfree.disk.paths.user_path`.
     """
-    hints = _hints(constructor)
+    hints = type_hints(constructor)
     paths = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
     return {
         name: str(user_path(value, f"{section}.{name}").absolute())
@@ -181,9 +185,14 @@ def _checking(owner: type, init: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
-def _hints(constructor: Callable[..., Any]) -> dict[str, Any]:
+def type_hints(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a constructor's arguments by name; empty if an annotation exists for type checkers only.
+
+    Args:
+        constructor: a class or a function.
+    """
     target = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc]
     try:
         return typing.get_type_hints(target)
-    except NameError:  # an annotation was imported for type checkers only; the options stay unconverted
+    except NameError:  # the options stay unconverted
         return {}

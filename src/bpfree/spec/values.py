@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from bpfree.errors import UserError, shown
 
@@ -56,5 +56,7 @@ def describe(annotation: Any) -> str:
         return "a function"
     if origin in (list, Sequence) and args:
         return f"a list of {describe(args[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a section"
     names = {type(None): "none", float: "number", bool: "true or false", str: "text"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
