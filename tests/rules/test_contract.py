@@ -177,6 +177,33 @@ def test_state_survives_a_file(name, batch, tmp_path):
         assert torch.equal(rule.predict(net, batch.x), other.predict(net, batch.x))
 
 
+def test_a_trainer_goes_on_from_its_state_to_the_same_bits(name, batch, tmp_path):
+    """Through a file that is read without executing code, into a fresh trainer with another seed and other weights."""
+
+    def trainer(seed):
+        net = net_for(name, batch.x.device)
+        options = {"optimizer": optimizer_for(name), "schedule": {"name": "onecycle", "total_steps": 6}, "seed": seed}
+        return Trainer(net, repeatable_rule(name), TASK, **options)
+
+    whole, first, second = trainer(1), trainer(1), trainer(2)
+    for _ in range(4):
+        whole.step(batch)
+    for _ in range(2):
+        first.step(batch)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.bind(batch)
+    with torch.no_grad():
+        for p in second.net.parameters():
+            p.add_(1)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(2):
+        second.step(batch)
+    assert same(second.net.state_dict(), whole.net.state_dict())
+    assert same(second.rule.state_dict(), whole.rule.state_dict())
+    assert second.progress.step == 4
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
 def test_predictions_are_scores_and_the_same_one_by_one(name, batch):
     _, net, rule = written(name, batch)
     net.eval()

@@ -24,6 +24,7 @@ from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.rules import RULES
 from bpfree.spec import Spec, build
+from bpfree.training.arguments import check_optimizer, check_schedule, check_task
 from bpfree.training.compute import Compute, arithmetic_of
 from bpfree.training.divergence import explain_first_step, find_non_finite, refuse_no_derivatives
 from bpfree.training.evaluation import evaluate_split
@@ -65,6 +66,9 @@ class Stepper:
         compute: Compute | str | Mapping[str, Any] = "float32",
         seed: int = 0,
     ) -> None:
+        check_task(task)
+        check_optimizer(optimizer)
+        check_schedule(schedule)
         compute = Compute.of(compute)
         if clip is not None:
             check_positive("clip", clip)

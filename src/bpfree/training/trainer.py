@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bpfree.data import Batches
@@ -13,6 +13,7 @@ from bpfree.training.evaluation import evaluate_split
 from bpfree.training.interrupt import interrupt_between_steps
 from bpfree.training.listener import Listener, Record
 from bpfree.training.progress import EarlyStopping
+from bpfree.training.state import load_state, state_of
 from bpfree.training.stepper import Stepper
 from bpfree.types import Batch, Scalars
 
@@ -114,6 +115,38 @@ class Trainer(Stepper):
             self.data, self._gradient_listeners = None, ()
             for tracker in trackers:
                 tracker.on_end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a training needs to go on: net, rule, optimiser, schedule, seed, and the steps taken.
+
+        `torch.save` stores it, and `torch.load(..., weights_only=True)` reads it without executing code. As in torch,
+        the tensors are those of the trainer and change with further steps; `copy.deepcopy` keeps them.
+
+        Raises:
+            UserError: the trainer is not bound yet, so that rule and optimiser do not have a state.
+
+        Example:
+            >>> import torch
+            >>> from bpfree.tasks import Classify
+            >>> trainer = Trainer(torch.nn.Linear(4, 2), "backprop", Classify(2))
+            >>> _ = trainer.step((torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])))
+            >>> trainer.state_dict()["progress"]["step"]
+            1
+        """
+        return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the next steps give the same bits as if the training had never stopped.
+
+        Call `bind` with any batch of the training first, because the rule and the optimiser get their shapes there.
+
+        Args:
+            state: what `state_dict` returned for a trainer with the same net, rule, optimiser and schedule.
+
+        Raises:
+            UserError: the trainer is not bound yet, or the state is of another kind of training.
+        """
+        load_state(self, state)
 
     def _show_gradients(self, batch: Batch, scalars: Scalars) -> None:
         for listener in self._gradient_listeners:
