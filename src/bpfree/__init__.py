@@ -11,9 +11,14 @@ import sys
 # `python -m bpfree` puts the current folder first on the path, where a file `sklearn.py` would run in place of the
 # library. The folder is removed before anything else is imported; `bpfree.spec` adds it at the end if a config names
 # code of the user. A program that imports bpfree keeps its path.
-_AS_A_PROGRAM = sys.argv[:1] == ["-m"] and any(word in ("bpfree", "-mbpfree") for word in sys.orig_argv[1:])
-if _AS_A_PROGRAM and not sys.flags.safe_path:
+_IS_MODULE = sys.argv[:1] == ["-m"] and any(word in ("bpfree", "-mbpfree") for word in sys.orig_argv[1:])
+if _IS_MODULE and not sys.flags.safe_path:
     del sys.path[0]
+
+from bpfree.screen import loading
+
+if _IS_MODULE or loading.is_script():
+    loading.begin("torch")  # until `bpfree.cli.main` runs
 
 import warnings
 from importlib import import_module

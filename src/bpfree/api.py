@@ -38,6 +38,7 @@ def fit(
     test: Any = None,
     trackers: Sequence[Spec | Tracker] = (),
     loss: Loss | str | None = None,
+    verbose: bool | None = None,
     **options: Any,
 ) -> Run:
     """Train a net without end-to-end backpropagation.
@@ -60,6 +61,9 @@ def fit(
         loss: a function (outputs, labels) -> loss, 0-d and differentiable, used instead of the task's loss. Outputs
             [B, D] are those of the net, or of a head of the rule. Labels are those of the task (class indices [B], or
             with mixup shares [B, C]). Or the name of a loss of the task: with task="regress" mse, mae or huber.
+        verbose: True: show a progress bar at a terminal or in a notebook, and elsewhere a line for each epoch on
+            standard error. False: show nothing. None: show a bar at a terminal or in a notebook, and elsewhere only
+            what bpfree chose by itself.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
             label_noise, augment; precision, update, device, clip, freeze, early_stopping), the sections `schedule` and
             `task`, and `classes`: how many there are in arrays, or a list of those to keep of any data.
@@ -107,8 +111,7 @@ def fit(
     for section, value in (("net", net), ("rule", rule)):
         if isinstance(value, nn.Module):  # the name is for readers; `from_python` says that no config can rebuild it
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})
-    if dataset is not None:
-        config.data.name = dataset.name
+    config.data.name = config.data.name if dataset is None else dataset.name
     path = None if out is None else folder.place(out)
     return train(
         config,
@@ -119,6 +122,7 @@ def fit(
         loss=None if isinstance(loss, str) else loss,
         out=path,
         resume=resume and path is not None and (path / folder.CONFIG).exists(),
+        verbose=verbose,
     )
 
 
@@ -133,7 +137,9 @@ def _with_loss(task: Spec, loss: str) -> dict[str, Any]:
     return {"name": name, "loss": loss, **options}
 
 
-def resume(path: str | Path, data_dir: str | Path | None = None, *, trust: bool = False) -> Run:
+def resume(
+    path: str | Path, data_dir: str | Path | None = None, *, trust: bool = False, verbose: bool | None = None
+) -> Run:
     """Continue a run that was interrupted. A run that is over is only loaded.
 
     The weights become the same, to the bit, as if the run had never stopped.
@@ -142,6 +148,7 @@ def resume(path: str | Path, data_dir: str | Path | None = None, *, trust: bool 
         path: the run folder.
         data_dir: the directory of data sets; default: the one that the run's config names.
         trust: import what the run's config names as "module:Class", which executes that module.
+        verbose: show the progress, as in `fit`.
 
     Returns:
         The finished run.
@@ -163,4 +170,4 @@ def resume(path: str | Path, data_dir: str | Path | None = None, *, trust: bool 
             config.data.dir = str(user_path(data_dir, "data_dir"))
         if folder.read_result(path) is not None:
             return load(path, trust=trust)
-        return train(config, out=path, resume=True)
+        return train(config, out=path, resume=True, verbose=verbose)

@@ -16,9 +16,10 @@ import time
 import pytest
 from rich.console import Console
 
-from bpfree.data.files import bars, transfer
+from bpfree.data.files import transfer
 from bpfree.data.files.download import Source, data_directory, find, is_here, offline
 from bpfree.errors import UserError
+from bpfree.screen import live
 from tests.data.server import CONTENT, Handler, Server
 
 HASH = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -298,7 +299,7 @@ def test_a_progress_bar_at_a_terminal_alone(server, tmp_path, capsys, monkeypatc
     get(server, tmp_path / "quiet", "good")()
     assert capsys.readouterr() == ("", "")
     seen = io.StringIO()
-    monkeypatch.setattr(bars, "Console", lambda **_: Console(file=seen, force_terminal=True, width=100))
+    monkeypatch.setattr(live, "Console", lambda **_: Console(file=seen, force_terminal=True, width=100))
     get(server, tmp_path, "good")()
     assert "file.gz" in seen.getvalue()
     assert "102.4/102.4 kB" in seen.getvalue()

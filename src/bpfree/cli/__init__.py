@@ -21,6 +21,7 @@ from bpfree.cli.show import show
 from bpfree.cli.training import train
 from bpfree.cli.tune import tune
 from bpfree.cli.using import evaluate, plots, predict
+from bpfree.screen import loading
 from bpfree.training.allocator import keep_freed_memory
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -73,6 +74,7 @@ def _main(
 
 def main() -> None:
     """Run the command line `bpfree`."""
+    loading.end()
     # One line without the path and source line of bpfree, which say nothing to its user.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     # Python hides deprecations from users of a program, but the keys of a config are the user's own.

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from bpfree.cli.bar import RunsBar
 from bpfree.cli.shell import GO_ON, DataDir, Jobs, errors_in_one_line, path_of
 from bpfree.errors import UserError
+from bpfree.screen.loading import loading
 
 
 def compare_rules(
@@ -49,9 +49,9 @@ def compare_rules(
       bpfree compare mnist/mlp train.epochs=5 --rules all --jobs 8
       bpfree compare mine.yaml other.yaml
     """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
-    # These two import matplotlib and jinja2, which would slow down the start of every other command.
-    from bpfree.cli.compared import print_comparison
-    from bpfree.lab.compare import compare
+    with loading("matplotlib"):  # and jinja2, which would slow down the start of every other command
+        from bpfree.cli.compared import print_comparison
+        from bpfree.lab.compare import compare
 
     names = [name for name in configs if "=" not in name]
     overrides = [name for name in configs if "=" in name]
@@ -64,18 +64,17 @@ def compare_rules(
             raise UserError("CONFIG: found none, allowed: one or more, such as digits/mlp")
         chosen = [rule.strip() for rule in (rules or "").split(",") if rule.strip()]
         command = _command(configs, rules, seeds, out, target)
-        with RunsBar() as bar:
-            done = compare(
-                names,
-                rules=chosen,
-                seeds=seeds,
-                out=out,
-                jobs=jobs,
-                target=target,
-                overrides=overrides,
-                command=command,
-                on_progress=bar,
-            )
+        done = compare(
+            names,
+            rules=chosen,
+            seeds=seeds,
+            out=out,
+            jobs=jobs,
+            target=target,
+            overrides=overrides,
+            command=command,
+            verbose=True,
+        )
     print_comparison(done)
     if done.failed:
         raise typer.Exit(1)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bpfree.cli.bar import RunsBar
 from bpfree.cli.shell import GO_ON, DataDir, Jobs, errors_in_one_line
+from bpfree.lab.jobs.runs_bar import RunsBar
 from bpfree.lab.ledger import Update, update
 from bpfree.lab.ledger.page import count_verdicts
 
@@ -22,7 +22,7 @@ def ledger(
 ) -> None:
     """Compare our results with published results: write docs/ledger.md. Run it in the root of the repository."""
     # The bar is the inner context: it leaves the terminal before the line of an error is printed.
-    with errors_in_one_line(lambda error: GO_ON if isinstance(error, KeyboardInterrupt) else ""), RunsBar() as bar:
+    with errors_in_one_line(lambda error: GO_ON if isinstance(error, KeyboardInterrupt) else ""), RunsBar(True) as bar:
         done = update(Path(), None if all_ else run or [], data_dir=data_dir, jobs=jobs, on_progress=bar)
     _print(done, run or [])
     if done.failed:

@@ -59,7 +59,7 @@ def train(
                     "with its own config"
                 )
             folder = resume
-            start: Callable[[], Run] = partial(api.resume, resume, data_dir, trust=trust)
+            start: Callable[[], Run] = partial(api.resume, resume, data_dir, trust=trust, verbose=True)
         else:
             folder, start = _new_run(config, overrides or [], out, data_dir)
     # Two blocks: only a training that has begun can be resumed.
@@ -90,7 +90,7 @@ def _new_run(
     if data_dir is not None:
         loaded.data.dir = str(data_dir.resolve())  # absolute: a resume may be started in another folder
     folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
-    return folder, partial(train_run, loaded, out=folder)
+    return folder, partial(train_run, loaded, out=folder, verbose=True)
 
 
 def _free_folder(name: str) -> Path:

@@ -1,20 +1,19 @@
 """The command `bpfree tune`."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bpfree.cli.shell import DataDir, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan, make_plan
+from bpfree.screen.loading import loading
 
 if TYPE_CHECKING:
     from bpfree.lab.tune.results import Tuned
@@ -55,13 +54,15 @@ def tune(
       bpfree tune examples/tune.yaml
       bpfree tune digits/dfa 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}' --workers 4
     """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
-    from bpfree.lab.tune.study import search  # it imports Optuna and its databases, which takes a while
+    with loading("Optuna"):  # and its databases, which takes a while
+        from bpfree.lab.tune.study import search
+        from bpfree.lab.tune.trials_bar import trials_bar
 
     with errors_in_one_line(hint=_how_to_go_on):
         if config is None:
             raise UserError("CONFIG: found none. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
         plan = make_plan(config, overrides or [], out=out, storage=storage, data_dir=data_dir)
-        with _bar(plan) as on_progress:
+        with trials_bar(plan, verbose=True) as on_progress:
             tuned = search(plan, workers, on_progress)
     _print(tuned, plan)
 
@@ -69,27 +70,6 @@ def tune(
 def _how_to_go_on(error: BaseException) -> str:
     """Return what to do after Ctrl-C; "" after another error."""
     return ". Finished trials are kept. The same command goes on" if isinstance(error, KeyboardInterrupt) else ""
-
-
-@contextmanager
-def _bar(plan: Plan) -> Iterator[Callable[[int, float | None], None]]:
-    """Show a progress bar on standard error if it is a terminal, and yield the function that updates it.
-
-    The function takes the number of finished trials and the best value so far.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda finished, best: None
-        return
-    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task("", total=plan.trials)
-
-        def on_progress(finished: int, best: float | None) -> None:
-            text = "" if best is None else f"best {plan.objective} {best:.4f}"
-            progress.update(task, completed=finished, description=text)
-
-        yield on_progress
 
 
 def _print(tuned: "Tuned", plan: Plan) -> None:

@@ -12,10 +12,12 @@ from bpfree.memory import peak_process_memory
 from bpfree.rule import Rule
 from bpfree.runs.assemble import Setup, assemble
 from bpfree.runs.config import Config
+from bpfree.runs.device import resolve_device
 from bpfree.runs.keeper import Keeper, keeping
-from bpfree.runs.progress_bar import ProgressBar
+from bpfree.runs.progress_bar import progress_of
 from bpfree.runs.result import summarize
 from bpfree.runs.run import Run
+from bpfree.screen.live import Screen
 from bpfree.tasks import Loss
 from bpfree.trackers import Tracker, make_trackers
 from bpfree.training.evaluation import evaluate_split
@@ -46,6 +48,7 @@ def train(
     loss: Loss | None = None,
     out: Path | None = None,
     resume: bool = False,
+    verbose: bool | None = None,
 ) -> Run:
     """Train as the config says, and evaluate on the test split.
 
@@ -58,6 +61,7 @@ def train(
         loss: used instead of the task's loss.
         out: the run folder; it must be new, unless the run is to be resumed. None trains in memory.
         resume: go on from the folder's last checkpoint.
+        verbose: show the progress; see `bpfree.screen.live.Screen`.
 
     Returns:
         The finished run.
@@ -66,13 +70,16 @@ def train(
         UserError: anything that cannot work; the folder cannot be written, or another process writes to it.
     """
     watching = make_trackers([*config.trackers, *trackers])  # first: a wrong option is found before data are read
+    screen = Screen(verbose)
+    # Before the data are read, so that the user sees at once what begins.
+    screen.say(_what_begins(config, net, rule))
     data = _read(config, dataset)
     objects = {"net": net, "rule": rule, "data": dataset, "trackers": trackers or None, "loss": loss}
     from_python = [name for name, value in objects.items() if value is not None]
     setup = assemble(config, Preprocess.of(data.dataset, data.train), net, rule, loss, from_python)
     batches = setup.training_batches(data.train)
     with keeping(setup, batches, out, resume) as keeper, peak_process_memory(setup.trainer.device) as peak:
-        weights = _fit(setup, data, batches, watching, keeper)
+        weights = _fit(setup, data, batches, watching, keeper, screen)
         run = Run(setup, setup.trainer.progress, data.dataset.test, weights=weights, folder=out)
         run = replace(run, result=_measure(run, data, batches, peak))
         # result.json says that the run is over, so it is written when nothing is left that could need a resume.
@@ -83,6 +90,15 @@ def train(
     return run
 
 
+def _what_begins(config: Config, net: nn.Module | None, rule: Rule | None) -> str:
+    """Return what is trained and where, such as "training mlp by dfa on digits: 10 epochs on cpu"."""
+    net_name = config.net["name"] if net is None else type(net).__name__
+    rule_name = config.rule["name"] if rule is None else type(rule).__name__
+    epochs = f"{config.train.epochs} epoch{'s' * (config.train.epochs != 1)}"
+    device = resolve_device(config.train.device)
+    return f"training {net_name} by {rule_name} on {config.data.name}: {epochs} on {device}"
+
+
 def _read(config: Config, dataset: Dataset | None) -> _Data:
     """Read the data set, unless it was given, and split it."""
     dataset = config.data.load() if dataset is None else config.data.select(dataset)
@@ -90,7 +106,7 @@ def _read(config: Config, dataset: Dataset | None) -> _Data:
 
 
 def _fit(
-    setup: Setup, data: _Data, batches: Batches, trackers: Sequence[Tracker], keeper: Keeper
+    setup: Setup, data: _Data, batches: Batches, trackers: Sequence[Tracker], keeper: Keeper, screen: Screen
 ) -> Literal["last", "best"]:
     """Train all epochs, restore the best weights if training stops early, and fit the read-out.
 
@@ -107,7 +123,7 @@ def _fit(
         config.epochs,
         validation=None if data.validation is None else setup.batches(data.validation),
         early_stopping=stopping,
-        trackers=[*trackers, *([readout] if readout else []), ProgressBar(config.epochs, batches), keeper],
+        trackers=[*trackers, *([readout] if readout else []), progress_of(screen, config.epochs, batches), keeper],
     )
     weights: Literal["last", "best"] = "best" if stopping else "last"
     if stopping:

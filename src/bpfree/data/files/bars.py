@@ -1,10 +1,11 @@
-"""A progress bar for downloads and decoding, on standard error, if that is a terminal."""
+"""A progress bar for downloads and decoding, at a terminal or in a notebook."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, ProgressColumn, TextColumn
+
+from bpfree.screen.live import LiveBar, Screen
 
 
 @contextmanager
@@ -19,11 +20,9 @@ def bar(
         total: the number of steps; None if it is not known.
         done: the number of steps that were done before.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda steps: None
-        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *figures)
-    with Progress(*columns, console=console) as shown:
-        task = shown.add_task(name, total=total, completed=done)
-        yield lambda steps: shown.update(task, advance=steps)
+    shown = LiveBar(Screen(), *columns, total=total, done=done, description=name)
+    try:
+        yield lambda steps: shown.update(advance=steps)
+    finally:
+        shown.stop()

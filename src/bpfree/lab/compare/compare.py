@@ -27,8 +27,9 @@ from bpfree.lab.compare.measure import (
 )
 from bpfree.lab.compare.page import write_comparison
 from bpfree.lab.compare.plan import BASELINE, Entry, Group, plan
-from bpfree.lab.jobs.jobs import Job, OnProgress, run_jobs
+from bpfree.lab.jobs.jobs import Job, run_jobs
 from bpfree.lab.jobs.machine import cores, jobs_at_once, processor
+from bpfree.lab.jobs.runs_bar import RunsBar
 from bpfree.runs.folder import place
 
 RECORD, PAGE, RUNS = "compare.json", "report.html", "runs"  # in the folder of a comparison
@@ -64,7 +65,7 @@ def compare(
     target: float | None = None,
     overrides: Sequence[str] = (),
     command: str | None = None,
-    on_progress: OnProgress = lambda running, done, total: None,
+    verbose: bool | None = None,
 ) -> Comparison:
     """Train rules and backprop on the same net, data and epochs, and write a report that compares them.
 
@@ -81,7 +82,8 @@ def compare(
             of backprop's best.
         overrides: changes `section.key=value` of every config.
         command: the command line that repeats the comparison, for the report.
-        on_progress: called whenever a run begins or ends; see `bpfree.lab.jobs.jobs.OnProgress`.
+        verbose: True: show a bar at a terminal or in a notebook, and elsewhere a line when a run begins or ends. False:
+            show nothing. None: show only a bar.
 
     Returns:
         The record and the path of the report. A rule that fails does not stop the others; see `Comparison.failed`.
@@ -111,7 +113,8 @@ def compare(
     rows = [[row for row in entries.values() if row] for entries in planned.values()]
     # Seed by seed, so that a comparison that is stopped early has all rules with the first seeds.
     every = [job for group in rows for of_a_seed in zip(*group, strict=True) for job in of_a_seed]
-    failed = run_jobs(every, jobs or jobs_at_once(), on_progress)
+    with RunsBar(verbose) as bar:
+        failed = run_jobs(every, jobs or jobs_at_once(), bar)
     record = {
         "command": command,
         "date": date.today().isoformat(),

@@ -16,6 +16,7 @@ def tune(
     storage: str | None = None,
     workers: int = 1,
     data_dir: str | Path | None = None,
+    verbose: bool | None = None,
 ) -> "Tuned":
     """Search for the best values for the markers of a config. The same call again continues the search.
 
@@ -27,6 +28,8 @@ def tune(
         storage: URL of a database that Optuna supports, for workers on several machines. Default: SQLite in the folder.
         workers: number of processes, each with one thread; with 1, this process trains.
         data_dir: folder of the data sets. Default: the one that the config names.
+        verbose: True: show a bar at a terminal or in a notebook, and elsewhere a line for each trial. False: show
+            nothing. None: show only a bar.
 
     Returns:
         The best config, all trials, and the best values for each setting.
@@ -42,5 +45,8 @@ def tune(
     """
     from bpfree.lab.tune.plan import make_plan
     from bpfree.lab.tune.study import search  # with Optuna and its databases, which take a while to import
+    from bpfree.lab.tune.trials_bar import trials_bar
 
-    return search(make_plan(config, overrides, out=out, storage=storage, data_dir=data_dir), workers)
+    plan = make_plan(config, overrides, out=out, storage=storage, data_dir=data_dir)
+    with trials_bar(plan, verbose) as on_progress:
+        return search(plan, workers, on_progress)

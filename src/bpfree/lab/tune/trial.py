@@ -20,7 +20,6 @@ from bpfree.runs import folder
 from bpfree.runs.config import Config
 from bpfree.runs.data_config import DataConfig
 from bpfree.runs.markers import Choice, Choose, Integer, Linear, Marker
-from bpfree.runs.progress_bar import hidden
 from bpfree.runs.train import train
 from bpfree.trackers import Record, Tracker
 from bpfree.training.trainer import Trainer
@@ -92,8 +91,7 @@ def _train(config: Config, number: int, trial: optuna.Trial, plan: Plan) -> floa
     write_text(place / folder.CONFIG, config.dump())
     data = without_test(config.data)
     watch = _Watch(place, plan.objective, _pruning(trial) if number == 0 else lambda _epoch, _value: None)
-    with hidden():
-        run = train(config, dataset=data, trackers=[watch])
+    run = train(config, dataset=data, trackers=[watch], verbose=False)  # the search shows its own progress
     write_text(place / folder.RESULT, json.dumps(run.result, indent=1) + "\n")
     progress = run.progress
     epoch = progress.best_epoch if run.weights == "best" else len(progress.history)
