@@ -12,6 +12,7 @@ import bpfree
 from bpfree.lab.report.html import (
     Cell,
     Column,
+    Heading,
     Section,
     code,
     details,
@@ -206,3 +207,23 @@ def test_a_page_is_written_whole_into_a_new_folder(tmp_path):
     path = write_page(tmp_path / "new" / "page.html", page("x", lead="y", sections=[]))
     assert path.read_text(encoding="utf-8").endswith("</html>")
     assert [child.name for child in path.parent.iterdir()] == ["page.html"]
+
+
+def test_groups_of_rows_have_headings():
+    columns = [Column("rule", numeric=False), Column("accuracy")]
+    rows = [["all", "1"], Heading("mlp", "128 units"), ["dfa", "0.98"], ["fa", "0.97"], Heading("conv"), ["usf", "0.9"]]
+    html = table(columns, rows)
+    assert [body.count("<tr") for body in html.split("<tbody>")[1:]] == [1, 3, 2]
+    assert html.index("128 units") < html.index("dfa") < html.index("conv") < html.index("usf")
+    assert html.count('colspan="2" scope="rowgroup"') == 2
+
+
+def test_coloured_text_stands_out_on_both_papers():
+    figure = Figure(figsize=(4, 3))
+    figure.text(0.5, 0.5, "a label", color="#56B4E9")
+    figure.text(0.5, 0.7, "on an area", color="white")
+    styles = [attrs.get("style", "") for attrs in Reader(picture(figure, alt="x")).of("text")]
+    day, night = re.search(r"light-dark\((#\w{6}), (#\w{6})\)", styles[0]).groups()
+    assert contrast(day, PAPER["light"]) >= 4.5
+    assert contrast(night, PAPER["dark"]) >= 4.5
+    assert "fill: #ffffff" in styles[1]

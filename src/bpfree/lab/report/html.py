@@ -1,28 +1,46 @@
 """The parts of a self-contained HTML page. The page loads nothing from elsewhere, and all text in it is escaped.
 
-`page` joins sections; the other functions make the parts of a section. Every part is a `Markup`: text that is HTML
-already, so jinja2 does not escape it again. Everything else is escaped, because names of runs, layers and classes may
-come from anybody.
+`page` joins sections; the other functions make the parts of a section, and `tables` makes tables. Every part is a
+`Markup`: text that is HTML already, so jinja2 does not escape it again. Everything else is escaped, because names of
+runs, layers and classes may come from anybody.
 """
 
 import base64
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from bpfree._version import __version__
 from bpfree.disk.atomic import make_folder, write_text
 from bpfree.disk.paths import open_regular
+from bpfree.lab.report.markup import block, file, templates
 from bpfree.lab.report.svg import inline_svg
+from bpfree.lab.report.tables import Cell, Column, Heading, table
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Heading",
+    "Section",
+    "beside",
+    "code",
+    "details",
+    "facts",
+    "gallery",
+    "heading",
+    "image",
+    "page",
+    "paragraph",
+    "picture",
+    "table",
+    "warning",
+    "write_page",
+]
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,37 +49,6 @@ _CONTENTS_FROM = 4  # a page with so many sections begins with a table of conten
 _WIDE = 6.5  # inches; such a picture takes the whole width of the page
 _WIDE_PIXELS = 700  # an image with more pixels in a row takes the whole width of the page
 _STARTS = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpeg"}
-_MISSING = {"", "-", "\u2013", "\u2014"}  # dashes, short and long
-
-
-class Cell(NamedTuple):
-    """A cell of a table.
-
-    Attributes:
-        text: the text of the cell.
-        sort: the key to sort by; default: the text, or in a numeric column the number that the text is.
-        note: small text below it.
-        kind: the style: "best" in bold on green, "good" green, "bad" red, "muted" grey.
-    """
-
-    text: str
-    sort: float | str | None = None
-    note: str = ""
-    kind: Literal["", "best", "good", "bad", "muted"] = ""
-
-
-class Column(NamedTuple):
-    """A column of a table.
-
-    Attributes:
-        title: the heading; a click on it sorts the table.
-        note: small text below the title, such as the unit.
-        numeric: True if the cells are numbers; they are then aligned to the right and sorted as numbers.
-    """
-
-    title: str
-    note: str = ""
-    numeric: bool = True
 
 
 class Section(NamedTuple):
@@ -78,44 +65,6 @@ class Section(NamedTuple):
     note: str = ""
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], *, caption: str = "") -> Markup:
-    """Return a table that a click on a column's title sorts.
-
-    Missing values (an empty text, a dash, NaN) come last in both directions.
-
-    Args:
-        columns: the columns, from left to right.
-        rows: the rows, each with one cell for each column; a text is a cell without a note.
-        caption: a line above the table.
-
-    Raises:
-        ValueError: a row has more or fewer cells than there are columns.
-
-    >>> "<td" in table([Column("rule", numeric=False), Column("accuracy")], [["dfa", "0.98"]])
-    True
-    """
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    keyed = [[(_key(cell, column), cell) for cell, column in zip(row, columns, strict=True)] for row in cells]
-    return _block("table", columns, keyed, caption)
-
-
-def _key(cell: Cell, column: Column) -> str:
-    """Return the text that the browser sorts a cell by; "" for a missing value."""
-    key = cell.sort
-    if key is None:
-        key = "" if cell.text.strip() in _MISSING else cell.text.strip()
-    if not column.numeric:
-        return str(key)
-    try:
-        # float() refuses the commas of counts, such as 1,234, and the sign of percents.
-        number = float(key.replace(",", "").removesuffix("%") if isinstance(key, str) else key)
-    except ValueError:
-        return ""
-    if math.isinf(number):  # `Number("inf")` is NaN in JavaScript
-        return "Infinity" if number > 0 else "-Infinity"
-    return "" if math.isnan(number) else repr(number)
-
-
 def picture(figure: "Figure", *, alt: str, caption: str = "") -> Markup:
     """Return a matplotlib figure as inline SVG, in the colours of the page's light and dark scheme.
 
@@ -127,7 +76,7 @@ def picture(figure: "Figure", *, alt: str, caption: str = "") -> Markup:
     """
     # The XML library has escaped the texts in the SVG. If it were escaped again, the page would show its source.
     svg = Markup(inline_svg(figure, alt=alt))
-    return _block("figure", svg, caption, figure.get_figwidth() > _WIDE)
+    return block("figure", svg, caption, figure.get_figwidth() > _WIDE)
 
 
 def image(png: Path | bytes, *, alt: str, caption: str = "") -> Markup:
@@ -144,7 +93,7 @@ def image(png: Path | bytes, *, alt: str, caption: str = "") -> Markup:
     content = png if isinstance(png, bytes) else _read(png)
     with Image.open(io.BytesIO(content)) as opened:  # reads the header only
         wide = opened.width > _WIDE_PIXELS
-    return _block("image", _data(content), alt, caption, wide)
+    return block("image", _data(content), alt, caption, wide)
 
 
 def _read(path: Path) -> bytes:
@@ -166,17 +115,17 @@ def gallery(items: Sequence[tuple[bytes, str, str]]) -> Markup:
     Args:
         items: for each image its PNG, a description for readers who cannot see it, and the text below it.
     """
-    return _block("gallery", [(_data(png), alt, caption) for png, alt, caption in items])
+    return block("gallery", [(_data(png), alt, caption) for png, alt, caption in items])
 
 
 def heading(text: str) -> Markup:
     """Return a heading within a section."""
-    return _block("heading", text)
+    return block("heading", text)
 
 
 def paragraph(text: str) -> Markup:
     """Return a paragraph of text."""
-    return _block("paragraph", text)
+    return block("paragraph", text)
 
 
 def facts(pairs: Mapping[str, str]) -> Markup:
@@ -188,7 +137,7 @@ def facts(pairs: Mapping[str, str]) -> Markup:
     >>> "<dt>Seed</dt><dd>0</dd>" in facts({"Seed": "0"})
     True
     """
-    return _block("facts", pairs)
+    return block("facts", pairs)
 
 
 def code(text: str) -> Markup:
@@ -197,12 +146,12 @@ def code(text: str) -> Markup:
     Args:
         text: shown as it is, with its lines.
     """
-    return _block("code", text)
+    return block("code", text)
 
 
 def warning(text: str) -> Markup:
     """Return a highlighted paragraph that the reader should not overlook."""
-    return _block("warning", text)
+    return block("warning", text)
 
 
 def beside(*parts: Markup) -> Markup:
@@ -211,7 +160,7 @@ def beside(*parts: Markup) -> Markup:
     Args:
         parts: from left to right.
     """
-    return _block("beside", parts)
+    return block("beside", parts)
 
 
 def details(summary: str, parts: Sequence[Markup]) -> Markup:
@@ -221,7 +170,7 @@ def details(summary: str, parts: Sequence[Markup]) -> Markup:
         summary: the line that is always visible; a click on it shows or hides the parts.
         parts: the hidden parts.
     """
-    return _block("details", summary, parts)
+    return block("details", summary, parts)
 
 
 def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
@@ -237,7 +186,7 @@ def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
     """
     names = list(_names(sections))
     html = (
-        _templates()
+        templates()
         .get_template("page.html.j2")
         .render(
             title=title,
@@ -245,8 +194,8 @@ def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
             sections=list(zip(names, sections, strict=True)),
             contents=len(sections) >= _CONTENTS_FROM,
             version=__version__,
-            style=_file("style.css"),
-            scripts=[_file("sort.js"), _file("copy.js")],
+            style=file("style.css"),
+            scripts=[file("sort.js"), file("scroll.js"), file("copy.js")],
         )
     )
     # A surrogate, as from a file name that is not UTF-8, cannot be written: it becomes a question mark.
@@ -299,24 +248,3 @@ def _number_pictures(html: str) -> str:
 
     # The shortest match is one picture, because matplotlib puts no <svg> inside another one.
     return re.sub(r'<svg class="plot".*?</svg>', renamed, html, flags=re.DOTALL)
-
-
-def _block(name: str, *args: Any) -> Markup:
-    """Return what a macro of blocks.html.j2 makes of its arguments."""
-    # Arguments are escaped inside the macro; the result of a macro is a Markup, which a page includes as it is.
-    made: Markup = getattr(_templates().get_template("blocks.html.j2").module, name)(*args)
-    return made
-
-
-@cache
-def _templates() -> Environment:
-    """Return the templates, which escape every text that is not a Markup."""
-    loader = PackageLoader("bpfree.lab.report")
-    # StrictUndefined: a misspelt name in a template is an error, and not an empty text in a report.
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-
-@cache
-def _file(name: str) -> Markup:
-    """Return a style sheet or script of bpfree without escaping; never call this with text of a user."""
-    return Markup((resources.files("bpfree.lab.report") / "templates" / name).read_text(encoding="utf-8"))

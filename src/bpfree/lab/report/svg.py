@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PAPER = {"light": "#fcfcfa", "dark": "#16181c"}  # as in style.css
 _DPI = 160  # of images within a figure
 _CONTRAST, _CONTRAST_OF_GREY = 3.0, 1.4  # smallest contrast of a line with the paper; grey frames may be faint
+_CONTRAST_OF_TEXT = 4.5  # the least that the WCAG allow (AA)
 _GRID = "#b0b0b0"  # the colour of matplotlib's grid
 _NUMBERS = ("d", "x", "y", "width", "height")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # characters that XML does not allow
@@ -106,32 +107,35 @@ def _recoloured(tag: str, name: str, value: str) -> str:
     # `currentColor` is the colour of the text of the page. So it follows a switch between light and dark at once.
     if value == "#000000":
         return f"{name}: currentColor"
-    # Text that is not black stands on a coloured area, as in a confusion matrix. Its colour belongs to the area.
-    if tag == "text" or tag == "tspan":
+    is_text = tag in ("text", "tspan")
+    # White text stands on a coloured area, as in a confusion matrix. Its colour belongs to the area.
+    if is_text and value == "#ffffff":
         return f"{name}: {value}"
     if value in ("#ffffff", _GRID):
         return f"{name}: var({'--grid' if value == _GRID else '--paper'})"
-    by_day, by_night = (readable(value, on=paper) for paper in PAPER.values())
+    needed = _CONTRAST_OF_TEXT if is_text else None
+    by_day, by_night = (readable(value, on=paper, needed=needed) for paper in PAPER.values())
     # matplotlib draws the markers of a line by <use>. They must stand out like their line, although they are filled.
-    if (name == "fill" and tag != "use") or by_day == by_night:
+    if (name == "fill" and tag != "use" and not is_text) or by_day == by_night:
         return f"{name}: {value}"
     # A browser that does not know `light-dark` (before 2024) drops the second declaration and keeps the first.
     return f"{name}: {by_day}; {name}: light-dark({by_day}, {by_night})"
 
 
-def readable(color: str, *, on: str) -> str:
+def readable(color: str, *, on: str, needed: float | None = None) -> str:
     """Return a colour, mixed with so much black or white that it stands out from the paper.
 
     Args:
         color: a colour "#rrggbb".
         on: the colour of the paper, "#rrggbb".
+        needed: the smallest contrast; default: 3.0, or 1.4 for a grey, since frames may be faint.
 
     >>> readable("#fde725", on="#16181c"), readable("#fde725", on="#fcfcfa")
     ('#fde725', '#988b16')
     """
     channels = _channels(color)
-    # Channels that differ by less than a tenth of 255 make a grey.
-    needed = _CONTRAST_OF_GREY if max(channels) - min(channels) < 26 else _CONTRAST
+    if needed is None:  # channels that differ by less than a tenth of 255 make a grey
+        needed = _CONTRAST_OF_GREY if max(channels) - min(channels) < 26 else _CONTRAST
     end = 0 if _luminance(on) > 0.5 else 255
     for share in range(0, 101, 5):  # in percent; at 100 the colour is black or white, which always stands out
         mixed = "#" + "".join(f"{round(c + (end - c) * share / 100):02x}" for c in channels)

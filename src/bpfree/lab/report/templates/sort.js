@@ -1,24 +1,28 @@
 "use strict";
 // A click on a column's title sorts by it, a second one the other way round, a third one puts the rows back.
+// Each group of rows is sorted by itself, and its heading stays above it.
 (() => {
   const compare = (numeric) => (a, b) => (numeric ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true }));
 
+  const rowsOf = (body) => [...body.rows].filter((row) => !row.classList.contains("group"));
+
   function sort(table, column, direction) {
-    const body = table.tBodies[0];
     const numeric = table.tHead.rows[0].cells[column].classList.contains("number");
-    const rows = [...body.rows].map((row) => ({ row, key: row.cells[column].dataset.sort, at: Number(row.dataset.at) }));
     const byKey = compare(numeric);
-    rows.sort((a, b) => {
-      if (!direction || (a.key === "" && b.key === "")) return a.at - b.at;
-      if (a.key === "" || b.key === "") return a.key === "" ? 1 : -1; // missing values last, either way
-      return direction * byKey(a.key, b.key) || a.at - b.at;
-    });
-    body.append(...rows.map(({ row }) => row));
+    for (const body of table.tBodies) {
+      const rows = rowsOf(body).map((row) => ({ row, key: row.cells[column].dataset.sort, at: Number(row.dataset.at) }));
+      rows.sort((a, b) => {
+        if (!direction || (a.key === "" && b.key === "")) return a.at - b.at;
+        if (a.key === "" || b.key === "") return a.key === "" ? 1 : -1; // missing values last, either way
+        return direction * byKey(a.key, b.key) || a.at - b.at;
+      });
+      body.append(...rows.map(({ row }) => row));
+    }
   }
 
   for (const table of document.querySelectorAll("table")) {
     if (!table.tHead) continue;
-    [...table.tBodies[0].rows].forEach((row, at) => (row.dataset.at = at));
+    for (const body of table.tBodies) rowsOf(body).forEach((row, at) => (row.dataset.at = at));
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
       head.querySelector("button")?.addEventListener("click", () => {
