@@ -47,6 +47,9 @@ def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -
         "queries": round(progress.queries, 6),
         "wall_seconds": progress.wall_seconds,
         "cpu_seconds": progress.cpu_seconds,
+        # Of the whole GPU ("nvml") or of the whole processor ("rapl"), whoever used it; see `bpfree.training.energy`.
+        "energy_joules": progress.energy_joules,
+        "energy_source": progress.energy_source,
         "tracker_seconds": sum(cost["seconds"] for cost in progress.tracker_cost.values()),
         "trackers": progress.tracker_cost,
         "device": str(trainer.device),

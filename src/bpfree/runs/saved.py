@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bpfree.data.preprocess import Preprocess
 from bpfree.disk.plain import read_json
 from bpfree.errors import UserError, shown
+from bpfree.training.energy import Source
 from bpfree.training.precision import Precision
 from bpfree.training.progress import Progress
 
@@ -84,6 +85,8 @@ class SavedProgress(BaseModel):
     queries: Number = 0.0
     wall_seconds: Number
     cpu_seconds: Number = 0.0
+    energy_joules: Number | None = None
+    energy_source: Source | None = None
     history: list[Epoch]
     tracked: list[Measurement] = []
     tracker_cost: dict[str, Cost] = {}
@@ -173,6 +176,8 @@ class Result(_Open):
     queries: Number | None = None
     wall_seconds: Number
     cpu_seconds: Number = 0.0
+    energy_joules: Number | None = None
+    energy_source: Source | None = None
     trackers: dict[str, Cost] = {}
     controls: dict[str, Numbers] = {}
     step_memory_bytes: Count | None = None

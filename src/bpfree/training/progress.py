@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bpfree.errors import UserError
+from bpfree.training.energy import EnergyMeter, Source
 from bpfree.training.listener import Record
 
 FALLING = ("loss", "rmse", "rollout")  # metrics of which less is better
@@ -54,6 +55,8 @@ class Progress:
         queries: forward passes of the minibatch through the net so far; see `Rule.forward_passes`.
         wall_seconds: seconds of training so far, over all processes that continued it.
         cpu_seconds: CPU seconds likewise.
+        energy_joules: energy likewise, see `bpfree.training.energy`; None if a part of it was not measured.
+        energy_source: where the energy was measured.
         history: a record of each epoch.
         tracked: records of the trackers' measurements.
         tracker_cost: by tracker, the `seconds` it took and the number of `measurements`.
@@ -69,6 +72,8 @@ class Progress:
     queries: float = 0.0
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
+    energy_joules: float | None = None
+    energy_source: Source | None = None
     history: list[Record] = field(default_factory=list)
     tracked: list[Record] = field(default_factory=list)
     tracker_cost: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -88,12 +93,28 @@ class Progress:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the wall and CPU seconds of the block, unless it raises."""
+    def timed(self, meter: EnergyMeter | None = None) -> Iterator[None]:
+        """Add the wall and CPU seconds and the energy of the block, unless it raises.
+
+        Args:
+            meter: measures the energy; None if nothing on the machine can.
+        """
         wall, cpu = time.perf_counter(), time.process_time()
+        if meter is not None:
+            meter.start()
         yield
+        self._add_energy(meter)  # before the seconds, by which it knows the first block
         self.wall_seconds += time.perf_counter() - wall
         self.cpu_seconds += time.process_time() - cpu
+
+    def _add_energy(self, meter: EnergyMeter | None) -> None:
+        joules = None if meter is None else meter.stop()
+        source = None if joules is None or meter is None else meter.source
+        is_first = self.wall_seconds == 0
+        if source is not None and joules is not None and (is_first or source == self.energy_source):
+            self.energy_joules, self.energy_source = (self.energy_joules or 0.0) + joules, source
+        else:  # another machine, perhaps, continued the training: its share is unknown, or of another kind
+            self.energy_joules, self.energy_source = None, None
 
     def compare_with_best(self, record: Record, early_stopping: EarlyStopping | None) -> None:
         """Note if this epoch is the best so far, and if the training stops.

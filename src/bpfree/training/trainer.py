@@ -9,6 +9,7 @@ from bpfree.data import Batches
 from bpfree.errors import DivergedError, UserError
 from bpfree.nets.unchanged import same_modes
 from bpfree.training.divergence import divergence_error, find_non_finite, read_scalars
+from bpfree.training.energy import EnergyMeter, open_meter
 from bpfree.training.evaluation import evaluate_split
 from bpfree.training.interrupt import interrupt_between_steps
 from bpfree.training.listener import Listener, Record
@@ -65,6 +66,7 @@ class Trainer(Stepper):
 
     data: Batches | None = None
     _gradient_listeners: Sequence[Listener[Any]] = ()
+    _meter: EnergyMeter | None = None  # while `fit` runs
 
     def fit(
         self,
@@ -97,6 +99,7 @@ class Trainer(Stepper):
             self._try_early_stopping(early_stopping, validation)
         self.rule.begin(train, steps=self.total_steps, resumed=self.progress.step > 0)
         self.data = train
+        self._meter = open_meter(self.device)
         # Chosen once: a loop over all listeners in each step would slow down small nets.
         self._gradient_listeners = [each for each in trackers if each.listens_to_gradients]
         try:
@@ -112,7 +115,7 @@ class Trainer(Stepper):
                 tracker.on_diverged(self, error)
             raise
         finally:  # listeners hold locks and files
-            self.data, self._gradient_listeners = None, ()
+            self.data, self._gradient_listeners, self._meter = None, (), None
             for tracker in trackers:
                 tracker.on_end()
 
@@ -154,7 +157,7 @@ class Trainer(Stepper):
 
     def _epoch(self, fit: _Fit) -> None:
         """Train to the end of the epoch, and tell the listeners; raise KeyboardInterrupt after Ctrl-C."""
-        with self.progress.timed():
+        with self.progress.timed(self._meter):
             start, first = time.perf_counter(), self.progress.step
             self._steps(fit)
             samples = (self.progress.step - first) * fit.train.batch_size
@@ -184,6 +187,8 @@ class Trainer(Stepper):
             # Listeners see a step whose loss may be checked only some steps later; an epoch is checked as a whole.
             for listener in fit.listeners:
                 listener.on_step(self, batch)
+            if self._meter is not None:
+                self._meter.look()
             # After the last step the epoch is whole, and its record is made before the training stops.
             if fit.interrupted() and self.progress.step % len(fit.train):
                 break
