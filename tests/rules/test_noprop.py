@@ -38,7 +38,7 @@ def test_the_family_is_complete():
 @pytest.mark.parametrize("trunk", ["own", "shared", "local"])
 @pytest.mark.parametrize("name", FAMILY)
 def test_what_should_learn_moves_and_nothing_else(name, trunk, embedding, batch):
-    """Trunks and learned embeddings among it: public code left them out of every optimiser."""
+    """Trunks and learned embeddings among it, which are easily left out of every optimiser or detached."""
     net, rule = pair(name, batch, trunk, embedding)
     trainer = Trainer(net, rule, TASK, {"name": "sgd", "lr": 1e-3})
     buffers = copy.deepcopy(dict(rule.named_buffers()))
@@ -232,7 +232,7 @@ def test_the_ode_of_ct_has_the_marginals_of_q(schedule):
 
 
 def test_the_field_of_ct_is_bounded_at_the_end():
-    """(u^ - z)/(1 - abar) of public code is stiff there; this one does with a few steps."""
+    """(u^ - z)/(1 - abar) would be stiff there; this one does with a few steps."""
     rule = NoPropCT(schedule={"name": "cosine", "abar_min": 0.001, "abar_max": 0.999})
     rule.embedding = bpfree.diffusion.OneHot(Classify(2), 2, 1)
     net = Known(BayesCT(rule.schedule))
@@ -334,7 +334,7 @@ def test_the_true_noise_gives_hybrid_the_true_embedding(batch):
 
 
 def test_block_t_of_hybrid_sees_level_t_minus_1_as_inference_gives_it(batch):
-    """Public code is off by one level here."""
+    """The code that the rule comes from is off by one level here."""
     net, rule = pair("noprop_hybrid", batch)
     trained = []
     for t, head in enumerate(net.heads, start=1):

@@ -1,4 +1,4 @@
-"""NoProp against its equations, and against the mistakes of public code."""
+"""NoProp against its equations, and against mistakes that are easy to make."""
 
 import pytest
 import torch

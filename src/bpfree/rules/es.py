@@ -12,8 +12,12 @@ a weight is a matrix of low rank, A B^T / sqrt(r), so that members can share mos
 Forward Passes" (MeZO), https://arxiv.org/abs/2305.17333: one mirrored pair,
 g = (L(theta + sigma z) - L(theta - sigma z)) / (2 sigma) z, where z is drawn again from its seed and never stored.
 
-Where we differ: 1/(P sigma) sum_i f_i eps_i is given to any optimiser as the gradient. In EGGROLL's paper f are the
-z-scores, and the step is alpha/P sum f_i E_i; our step is the same with the learning rate alpha sigma. MeZO updates
+Where we differ: g = 1/(P sigma) sum_i f_i eps_i is given to any optimiser as the gradient. The code of `es`'s authors,
+https://github.com/openai/evolution-strategies-starter, gives sigma g, which Adam scales away. In EGGROLL's paper f are
+the z-scores, and the step is alpha/P sum f_i E_i; our step is the same with the learning rate alpha sigma. The code of
+its authors, https://github.com/ESHyperscale/HyperscaleES, gives sigma^2 sqrt(P) g to the optimiser, and adds 1e-5 to
+the variance of the scores. With SGD our learning rate is sigma^2 sqrt(P) times theirs. Ours keeps g an estimate of the
+gradient, whose size does not depend on P. MeZO updates
 each parameter while its noise is drawn; here gradients are written for the optimiser, which takes the memory of the
 parameters once more.
 """

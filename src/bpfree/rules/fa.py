@@ -1,8 +1,9 @@
 """Feedback alignment and sign-symmetry: backprop whose backward pass reads other matrices than the forward pass.
 
 FA: Lillicrap et al. 2016, "Random synaptic feedback weights support error backpropagation for deep learning",
-https://doi.org/10.1038/ncomms13276. Sign-symmetry: Xiao et al. 2018, https://arxiv.org/abs/1811.03567, and Moskovitz et
-al. 2018, https://arxiv.org/abs/1812.06488.
+https://doi.org/10.1038/ncomms13276. Sign-symmetry: Liao, Leibo, Poggio 2016, "How Important is Weight Symmetry in
+Backpropagation?", https://arxiv.org/abs/1510.05067, which names uSF, brSF and frSF; on larger nets Xiao et al. 2018,
+https://arxiv.org/abs/1811.03567, and Moskovitz et al. 2018, https://arxiv.org/abs/1812.06488.
 
     d_l = (d_{l+1} B_{l+1}) * f'(a_l),    dW_l = d_l^T h_{l-1}
 
@@ -23,10 +24,10 @@ time over backprop: they are about weight transport.
 
 A weight of exactly 0 counts as positive (copysign: one pass over memory instead of three).
 
-Where we differ from public code: B is a buffer, so a net has no extra parameters; layers are neither replaced nor
-wrapped. A forward hook detaches a layer's input and delivers g B to it instead of g W. Where a parameter is used
-without the forward of a Linear or a convolution, what autograd keeps of it for the error is replaced
-(`bpfree.local.transport`).
+Where we differ: Liao et al. also change the optimiser ("Batch Manhattan") and normalise; both are your choice here. s
+is as in BioTorch with Xavier's weights (https://github.com/jsalbert/biotorch), which replaces layers. Here B is a
+buffer of the rule. A forward hook detaches a layer's input and delivers g B to it instead of g W. Where a parameter is
+used without its layer, what autograd keeps of it for the error is replaced (`bpfree.local.transport`).
 """
 
 from collections.abc import Callable, Iterator, Mapping

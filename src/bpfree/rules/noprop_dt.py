@@ -1,4 +1,4 @@
-"""NoProp in discrete time, and a public variation of it.
+"""NoProp in discrete time, and a variation of it.
 
 Li, Teh, Pascanu 2025, "NoProp: Training Neural Networks without Back-propagation or Forward-propagation",
 https://arxiv.org/abs/2503.24322
@@ -14,10 +14,12 @@ KL terms.
 
 Where we differ: with `order: all`, the default, every block learns from every batch, so the expectation over t is an
 exact sum. Inference is deterministic by default (z_0 = 0, eps = 0), because the noise of Eq. 3 only costs accuracy. The
-read-out starts as z W_embed^T and not at random.
+read-out starts as z W_embed^T and not at random. The paper's other read-out, by distances (Eq. 14 to 16), is not here.
 
 `noprop_linear` is a variation: the noise falls evenly from 0.9 at the first block to 0.01 at the end, the denoising
-losses have equal weights, and the read-out learns from the end of inference instead of from z_T ~ q.
+losses have equal weights, and the read-out learns from the end of inference instead of from z_T ~ q. The idea is from
+the first version of https://github.com/eoghanf/NoPropLLM (commit bf53f11). There, z is (1 - n) u_y + n eps with the
+noise n, a loss is weighted by n, the last block sees n = 0.01, and inference is not that of Eq. 3.
 """
 
 from collections import deque

@@ -19,7 +19,8 @@ and not summed, as in the authors' code. Normalisations are left as they were dr
 those of the first pass.
 
 Where we differ: the output layer learns from the first pass' e, as the paper writes. The authors' code takes the error
-of the second pass, except for nets with one convolution. For another loss, e is its derivative in the output.
+of the second pass, except for convolutional nets with one fully connected layer. For another loss, e is its derivative
+in the output.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,9 @@
 """Softmax recombination of perturbed weights.
 
-A population rule from public code: copies of the weights are perturbed, scored, and averaged with the softmax of their
-losses as weights. It is model predictive path integral control (Williams et al. 2017, https://arxiv.org/abs/1509.01149)
-on the weights of a net, with a mask of elements.
+Copies of the weights are perturbed, scored, and averaged with the softmax of their losses as weights. It is the update
+of model predictive path integral control (Williams, Aldrich, Theodorou 2015, https://arxiv.org/abs/1509.01149) with the
+weights of a net in place of a sequence of controls, and with a mask of elements. We know of no paper that trains
+classifiers by it.
 
     theta_i = theta + m_i * N(0, sigma^2),  m_i ~ Bernoulli(p)          i = 1..P
     theta  <- sum_i softmax(-loss_i / T)_i theta_i
@@ -10,8 +11,9 @@ on the weights of a net, with a mask of elements.
 To first order in 1/T its expected step is -(p sigma^2 / T) grad L.
 
 Where we differ: the step is given to the optimiser as the gradient -sum_i w_i (theta_i - theta). Plain SGD with lr 1 is
-the published rule, and any other optimiser can be chosen. Public code sums the loss over its 118 minibatches, so its
-temperature 1 is 1/118 for the mean loss; with T = 1 for the mean loss the rule stays at chance. Our default is "auto".
+the equation, and any other optimiser can be chosen. T = 1 is far too large for a mean loss: all copies then have nearly
+the same weight, and the rule stays at chance. Our default is "auto". In the paper the distance from the present
+controls also costs something; here a copy has only its loss.
 """
 
 from typing import Literal, Unpack
