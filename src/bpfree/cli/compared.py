@@ -1,15 +1,35 @@
 """The tables that `bpfree compare` prints at its end."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from bpfree.lab.compare import Comparison
-from bpfree.lab.compare.page import MISSING, balanced, columns, is_skewed, probability, score
+from bpfree.lab.compare.page import MISSING, balanced, is_skewed, score
+from bpfree.lab.statistics import difference_text, footer, mark
 
-_WIDTH = 120  # of the table where standard output is not a terminal
+_WIDTH = 100  # of the table where standard output is not a terminal
+_COLORS = {"better": "green", "worse": "red"}  # by the verdict of a row; others have no colour
+_SAVINGS = ("std", "time to target", "thousands", "CPU", "balanced", "memory")
+"""What a table that is too wide leaves out, in this order; "thousands" are those of the parameters."""
+Row = dict[str, Any]
+
+
+@dataclass
+class _Column:
+    """A column of a table: the two lines of its title, and a cell for each row that was trained."""
+
+    title: tuple[str, str]
+    cells: list[str]
+
+    @property
+    def width(self) -> int:
+        """The number of characters of the longest line."""
+        return max(map(len, (*self.title, *self.cells)))
 
 
 def print_comparison(done: Comparison) -> None:
@@ -18,49 +38,105 @@ def print_comparison(done: Comparison) -> None:
     Args:
         done: the finished comparison.
     """
-    console = Console(width=None if Console().is_terminal else _WIDTH)
+    console = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
     for group in done.record["groups"]:
-        console.print(_table(group))
+        for line in table(group, console.width):
+            console.print(line, soft_wrap=True)
+        for sentence in footer(group["rows"]):
+            console.print(Text(sentence))
+        console.print()
     for name, error in done.failed.items():
         typer.echo(f"failed: {name}: {error}", err=True)
     typer.echo(f"report: {done.page}")
 
 
-def _table(group: dict[str, Any]) -> Table:
-    """Return the table of a group: the most important columns of the HTML report.
+def table(group: Row, width: int) -> list[Text]:
+    """Return the lines of a group's table: the most important columns of the HTML report.
+
+    The rows of each net stand together, its baseline first. If there are several nets, each has a line with its name.
 
     Args:
         group: a group of the record.
+        width: the number of characters of a line. A table that is too wide has fewer columns, but whole numbers.
     """
-    score_title = columns(group)[1].title
-    table = Table(title=group["name"], title_justify="left")
-    table.add_column("rule")
-    balance = ["balanced"] if is_skewed(group) else []
-    costs = ("CPU s", "s to target", "peak MB", "parameters")
-    for title in (score_title, *balance, "difference", "p", *costs):
-        table.add_column(title, justify="right")
-    for row in group["rows"]:
-        table.add_row(row["name"], *(_cells(row, skewed=bool(balance)) if row["runs"] else ["not trained"]))
-    return table
+    nets = _by_net(group["rows"])
+    trained = [row for rows in nets.values() for row in rows if row["runs"]]
+    names = _Column(("", "rule"), [row["name"] for row in group["rows"]])
+    columns: list[_Column] = []
+    for number in range(len(_SAVINGS) + 1):
+        columns = _columns(trained, _SAVINGS[:number], skewed=is_skewed(group)) if trained else []
+        if names.width + sum(2 + column.width for column in columns) <= width:
+            break
+    lines = [Text(group["name"], "bold")]
+    lines += [Text(_line(names.width, names.title[n], columns, [c.title[n] for c in columns])) for n in (0, 1)]
+    cells = iter(zip(*(column.cells for column in columns), strict=True))
+    for net, rows in nets.items():
+        if len(nets) > 1:
+            lines.append(Text(f"net: {net}", "bold"))
+        for row in rows:
+            if row["runs"]:
+                text = _line(names.width, row["name"], columns, next(cells))
+                lines.append(Text(text, _COLORS.get(row.get("verdict", ""), "")))
+            else:
+                lines.append(Text(f"{row['name']:{names.width}}  not trained", "dim"))
+    return lines
 
 
-def _cells(row: dict[str, Any], *, skewed: bool) -> list[str]:
-    """Return the cells of a row after its name; p is that over seeds, or over samples if there is one seed.
+def _by_net(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each net, by its name; the row that others of the net are compared with comes first."""
+    nets: dict[str, list[Row]] = {}
+    for row in rows:
+        nets.setdefault(row.get("net") or _net_text(row["config"]["net"]), []).append(row)
+    for of_net in nets.values():
+        baselines = {row.get("baseline") for row in of_net}
+        of_net.sort(key=lambda row: row["name"] not in baselines)
+    return nets
+
+
+def _net_text(net: Row) -> str:
+    """Return a net as text, such as "mlp (hidden [256, 256])"."""
+    options = ", ".join(f"{key} {value}" for key, value in net.items() if key != "name")
+    return f"{net['name']} ({options})" if options else str(net["name"])
+
+
+def _columns(rows: Sequence[Row], without: Sequence[str], *, skewed: bool) -> list[_Column]:
+    """Return the columns after the name.
 
     Args:
-        row: a row of the record that has runs.
+        rows: the rows that were trained.
+        without: what is left out; see `_SAVINGS`.
         skewed: True if the table has a column for balanced accuracy.
     """
-    points = 100 if row["metric"] == "accuracy" else 1
-    p = row.get("p_seeds", row.get("p_samples"))
-    seconds = row.get("seconds_to_target")
-    return [
-        score(row),
-        *([balanced(row)] if skewed else []),
-        f"{points * row['difference']:+.2f}" if "difference" in row else MISSING,
-        probability(p),
-        f"{row['cpu_seconds']:.1f}",
-        MISSING if seconds is None else f"{seconds:.1f}",
-        f"{row['step_memory_bytes'] / 1e6:.2f}",
-        f"{row['parameters'] + row['rule_parameters']:,.0f}",
+    split, metric = rows[0]["runs"][0]["split"], rows[0]["metric"]
+    parameters = [row["parameters"] + row["rule_parameters"] for row in rows]
+    scores = [score(row | {"std": None} if "std" in without else row) for row in rows]
+    seconds = [row.get("seconds_to_target") for row in rows]
+    columns = [
+        _Column(("", "params"), [_thousands(count) for count in parameters])
+        if "thousands" in without
+        else _Column(("", "parameters"), [f"{count:,.0f}" for count in parameters]),
+        _Column((split, f"{metric}{' %' * (metric == 'accuracy')}"), scores),
     ]
+    if skewed and "balanced" not in without:
+        columns.append(_Column(("balanced", f"{metric} %"), [balanced(row) for row in rows]))
+    if any("difference" in row for row in rows):
+        cells = [f"{difference_text(row)}{mark(row) or ' '}" if "difference" in row else MISSING + " " for row in rows]
+        columns.append(_Column(("difference ", "[95 % interval] "), cells))
+    if "CPU" not in without:
+        columns.append(_Column(("CPU", "s"), [f"{row['cpu_seconds']:.1f}" for row in rows]))
+    if "time to target" not in without:
+        columns.append(_Column(("s to", "target"), [MISSING if s is None else f"{s:.1f}" for s in seconds]))
+    if "memory" not in without:
+        columns.append(_Column(("peak", "MB"), [f"{row['step_memory_bytes'] / 1e6:.2f}" for row in rows]))
+    return columns
+
+
+def _thousands(count: float) -> str:
+    """Return a number of parameters in four characters or fewer, such as "118k"."""
+    return f"{count:.0f}" if count < 1000 else f"{count / 1e3:.0f}k" if count < 999_500 else f"{count / 1e6:.1f}M"
+
+
+def _line(width: int, name: str, columns: Sequence[_Column], cells: Sequence[str]) -> str:
+    """Return a line of a table: a name of a width, and cells that end below each other."""
+    parts = [f"{name:{width}}", *(f"{cell:>{column.width}}" for column, cell in zip(columns, cells, strict=True))]
+    return "  ".join(parts).rstrip()

@@ -2,7 +2,8 @@
 
 plan       groups and rows: which rules are trained, and with which config
 compare    train the runs, and write compare.json and report.html
-measure    numbers from the run folders: means, differences, tests of significance
+answers    which test samples each run has right
+measure    numbers from the run folders: means, and differences from the baselines
 page       the HTML report
 charts     the figures of the report
 """

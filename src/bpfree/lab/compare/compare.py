@@ -2,9 +2,7 @@
 
 import json
 import platform
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date
@@ -16,10 +14,10 @@ import torch
 from bpfree._version import __version__
 from bpfree.disk.atomic import write_text
 from bpfree.errors import UserError, check_positive
+from bpfree.lab.compare.answers import RECORD, add_answers
 from bpfree.lab.compare.measure import (
     Row,
-    compare_samples,
-    compare_with_baseline,
+    compare_with_baselines,
     default_target,
     measure_entry,
     portable,
@@ -32,7 +30,7 @@ from bpfree.lab.jobs.machine import cores, jobs_at_once, processor
 from bpfree.lab.jobs.runs_bar import RunsBar
 from bpfree.runs.folder import place
 
-RECORD, PAGE, RUNS = "compare.json", "report.html", "runs"  # in the folder of a comparison
+PAGE, RUNS = "report.html", "runs"  # in the folder of a comparison
 
 
 @dataclass
@@ -176,36 +174,16 @@ def _measure_group(
         target: the target that the user gave; None for 95 % of backprop's best.
     """
     rows = [measure_entry(entry, jobs[entry.name], failed, root) for entry in group.entries]
-    baseline = compare_with_baseline(rows)
     measured: dict[str, Any] = {"name": group.name, "config": portable(group.config), "rows": rows}
     trained: list[Row] = [row for row in rows if row["runs"]]
     if not trained:
         return measured
+    add_answers([run for row in trained for run in row["runs"]], lambda: group.config.data.load().test, root)
+    baseline = compare_with_baselines(rows)
     # Without backprop (a net of denoising blocks alone), the best rule gives the target.
     aim = default_target(baseline or max(trained, key=lambda row: _goodness(row))) if target is None else target
     time_to_target(trained, aim, trained[0]["metric"])
-    if baseline is not None:
-        test = group.config.data.load().test
-        if test is not None:
-            with _one_thread():
-                compare_samples(trained, baseline, test, root)
     return measured | {"target": aim, "baseline": None if baseline is None else baseline["name"]}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute with one thread, as in training, and without warnings.
-
-    While other processes use the cores, two threads can be many times slower than one: each waits for the other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the logs of the runs have the same warnings
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _goodness(row: Row) -> float:

@@ -1,20 +1,20 @@
-"""The results of a comparison: means, differences from backprop, and tests of significance."""
+"""The results of a comparison: means, differences from the baseline of the same net, and times to a target."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
-from bpfree.data.split import Split
 from bpfree.errors import UserError
+from bpfree.lab.compare.answers import answers
 from bpfree.lab.compare.plan import BASELINE, Entry
 from bpfree.lab.jobs.jobs import Job
 from bpfree.lab.report.records import read_run
+from bpfree.lab.statistics import holm, paired_difference, verdict
 from bpfree.runs import folder
 from bpfree.runs.config import Config
-from bpfree.runs.load import load
 
 Row = dict[str, Any]
 """A row of compare.json: an entry with its runs, means and differences."""
@@ -97,92 +97,61 @@ def _measure_run(job: Job, root: Path) -> Row:
     }
 
 
-def compare_with_baseline(rows: Sequence[Row]) -> Row | None:
-    """Add to each row its difference from backprop, and the p value of a paired t-test over the seeds.
+def compare_with_baselines(rows: Sequence[Row]) -> Row | None:
+    """Add to each row its difference from backprop on the same net, with a confidence interval and a verdict.
 
-    A row gets `difference`, the mean over the seeds that both have, in the unit of the metric. It gets `p_seeds` if
-    there are two such seeds or more and their differences are not all equal.
+    A row that has a baseline gets `baseline` (its name), `difference` (the mean over the seeds that both have, in the
+    unit of the metric), `seeds_compared`, `verdict` and, with enough seeds, `interval` ([low, high] at 95 %), `p` and
+    `p_holm`, which is corrected for the number of such rows. With one seed it gets `interval_of_nets` instead, which
+    compares two trained nets and not two rules. See `bpfree.lab.statistics.paired_difference`.
 
     Args:
-        rows: rows of one group, which are changed.
+        rows: rows of one group, which are changed. A row with the key `baseline` is compared with the row of this name.
 
     Returns:
-        The row of backprop, or the first row of another config that trains with backprop; None if none was trained.
+        The baseline of the first row that has one, which may be this row; None if none was trained.
     """
-    from scipy.stats import ttest_rel
-
     trained = [row for row in rows if row["runs"]]
-    # A net of denoising blocks has no row of this name. A config that trains it with backprop is then the baseline.
-    names = [BASELINE, *(row["name"] for row in trained if row["rule"] == BASELINE)]
-    baseline = next((row for name in names for row in trained if row["name"] == name), None)
-    if baseline is None:
-        return None
-    # Runs with one seed have the same initial weights and batches, so their difference varies less than their scores.
-    backprop = {run["seed"]: run["score"] for run in baseline["runs"]}
+    pairs = [(row, _baseline_of(row, trained)) for row in trained]
+    for row, baseline in pairs:
+        row.pop("baseline", None)
+        if baseline is not None and baseline is not row:
+            row |= _difference(row, baseline)
+    tested = [row for row in trained if "p" in row]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
     for row in trained:
-        pairs = [(run["score"], backprop[run["seed"]]) for run in row["runs"] if run["seed"] in backprop]
-        if row is baseline or not pairs:
-            continue
-        differences = [score - other for score, other in pairs]
-        row["difference"] = statistics.fmean(differences)
-        # Equal differences have no spread, and the t-test would divide by 0.
-        if len(pairs) > 1 and len(set(differences)) > 1:
-            row["p_seeds"] = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
-    return baseline
+        if "difference" in row:
+            row["verdict"] = verdict(row["difference"], row.get("p_holm"), is_loss=row["metric"] == "loss")
+    return next((baseline for _, baseline in pairs if baseline is not None), None)
 
 
-def mcnemar(first: Tensor, second: Tensor) -> tuple[int, int, float]:
-    """Return the counts and the p value of McNemar's exact test, which compares two trained nets on the same samples.
-
-    Args:
-        first: bool [N], True where the first net classifies a sample correctly.
-        second: bool [N], the same for the second net.
-
-    Returns:
-        The number of samples that only the first net has right, the number that only the second has right, and the
-        two-sided p value; 1.0 if both numbers are 0.
-
-    Reference:
-        McNemar (1947), Note on the sampling error of the difference between correlated proportions or percentages.
-
-    Example:
-        >>> import torch
-        >>> mcnemar(torch.tensor([True, True, False]), torch.tensor([True, False, False]))
-        (1, 0, 1.0)
-    """
-    from scipy.stats import binomtest
-
-    # Samples that both have right, or both have wrong, say nothing about which net is better.
-    alone, other = int((first & ~second).sum()), int((second & ~first).sum())
-    return alone, other, float(binomtest(alone, alone + other).pvalue) if alone + other else 1.0
+def _baseline_of(row: Row, trained: Sequence[Row]) -> Row | None:
+    """Return the row that a row is compared with: the one that it names, or backprop on an equal net."""
+    if row.get("baseline"):
+        return next((other for other in trained if other["name"] == row["baseline"]), None)
+    rivals = [
+        other for other in trained if other["rule"] == BASELINE and other["config"]["net"] == row["config"]["net"]
+    ]
+    # The row "backprop" comes first. A net of denoising blocks has none; a config that trains it with backprop is it.
+    return min(rivals, key=lambda other: bool(other["name"] != BASELINE), default=None)
 
 
-def compare_samples(rows: Sequence[Row], baseline: Row, test: Split, root: Path) -> None:
-    """Compare the first net of each row with backprop's net on the test samples, and add the result to the row.
-
-    A row gets `right_alone`, `baseline_right_alone` and `p_samples`; see `mcnemar`. Rows without accuracy, and data
-    with several labels for each sample, are passed over.
-
-    Args:
-        rows: rows of one group, which are changed.
-        baseline: the row of backprop, one of them.
-        test: the test split, N samples.
-        root: the folder of the comparison.
-    """
-    if test.y.dim() != 1:
-        return  # McNemar's test needs independent answers, and several labels of one sample are not independent
-    seeds = {run["seed"]: run for run in baseline["runs"]}
-    rights: dict[str, Tensor] = {}
-    for row in rows:
-        common = next((run for run in row["runs"] if run["seed"] in seeds), None)
-        if row is baseline or common is None or common["metric"] != "accuracy" or common["split"] != "test":
-            continue
-        theirs = seeds[common["seed"]]["folder"]
-        for place in (common["folder"], theirs):
-            if place not in rights:  # trust: `Job.is_over` saw that the config is the user's own
-                rights[place] = load(root / place, trust=True).predict(test.x) == test.y
-        alone, other, p = mcnemar(rights[common["folder"]], rights[theirs])
-        row |= {"right_alone": alone, "baseline_right_alone": other, "p_samples": p}
+def _difference(row: Row, baseline: Row) -> Row:
+    """Return the difference of a row from its baseline over the seeds that both have, as keys of the row."""
+    theirs = {run["seed"]: run for run in baseline["runs"]}
+    pairs = [(run, theirs[run["seed"]]) for run in row["runs"] if run["seed"] in theirs]
+    if not pairs:
+        return {}
+    # Runs with one seed have the same initial weights and batches, so their difference varies less than their scores.
+    bits = [[answers(run) for run in pair] for pair in pairs]
+    known = all(ours is not None and other is not None and len(ours) == len(other) for ours, other in bits)
+    values = bits if known else [[run["score"] for run in pair] for pair in pairs]
+    found = paired_difference(*(np.stack([pair[side] for pair in values]) for side in (0, 1)))
+    keys: Row = {"baseline": baseline["name"], "difference": found.mean, "seeds_compared": found.seeds}
+    intervals = {"interval": found.interval, "interval_of_nets": found.nets}
+    keys |= {key: list(interval) for key, interval in intervals.items() if interval is not None}
+    return keys if found.p is None else keys | {"p": found.p}
 
 
 def time_to_target(rows: Sequence[Row], target: float, metric: str) -> None:

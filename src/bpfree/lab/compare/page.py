@@ -23,16 +23,15 @@ from bpfree.lab.report.html import (
     table,
     write_page,
 )
+from bpfree.lab.statistics import difference_text, footer
 
 MISSING = "\u2013"  # a dash
-_SURE = 0.05  # differences with a smaller p value are coloured
 _CAUTION = (
     "All rules train the same net for the same epochs, with the same samples in the same order. The options, optimizer "
     "and schedule of a rule come from its shipped config for this data set, if there is one. They were tuned by hand: "
     "small differences between rules mean little.",
-    "p (seeds) is the p value of a paired t-test over the seeds. It compares two rules, and it needs several seeds. "
-    "p (samples) is the p value of McNemar's exact test on the test samples. It compares two trained nets: the first "
-    "net of the rule and the first net of backprop. Neither p value is corrected for the number of rules.",
+    "A difference is the one from backprop on the same net, with its 95 % confidence interval: 95 % of such intervals "
+    "contain the true difference. It has a colour if p is below 0.05 after Holm's correction for the number of rows.",
     "CPU seconds and wall seconds are those of training and validation; each run has one thread. Peak memory is the "
     "memory of one training step beyond parameters and optimizer state, counted at the allocator.",
 )
@@ -81,9 +80,9 @@ def _of_group(group: dict[str, Any], *, alone: bool) -> list[Section]:
     title = "" if alone else f"{group['name']}: "
     rows: list[Row] = group["rows"]
     trained = [row for row in rows if row["runs"]]
-    sections = [
-        Section(f"{title}Results", [table(columns(group), [_cells(row, group) for row in rows])], _legend(group))
-    ]
+    explained = " ".join([_legend(group), *footer(rows)]).strip()
+    results = table(columns(group), [_cells(row, group) for row in rows])
+    sections = [Section(f"{title}Results", [results], explained)]
     if trained:
         curves = [draw_curves(trained, by) for by in ("epoch", "CPU seconds")]
         costs = [draw_costs(trained, cost) for cost in COSTS]
@@ -117,9 +116,7 @@ def columns(group: dict[str, Any]) -> list[Column]:
         Column("rule", numeric=False),
         Column(f"{split} {metric}", f"{unit}, mean ± std".strip(", ")),
         *([Column("balanced accuracy", "%")] if is_skewed(group) else []),
-        Column("difference", "from backprop, points" if unit else "from backprop"),
-        Column("p (seeds)", "paired t-test"),
-        Column("p (samples)", "McNemar"),
+        Column("difference", "from its baseline, points" if unit else "from its baseline"),
         Column("CPU time", "s"),
         Column("wall time", "s"),
         Column("time to target", "CPU s"),
@@ -147,8 +144,6 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
         Cell(score(row), sort=row["mean"], kind="best" if _is_best(row, group["rows"]) else ""),
         *([Cell(balanced(row), sort=_balanced(row))] if is_skewed(group) else []),
         _difference(row),
-        _p(row.get("p_seeds")),
-        _p(row.get("p_samples")),
         _number(row["cpu_seconds"], ".1f"),
         _number(row["wall_seconds"], ".1f"),
         # A mean over the runs that reached the target would favour a rule that reaches it with one lucky seed.
@@ -214,35 +209,11 @@ def _is_best(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def _difference(row: Row) -> Cell:
-    """Return the difference from backprop; it is green or red if its p value is below 0.05."""
+    """Return the difference from the baseline; it is green or red if the row is better or worse."""
     if "difference" not in row:
         return Cell(MISSING)
-    # The test over seeds compares rules, and the test over samples only two nets: the second is for a single seed.
-    value, p = row["difference"], row.get("p_seeds", row.get("p_samples"))
-    better = value < 0 if row["metric"] == "loss" else value > 0
-    sure = p is not None and p < _SURE
-    text = f"{100 * value:+.2f}" if row["metric"] == "accuracy" else f"{value:+.4f}"
-    return Cell(text, sort=value, kind=("good" if better else "bad") if sure else "")
-
-
-def _p(value: float | None) -> Cell:
-    """Return a p value as a cell."""
-    return Cell(probability(value), sort=value)
-
-
-def probability(value: float | None) -> str:
-    """Return a p value as text, with three decimal places; a dash for None.
-
-    Args:
-        value: from 0 to 1, or None.
-
-    >>> probability(0.0312), probability(1e-9)
-    ('0.031', '< 0.001')
-    """
-    if value is None:
-        return MISSING
-    # A p value of "0.000" would look like certainty.
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    kinds = {"better": "good", "worse": "bad"}
+    return Cell(difference_text(row), sort=row["difference"], kind=kinds.get(row["verdict"], ""))
 
 
 def _number(value: float | None, form: str) -> Cell:
