@@ -59,7 +59,7 @@ def test_the_commands_and_options_are_frozen():
         "predict": ["run", "files", "trust", "return"],
         "report": ["runs", "out", "data_dir", "trust", "return"],
         "board": ["runs", "port", "return"],
-        "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "data_dir", "return"],
+        "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "controls", "data_dir", "return"],
         "certify": ["config", "overrides", "out", "data_dir", "as_json", "trust", "return"],
         "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],

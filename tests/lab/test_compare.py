@@ -1,10 +1,8 @@
 """Comparisons: their runs and their numbers, and that no run is repeated or lost."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 
 import pytest
@@ -17,27 +15,63 @@ from bpfree.cli import app
 from bpfree.lab.compare.answers import answers
 from bpfree.lab.compare.plan import plan
 from bpfree.rules import RULES
+from bpfree.runs.config_file import load_config
 from bpfree.runs.train import train
 from tests.lab.chromium import CHROMIUM, Browser, check_page
 
-SMALL = ["train.epochs=2", "net.hidden=[16]"]
+SMALL = ["train.epochs=1", "net.hidden=[16]", "data.fraction=0.3"]
+
+
+def named(group):
+    return {entry.name: entry for entry in group.entries}
 
 
 def test_rules_share_net_data_and_epochs_and_bring_their_recipe():
     (group,) = plan(["digits/mlp"], ["dfa", "noprop_dt", "eggroll"], ["train.epochs=7"])
-    entries = {entry.name: entry for entry in group.entries}
-    assert list(entries) == [
-        *("backprop", "backprop, checkpointed", "backprop, accumulated", "backprop_denoiser"),
-        *("dfa", "noprop_dt", "eggroll"),
-    ]
+    entries = named(group)
     for entry in group.entries:
         assert entry.config.train.epochs == 7
         assert entry.config.data == group.config.data
     assert entries["eggroll"].config.net == group.config.net
-    assert entries["eggroll"].config.optimizer == bpfree.runs.config_file.load_config("digits/eggroll").optimizer
+    assert entries["eggroll"].config.optimizer == load_config("digits/eggroll").optimizer
     assert entries["noprop_dt"].config.net["name"] == "denoiser"
     assert entries["noprop_dt"].notes == ["on another net (denoiser, mlp)"]
     assert entries["backprop, checkpointed"].config.rule == {"name": "backprop", "checkpoint": True}
+
+
+def test_each_row_stands_beside_the_baseline_of_its_own_net():
+    (group,) = plan(["digits/mlp"], ["noprop_dt", "dfa", "noprop_hybrid", "noprop_ct", "noprop_linear"])
+    assert [(entry.net, entry.kind, entry.name) for entry in group.entries] == [
+        ("mlp [256, 256]", "baseline", "backprop"),
+        ("mlp [256, 256]", "baseline", "backprop, checkpointed"),
+        ("mlp [256, 256]", "baseline", "backprop, accumulated"),
+        ("mlp [256, 256]", "control", "shallow"),
+        ("mlp [256, 256]", "rule", "dfa"),
+        ("denoiser (mlp), 5 blocks, trunk: own", "baseline", "backprop (net of noprop_dt)"),
+        ("denoiser (mlp), 5 blocks, trunk: own", "rule", "noprop_dt"),
+        ("denoiser (mlp), 5 blocks, trunk: own", "rule", "noprop_linear"),
+        ("denoiser (mlp), 5 blocks, trunk: shared", "rule", "noprop_hybrid"),
+        ("denoiser (mlp), 1 block", "baseline", "backprop (net of noprop_ct)"),
+        ("denoiser (mlp), 1 block", "rule", "noprop_ct"),
+    ]
+    entries = named(group)
+    for entry in group.entries:
+        baseline = entries.get(entry.baseline)
+        if baseline is None:  # the first row of its net, or a net whose blocks do not give scores
+            assert entry.name.startswith("backprop") or entry.name == "noprop_hybrid"
+        else:
+            assert baseline.config.net == entry.config.net
+            assert baseline.config.rule == {"name": "backprop"}
+    assert entries["backprop (net of noprop_dt)"].config.optimizer == load_config("digits/backprop_denoiser").optimizer
+    assert "no difference: backprop cannot train this net as a whole" in entries["noprop_hybrid"].notes
+
+
+def test_a_table_without_rules_on_the_net_of_the_config_trains_backprop_alone_on_it():
+    (group,) = plan(["digits/mlp"], ["noprop_dt"])
+    assert [entry.name for entry in group.entries] == ["backprop", "backprop (net of noprop_dt)", "noprop_dt"]
+    (group,) = plan(["digits/noprop_dt"], [])
+    assert [entry.name for entry in group.entries] == ["backprop", "noprop_dt"]
+    assert group.entries[0].config.net == group.entries[1].config.net
 
 
 def test_a_net_of_its_own_is_of_the_kind_of_the_others():
@@ -48,6 +82,33 @@ def test_a_net_of_its_own_is_of_the_kind_of_the_others():
         assert entry.config.net["backbone"] == "mlp"
 
 
+def test_forward_gradients_get_as_many_forward_passes_as_the_black_box_rule_with_the_most():
+    rules = [{"name": "es", "population": 6}, {"name": "snes", "population": 10}, "spsa", "forward_gradient"]
+    (group,) = plan(["digits/mlp"], rules)
+    control = named(group)["forward_gradient, equal queries"]
+    assert control.config.rule == {"name": "forward_gradient", "directions": 10}
+    assert control.kind == "control"
+    assert named(group)["forward_gradient"].kind == "rule"
+    (group,) = plan(["digits/mlp"], [*rules, {"name": "forward_gradient", "directions": 10}])
+    assert [entry.config.rule for entry in group.entries].count(control.config.rule) == 1
+
+
+def test_controls_and_baselines_are_trained_once_and_can_be_left_out():
+    (group,) = plan(["digits/mlp"], ["shallow", "backprop", "dfa", "dfa"])
+    names = ["backprop", "backprop, checkpointed", "backprop, accumulated", "shallow", "dfa"]
+    assert [entry.name for entry in group.entries] == names
+    assert [entry.name for entry in group.entries if entry.added] == names[1:3]
+    (group,) = plan(["digits/mlp"], ["dfa", "eggroll"], controls=False)
+    assert [entry.name for entry in group.entries] == [*names[:3], "dfa", "eggroll"]
+
+
+def test_options_of_a_rule_replace_those_of_its_recipe():
+    (group,) = plan(["digits/mlp"], ["eggroll", {"name": "eggroll", "population": 4}])
+    first, second = group.entries[-2:]
+    assert second.name == "eggroll (population: 4)"
+    assert second.config.rule == first.config.rule | {"population": 4}
+
+
 def test_all_rules_can_be_compared_on_digits():
     (group,) = plan(["digits/mlp"], ["all"])
     assert {entry.name for entry in group.entries} >= set(RULES)
@@ -55,8 +116,10 @@ def test_all_rules_can_be_compared_on_digits():
 
 
 def test_configs_stand_for_themselves_and_are_grouped_by_what_they_share():
-    groups = plan(["digits/dfa", "digits/mono_forward", "digits/eggroll"], [])
+    groups = plan(["digits/dfa", "digits/mono_forward", "digits/eggroll"], [], controls=False)
     assert [[entry.name for entry in group.entries][3:] for group in groups] == [["dfa", "mono_forward"], ["eggroll"]]
+    (group,) = plan(["digits/dfa", "digits/backprop"], [])
+    assert [entry.name for entry in group.entries if not entry.added] == ["backprop", "dfa"]
 
 
 def test_what_cannot_be_compared():
@@ -75,17 +138,6 @@ def test_what_cannot_be_compared():
             bpfree.compare(configs, rules=["dfa"])
 
 
-def test_a_net_of_ones_own_is_compared_by_name_with_backprop_checkpointed_too(tmp_path, undrawn):
-    overrides = ["net={name: 'tests.outside:Linear'}", "train.epochs=1"]
-    done = bpfree.compare("digits/mlp", rules=["usf"], seeds=1, out=tmp_path / "c", overrides=overrides)
-    assert not done.failed
-    (group,) = done.record["groups"]
-    assert [row["name"] for row in group["rows"]] == [
-        "backprop",
-        "backprop, checkpointed",
-        "backprop, accumulated",
-        "usf",
-    ]
 
 
 def shell(*arguments):
@@ -94,25 +146,27 @@ def shell(*arguments):
 
 def test_a_comparison_is_reported_and_not_run_again(tmp_path):
     out = tmp_path / "a <b> comparison"
-    done = shell("digits/mlp", *SMALL, "--rules", "dfa,noprop_dt", "--seeds", 2, "--out", out)
+    arguments = ["digits/mlp", *SMALL, "--rules", "dfa,noprop_dt", "--jobs", 1, "--out", out]
+    done = shell(*arguments, "--seeds", 1)
     assert done.exit_code == 0, done.output
     record = json.loads((out / "compare.json").read_text())
     (group,) = record["groups"]
     rows = {row["name"]: row for row in group["rows"]}
-    for name in ("backprop", "backprop, checkpointed", "backprop_denoiser", "dfa", "noprop_dt"):
-        scores = []
-        for run in rows[name]["runs"]:
-            result = json.loads((out / run["folder"] / "result.json").read_text())
-            assert result["threads"] == 1
-            scores.append(result["test"]["accuracy"])
-        assert rows[name]["mean"] == pytest.approx(sum(scores) / 2)
-        assert len(run["curve"]) == 2
+    for row in rows.values():
+        (run,) = row["runs"]
+        result = json.loads((out / run["folder"] / "result.json").read_text())
+        assert result["threads"] == 1
+        assert row["mean"] == result["test"]["accuracy"]
+        assert len(run["curve"]) == 1
+        if row.get("baseline"):
+            assert rows[row["baseline"]]["net"] == row["net"]
+            assert row["difference"] == pytest.approx(row["mean"] - rows[row["baseline"]]["mean"])
     assert rows["backprop, checkpointed"]["mean"] == rows["backprop"]["mean"]
     for row in rows.values():
         for run in row["runs"]:
             assert answers(run).mean() == pytest.approx(run["score"])
-    assert rows["dfa"]["difference"] == pytest.approx(rows["dfa"]["mean"] - rows["backprop"]["mean"])
     assert rows["dfa"]["verdict"] == "too few seeds"
+    assert {row["kind"] for row in rows.values()} == {"baseline", "control", "rule"}
     html = (out / "report.html").read_text()
     for text in ("noprop_dt", "peak memory", "bpfree compare digits/mlp", "on another net"):
         assert text in html
@@ -121,8 +175,8 @@ def test_a_comparison_is_reported_and_not_run_again(tmp_path):
             check_page(browser.open(out / "report.html"))
 
     times = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/result.json")}
-    assert len(times) == 12
-    again = shell("digits/mlp", *SMALL, "--rules", "dfa,noprop_dt", "--seeds", 2, "--out", out)
+    assert len(times) == 7
+    again = shell(*arguments, "--seeds", 1)
     assert again.exit_code == 0
     assert {file: file.stat().st_mtime_ns for file in times} == times
 
@@ -146,22 +200,27 @@ def test_what_cannot_be_trained_is_shown_with_its_reason(tmp_path):
 
 def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
     """The weights are those of a comparison that nobody interrupted."""
-    arguments = ["digits/mlp", "train.epochs=30", "net.hidden=[16]", "--rules", "dfa", "--seeds", "1", "--jobs", "1"]
-    command = [sys.executable, "-m", "bpfree", "compare", *arguments, "--out", str(tmp_path / "stopped")]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    ) as first:
-        checkpoint = tmp_path / "stopped" / "runs" / "backprop-0" / "metrics.jsonl"
-        while not (checkpoint.exists() and checkpoint.read_text()):
+    runs = tmp_path / "c" / "runs"
+    small = ["train.epochs=30", "net.width=8", "data.fraction=0.3"]
+    arguments = ["digits/backprop_denoiser", *small, "--seeds", 2, "--jobs", 1, "--out", tmp_path / "c"]
+
+    def interrupt():
+        metrics = runs / "backprop-0" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.read_text()):
             time.sleep(0.02)
-        first.send_signal(signal.SIGINT)
-        _, message = first.communicate()
-    assert first.returncode == 130
-    assert message.endswith("interrupted. Finished and begun runs are kept. The same command goes on\n")
-    assert not (tmp_path / "stopped" / "compare.json").exists()
-    subprocess.run(command, check=True, capture_output=True)
-    for run in ("backprop-0", "dfa-0"):
-        config = bpfree.runs.config_file.load_config(str(tmp_path / "stopped" / "runs" / f"{run}.yaml"))
-        stopped, whole = bpfree.load(tmp_path / "stopped" / "runs" / run).net, train(config).net
-        for a, b in zip(stopped.parameters(), whole.parameters(), strict=True):
+        signal.raise_signal(signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    stopped = shell(*arguments)
+    watcher.join()
+    assert stopped.exit_code == 130
+    assert stopped.stderr.endswith("interrupted. Finished and begun runs are kept. The same command goes on\n")
+    assert not (tmp_path / "c" / "compare.json").exists()
+    assert not (runs / "backprop-0" / "result.json").exists()
+    assert shell(*arguments).exit_code == 0
+    for seed in (0, 1):
+        config = load_config(str(runs / f"backprop-{seed}.yaml"))
+        resumed, whole = bpfree.load(runs / f"backprop-{seed}").net, train(config).net
+        for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
             assert torch.equal(a, b)

@@ -11,6 +11,11 @@ from bpfree.cli.shell import GO_ON, DataDir, Jobs, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.screen.loading import loading
 
+Controls = Annotated[
+    bool,
+    typer.Option(help="Train control experiments beside the rules, such as a net whose hidden layers stay random."),
+]
+
 
 def compare_rules(
     configs: Annotated[
@@ -39,6 +44,7 @@ def compare_rules(
             help="Validation metric to reach, for the column 'time to target'. Default: 95 % of backprop's best."
         ),
     ] = None,
+    controls: Controls = True,
     data_dir: DataDir = None,
 ) -> None:
     """Compare rules with backprop on the same net, data and epochs; write an HTML report.
@@ -48,6 +54,7 @@ def compare_rules(
       bpfree compare digits/mlp --rules dfa,mono_forward
       bpfree compare mnist/mlp train.epochs=5 --rules all --jobs 8
       bpfree compare mine.yaml other.yaml
+      bpfree compare mnist/mlp 'net={name: "mynets:ResNet"}' --rules dfa,mono_forward
     """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with loading("matplotlib"):  # and jinja2, which would slow down the start of every other command
         from bpfree.cli.compared import print_comparison
@@ -57,13 +64,12 @@ def compare_rules(
     overrides = [name for name in configs if "=" in name]
     with errors_in_one_line(lambda error: GO_ON if isinstance(error, KeyboardInterrupt) else ""):
         if data_dir is not None:
-            # As JSON, since the value of an override is YAML, which would read a "#" or ": " in a path as something
-            # else.
+            # As JSON: the value of an override is YAML, which would read a "#" or ": " in a path as something else.
             overrides.append(f"data.dir={json.dumps(str(data_dir.resolve()))}")
         if not names:
             raise UserError("CONFIG: found none, allowed: one or more, such as digits/mlp")
         chosen = [rule.strip() for rule in (rules or "").split(",") if rule.strip()]
-        command = _command(configs, rules, seeds, out, target)
+        command = _command(configs, rules, seeds, out, target, controls=controls)
         done = compare(
             names,
             rules=chosen,
@@ -72,6 +78,7 @@ def compare_rules(
             jobs=jobs,
             target=target,
             overrides=overrides,
+            controls=controls,
             command=command,
             verbose=True,
         )
@@ -80,7 +87,9 @@ def compare_rules(
         raise typer.Exit(1)
 
 
-def _command(configs: Sequence[str], rules: str | None, seeds: int, out: Path | None, target: float | None) -> str:
+def _command(
+    configs: Sequence[str], rules: str | None, seeds: int, out: Path | None, target: float | None, *, controls: bool
+) -> str:
     """Return the command line for the report, without options that fit one machine only (--jobs, --data-dir).
 
     Args:
@@ -89,9 +98,10 @@ def _command(configs: Sequence[str], rules: str | None, seeds: int, out: Path | 
         seeds: the option --seeds.
         out: the option --out, or None.
         target: the option --target, or None.
+        controls: False for the option --no-controls.
     """
     from bpfree.lab.compare.page import command_line
 
     options = [("--rules", rules), ("--seeds", seeds), ("--out", out), ("--target", target)]
     words = [str(part) for name, value in options if value is not None for part in (name, value)]
-    return command_line(["compare", *configs, *words])
+    return command_line(["compare", *configs, *words, *([] if controls else ["--no-controls"])])

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from bpfree._version import __version__
 from bpfree.disk.atomic import write_text
 from bpfree.errors import UserError, check_positive
 from bpfree.lab.compare.answers import RECORD, add_answers
+from bpfree.lab.compare.entries import Entry, Group
 from bpfree.lab.compare.measure import (
     Row,
     compare_with_baselines,
@@ -24,7 +26,7 @@ from bpfree.lab.compare.measure import (
     time_to_target,
 )
 from bpfree.lab.compare.page import write_comparison
-from bpfree.lab.compare.plan import BASELINE, Entry, Group, plan
+from bpfree.lab.compare.plan import plan
 from bpfree.lab.jobs.jobs import Job, run_jobs
 from bpfree.lab.jobs.machine import cores, jobs_at_once, processor
 from bpfree.lab.jobs.runs_bar import RunsBar
@@ -40,7 +42,8 @@ class Comparison:
     Attributes:
         folder: the folder of the comparison.
         record: the values of compare.json: command, date, machine and groups with their rows.
-        failed: the error of each run that failed, by the run's name; baselines that cannot train the net are left out.
+        failed: the error of each run that failed, by the run's name. Baselines and controls that cannot train the net
+            are left out unless the user asked for them: that they cannot is a result, and not a failure.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ def compare(
     jobs: int | None = None,
     target: float | None = None,
     overrides: Sequence[str] = (),
+    controls: bool = True,
     command: str | None = None,
     verbose: bool | None = None,
 ) -> Comparison:
@@ -79,6 +83,7 @@ def compare(
         target: a value of the validation metric; the report shows the CPU seconds until it is reached. Default: 95 %
             of backprop's best.
         overrides: changes `section.key=value` of every config.
+        controls: False to leave out the control experiments; see `bpfree.lab.compare.controls`.
         command: the command line that repeats the comparison, for the report.
         verbose: True: show a bar at a terminal or in a notebook, and elsewhere a line when a run begins or ends. False:
             show nothing. None: show only a bar.
@@ -102,7 +107,7 @@ def compare(
     if jobs is not None:
         check_positive("jobs", jobs)
     names = [configs] if isinstance(configs, str) else _names(configs)
-    groups = plan(names, rules, overrides)
+    groups = plan(names, rules, overrides, controls=controls)
     root = (
         place(out) if out is not None else Path("runs") / f"compare-{names[0].replace('/', '-').removesuffix('.yaml')}"
     )
@@ -121,7 +126,8 @@ def compare(
     }
     write_text(root / RECORD, json.dumps(record, indent=1) + "\n")
     write_comparison(record, root / PAGE)
-    return Comparison(root, record, _without_baselines(failed))
+    asked = {job.name for g in groups for e in g.entries if not e.added for job in planned[g.name][e.name]}
+    return Comparison(root, record, {name: error for name, error in failed.items() if name in asked})
 
 
 def _names(configs: Sequence[str]) -> list[str]:
@@ -158,20 +164,20 @@ def _jobs(group: Group, entry: Entry, seeds: int, root: Path, *, alone: bool) ->
 
 def _file_name(name: str) -> str:
     """Return the name of a run as a file name: "backprop, checkpointed seed 0" becomes "backprop-checkpointed-0"."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name.replace(", ", "-").replace(" seed ", "-"))
+    return re.sub(r"[^\w.]+", "-", name.replace(" seed ", "-"))
 
 
 def _measure_group(
     group: Group, jobs: Mapping[str, Sequence[Job]], failed: Mapping[str, str], root: Path, target: float | None
 ) -> dict[str, Any]:
-    """Return the record of a group: its rows, differences from backprop, tests of significance and times.
+    """Return the record of a group: its rows, differences from backprop on the same net, tests and times.
 
     Args:
         group: the planned group.
         jobs: the jobs of each entry, by its name.
         failed: the error of each job that failed, by the job's name.
         root: the folder of the comparison.
-        target: the target that the user gave; None for 95 % of backprop's best.
+        target: the target that the user gave; None for 95 % of the best of backprop on the group's net.
     """
     rows = [measure_entry(entry, jobs[entry.name], failed, root) for entry in group.entries]
     measured: dict[str, Any] = {"name": group.name, "config": portable(group.config), "rows": rows}
@@ -190,11 +196,6 @@ def _goodness(row: Row) -> float:
     """Return the mean score of a row, with its sign changed for a loss: larger is better."""
     mean: float = row["mean"]
     return -mean if row["metric"] == "loss" else mean
-
-
-def _without_baselines(failed: Mapping[str, str]) -> dict[str, str]:
-    """Return the errors of the rules. That backprop cannot train a net is a result, and not a failure."""
-    return {name: error for name, error in failed.items() if BASELINE not in name}
 
 
 def _machine() -> dict[str, str]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from bpfree.errors import UserError
 from bpfree.lab.compare.answers import answers
-from bpfree.lab.compare.plan import BASELINE, Entry
+from bpfree.lab.compare.entries import Entry
+from bpfree.lab.compare.recipes import BASELINE
 from bpfree.lab.jobs.jobs import Job
 from bpfree.lab.report.records import read_run
 from bpfree.lab.statistics import holm, paired_difference, verdict
@@ -19,6 +20,7 @@ from bpfree.runs.config import Config
 Row = dict[str, Any]
 """A row of compare.json: an entry with its runs, means and differences."""
 
+_NEWER_COSTS = ("queries", "energy_joules")  # runs of earlier versions do not have them
 _COSTS = ("cpu_seconds", "wall_seconds", "step_memory_bytes", "peak_memory_bytes", "parameters", "rule_parameters")
 
 
@@ -38,6 +40,7 @@ def measure_entry(entry: Entry, jobs: Sequence[Job], failed: Mapping[str, str], 
     config = portable(entry.config)
     rule = entry.name if entry.refused else config["rule"]["name"]
     row: Row = {"name": entry.name, "rule": rule, "notes": entry.notes, "config": config, "runs": runs}
+    row |= {"net": entry.net, "kind": entry.kind, "baseline": entry.baseline}
     # Most errors are the same for all seeds, and the report shows each of them once.
     errors = list(dict.fromkeys(failed[job.name] for job in jobs if job.name in failed))
     errors = [entry.refused] if entry.refused else errors
@@ -46,7 +49,7 @@ def measure_entry(entry: Entry, jobs: Sequence[Job], failed: Mapping[str, str], 
     if runs:
         scores = [run["score"] for run in runs]
         row |= {"metric": runs[0]["metric"], "mean": statistics.fmean(scores), "std": _std(scores)}
-        row |= {cost: _mean(run[cost] for run in runs) for cost in (*_COSTS, "samples_per_second")}
+        row |= {cost: _mean(run[cost] for run in runs) for cost in (*_COSTS, *_NEWER_COSTS, "samples_per_second")}
     return row
 
 
@@ -94,6 +97,7 @@ def _measure_run(job: Job, root: Path) -> Row:
         "samples_per_second": statistics.median(r["samples_per_second"] for r in epochs),
         "versions": result["versions"],
         **{cost: result[cost] for cost in _COSTS},
+        **{cost: result.get(cost) for cost in _NEWER_COSTS},
     }
 
 
