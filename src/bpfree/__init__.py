@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpfree import data, nets, rules, tasks, trackers
 from bpfree._version import __version__
-from bpfree.api import fit, load
+from bpfree.api import fit, load, resume
 from bpfree.errors import DivergedError, UserError
 from bpfree.evolution import Evolution, Evolved, evolve
 from bpfree.lab.certify import Certificate, certify
@@ -123,6 +123,7 @@ __all__ = [
     "nets",
     "owners",
     "report",
+    "resume",
     "rules",
     "taps",
     "tasks",

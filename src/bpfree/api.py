@@ -3,18 +3,19 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from bpfree.data import make_dataset
 from bpfree.data.records import is_data
 from bpfree.disk.paths import user_path
-from bpfree.errors import UserError, unknown
+from bpfree.errors import UserError
 from bpfree.rule import Rule
 from bpfree.runs import checkpoint, folder
 from bpfree.runs.config import TrainConfig, parse
 from bpfree.runs.data_config import OLD_DATA_KEYS, DataConfig
+from bpfree.runs.fit_options import FitOptions, unknown_option
 from bpfree.runs.load import load
 from bpfree.runs.run import Run
 from bpfree.runs.train import train
@@ -39,7 +40,7 @@ def fit(
     trackers: Sequence[Spec | Tracker] = (),
     loss: Loss | str | None = None,
     verbose: bool | None = None,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> Run:
     """Train a net without end-to-end backpropagation.
 
@@ -80,8 +81,9 @@ def fit(
         True
     """
     named = isinstance(data, str) or (isinstance(data, Mapping) and not is_data(data))
+    given: dict[str, Any] = dict(options)
     # `classes` means two things: a number of classes for arrays, or a list of classes to keep, a key of the config.
-    classes = options.pop("classes") if isinstance(options.get("classes"), int) else None
+    classes = given.pop("classes") if isinstance(given.get("classes"), int) else None
     values: dict[str, Any] = {
         "data": {"name": data} if isinstance(data, str) else dict(data) if named else {},
         # Objects get the name of a valid stand-in: `parse` checks names, and classes of the user are not in its tables.
@@ -91,7 +93,7 @@ def fit(
         "train": {"epochs": epochs, "seed": seed},
         "trackers": [tracker for tracker in trackers if not isinstance(tracker, Tracker)],
     }
-    for key, value in options.items():
+    for key, value in given.items():
         if key in ("schedule", "task"):
             values[key] = value
         elif key in DataConfig.model_fields or key in OLD_DATA_KEYS:
@@ -99,8 +101,8 @@ def fit(
         elif key in TrainConfig.model_fields:
             values["train"][key] = value
         else:
-            known = {*DataConfig.model_fields, *TrainConfig.model_fields, "schedule", "task", "classes"}
-            raise unknown("argument", key, known - {"name"})
+            arguments = [name for name in inspect.signature(fit).parameters if name != "options"]
+            raise unknown_option(key, value, {"task": "classify", **values}, [*arguments, *FitOptions.__annotations__])
     # After the options, since `task` may be one of them.
     if isinstance(loss, str):
         values["task"] = _with_loss(values.get("task", "classify"), loss)

@@ -1,7 +1,7 @@
 """Tasks: the purposes that a net can be trained for. `TASKS[name].of(data)` makes a task for a data set."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 from bpfree.data.labels import IGNORED
 from bpfree.tasks.base import DataTask, Loss, custom_parts
@@ -12,10 +12,10 @@ from bpfree.tasks.regress import Regress
 from bpfree.tasks.segment import Segment
 from bpfree.tasks.sequence import Sequence
 
-TASKS: dict[
-    str,
-    type[Classify] | type[Multilabel] | type[Segment] | type[Reconstruct] | type[Regress] | type[Sequence],
-] = {
+AnyTask = type[Classify] | type[Multilabel] | type[Segment] | type[Reconstruct] | type[Regress] | type[Sequence]
+
+
+_TABLE: dict[str, AnyTask] = {
     "classify": Classify,
     "multilabel": Multilabel,
     "segment": Segment,
@@ -23,6 +23,30 @@ TASKS: dict[
     "regress": Regress,
     "sequence": Sequence,
 }
+
+
+class TaskTable(dict[str, AnyTask]):
+    """A table of tasks. Type checkers know each entry: `TASKS["classify"](10)` is a `Classify`."""
+
+    @overload
+    def __getitem__(self, name: Literal["classify"], /) -> type[Classify]: ...
+    @overload
+    def __getitem__(self, name: Literal["multilabel"], /) -> type[Multilabel]: ...
+    @overload
+    def __getitem__(self, name: Literal["segment"], /) -> type[Segment]: ...
+    @overload
+    def __getitem__(self, name: Literal["reconstruct"], /) -> type[Reconstruct]: ...
+    @overload
+    def __getitem__(self, name: Literal["regress"], /) -> type[Regress]: ...
+    @overload
+    def __getitem__(self, name: Literal["sequence"], /) -> type[Sequence]: ...
+    @overload
+    def __getitem__(self, name: str, /) -> AnyTask: ...
+    def __getitem__(self, name: str, /) -> AnyTask:
+        return super().__getitem__(name)
+
+
+TASKS = TaskTable(_TABLE)
 
 
 def label_options(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +93,7 @@ __all__ = [
     "Regress",
     "Segment",
     "Sequence",
+    "TaskTable",
     "custom_options",
     "label_options",
 ]
