@@ -14,7 +14,7 @@ from bpfree.grad import trainable
 from bpfree.inputs import Inputs, forward
 from bpfree.nets.acceptance import materialize, refuse_meta, refuse_wrapped
 from bpfree.noise import Noise
-from bpfree.spec import Checked
+from bpfree.spec import Checked, Described
 from bpfree.tasks.abilities import check_able
 from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task
 
@@ -69,7 +69,7 @@ def _rank(value: object) -> int:
     return _ORDER.index(value)
 
 
-class Rule(Checked, nn.Module, ABC):
+class Rule(Checked, Described, nn.Module, ABC):
     """The base class of a learning rule.
 
     A subclass defines `gradients`. Everything else has a default. A rule is an `nn.Module`: a feedback matrix that is

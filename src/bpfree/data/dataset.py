@@ -14,7 +14,8 @@ from bpfree.inputs import Inputs, apply, shapes, tensors_of
 from bpfree.noise import Noise
 
 
-@dataclass(frozen=True)
+# Without the repr of a dataclass, which would print the samples.
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A data set of raw values. Only one batch at a time becomes floating numbers, which saves memory.
 
@@ -60,6 +61,12 @@ class Dataset:
                 )
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise UserError(f"{self.name}: found {len(self.class_names)} class names, allowed: {self.classes}")
+
+    def __repr__(self) -> str:
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        counts = [f"{name}: {len(split.y):,}" for name, split in splits.items() if split is not None]
+        labels = f"{self.classes} classes" if self.classes else f"numbers {list(self.train.y.shape[1:])}"
+        return f"Dataset({self.name!r}, {', '.join(counts)}, samples {_form(self.train.x)}, labels: {labels})"
 
     @property
     def classes(self) -> int:

@@ -13,7 +13,7 @@ from bpfree.errors import UserError
 from bpfree.inputs import Inputs, tensors_of
 from bpfree.pictures.draw import draw
 from bpfree.rule import Rule
-from bpfree.runs import checkpoint, folder
+from bpfree.runs import checkpoint, folder, summary
 from bpfree.runs.assemble import Setup
 from bpfree.runs.config import Config
 from bpfree.runs.keeper import RunWriter
@@ -46,6 +46,19 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
     weights: Literal["last", "best"] = "last"
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return summary.as_text(self._facts())
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        return summary.as_html(self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        """Return what `repr` shows, by the names of the lines."""
+        facts = summary.facts_of(self.setup, len(self.metrics), self.result)
+        weights = "of the best epoch" if self.weights == "best" else ""
+        return facts | {"weights": weights, "folder": "" if self.folder is None else str(self.folder)}
 
     @property
     def config(self) -> Config:

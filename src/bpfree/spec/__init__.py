@@ -3,6 +3,7 @@
 The constructor's own signature is the schema. There is not a second description of the options that could disagree.
 """
 
+from bpfree.spec.described import Described
 from bpfree.spec.moved import move_old_keys, moved_keys
 from bpfree.spec.names import build, lookup, split_spec, without_foreign_code
 from bpfree.spec.options import Checked, OptionGroup, absolute_paths, check_options, shared_options
@@ -12,6 +13,7 @@ from bpfree.spec.values import Spec, convert, describe
 __all__ = [
     "REQUIRED",
     "Checked",
+    "Described",
     "Option",
     "OptionGroup",
     "Spec",

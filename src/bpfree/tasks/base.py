@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bpfree.data.labels import Answers
 from bpfree.data.split import Split
 from bpfree.errors import UserError
+from bpfree.spec import Described
 from bpfree.types import Batch, Scalars
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -31,7 +32,7 @@ class Tally(Protocol):
         ...
 
 
-class DataTask(ABC):
+class DataTask(Described, ABC):
     """A task that is made for a data set.
 
     Attributes:
@@ -125,7 +126,7 @@ class DataTask(ABC):
         """Return how much a batch counts in the mean of a metric over a split; default: its number of samples."""
         return len(batch.y)
 
-    def check_batch(self, batch: Batch) -> None:  # noqa: B027
+    def check_batch(self, batch: Batch) -> None:
         """Check the labels of a first batch. It is called once, so it may read values from a GPU.
 
         Raises:

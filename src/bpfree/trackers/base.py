@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_positive
 from bpfree.nets.unchanged import unchanged_buffers
+from bpfree.spec import Described
 from bpfree.training.listener import Listener, Record
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
@@ -19,7 +20,7 @@ from bpfree.types import Batch, Scalars
 __all__ = ["Measure", "Record", "Tracker", "read"]
 
 
-class Tracker(Listener[Trainer]):
+class Tracker(Described, Listener[Trainer]):
     """A base for objects that follow a training. Every method does nothing unless a subclass overrides it.
 
     Example:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from bpfree.data import Batches
 from bpfree.errors import DivergedError, UserError
+from bpfree.grad import trainable
 from bpfree.nets.unchanged import same_modes
 from bpfree.training.divergence import divergence_error, find_non_finite, read_scalars
 from bpfree.training.energy import EnergyMeter, open_meter
@@ -67,6 +68,11 @@ class Trainer(Stepper):
     data: Batches | None = None
     _gradient_listeners: Sequence[Listener[Any]] = ()
     _meter: EnergyMeter | None = None  # while `fit` runs
+
+    def __repr__(self) -> str:
+        # The net's own repr would be a tree of many lines.
+        net = f"{type(self.net).__name__} of {sum(p.numel() for p in trainable(self.net)):,} parameters"
+        return f"Trainer({net}, {self.rule!r}, {self.task!r}, {self.device}, {self.progress.step} steps)"
 
     def fit(
         self,
