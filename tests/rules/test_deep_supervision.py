@@ -186,7 +186,8 @@ def test_rules_without_read_outs_are_refused():
     with pytest.raises(UserError, match=r"rule\.rule.*'dfa'"):
         DeepSupervision(rule="dfa")
     with pytest.raises(
-        UserError, match="found DFA, whose segments do not have read-outs, allowed: local, mono_forward"
+        UserError,
+        match="found DFA, whose segments do not learn from targets by read-outs, allowed: local, mono_forward",
     ):
         DeepSupervision(rule=DFA())
     with pytest.raises(UserError, match=r"rule\.rule\.read"):

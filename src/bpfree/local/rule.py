@@ -45,8 +45,8 @@ class LocalRule(SeesInputs, Rule):
 
     Attributes:
         needs_error: True if `local_loss` takes the output error as its signal, and not the target.
-        has_heads: True if each hidden segment has a read-out, learned or fixed, and the derivative of its loss is what
-            `local_loss` teaches. Then the sum of all losses has a gradient too, which `deep_supervision` follows.
+        has_heads: True if each hidden segment has a read-out, learned or fixed, and `local_loss` is the loss of what it
+            reads, from the target. Then the sum of all losses has a gradient too, which `deep_supervision` follows.
         segments: the segments of the net; the last is the output segment, which learns from the task's loss.
         output_weight: the factor of the task's loss in the output segment.
         per_step: True if the task has a target at each step; `segments` then have the shape of one step.

@@ -52,10 +52,10 @@ class DeepSupervision(Rule):
         self.rule: LocalRule = (
             rule if isinstance(rule, LocalRule) else build(able, rule, section="rule.rule", outside=LocalRule)
         )
-        if not self.rule.has_heads:
+        if not self.rule.has_heads or self.rule.needs_error:
             raise UserError(
-                f"rule.rule: found {type(self.rule).__name__}, whose segments do not have read-outs, allowed: "
-                f"{', '.join(able)}, or a rule of your own that says `has_heads = True`"
+                f"rule.rule: found {type(self.rule).__name__}, whose segments do not learn from targets by read-outs, "
+                f"allowed: {', '.join(able)}, or a rule of your own that says `has_heads = True`"
             )
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
