@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bpfree.errors import UserError, shown
-from bpfree.lab.compare.controls import complete
+from bpfree.lab.compare.controls import DEEP_SUPERVISION, complete
 from bpfree.lab.compare.entries import Entry, Group, name_nets
 from bpfree.lab.compare.recipes import BASELINE, Recipes, RuleChoice
 from bpfree.rule import Rule
@@ -73,9 +73,10 @@ def plan_rules(name: str, recipes: Recipes, rules: Sequence[RuleChoice], *, cont
 
 def _checked(rules: Sequence[RuleChoice]) -> list[RuleChoice]:
     """Return each rule once, with "all" replaced by all names; raise UserError for a name that is unknown."""
+    every = [name for name in RULES if name != DEEP_SUPERVISION]  # a control, which each rule with heads brings
     chosen: list[RuleChoice] = []
     for rule in rules:
-        chosen += [name for name in (RULES if rule == "all" else [rule]) if name not in chosen]
+        chosen += [name for name in (every if rule == "all" else [rule]) if name not in chosen]
     for rule in chosen:
         if isinstance(rule, Rule):
             raise UserError(
