@@ -34,7 +34,8 @@ class Tap(NamedTuple):
         shape: the shape of its output for one sample.
         parameters: the number of parameters of the piece.
         activation_bytes: bytes that its backward pass keeps for one sample. Several pieces keep their sum.
-        auto: True if a rule cuts the net here when the user gives no taps.
+        auto: True if a rule cuts the net here when the user gives no taps; dfa and pepita cut behind a dropout that
+            follows.
         refused: the reason why a single cut here does not work; None if it works.
     """
 
