@@ -1,26 +1,24 @@
 """Train, resume and load from Python: `bpfree.fit`, `resume` and `bpfree.load`."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
 
-from bpfree.data import make_dataset
-from bpfree.data.records import is_data
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 from bpfree.rule import Rule
 from bpfree.runs import checkpoint, folder
-from bpfree.runs.config import TrainConfig, parse
-from bpfree.runs.data_config import OLD_DATA_KEYS, DataConfig
-from bpfree.runs.fit_options import FitOptions, unknown_option
+from bpfree.runs.config import parse
+from bpfree.runs.fit_options import FitOptions
+from bpfree.runs.from_python import describe
 from bpfree.runs.load import load
 from bpfree.runs.run import Run
 from bpfree.runs.train import train
-from bpfree.spec import Spec, split_spec, without_foreign_code
-from bpfree.tasks import TASKS, Loss, label_options
+from bpfree.spec import Spec, without_foreign_code
+from bpfree.tasks import Loss
 from bpfree.trackers import Tracker
 
 __all__ = ["fit", "load", "resume"]
@@ -80,40 +78,13 @@ def fit(
         >>> run.result["test"]["accuracy"] > 0.5
         True
     """
-    named = isinstance(data, str) or (isinstance(data, Mapping) and not is_data(data))
-    given: dict[str, Any] = dict(options)
-    # `classes` means two things: a number of classes for arrays, or a list of classes to keep, a key of the config.
-    classes = given.pop("classes") if isinstance(given.get("classes"), int) else None
-    values: dict[str, Any] = {
-        "data": {"name": data} if isinstance(data, str) else dict(data) if named else {},
-        # Objects get the name of a valid stand-in: `parse` checks names, and classes of the user are not in its tables.
-        "net": "mlp" if isinstance(net, nn.Module) else net,
-        "rule": "backprop" if isinstance(rule, nn.Module) else rule,
+    values = {
         "optimizer": optimizer,
         "train": {"epochs": epochs, "seed": seed},
         "trackers": [tracker for tracker in trackers if not isinstance(tracker, Tracker)],
     }
-    for key, value in given.items():
-        if key in ("schedule", "task"):
-            values[key] = value
-        elif key in DataConfig.model_fields or key in OLD_DATA_KEYS:
-            values["data"][key] = value
-        elif key in TrainConfig.model_fields:
-            values["train"][key] = value
-        else:
-            arguments = [name for name in inspect.signature(fit).parameters if name != "options"]
-            raise unknown_option(key, value, {"task": "classify", **values}, [*arguments, *FitOptions.__annotations__])
-    # After the options, since `task` may be one of them.
-    if isinstance(loss, str):
-        values["task"] = _with_loss(values.get("task", "classify"), loss)
-    elif loss is not None and not callable(loss):
-        raise UserError(f"loss: found {type(loss).__name__}, allowed: a function (outputs, labels) -> loss, or a name")
-    config = parse(values, "fit")
-    dataset = None if named else make_dataset(data, test, classes, **label_options(config.task))
-    for section, value in (("net", net), ("rule", rule)):
-        if isinstance(value, nn.Module):  # the name is for readers; `from_python` says that no config can rebuild it
-            setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})
-    config.data.name = config.data.name if dataset is None else dataset.name
+    arguments = [name for name in inspect.signature(fit).parameters if name != "options"]
+    config, dataset = describe(net, data, rule, values, test=test, loss=loss, options=options, arguments=arguments)
     path = None if out is None else folder.place(out)
     return train(
         config,
@@ -126,17 +97,6 @@ def fit(
         resume=resume and path is not None and (path / folder.CONFIG).exists(),
         verbose=verbose,
     )
-
-
-def _with_loss(task: Spec, loss: str) -> dict[str, Any]:
-    """Return the section `task` with a loss by name, or raise UserError if the task has no such option."""
-    name, options = split_spec(task, "task")
-    if name in TASKS and "loss" not in inspect.signature(TASKS[name].of).parameters:
-        raise UserError(
-            f"loss: found {loss!r}, but the task {name} has one loss only, allowed: a function (outputs, labels) -> "
-            'loss, or with task="regress" mse, mae or huber'
-        )
-    return {"name": name, "loss": loss, **options}
 
 
 def resume(

@@ -1,10 +1,20 @@
-"""Real processes for the tests of the lab."""
+"""Real processes for the tests of the lab, and comparisons without any."""
 
 import subprocess
 import sys
 from contextlib import ExitStack
 
 import pytest
+
+import bpfree
+from bpfree.lab.jobs.here import run_here
+
+
+@pytest.fixture
+def trained_here(monkeypatch):
+    """Comparisons train in this process; a process for each job would first import everything."""
+    module = sys.modules[bpfree.compare.__module__]
+    monkeypatch.setattr(module, "run_jobs", lambda jobs, at_once, on_progress: run_here(jobs, on_progress))
 
 
 @pytest.fixture

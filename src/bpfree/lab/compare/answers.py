@@ -15,7 +15,7 @@ from bpfree.data.split import Split
 from bpfree.disk.plain import read_json
 from bpfree.errors import UserError
 from bpfree.lab.statistics import pack, unpack
-from bpfree.runs.load import load
+from bpfree.runs.run import Run as Trained
 
 Run = dict[str, Any]
 """A run of a row of compare.json."""
@@ -23,7 +23,9 @@ RECORD = "compare.json"
 _KEYS = ("samples", "right")
 
 
-def add_answers(runs: Sequence[Run], test: Callable[[], Split | None], root: Path) -> None:
+def add_answers(
+    runs: Sequence[Run], test: Callable[[], Split | None], root: Path, load_run: Callable[[Path], Trained]
+) -> None:
     """Add to each run which test samples it has right, as `samples` and `right`.
 
     `samples` is the number of test samples N, and `right` is the text of `bpfree.lab.statistics.pack`. Both are None
@@ -34,6 +36,7 @@ def add_answers(runs: Sequence[Run], test: Callable[[], Split | None], root: Pat
         runs: runs of rows of compare.json, which are changed.
         test: loads the test split; it is called if answers are missing.
         root: the folder of the comparison.
+        load_run: loads the run in a folder.
     """
     known = _known(root)
     for run in runs:
@@ -47,8 +50,7 @@ def add_answers(runs: Sequence[Run], test: Callable[[], Split | None], root: Pat
         return
     with _one_thread():
         for run in waiting:
-            # trust: `Job.is_over` saw that the config is the user's own
-            right = load(root / run["folder"], trust=True).predict(split.x) == split.y
+            right = load_run(root / run["folder"]).predict(split.x) == split.y
             run |= {"samples": len(right), "right": pack(right.numpy())}
 
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bpfree.errors import UserError
-from bpfree.lab.compare.entries import Entry, Net
+from bpfree.lab.compare.entries import Entry, Kind, Net
 from bpfree.lab.compare.recipes import BASELINE, SPECIAL_NETS, Recipes, note_on_net
 from bpfree.population.rule import BlackBoxRule
 from bpfree.runs.config import Config
 from bpfree.runs.config_file import load_config, shipped
 
 DEEP_SUPERVISION, FORWARD_GRADIENT, SHALLOW = "deep_supervision", "forward_gradient", "shallow"
+_KINDS: dict[str, Kind] = {BASELINE: "baseline", SHALLOW: "control", DEEP_SUPERVISION: "control"}
 
 
 def complete(recipes: Recipes, asked: Sequence[Entry], *, controls: bool) -> list[Entry]:
@@ -45,8 +46,8 @@ def complete(recipes: Recipes, asked: Sequence[Entry], *, controls: bool) -> lis
 def _of_net(recipes: Recipes, net: Net, asked: Sequence[Entry], *, controls: bool) -> list[Entry]:
     """Return the rows of one net."""
     for entry in asked:
-        if not entry.refused and entry.config.rule["name"] in (BASELINE, SHALLOW):
-            entry.kind = "baseline" if entry.config.rule["name"] == BASELINE else "control"
+        if not entry.refused:
+            entry.kind = _KINDS.get(entry.config.rule["name"], "rule")
     rules = [entry for entry in asked if entry.kind == "rule" and not entry.refused]
     is_base = net == recipes.base.net
     baselines = _baselines(recipes, asked, rules) if is_base else _baseline_of_special_net(recipes, net, rules)
@@ -144,7 +145,9 @@ def _controls(recipes: Recipes, plain: Entry, rules: Sequence[Entry]) -> Iterato
 def _deep_supervision(recipes: Recipes, entry: Entry) -> Entry:
     """Return the control of a local rule with heads: the same heads, and no cut between the layers."""
     name, note = f"deep supervision ({entry.name})", f"control: the heads of {entry.name}, without cuts"
-    rule = {"name": DEEP_SUPERVISION, "rule": entry.config.rule}
+    of_entry = entry.config.rule
+    # A bare name where there are no options, as people write it: then a config of the user is recognised as the same.
+    rule = {"name": DEEP_SUPERVISION, "rule": of_entry if len(of_entry) > 1 else of_entry["name"]}
     try:
         control = Entry(name, recipes.with_sections_of(entry.config, rule=rule))
     except UserError as error:
@@ -160,6 +163,6 @@ def _as_control(entry: Entry, name: str, note: str) -> Entry:
 
 
 def _queries(entry: Entry) -> int:
-    """Return the number of forward passes of one step of a black-box rule; 0 for other rules."""
+    """Return the number of members of a black-box rule, each of which takes a forward pass; 0 for other rules."""
     rule = entry.rule()
     return len(rule.members) if isinstance(rule, BlackBoxRule) else 0

@@ -1,6 +1,7 @@
-"""Many trainings at once, each in its own process.
+"""Many trainings, each in its own process or one after the other in this one.
 
 jobs         a queue of trainings, several at the same time; errors of one do not stop the others
+here         trainings in this process, for nets, rules and data that are Python objects
 fork_server  a process that has imported everything, and forks for each training
 child        the training in the forked process
 machine      the processor, and how many trainings fit on it

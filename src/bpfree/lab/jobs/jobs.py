@@ -4,16 +4,53 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from bpfree.data import Dataset
 from bpfree.disk.atomic import make_folder, write_text
 from bpfree.errors import UserError
 from bpfree.lab.jobs.fork_server import KILLED_SERVER, Server
+from bpfree.rule import Rule
 from bpfree.runs import folder
 from bpfree.runs.config import Config
+from bpfree.runs.load import load
+from bpfree.runs.run import Run
+from bpfree.tasks import Loss
 
 OnProgress = Callable[[Sequence["Job"], int, int], object]
 """A function that is called with the running jobs, the number of finished jobs and the number of all jobs."""
 _LOOK_EVERY = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Python objects that a training uses in place of what its config names.
+
+    Attributes:
+        make_net: makes the net with its first weights; None if the config names it.
+        make_rule: makes the rule; None if the config names it.
+        dataset: the data; None if the config names them.
+        loss: used in place of the task's loss, or None.
+    """
+
+    make_net: Callable[[], nn.Module] | None = None
+    make_rule: Callable[[], Rule] | None = None
+    dataset: Dataset | None = None
+    loss: Loss | None = None
+
+    def __bool__(self) -> bool:
+        """Return True if there is an object, so that no other process can train."""
+        return any(part is not None for part in (self.make_net, self.make_rule, self.dataset, self.loss))
+
+    def made(self) -> dict[str, Any]:
+        """Return the new net and the new rule by the names of the arguments of `train` and `load`; None for none."""
+        return {
+            "net": None if self.make_net is None else self.make_net(),
+            "rule": None if self.make_rule is None else self.make_rule(),
+            "loss": self.loss,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +61,13 @@ class Job:
         name: shown to people in progress bars and errors.
         config: the complete config.
         folder: the run folder. A finished run there is not repeated, and an interrupted run goes on.
+        objects: used in place of what the config names. A job with objects is for `bpfree.lab.jobs.here`.
     """
 
     name: str
     config: Config
     folder: Path
+    objects: Objects = Objects()
 
     def is_over(self) -> bool:
         """Return True if the folder holds the finished run.
@@ -40,6 +79,10 @@ class Job:
             return False
         _refuse_another(self)
         return folder.read_result(self.folder) is not None
+
+    def load(self) -> Run:
+        """Load the finished run; its config is that of this job, so names such as "module:Class" are imported."""
+        return load(self.folder, **self.objects.made(), trust=True)
 
     @property
     def config_file(self) -> Path:
