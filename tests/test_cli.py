@@ -149,7 +149,7 @@ def test_predict_refuses(run_folder, tmp_path):
     assert "found the shape [3, 5, 5], allowed: [1, 8, 8]" in refused("predict", run_folder, tmp_path / "shape.npy")
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     assert "not a .npy array of numbers" in refused("predict", run_folder, tmp_path / "objects.npy")
-    assert "No such file" in refused("predict", run_folder, tmp_path / "gone.png")
+    assert f"found {tmp_path / 'gone.png'}, which does not" in refused("predict", run_folder, tmp_path / "gone.png")
     np.save(tmp_path / "nan.npy", np.full((1, 8, 8), np.nan))
     assert "NaN or infinite" in refused("predict", run_folder, tmp_path / "nan.npy")
     (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and so on")

@@ -89,6 +89,8 @@ def predict(
         loaded = api.load(run, trust=trust)
         scaled = _scales(loaded.config.data)
         reader = loaded.config.data.model_extra or {}
+        if missing := [str(file) for file in files if not file.exists()]:
+            raise UserError(f"FILE: found {missing[0]}, which does not exist, allowed: an image, a .npy or a .csv file")
         # All files are read before the first line is printed: a file that cannot be read leaves no half output.
         batches = [(file, _read_samples(file, loaded.preprocess, scaled, reader)) for file in files]
         for file, samples in batches:

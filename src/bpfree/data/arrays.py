@@ -14,6 +14,7 @@ from bpfree.data.origins import number_copies, original
 from bpfree.data.records import record_of
 from bpfree.data.split import Split
 from bpfree.data.tensors import channels_first, to_inputs, to_tensor
+from bpfree.data.text_labels import number_text
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply
 from bpfree.noise import Noise
@@ -28,12 +29,14 @@ def make_dataset(
     values: bool = False,
     answers: Answers = "class",
     ignored: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> Dataset:
     """Make a Dataset from a pair (samples, labels) of arrays, or from a torch Dataset or DataLoader of such pairs.
 
     Samples are one array, or for nets of several inputs a tuple of arrays or a dict of arrays by name. A dict may also
     hold the labels, under "labels", "label" or "y". Samples of uint8 are images: training normalises them, and channels
-    last become channels first. All other samples pass as they are. Labels are integers from 0, unless they are numbers.
+    last become channels first. All other samples pass as they are. Labels are integers from 0, or text, unless they are
+    numbers. Text becomes class numbers in the order of the alphabet, and the data set keeps the names.
 
     Args:
         data: the training data.
@@ -43,6 +46,7 @@ def make_dataset(
         values: True if labels are numbers [N, ...], and not classes.
         answers: what a label is, if labels are classes; see `bpfree.data.labels`.
         ignored: the label of pixels that do not count.
+        names: the names of the classes, if labels may be text; default: the different labels of the training data.
 
     Returns:
         A data set named "arrays", without a validation split.
@@ -56,10 +60,17 @@ def make_dataset(
         2
     """
     answers = "numbers" if values else answers
+    class_names = None
+    if answers == "class":
+        data, test, class_names = number_text(data, test, names)
     train_split, copies = _split(data, "data", without_labels, answers)
     test_split = None if test is None else _split(test, "test", without_labels, answers)[0]
     if values:
         return Dataset("arrays", train_split, test_split, Labels(0), origin=copies)
+    if class_names is not None:
+        if classes not in (None, len(class_names)):
+            raise UserError(f"classes: found {classes}, but the labels are text with {len(class_names)} classes")
+        return Dataset("arrays", train_split, test_split, Labels(len(class_names), class_names), origin=copies)
     if classes is None:
         splits = [split.y for split in (train_split, test_split) if split is not None]
         classes, labels = count_classes(splits, answers, ignored)

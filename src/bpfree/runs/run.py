@@ -156,6 +156,20 @@ class Run:
         """
         return self.task.decode(self.scores(x))
 
+    def predict_names(self, x: Any) -> list[str]:
+        """Return the name of the most likely class of each of N samples, such as "cat".
+
+        Args:
+            x: samples; see `scores`.
+
+        Raises:
+            UserError: the classes of the run have no names, or the run does not predict one class for each sample.
+        """
+        names = self.preprocess.class_names
+        if names is None or self.task.answers != "class":
+            raise UserError("predict_names: the classes of the run have no names. Use predict, which gives numbers")
+        return [names[label] for label in self.predict(x).tolist()]
+
     def predict_proba(self, x: Any) -> Tensor:
         """Return the probability of each class, [N, C], or of each class at each pixel, [N, C, H, W].
 
@@ -203,12 +217,21 @@ class Run:
         return self.setup.batches(split)
 
     def _split(self, data: Any) -> Split:
-        split = make_dataset(data, classes=self.preprocess.classes, **label_options(self.config.task)).train
+        known = self.preprocess
+        options = label_options(self.config.task)
+        split = make_dataset(data, classes=known.classes, names=known.class_names, **options).train
         return split._replace(x=self._as_trained(split.x))
 
     def _as_trained(self, x: Inputs) -> Inputs:
         """Images in the layout of the training samples."""
-        return in_shape(x, self.preprocess.shape) if isinstance(x, Tensor) else x
+        shape = self.preprocess.shape
+        if not isinstance(x, Tensor):
+            return x
+        samples = in_shape(x, shape)
+        if tuple(samples.shape[1:]) != shape and tuple(x.shape) in (shape, shape[1:]):
+            many = ", ".join(["N", *map(str, shape)])
+            raise UserError(f"x: found one sample {list(x.shape)}, allowed: N samples [{many}]. Give x[None]")
+        return samples
 
     def save(self, path: str | Path) -> Path:
         """Write the run to a new folder, to be loaded with `bpfree.load`.
