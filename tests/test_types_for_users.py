@@ -1,5 +1,6 @@
 """Type checkers find wrong calls in a user's file, and accept right ones."""
 
+import json
 import os
 import re
 import subprocess
@@ -63,13 +64,29 @@ bpfree.compare("digits/mlp", rules=["dfa"], seeds="2")  # wrong
 """
 
 
+SOURCE = Path(bpfree.__file__).parents[1]
+WRONG = {number for number, line in enumerate(USER.splitlines(), 1) if line.endswith("# wrong")}
+
+
 @pytest.mark.slow  # mypy reads torch, which takes a minute without its cache
 def test_mypy_finds_exactly_the_wrong_calls(tmp_path):
     (tmp_path / "user.py").write_text(USER)
     cache = Path(tempfile.gettempdir()) / f"bpfree-mypy-{os.getuid() if hasattr(os, 'getuid') else 0}"
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), "--no-pretty", "user.py"]
-    environment = {**os.environ, "MYPYPATH": str(Path(bpfree.__file__).parents[1])}
+    environment = {**os.environ, "MYPYPATH": str(SOURCE)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     found = {int(line) for line in re.findall(r"^user\.py:(\d+): error", done.stdout, re.MULTILINE)}
-    wrong = {number for number, line in enumerate(USER.splitlines(), 1) if line.endswith("# wrong")}
-    assert found == wrong, done.stdout + done.stderr
+    assert found == WRONG, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_pyright_finds_exactly_the_wrong_calls(tmp_path):
+    """basedpyright is pyright with its own Node.js. It takes 280 MB, so `make` does not install it."""
+    pytest.importorskip("basedpyright")
+    (tmp_path / "user.py").write_text(USER)
+    settings = {"include": ["user.py"], "extraPaths": [str(SOURCE)], "typeCheckingMode": "standard"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    errors = [each for each in json.loads(done.stdout)["generalDiagnostics"] if each["severity"] == "error"]
+    assert {each["range"]["start"]["line"] + 1 for each in errors} == WRONG, done.stdout

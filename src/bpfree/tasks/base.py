@@ -48,9 +48,9 @@ class DataTask(Described, ABC):
 
     name: ClassVar[str]
     answers: ClassVar[Answers] = "class"
-    rebuilds: ClassVar[bool] = False
+    rebuilds: bool = False
     values: ClassVar[bool] = False
-    per_step: ClassVar[bool] = False
+    per_step: bool = False
     classes: int | None = None
     pixels: tuple[int, int] | None = None
     user_loss: Loss | None = None

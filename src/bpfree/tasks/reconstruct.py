@@ -44,7 +44,7 @@ class Reconstruct(DataTask):
     """
 
     name: ClassVar[str] = "reconstruct"
-    rebuilds: ClassVar[bool] = True
+    rebuilds: bool = True
 
     def __init__(self, shape: Sequence[int], *, output: Output = "sigmoid") -> None:
         check_choice("output", output, OUTPUTS)

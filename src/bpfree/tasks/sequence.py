@@ -58,7 +58,7 @@ class Sequence(DataTask):
     name: ClassVar[str] = "sequence"
     answers = "numbers"
     values: ClassVar[bool] = True
-    per_step: ClassVar[bool] = True
+    per_step: bool = True
 
     def __init__(self, dim: int, *, warmup: int = 1, threshold: float = 0.4, time_step: float = 1.0) -> None:
         for name, value in (("dim", dim), ("warmup", warmup), ("threshold", threshold), ("time_step", time_step)):
