@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from bpfree import Batch, Trainer, UserError
+from bpfree.data import Batches, Preprocess, Split
+from bpfree.nets import NETS
 from bpfree.tasks import Classify
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from tests.helpers import same
@@ -42,6 +44,26 @@ def test_any_optimizer_and_schedule_go_on_from_a_file(optimizer, schedule, tmp_p
     steps(second, 3)
     assert same(second.net.state_dict(), whole.net.state_dict())
     assert second.progress.step == 5
+
+
+def test_fit_goes_on_from_a_state_within_an_epoch(digits_data):
+    split = Split(digits_data.train.x[:192], digits_data.train.y[:192])
+    batches = Batches(split, Preprocess.of(digits_data, split), 32, seed=3)
+
+    def fresh():
+        torch.manual_seed(0)
+        net = NETS["mlp"]((1, 8, 8), 10, hidden=[16], dropout=0.2)
+        return Trainer(net, "dfa", Classify(10), schedule={"name": "cosine", "total_steps": 18})
+
+    whole, first, second = fresh(), fresh(), fresh()
+    whole.fit(batches, 3)
+    for batch in [*batches.epoch(0), *batches.epoch(1)][:8]:  # an epoch has 6 steps
+        first.step(batch)
+    second.bind(batch)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.fit(batches, 3)
+    assert second.progress.step == whole.progress.step == 18
+    assert same(second.net.state_dict(), whole.net.state_dict())
 
 
 def test_the_state_of_another_training_is_refused_and_nothing_crashes():
