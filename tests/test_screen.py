@@ -1,5 +1,6 @@
 """The progress on the screen: at terminals of several widths, in a notebook, in a log file, and after Ctrl-C."""
 
+import io
 import os
 import re
 import signal
@@ -7,9 +8,14 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 import bpfree
+from bpfree.lab.jobs.jobs import Job
+from bpfree.lab.jobs.runs_bar import RunsBar
+from bpfree.runs.config import parse
 from bpfree.screen.live import LiveBar, Screen
 
 WIDTHS = (45, 60, 80, 100)
@@ -121,8 +127,72 @@ def test_verbose_false_is_silent_where_a_note_would_be_shown(capsys):
         assert capsys.readouterr() == ("", shown)
 
 
+class FullDisk(io.StringIO):
+    def flush(self):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("stream", [FullDisk(), None])
+def test_a_log_that_cannot_be_written_ends_the_lines_and_not_the_training(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    screen = Screen(verbose=True)
+    screen.say("epoch 1/2")
+    assert screen.place == "nowhere"
+
+
 def test_a_bar_elsewhere_does_nothing(capsys):
     bar = LiveBar(Screen(verbose=True), total=3)
     bar.update(advance=1)
     bar.stop()
+    assert capsys.readouterr() == ("", "")
+
+
+CELLS = (
+    'import bpfree; run = bpfree.fit("mlp", "digits", "dfa", epochs=3, batch_size=256)',
+    'bpfree.fit("mlp", "digits", "dfa", epochs=1, batch_size=256, verbose=False);',
+    "run",
+    """
+from bpfree.lab.jobs.runs_bar import RunsBar
+with RunsBar() as bar:
+    bar([], 2, 4)
+""",
+)
+
+
+def test_a_notebook_shows_bars_and_tables(tmp_path, monkeypatch):
+    """In a real kernel, and without the widgets of a browser."""
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in CELLS])
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    fitted, silent, table, runs = (cell.outputs for cell in notebook.cells)
+    first, bar = (output for output in fitted if output.output_type == "display_data")
+    assert "training mlp by dfa on digits: 3 epochs on cpu" in first.data["text/plain"]
+    assert re.search(r"epoch 3/3 .*━.*loss \d\.\d+  validation accuracy \d+\.\d %", bar.data["text/html"])
+    assert "widget" not in str(fitted[1:]).lower()
+    assert silent == []
+    assert table[0].data["text/html"].startswith("<table>")
+    assert table[0].data["text/plain"].startswith("Run\n  rule     DFA()")
+    assert re.search(r"runs .*━.*2/4", runs[0].data["text/html"])
+
+
+def test_a_log_file_gets_a_line_when_a_run_begins_or_ends(tmp_path, capsys, undrawn):
+    config = parse({"data": {"name": "digits"}}, "test")
+    one, two = (Job(f"dfa seed {seed}", config, tmp_path / str(seed)) for seed in (0, 1))
+    with RunsBar(verbose=True) as bar:
+        bar([one], 1, 3)
+        bar([one, two], 1, 3)
+        accuracy = bpfree.fit("mlp", "digits", epochs=1, batch_size=256, out=one.folder).result["test"]["accuracy"]
+        bar([two], 2, 3)
+        bar([], 3, 3)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.sub(r"\d+\.\d s", "0.0 s", err).splitlines() == [
+        "3 runs, 1 of them finished before",
+        "begins: dfa seed 0",
+        "begins: dfa seed 1",
+        f"ends: dfa seed 0, test accuracy {accuracy:.4f}, 0.0 s, 2/3",
+        "ends: dfa seed 1, no result after 0.0 s, 3/3",
+    ]
+    with RunsBar() as bar:
+        bar([one], 1, 3)
     assert capsys.readouterr() == ("", "")

@@ -70,12 +70,16 @@ class Screen:
         """Show a line at once about something that bpfree chose by itself, unless nothing is shown."""
         if self.place == "nowhere":
             return
-        if self.is_live:
-            # Without colours for numbers and without a meaning of [brackets]; rich wraps at words.
-            self.console.print(text, markup=False, highlight=False)
-        else:
-            self.console.file.write(f"{text}\n")  # not wrapped: in a file a line stays a line
-        self.console.file.flush()
+        try:
+            if self.is_live:
+                # Without colours for numbers and without a meaning of [brackets]; rich wraps at words.
+                self.console.print(text, markup=False, highlight=False)
+            else:
+                self.console.file.write(f"{text}\n")  # not wrapped: in a file a line stays a line
+            self.console.file.flush()
+        # A closed pipe, as after `| head`, or a full disk must not end a training of hours.
+        except (OSError, ValueError):
+            self.place = "nowhere"
 
 
 class LiveBar:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
+from bpfree.errors import UserError
 from bpfree.lab.jobs.jobs import Job
 from bpfree.runs import folder
 from bpfree.screen.live import LiveBar, Screen
@@ -69,7 +70,10 @@ class RunsBar:
 
 def _outcome(job: Job, seconds: float) -> str:
     """Return the test metric of a run and its time, or that it has no result."""
-    result = folder.read_result(job.folder) if (job.folder / folder.RESULT).exists() else None
+    try:
+        result = folder.read_result(job.folder)
+    except (UserError, OSError):  # whoever reads the results later says what is wrong with the file
+        result = None
     if result is None:
         return f"no result after {seconds:.1f} s"
     test = result.get("test") or {}
