@@ -54,7 +54,8 @@ def _quiet_stderr() -> Iterator[None]:
     Torch's profiler writes lines there from C++, so neither `sys.stderr` nor a log level can stop them.
     """
     if sys.stderr is not None:
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # a full disk or a closed pipe, which must not end a training
+            sys.stderr.flush()
     try:
         kept = os.dup(2)
     except OSError:  # the shell closed it

@@ -115,7 +115,7 @@ class LiveBar:
         elif screen.place == "notebook":
             from IPython.display import display  # a notebook always has it
 
-            self._handle = display(self._bar, display_id=True)
+            self._handle = display(self._bar, display_id=True)  # type: ignore[no-untyped-call]
 
     @property
     def speed(self) -> float | None:
