@@ -24,8 +24,9 @@ MOST_NAMES = 8  # that an error proposes; a screen full of names hides the one t
 _SIMILAR = 0.5  # from this likeness on a name is similar
 _WORSE = 0.25  # a name that is worse than the best one by more is not shown
 _SHORT_LIST = 12  # so many names are shown in full
-_LISTS = {  # the command that shows all names of a kind
+_LISTS = {  # the command that shows all names of a kind, or all keys of a section
     "config": "bpfree list configs",
+    "data.": "bpfree show data",
     "data set": "bpfree data list",
     "dataset": "bpfree list datasets",
     "net": "bpfree list nets",
@@ -59,7 +60,8 @@ def unknown(kind: str, found: str, known: Iterable[str], prefix: str = "", to: s
         rest = f" Known{whose}: {', '.join(sorted(names))}"
     else:
         others = f" Also similar: {', '.join(near[1:])}." if near[1:] else ""
-        command = f": `{_LISTS[kind]}` shows them" if kind in _LISTS else ""
+        listing = _LISTS.get(kind) or _LISTS.get(prefix)
+        command = f": `{listing}` shows them" if listing else ""
         rest = f"{others} There are {len(names)} names{whose}{command}"
     return UserError(f"unknown {kind} '{prefix}{found}'.{hint}{rest}")
 
