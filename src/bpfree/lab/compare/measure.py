@@ -149,9 +149,10 @@ def _difference(row: Row, baseline: Row) -> Row:
         return {}
     # Runs with one seed have the same initial weights and batches, so their difference varies less than their scores.
     bits = [[answers(run) for run in pair] for pair in pairs]
-    known = all(ours is not None and other is not None and len(ours) == len(other) for ours, other in bits)
-    values = bits if known else [[run["score"] for run in pair] for pair in pairs]
-    found = paired_difference(*(np.stack([pair[side] for pair in values]) for side in (0, 1)))
+    known = all(a is not None and b is not None and len(a) == len(b) for a, b in bits)
+    values: Any = bits if known else [[run["score"] for run in pair] for pair in pairs]
+    rule, other = np.moveaxis(np.array(values), 1, 0)  # twice [S, N], or twice [S]
+    found = paired_difference(rule, other)
     keys: Row = {"baseline": baseline["name"], "difference": found.mean, "seeds_compared": found.seeds}
     intervals = {"interval": found.interval, "interval_of_nets": found.nets}
     keys |= {key: list(interval) for key, interval in intervals.items() if interval is not None}

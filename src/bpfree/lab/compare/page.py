@@ -4,7 +4,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from markupsafe import Markup
@@ -212,7 +212,7 @@ def _difference(row: Row) -> Cell:
     """Return the difference from the baseline; it is green or red if the row is better or worse."""
     if "difference" not in row:
         return Cell(MISSING)
-    kinds = {"better": "good", "worse": "bad"}
+    kinds: dict[str, Literal["good", "bad"]] = {"better": "good", "worse": "bad"}
     return Cell(difference_text(row), sort=row["difference"], kind=kinds.get(row["verdict"], ""))
 
 
