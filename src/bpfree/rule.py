@@ -19,7 +19,7 @@ from bpfree.tasks.abilities import check_able
 from bpfree.types import ALL_TASKS, Batch, Epochs, Scalars, Task
 
 Through = Literal["nothing", "part", "net"]
-Transports = Literal["none", "signs", "weights"]
+Transports = Literal["none", "signs", "initial", "weights"]
 Memory = Literal["flat", "grows"]
 
 
@@ -32,8 +32,8 @@ class Locality(NamedTuple):
     Attributes:
         through: the largest piece that one objective is differentiated through: "nothing", a "part", or the "net".
         waits: True if a part cannot learn before later parts have run; waiting for the output's error is an example.
-        transports: what the way back from a later part reads of a forward weight: "none" of it, its "signs", or the
-            "weights" themselves.
+        transports: what the way back from a later part reads of a forward weight: "none" of it, its "signs", its
+            "initial" value when the rule was bound, or the "weights" themselves.
         memory: "grows" if more parts mean more activations in memory at the same time, else "flat".
     """
 
@@ -62,7 +62,10 @@ LOCAL = Locality(through="part", waits=False, transports="none", memory="flat")
 """The locality of a rule whose parts learn while the forward pass goes by."""
 
 # One list for all four properties, from good to bad. Values of different properties are never compared with each other.
-_ORDER: tuple[object, ...] = (False, "nothing", "none", "flat", "part", "signs", True, "net", "weights", "grows")
+_ORDER: tuple[object, ...] = (
+    *(False, "nothing", "none", "flat", "part", "signs", "initial"),
+    *(True, "net", "weights", "grows"),
+)
 
 
 def _rank(value: object) -> int:

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -24,7 +23,6 @@ from bpfree.runs.assemble import Setup, assemble
 from bpfree.runs.config_file import load_config
 
 _FILE, _PICTURE = "certificate.json", "dependencies.png"
-_SAMPLES = 32  # of the batch that is measured
 _WIDTH = 160  # of the tables where standard output is not a terminal
 
 
@@ -47,7 +45,7 @@ def certify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Measure how local a rule is on a net. The exit code is 1 if the rule is less local than it declares.
+    """Measure how local a rule is on a net. The exit code is 1 unless it is as local as it declares.
 
     \b
     Examples:
@@ -70,6 +68,8 @@ def certify(
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(certificate)
     for line in certificate.violations:
         typer.echo(f"violation: {' '.join(line.split())}", err=True)
+    for line in certificate.unmeasured:
+        typer.echo(f"cannot tell: {' '.join(line.split())}", err=True)
     if not certificate.ok:
         raise typer.Exit(1)
 
@@ -114,14 +114,13 @@ def _of_config(name: str, overrides: list[str] | None, data_dir: Path | None) ->
 
 
 def _of(setup: Setup, split: Split) -> Certificate:
-    """Return the certificate of a rule and net, measured on the first samples of a split.
+    """Return the certificate of a rule and net, measured on the first batch of its training.
 
     Args:
         setup: the net with its rule and task.
-        split: samples; 32 of them are enough, since the measurement is about dependencies and not about accuracy.
+        split: the samples of the training.
     """
-    few = split.take(torch.arange(min(_SAMPLES, len(split.y))))
-    batch = next(setup.batches(few).epoch())
+    batch = next(setup.training_batches(split).epoch())
     console = Console(stderr=True)
     with warnings.catch_warnings(), console.status("measuring") if console.is_terminal else nullcontext():
         warnings.simplefilter("ignore")  # warnings about training, which does not take place here

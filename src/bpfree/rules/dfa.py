@@ -50,6 +50,7 @@ from bpfree.local.feedback import ALIGNED, AlignedFeedback, check_feedback, mean
 from bpfree.local.rule import LocalRule
 from bpfree.local.segments import channel_axis
 from bpfree.noise import Noise
+from bpfree.rule import Locality
 from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
 
@@ -130,6 +131,10 @@ class DirectFeedback(LocalRule):
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """Return <h, signal B_l>, whose gradient in h is signal B_l. The value itself has no meaning."""
         return (h * self.local_gradient(index, h.detach(), signal)).sum()
+
+    def locality(self) -> Locality:
+        """Return that of a local rule; aligned B_l are computed from the weights at the moment of `bind`."""
+        return super().locality()._replace(transports="initial" if self.feedback == ALIGNED else "none")
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
         """Return W_l beside B_l^T B_{l-1}, and the output layer's weight beside B_L.

@@ -13,7 +13,7 @@ https://arxiv.org/abs/1811.03567, and Moskovitz et al. 2018, https://arxiv.org/a
     frSF    B = |R| sign(W),     R fixed
 
 `feedback: aligned` makes B (and R) a copy of W as it is when the rule is bound, so that the first step is backprop's.
-Later steps read no weight on the way back, so the rule's `locality` says of them that nothing is transported.
+Later steps read no weight on the way back, so the rule's `locality` says that the initial weights are transported.
 
 B has the shape of W; a convolution carries the error back by the transposed convolution with B. An error meets a B
 wherever it would be multiplied by a parameter in a product: matmul, linear, convolution, bilinear. So the projections
@@ -118,8 +118,8 @@ class FA(Rule):
         return [*uses, *(Direct(name, False) for name in idle if name not in hooked)]  # those may be used another time
 
     def locality(self) -> Locality:
-        """Backprop's, but for the weights on the way back."""
-        return Locality(transports="none")
+        """Backprop's, but for the weights on the way back; an aligned B is a copy of the first weights."""
+        return Locality(transports="initial" if self.feedback == ALIGNED else "none")
 
     def draw(self, weight: Tensor) -> Tensor | None:
         """Return the matrix that is drawn once, of the shape of the weight; None if nothing is.

@@ -11,7 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from bpfree.lab.certify.layers import Layers, unwrapped
 
-_LOCAL_PARTS = 3  # a local rule may keep three parts alive: the part at work, its input, and the output with its error
+_ALWAYS = 2  # parts that every rule keeps alive: the part at work, and the one that computed its input
+_A_FEW = 3  # parts that any rule may keep alive: the part at work, its input, and features that all parts read
 _SHARE_THAT_COUNTS = 1 / 20  # of a part's activations; a part that keeps less keeps a result (a loss), not activations
 
 
@@ -23,13 +24,19 @@ class ActivationMemory(NamedTuple):
             layer begins.
         total_bytes: bytes of all activations of the call, alive or not.
         parts_at_once: the largest number of parts that have at least a twentieth of their activations alive at once.
-        parts: the number of parts that ran.
+        alive: for each part in the order of execution, the largest number of parts up to it that are alive at once
+            while it works, counted in the same way.
     """
 
     curve: tuple[tuple[str, int], ...]
     total_bytes: int
     parts_at_once: int
-    parts: int
+    alive: tuple[int, ...]
+
+    @property
+    def parts(self) -> int:
+        """The number of parts that ran."""
+        return len(self.alive)
 
     @property
     def peak_bytes(self) -> int:
@@ -38,8 +45,16 @@ class ActivationMemory(NamedTuple):
 
     @property
     def grows(self) -> bool | None:
-        """True if memory grows with the number of parts; None if the net has too few parts to tell."""
-        return None if self.parts <= _LOCAL_PARTS else self.parts_at_once > _LOCAL_PARTS
+        """True if more parts are alive while later parts work, so that a deeper net would take more memory.
+
+        The number in the first half of the parts is compared with the number in all of them. If all of three parts are
+        alive, nobody can tell if the number is a constant: None. One or two parts are what every rule needs.
+        """
+        half = (self.parts + 1) // 2
+        early, most = max(self.alive[:half], default=0), max(self.alive, default=0)
+        if most <= _ALWAYS or 2 * (most - early) <= self.parts - half:
+            return False
+        return True if most > _A_FEW else None
 
 
 class Meter:
@@ -51,17 +66,21 @@ class Meter:
         layers: the layers of the net; parameters do not count as activations.
         part: the part of each layer, by the layer's name.
         ignored: tensors that exist before the run and are not activations, such as samples and buffers.
+        target: what the parts learn, which a rule may compute once for all of them; copies of it are ignored too.
     """
 
-    def __init__(self, layers: Layers, part: Mapping[str, str], ignored: Iterable[Tensor]) -> None:
+    def __init__(
+        self, layers: Layers, part: Mapping[str, str], ignored: Iterable[Tensor], target: Tensor | None = None
+    ) -> None:
         self.layers = layers
         self.part = part
+        self._target = target
         self._ignored = {t.untyped_storage()._cdata for t in (*layers.parameters.values(), *ignored)}
         self._alive: dict[int, tuple[StorageWeakRef, int, str]] = {}  # by address: reference, bytes, layer
         self._layer = ""
         self._curve: list[tuple[str, int]] = []
         self._bytes_of_part = Counter[str]()  # all that the part ever allocated
-        self._snapshots: list[Counter[str]] = []  # bytes alive by part, after each module
+        self._snapshots: list[tuple[str, Counter[str]]] = []  # the part at work, and bytes alive by part
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -78,12 +97,16 @@ class Meter:
 
     def result(self) -> ActivationMemory:
         """Return the measurements of the run."""
-        counts = [
-            sum(size >= _SHARE_THAT_COUNTS * self._bytes_of_part[part] for part, size in snapshot.items())
-            for snapshot in self._snapshots
-        ]
-        total = self._bytes_of_part.total()
-        return ActivationMemory(tuple(self._curve), total, max(counts, default=0), len(self._bytes_of_part))
+        # A part that ran twice counts by its first run: what the first pass of two leaves behind (the error of the
+        # output) belongs to a later part and does not grow with the depth.
+        place = {part: number for number, part in enumerate(dict.fromkeys(part for part, _ in self._snapshots))}
+        alive, at_once = [0] * len(place), 0
+        for working, sizes in self._snapshots:
+            parts = [p for p, size in sizes.items() if size >= _SHARE_THAT_COUNTS * self._bytes_of_part[p]]
+            at_once = max(at_once, len(parts))
+            so_far = sum(place.get(p, 0) <= place[working] for p in parts)
+            alive[place[working]] = max(alive[place[working]], so_far)
+        return ActivationMemory(tuple(self._curve), self._bytes_of_part.total(), at_once, tuple(alive))
 
     def _enter(self, module: nn.Module, args: object) -> None:
         names = [name for name in self.layers.modules.get(module, ()) if name in self.part]
@@ -97,13 +120,18 @@ class Meter:
             self._take_snapshot()
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        storage = unwrapped(tensor).untyped_storage()
-        if self._layer and storage._cdata not in self._ignored and self._is_new(storage._cdata):
+        plain = unwrapped(tensor)
+        storage = plain.untyped_storage()
+        if self._layer and storage._cdata not in self._ignored and self._is_new(storage._cdata) and self._counts(plain):
             self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), self._layer)  # type: ignore[no-untyped-call]
             self._bytes_of_part[self.part[self._layer]] += storage.nbytes()
         # The graph keeps what this hook returns. The tensor itself would point back to the graph: a cycle, which only
         # the garbage collector would free, so that memory would seem to grow for every rule.
         return tensor.detach()
+
+    def _counts(self, tensor: Tensor) -> bool:
+        target = self._target
+        return target is None or tensor.shape != target.shape or not torch.equal(tensor.to(target), target)
 
     def _is_new(self, address: int) -> bool:
         # The allocator gives the address of a freed storage to a later one, so an address alone does not identify it.
@@ -118,4 +146,4 @@ class Meter:
         snapshot = Counter[str]()
         for _, size, layer in alive:
             snapshot[self.part[layer]] += size
-        self._snapshots.append(snapshot)
+        self._snapshots.append((self.part[self._layer], snapshot))

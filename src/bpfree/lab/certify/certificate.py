@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bpfree.lab.certify.activation_memory import ActivationMemory
+from bpfree.lab.certify.influences import UNKNOWN
 from bpfree.lab.certify.measurements import Dependencies, Differentiation, Measurements, Structure
 from bpfree.lab.certify.violations import shorten
 from bpfree.rule import Locality
@@ -28,6 +29,7 @@ class Certificate:
         declared: the rule's declaration, `Rule.locality()`.
         measurements: the measurements; None if the rule could not be bound to the net.
         violations: one line for each way in which the rule is worse than declared, or in which measurements disagree.
+        unmeasured: one line for each property that the rule declares and nobody could measure.
     """
 
     rule: str
@@ -35,11 +37,12 @@ class Certificate:
     declared: Locality
     measurements: Measurements | None = None
     violations: list[str] = field(default_factory=list)
+    unmeasured: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if the rule is as local as it declares."""
-        return not self.violations
+        """True if the rule is as local as it declares; False if it is not, or if nobody can tell."""
+        return not self.violations and not self.unmeasured
 
     @property
     def measured(self) -> Locality | None:
@@ -54,6 +57,7 @@ class Certificate:
     def to_json(self) -> dict[str, Any]:
         """Return the certificate as plain values (dicts, lists, strings, numbers); docs/certify.md names the keys."""
         head = {"rule": self.rule, "net": self.net, "ok": self.ok, "violations": self.violations}
+        head["unmeasured"] = self.unmeasured
         head |= {"declared": self.declared._asdict()}
         body = _plain_measurements(self.measurements or _NOTHING)
         return head | (body if self.measurements else {**body, "measured": None})  # the same keys in both cases
@@ -78,9 +82,9 @@ class Certificate:
         return table
 
     def _verdict(self) -> str:
-        if self.ok:
-            return "as local as declared"
-        return f"{len(self.violations)} violation{'s' * (len(self.violations) > 1)}"
+        if self.violations:
+            return f"{len(self.violations)} violation{'s' * (len(self.violations) > 1)}"
+        return f"cannot tell {len(self.unmeasured)} of 4 properties" if self.unmeasured else "as local as declared"
 
 
 def _plain_measurements(measured: Measurements) -> dict[str, Any]:
@@ -95,9 +99,10 @@ def _plain_measurements(measured: Measurements) -> dict[str, Any]:
         "depends": {name: list(layers) for name, layers in dependencies.depends.items()},
         "waits": {name: list(layers) for name, layers in dependencies.waits.items()},
         "transport": {name: dict(read) for name, read in dependencies.transport.items()},
-        "unpinned": list(dependencies.unpinned),
+        "late": {name: list(layers) for name, layers in dependencies.late.items()},
         "unexplained": list(dependencies.unexplained),
         "memory": measured.memory and _plain_memory(measured.memory),
+        "settings": [{"steps": list(steps), "samples": samples} for steps, samples in measured.settings],
     }
 
 
@@ -114,6 +119,7 @@ def _plain_memory(memory: ActivationMemory) -> dict[str, Any]:
         "total_bytes": memory.total_bytes,
         "parts_at_once": memory.parts_at_once,
         "parts": memory.parts,
+        "alive": list(memory.alive),
         "grows": memory.grows,
     }
 
@@ -144,21 +150,22 @@ def _waiting_detail(measured: Measurements) -> str:
 
 def _transport_detail(measured: Measurements) -> str:
     transport = measured.dependencies.transport
-    between = dict.fromkeys(other for layer in transport for other in measured.transported_to(layer))
-    within = dict.fromkeys(
-        other for layer, read in transport.items() for other in read if other not in measured.transported_to(layer)
-    )
-    text = f"of {shorten(list(between))}" if between else "between parts: none"
+    between = {layer: measured.transported_to(layer) for layer in transport}
+    known = dict.fromkeys(other for read in between.values() for other, kind in read.items() if kind != UNKNOWN)
+    within = dict.fromkeys(other for layer, read in transport.items() for other in read if other not in between[layer])
+    undecided = dict.fromkeys(other for others in measured.undecided.values() for other in others)
+    text = f"of {shorten(list(known))}" if known else "between parts: none" if not undecided else ""
     text += f"; within parts: of {shorten(list(within))}" if within else ""
-    unpinned = measured.dependencies.unpinned
-    return text + (f"; seen by autograd alone: of {shorten(unpinned)}" if unpinned else "")
+    text += f"; cannot tell: of {shorten(list(undecided))}" if undecided else ""
+    late = any(measured.waits_beyond(layer) for layer in measured.dependencies.late)
+    return text.removeprefix("; ") + "; also of earlier steps" * late
 
 
 def _memory_detail(measured: Measurements) -> str:
     memory = measured.memory
     if memory is None:
         return "not measured"
-    few = "" if memory.grows is not None else " (too few to tell)"
+    few = "" if memory.grows is not None else " (too few parts to tell)"
     size = f"{memory.peak_bytes:,} of {memory.total_bytes:,} bytes"
     return f"activations of {memory.parts_at_once} of {memory.parts} parts at once{few}, {size}"
 

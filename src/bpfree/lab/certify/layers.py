@@ -100,7 +100,7 @@ def belongs_to_rule(layer: str) -> bool:
     return layer.startswith(RULE)
 
 
-def samples_to_tell_apart(layers: Layers, batch: Batch) -> Batch:
+def samples_to_tell_apart(layers: Layers, batch: Batch, most: int = _MOST) -> Batch:
     """Return the first samples of a batch, so many that no parameter can be mistaken for an activation.
 
     The size of an activation is a multiple of the number of samples. So the number is chosen such that it divides the
@@ -108,10 +108,11 @@ def samples_to_tell_apart(layers: Layers, batch: Batch) -> Batch:
 
     Args:
         layers: the layers of net and rule.
-        batch: x [B, ...] and y [B]; at most 16 samples are taken.
+        batch: x [B, ...] and y [B].
+        most: the largest number of samples.
     """
     sizes = [p.numel() for p in layers.parameters.values()]
-    most = min(len(batch.y), _MOST)
+    most = min(len(batch.y), most)
     suitable = [n for n in range(most, 1, -1) if all(size % n for size in sizes)]
     return batch.first(suitable[0] if suitable else most)
 

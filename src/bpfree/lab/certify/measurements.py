@@ -1,10 +1,12 @@
 """The measurements of a rule on a net, and the locality that follows from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bpfree.lab.certify.activation_memory import ActivationMemory
+from bpfree.lab.certify.influences import UNKNOWN
+from bpfree.lab.certify.screening import Setting
 from bpfree.rule import Locality, Through, Transports
 
 
@@ -79,16 +81,16 @@ class Dependencies:
     Attributes:
         depends: the layers of the net whose weights the gradient depends on.
         waits: those of them that come after the layer: their weights change the gradient, so the layer waits for them.
-        transport: layers whose weights the gradient reads on the way back; each with "weights" or "signs".
-        unpinned: layers whose values could not be held constant, because the rule computes them outside of modules.
-            Their transport is measured for autograd's backward passes only.
+        transport: layers whose weights the gradient reads on the way back; each with "weights", "signs", "initial" (as
+            they were when the rule was bound), or "unknown" where the experiment cannot tell.
+        late: later layers on whose weights in an earlier step the gradient depends.
         unexplained: layers that have a gradient although no objective moves it, as under a black-box rule.
     """
 
     depends: Mapping[str, Sequence[str]]
     waits: Mapping[str, Sequence[str]]
     transport: Mapping[str, Mapping[str, str]]
-    unpinned: Sequence[str] = ()
+    late: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unexplained: Sequence[str] = ()
 
 
@@ -101,12 +103,14 @@ class Measurements:
         objectives: the objectives that were differentiated, in order.
         dependencies: the weights that gradients depend on.
         memory: activations in memory; None if they could not be measured.
+        settings: the steps and the numbers of samples of the experiments; the first is that of all numbers.
     """
 
     structure: Structure
     objectives: Sequence[Differentiation]
     dependencies: Dependencies
     memory: ActivationMemory | None = None
+    settings: Sequence[Setting] = ()
 
     @property
     def chain(self) -> int:
@@ -117,7 +121,8 @@ class Measurements:
     def locality(self) -> Locality:
         """The strongest properties that the rule could truthfully declare for this net.
 
-        `memory` is "flat" where the net has too few parts to tell; see `grows`.
+        What cannot be told counts as good here: `memory` of a net with too few parts, and transport of an unknown kind.
+        See `properties`.
         """
         dependencies = self.dependencies
         waits = any(self.waits_beyond(layer) for layer in dependencies.waits)
@@ -126,7 +131,19 @@ class Measurements:
     @property
     def properties(self) -> dict[str, Any]:
         """The measured properties by name; a value is None where the measurement cannot tell."""
-        return self.locality._asdict() | ({"memory": None} if self.grows is None else {})
+        unknown = {"memory": None} if self.grows is None else {}
+        if self.locality.transports != "weights" and self.undecided:
+            unknown["transports"] = None
+        return self.locality._asdict() | unknown
+
+    @property
+    def undecided(self) -> dict[str, list[str]]:
+        """The layers of other parts of which nobody can tell if a layer's gradient reads their weights, by layer."""
+        by_layer = {
+            layer: [other for other, kind in self.transported_to(layer).items() if kind == UNKNOWN]
+            for layer in self.dependencies.transport
+        }
+        return {layer: others for layer, others in by_layer.items() if others}
 
     @property
     def grows(self) -> bool | None:
@@ -151,15 +168,24 @@ class Measurements:
         return list(dict.fromkeys(self.structure.part_of(layer) for layer in layers))
 
     def transported_to(self, layer: str) -> Mapping[str, str]:
-        """Return the layers of other parts whose weights a layer's gradient reads, each with "weights" or "signs"."""
+        """Return the layers of other parts whose weights a layer's gradient reads, each with the kind."""
         part_of = self.structure.part_of
         read = self.dependencies.transport.get(layer, {})
         return {other: kind for other, kind in read.items() if part_of(other) != part_of(layer)}
 
+    def by_hand(self, layer: str) -> list[str]:
+        """Return the layers of other parts through which a layer's gradient was computed without an objective."""
+        if layer not in self.dependencies.unexplained:
+            return []
+        return [other for other, kind in self.transported_to(layer).items() if kind in ("weights", "signs")]
+
     def _through(self) -> Through:
+        if any(self.by_hand(layer) for layer in self.dependencies.unexplained):
+            return "net"
         most = max((len(self.parts_of(objective)) for objective in self.objectives), default=0)
         return "nothing" if most == 0 else "part" if most == 1 else "net"
 
     def _transports(self) -> Transports:
         kinds = {kind for layer in self.dependencies.transport for kind in self.transported_to(layer).values()}
-        return "weights" if "weights" in kinds else "signs" if kinds else "none"
+        order: tuple[Transports, ...] = ("weights", "initial", "signs")
+        return next((kind for kind in order if kind in kinds), "none")

@@ -63,10 +63,11 @@ def _waits(rule: type[Rule], certificate: Certificate) -> str:
 
 
 def _memory(rule: type[Rule], certificate: Certificate) -> str:
-    assert certificate.measurements is not None
-    return {True: "of more than 3 parts", False: "of at most 3 parts", None: "too few parts to tell"}[
-        certificate.measurements.grows
-    ]
+    measured = certificate.measurements
+    assert measured is not None
+    if measured.memory is not None and measured.memory.parts == 1:
+        return "of the only part"
+    return {True: "of all parts", False: "of a few parts", None: "too few parts to tell"}[measured.grows]
 
 
 COLUMNS: dict[str, Callable[[type[Rule], Certificate], str]] = {
@@ -88,7 +89,7 @@ def cells(name: str) -> Mapping[str, str]:
         >>> cells("drtp")["waits for the output"]
         'no'
         >>> cells("dfa")["activations kept"]
-        'of more than 3 parts (of at most 3 parts with `memory: flat`)'
+        'of all parts (of a few parts with `memory: flat`)'
     """
     rule, default = RULES[name], _certificate(name, {}, {})
     measured = {heading: cell(rule, default) for heading, cell in COLUMNS.items()}
