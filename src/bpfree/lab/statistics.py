@@ -60,9 +60,9 @@ def paired_difference(rule: NDArray[Any], baseline: NDArray[Any]) -> Difference:
     that of one answer, 1 / N, and A at least E / 20.
 
     Satterthwaite's degrees of freedom, which are usual for V, trust A too much: with 3 seeds the intervals can cover
-    92 %, and p values below 0.0025, which Holm's correction needs, come up to 8 times too often. Cochran's weights, A
+    91 %, and p values below 0.0025, which Holm's correction needs, come up to 8 times too often. Cochran's weights, A
     and C, can cover more than 97 %. With the power 1.5 intervals cover 95 to 97 %, and such p values come up to 3 times
-    too often. A bootstrap over seeds and samples covers 99 % where seeds do not matter and 80 % where they do. See
+    too often. A bootstrap over seeds and samples covers 99 % where seeds do not matter and 77 % where they do. See
     `benchmarks/coverage.py`.
 
     Args:
