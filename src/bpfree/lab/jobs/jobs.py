@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,17 +122,18 @@ def run_jobs(
         {}
     """
     queue = _Queue(jobs, on_progress)
-    workers = [threading.Thread(target=queue.work) for _ in range(min(at_once, len(queue.waiting)))]
+    with ThreadPoolExecutor(at_once) as pool:
+        # Futures and not threads: a `Thread.join` that Ctrl-C interrupts marks its thread as ended, though it runs, in
+        # Python before 3.13. Then nobody would wait for the checkpoints.
+        workers = [pool.submit(queue.work) for _ in range(min(at_once, len(queue.waiting)))]
+        try:
+            while wait(workers, timeout=_LOOK_EVERY).not_done:  # on Windows, waiting without a timeout blocks Ctrl-C
+                pass
+        finally:
+            queue.stop()
+            wait(workers)
     for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            while worker.is_alive():  # on Windows, a join without a timeout blocks Ctrl-C
-                worker.join(_LOOK_EVERY)
-    finally:
-        queue.stop()
-        for worker in workers:
-            worker.join()
+        worker.result()  # raises what a defect of bpfree raised in the thread
     return queue.failed
 
 
