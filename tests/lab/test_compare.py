@@ -111,7 +111,7 @@ def test_options_of_a_rule_replace_those_of_its_recipe():
 
 def test_all_rules_can_be_compared_on_digits():
     (group,) = plan(["digits/mlp"], ["all"])
-    assert {entry.name for entry in group.entries} >= set(RULES)
+    assert {entry.name for entry in group.entries} >= {*RULES} - {"deep_supervision"}  # the control of rules with heads
     assert not [entry for entry in group.entries if entry.refused]
 
 
@@ -159,7 +159,8 @@ def test_a_comparison_is_reported_and_not_run_again(tmp_path, trained_here, undr
         assert len(run["curve"]) == 1
         if row.get("baseline"):
             assert rows[row["baseline"]]["net"] == row["net"]
-            assert row["difference"] == pytest.approx(row["mean"] - rows[row["baseline"]]["mean"])
+            # Scores are float32, and the difference is one of whole numbers of samples.
+            assert row["difference"] == pytest.approx(row["mean"] - rows[row["baseline"]]["mean"], abs=1e-6)
     assert rows["backprop, checkpointed"]["mean"] == rows["backprop"]["mean"]
     for row in rows.values():
         for run in row["runs"]:

@@ -95,7 +95,7 @@ def test_a_row_is_compared_with_backprop_on_its_net_alone():
     assert "difference" not in missing
 
 
-def test_answers_are_computed_once(tmp_path, monkeypatch):
+def test_answers_are_computed_once(tmp_path):
     """A run that compare.json has is not predicted again, unless it was trained again since."""
     split = Split(torch.zeros(9, 2), torch.tensor([0, 1, 2] * 3))
     loaded = count()
@@ -105,7 +105,8 @@ def test_answers_are_computed_once(tmp_path, monkeypatch):
             next(loaded)
             return torch.zeros(len(x), dtype=torch.int64)
 
-    monkeypatch.setattr("bpfree.lab.compare.answers.load", lambda folder, trust: Loaded())
+    def add(run, test, root=tmp_path):
+        add_answers([run], test, root, lambda folder: Loaded())
 
     def fresh(**change):
         run = {"folder": "runs/a-0", "metric": "accuracy", "split": "test", "score": 1 / 3, "wall_seconds": 0.1}
@@ -115,18 +116,18 @@ def test_answers_are_computed_once(tmp_path, monkeypatch):
         (tmp_path / "compare.json").write_text(json.dumps({"groups": [{"rows": [{"runs": [run]}]}]}))
 
     first = fresh()
-    add_answers([first], lambda: split, tmp_path)
+    add(first, lambda: split)
     assert answers(first).tolist() == (split.y == 0).tolist()
     record(first)
     again = fresh()
-    add_answers([again], lambda: pytest.fail("the data were loaded again"), tmp_path)
+    add(again, lambda: pytest.fail("the data were loaded again"))
     assert (again, next(loaded)) == (first, 1)
-    add_answers([fresh(wall_seconds=0.2)], lambda: split, tmp_path)
+    add(fresh(wall_seconds=0.2), lambda: split)
     record(first | {"right": "damaged"})
-    add_answers([fresh()], lambda: split, tmp_path)
+    add(fresh(), lambda: split)
     assert next(loaded) == 4
     for run, y in ((fresh(metric="loss"), split.y), (fresh(split="validation"), split.y), (fresh(), split.y[:, None])):
-        add_answers([run], lambda y=y: Split(split.x, y), tmp_path / "other")
+        add(run, lambda y=y: Split(split.x, y), tmp_path / "other")
         assert (run["right"], run["samples"], answers(run)) == (None, None, None)
 
 

@@ -47,7 +47,8 @@ def test_a_net_of_ones_own_gets_all_baselines_and_local_rules_find_their_taps(ne
         assert rows[name]["net"] == net.__name__
         assert rows[name]["runs"], rows[name]
     assert rows["backprop, checkpointed"]["mean"] == rows["backprop"]["mean"]
-    assert rows["mono_forward"]["difference"] == pytest.approx(rows["mono_forward"]["mean"] - rows["backprop"]["mean"])
+    apart = rows["mono_forward"]["mean"] - rows["backprop"]["mean"]  # of float32 accuracies
+    assert rows["mono_forward"]["difference"] == pytest.approx(apart, abs=1e-6)
     assert done.page.exists()
 
 
