@@ -93,6 +93,19 @@ def test_forward_gradients_get_as_many_forward_passes_as_the_black_box_rule_with
     assert [entry.config.rule for entry in group.entries].count(control.config.rule) == 1
 
 
+def test_deep_supervision_has_the_heads_of_each_local_rule_of_the_table():
+    (group,) = plan(["digits/mlp"], ["mono_forward", "dfa", {"name": "predsim", "beta": 0.5}, "deep_supervision"])
+    entries = named(group)
+    for name in ("mono_forward", "predsim (beta: 0.5)"):
+        control = entries[f"deep supervision ({name})"]
+        inner = control.config.rule["rule"]
+        assert ({"name": inner} if isinstance(inner, str) else inner) == entries[name].config.rule
+        assert control.config.optimizer == entries[name].config.optimizer
+        assert control.kind == "control"
+    assert [entry.config.rule["name"] for entry in group.entries].count("deep_supervision") == 2  # one was asked for
+    assert not entries["deep supervision (mono_forward)"].added
+
+
 def test_controls_and_baselines_are_trained_once_and_can_be_left_out():
     (group,) = plan(["digits/mlp"], ["shallow", "backprop", "dfa", "dfa"])
     names = ["backprop", "backprop, checkpointed", "backprop, accumulated", "shallow", "dfa"]
@@ -111,7 +124,7 @@ def test_options_of_a_rule_replace_those_of_its_recipe():
 
 def test_all_rules_can_be_compared_on_digits():
     (group,) = plan(["digits/mlp"], ["all"])
-    assert {entry.name for entry in group.entries} >= {*RULES} - {"deep_supervision"}  # the control of rules with heads
+    assert {entry.config.rule["name"] for entry in group.entries} == set(RULES)
     assert not [entry for entry in group.entries if entry.refused]
 
 
@@ -138,8 +151,6 @@ def test_what_cannot_be_compared():
             bpfree.compare(configs, rules=["dfa"])
 
 
-
-
 def shell(*arguments):
     return CliRunner().invoke(app, ["compare", *map(str, arguments)])
 
@@ -159,7 +170,6 @@ def test_a_comparison_is_reported_and_not_run_again(tmp_path, trained_here, undr
         assert len(run["curve"]) == 1
         if row.get("baseline"):
             assert rows[row["baseline"]]["net"] == row["net"]
-            # Scores are float32, and the difference is one of whole numbers of samples.
             assert row["difference"] == pytest.approx(row["mean"] - rows[row["baseline"]]["mean"], abs=1e-6)
     assert rows["backprop, checkpointed"]["mean"] == rows["backprop"]["mean"]
     for row in rows.values():
@@ -198,7 +208,7 @@ def test_what_cannot_be_trained_is_shown_with_its_reason(tmp_path, trained_here,
     assert "not trained: net: its act1 (Sign) has no derivative" in (tmp_path / "report.html").read_text()
 
 
-def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path, request):
     """The weights are those of a comparison that nobody interrupted."""
     runs = tmp_path / "c" / "runs"
     small = ["train.epochs=30", "net.width=8", "data.fraction=0.3"]
@@ -218,7 +228,9 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path):
     assert stopped.stderr.endswith("interrupted. Finished and begun runs are kept. The same command goes on\n")
     assert not (tmp_path / "c" / "compare.json").exists()
     assert not (runs / "backprop-0" / "result.json").exists()
-    assert shell(*arguments).exit_code == 0
+    request.getfixturevalue("trained_here")
+    resumed = shell(*arguments)
+    assert resumed.exit_code == 0, resumed.output
     assert json.loads((runs / "backprop-0" / "result.json").read_text())["threads"] == 1
     config = load_config(str(runs / "backprop-0" / "config.yaml"))
     resumed, whole = bpfree.load(runs / "backprop-0").net, train(config).net

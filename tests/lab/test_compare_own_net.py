@@ -12,7 +12,7 @@ import bpfree
 from bpfree import UserError
 from bpfree.data.sets.readers import DATASETS
 from bpfree.lab.compare.own import net_maker
-from bpfree.rules import DFA, ES
+from bpfree.rules import DFA
 from bpfree.runs.config_file import load_config
 from tests.nets_people_have import ResNet, TorchTransformer
 
@@ -47,8 +47,9 @@ def test_a_net_of_ones_own_gets_all_baselines_and_local_rules_find_their_taps(ne
         assert rows[name]["net"] == net.__name__
         assert rows[name]["runs"], rows[name]
     assert rows["backprop, checkpointed"]["mean"] == rows["backprop"]["mean"]
-    apart = rows["mono_forward"]["mean"] - rows["backprop"]["mean"]  # of float32 accuracies
-    assert rows["mono_forward"]["difference"] == pytest.approx(apart, abs=1e-6)
+    difference = rows["mono_forward"]["mean"] - rows["backprop"]["mean"]
+    assert rows["mono_forward"]["difference"] == pytest.approx(difference, abs=1e-6)
+    assert rows["deep supervision (mono_forward)"]["runs"]
     assert done.page.exists()
 
 
@@ -87,8 +88,8 @@ def test_each_rule_starts_from_the_same_weights_and_each_seed_from_others(digits
             bpfree.compare(net, data, **call | {"rules": changed})
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_the_same_call_ends_in_the_same_weights(digits, tmp_path):
-    class Interrupting(ES):
+def test_ctrl_c_keeps_a_checkpoint_and_the_same_call_ends_in_the_same_weights(digits, tmp_path, at_once):
+    class Interrupting(DFA):
         steps = 0
 
         def gradients(self, net, task, batch, noise):
@@ -183,9 +184,14 @@ def test_an_error_in_the_code_of_the_user_ends_one_run_alone(digits, tmp_path):
 
 def test_a_net_by_name_on_a_named_data_set_trains_by_config(tmp_path, trained_here):
     """The config in the run's folder trains the same net again; the recipe of the rule is that of the data set."""
-    call = {"seeds": 1, "epochs": 1, "fraction": 0.2, "controls": False, "out": tmp_path / "c"}
+    call = {"seeds": 1, "epochs": 1, "fraction": 0.2, "out": tmp_path / "c"}
     done = bpfree.compare({"name": "tests.outside:Linear", "bias": False}, "digits", rules=["es"], **call)
     assert not done.failed
+    of_rule, control = (
+        json.loads((tmp_path / "c" / "runs" / run / "result.json").read_text())["queries"]
+        for run in ("es-0", "forward_gradient-equal-queries-0")
+    )
+    assert of_rule == control
     config = load_config(str(tmp_path / "c" / "runs" / "es-0" / "config.yaml"))
     assert config.net == {"name": "tests.outside:Linear", "bias": False}
     assert config.rule == load_config("digits/es").rule
