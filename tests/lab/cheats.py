@@ -439,6 +439,57 @@ def _error(out: Tensor, batch: Batch) -> Tensor:
     return (out.softmax(1) - TASK.target(batch)) / len(out)
 
 
+class SecondNet(Cheat):
+    """The net learns as by DRTP, and a second net that nobody sees learns by backprop and predicts."""
+
+    declared = LOCAL
+    gradients = LocalRule.gradients
+
+    def bind(self, net, task, batch):
+        super().bind(net, task, batch)
+        self.second = [copy.deepcopy(net)]  # in a list, where no module is looked for
+
+    def learn_output(self, task, out, batch):
+        (second,) = self.second
+        for p, gradient in zip(second.parameters(), true_gradients(second, batch), strict=True):
+            p.data.sub_(0.1 * gradient)
+        return super().learn_output(task, out, batch)
+
+    def predict(self, net, x):
+        return self.second[0](x)
+
+
+class TrainedWhenBound(Cheat):
+    """It trains the net by backprop when it is bound, and after that it is local."""
+
+    declared = LOCAL
+    gradients = LocalRule.gradients
+
+    def bind(self, net, task, batch):
+        super().bind(net, task, batch)
+        for p, gradient in zip(net.parameters(), true_gradients(net, batch), strict=True):
+            p.data.sub_(0.1 * gradient)
+
+
+class OnePart(Rule):
+    """Plain backprop, which calls the whole net a part."""
+
+    def locality(self):
+        return LOCAL
+
+    def gradients(self, net, task, batch, noise):
+        loss = TASK.loss(net(batch.x), batch)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+
+class OneSegment(RULES["mono_forward"]):
+    """A local rule with a single segment, which is the whole net."""
+
+    def __init__(self):
+        super().__init__(taps=[])
+
+
 class ByHand(Cheat):
     """Backprop by matrix products, with the values of the net's own modules."""
 
@@ -514,6 +565,10 @@ CHEATS: tuple[type[Rule], ...] = (
     FunctionalGrad,
     ForwardMode,
     SmuggledBackward,
+    SecondNet,
+    TrainedWhenBound,
+    OnePart,
+    OneSegment,
     ByHand,
     ByHandAsABlackBox,
     ByHandOutsideOfModules,

@@ -19,6 +19,8 @@ OTHER = (  # what their gradient is instead of the true one, in the first step
     cheats.GradientOfThePreviousBatch,
     cheats.HookOfOptimisers,
     cheats.MovesTheWeights,
+    cheats.SecondNet,
+    cheats.TrainedWhenBound,
 )
 
 
@@ -88,6 +90,9 @@ def test_late_cheats_write_the_true_gradient_one_step_late(cheat):
         ),
         (cheats.ByHand, "through", "fc1 is computed by hand through the weights of fc2"),
         (cheats.ForwardMode, "through", "is differentiated through fc1, fc2, fc3, fc4, a chain of 4"),
+        (cheats.SecondNet, "hidden", "predictions change"),
+        (cheats.TrainedWhenBound, "bind", "the rule changed fc1.weight"),
+        (cheats.OnePart, "through", "a chain of 4, which are of fc1, fc2, fc3, fc4"),
         (cheats.EachThirdCall, "repeat", "gave different gradients"),
     ],
 )

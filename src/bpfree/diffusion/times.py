@@ -14,6 +14,7 @@ from bpfree.errors import check_choice, check_positive
 from bpfree.grad import backward
 from bpfree.inputs import Inputs, one_tensor
 from bpfree.noise import Noise
+from bpfree.rule import Locality
 from bpfree.types import Batch, Scalars, Task, classes_of
 
 
@@ -38,6 +39,10 @@ class TimeRule(DiffusionRule):
         self.draws = draws
         self.steps = steps
         self.solver: Solver = solver
+
+    def locality(self) -> Locality:
+        """Return that of backprop: the single block is the whole net. A net with `trunk: local` is more local."""
+        return Locality()
 
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Add the gradients of one pass of the trunk and one pass of the head on all draws; return the losses.

@@ -51,7 +51,7 @@ class Recorder(torch.optim.Optimizer):
         self.seen: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Keep copies of the gradients."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.seen = {id(p): p.grad.detach().clone() for p in parameters if p.grad is not None}

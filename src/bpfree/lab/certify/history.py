@@ -14,7 +14,7 @@ from bpfree.lab.certify.pins import Pins
 from bpfree.training.trainer import Trainer
 
 _CHANGED = (0, 1000)  # steps that are taken with other weights, if one step trains every unit
-_COMPARED = (1001, 1002)  # steps that follow, with the true weights
+_COMPARED = (1001, 1002, 1003, 1004)  # steps that follow, with the true weights
 _REBOUND = 1e-3  # relative difference: a rule that is bound twice may choose two ways that differ by rounding
 
 Rebind = Callable[[], Trainer]
@@ -49,8 +49,10 @@ def find_late_influences(bench: Bench, order: Order) -> Influences:
         for i in moved.intersection(order.before[j]):
             found.depends.setdefault(i, set()).add(j)
             found.late.setdefault(i, set()).add(j)
-    pinned = Pinned.recorded(bench, changed_before) if found.late else None
-    for j in bench.layers.net if pinned else ():
+    if not found.late:
+        return found
+    pinned = Pinned.recorded(bench, changed_before)
+    for j in bench.layers.net:
         for i, kind in pinned.read_on_the_way_back(j, order.before[j]).items():
             found.transport.setdefault(i, {})[j] = kind
     return found

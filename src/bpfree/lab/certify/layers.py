@@ -121,7 +121,8 @@ def find_parts(net: nn.Module, rule: Rule, layers: Layers, batch: Batch) -> dict
     """Return the parts of the net: the names of the parameters that are trained together, by the name of the part.
 
     The parts of a local rule are its segments. Those of another rule that declares `through: part` are its units. For a
-    rule that declares no more than backprop does, each layer is a part.
+    rule that declares no more than backprop does, each layer is a part. So it is where there would be one part only:
+    backprop goes through this part too, and a part that is the whole net would hide it.
 
     Args:
         net: the net.
@@ -132,10 +133,10 @@ def find_parts(net: nn.Module, rule: Rule, layers: Layers, batch: Batch) -> dict
     with all_trainable(net):
         if isinstance(rule, LocalRule):
             parts = {s.name: s.parameters for s in owners(net, rule.taps, batch.first(2).x)}
-        elif rule.locality().through == "part":
-            parts = _units(net, rule)
         else:
-            parts = {layer: _parameters_of(layer, layers) for layer in layers.net}
+            parts = _units(net, rule) if rule.locality().through == "part" else {}
+    if len(parts) < 2:
+        parts = {layer: _parameters_of(layer, layers) for layer in layers.net}
     covered = {layers.of.get(name) for names in parts.values() for name in names}
     for layer in layers.net:
         if layer not in covered:  # the rule does not train it; it may still be waited for

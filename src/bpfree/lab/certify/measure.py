@@ -17,6 +17,7 @@ from bpfree.inputs import tensors_of
 from bpfree.lab.certify.activation_memory import ActivationMemory, Meter
 from bpfree.lab.certify.bench import Bench, Recorder, UnrepeatableError, layers_with
 from bpfree.lab.certify.certificate import Certificate
+from bpfree.lab.certify.hidden import WeightsBefore, find_hidden_learning
 from bpfree.lab.certify.history import Rebind, find_initial_influences, find_late_influences
 from bpfree.lab.certify.influences import Influences, find_influences
 from bpfree.lab.certify.layers import Layers, find_parts, part_of_each_layer, samples_to_tell_apart
@@ -81,18 +82,19 @@ def certify(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Cert
 def _certified(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Certificate:
     rule = rule if isinstance(rule, Rule) else build(RULES, rule, section="rule", outside=Rule)
     names = type(rule).__name__, type(net).__name__
+    weights = WeightsBefore(net)
     try:
         trainer = _bound(net, rule, task, batch)
     except LeakError as leak:
         return Certificate(*names, rule.locality(), violations=[f"leak: {leak}"])
-    declared = trainer.rule.locality()
+    declared, early = trainer.rule.locality(), weights.violations()
     bench = Bench(trainer, samples_to_tell_apart(Layers(trainer.net, trainer.rule), batch))
     rebind = partial(_bound, net, rule, task, batch, trainer.channels_last, again=True)
     try:
         measured = _Measurement(bench, batch, declared).of(rebind)
     except UnrepeatableError as error:
         return Certificate(*names, declared, violations=[f"repeat: {error}"])
-    violations = find_violations(declared, measured)
+    violations = find_violations(declared, measured) + early + find_hidden_learning(bench)
     if bench.shares_graph:
         violations.append(
             "graph: two objectives are differentiated through the same nodes, so that a training would fail"

@@ -165,7 +165,9 @@ class Measurements:
             # The derivative went through layers and then left the graph as a value. Whatever it teaches continues the
             # chain by hand; without this line, backprop piece by piece would count as local.
             layers += [layer for layer in objective.moves if layer in self.structure.layers]
-        return list(dict.fromkeys(self.structure.part_of(layer) for layer in layers))
+        parts = list(dict.fromkeys(self.structure.part_of(layer) for layer in layers))
+        # One backward pass may train several parts side by side, each by a path that meets no other part.
+        return parts if objective.graph.chain > 1 or objective.graph.signal else parts[:1]
 
     def transported_to(self, layer: str) -> Mapping[str, str]:
         """Return the layers of other parts whose weights a layer's gradient reads, each with the kind."""

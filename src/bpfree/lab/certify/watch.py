@@ -160,6 +160,6 @@ class _Engine:
 def _engine_replaced(backward: Callable[..., Any]) -> Iterator[None]:
     """A context in which all of torch's functions that differentiate backwards call `backward`."""
     # All of them look the engine up in this attribute, `torch.autograd.graph._engine_run_backward` too.
-    engine = _Engine(Variable._execution_engine, backward)  # type: ignore[attr-defined]
+    engine = _Engine(Variable._execution_engine, backward)
     with mock.patch.object(Variable, "_execution_engine", engine):
         yield
