@@ -192,6 +192,26 @@ def check_page(page):
     _nothing("requests", [url for url in page.requests if url != page.url])
 
 
+def check_pictures(page):
+    """What must hold of the SVG pictures of a page: texts do not cover each other and stand out from the paper."""
+    page.set_width(1280)
+    for dark in (False, True):
+        page.set_dark(dark)
+        paper = _luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        texts = page.evaluate(_TEXTS)
+        pale = [text for text, color in texts if _contrast(_luminance(color), paper) < 4.5]
+        _nothing(f"pale text in pictures, {dark=}", pale)
+    page.set_dark(False)
+    for width in (390, 1280):
+        page.set_width(width)
+        _nothing(f"texts that cover each other at {width} px", page.evaluate(_COVERED))
+
+
+def _contrast(a, b):
+    low, high = sorted((a, b))
+    return (high + 0.05) / (low + 0.05)
+
+
 def _check_structure(page):
     assert page.evaluate("document.documentElement.lang") == "en", "its language"
     assert page.evaluate("document.compatMode") == "CSS1Compat", "its doctype"
@@ -283,3 +303,19 @@ _PALE_TEXT = """(() => {
   }
   return pale;
 })()"""
+
+# Texts of pictures with their colours. White text stands on a coloured area, and not on the paper.
+_TEXTS = """[...document.querySelectorAll("svg.plot text")].filter((e) => e.checkVisibility() && e.textContent.trim())
+  .map((e) => [e.textContent, getComputedStyle(e).fill]).filter(([_, color]) => color !== "rgb(255, 255, 255)")"""
+# Pairs of texts in one picture whose boxes overlap by more than a pixel, which is about the room above small letters.
+_COVERED = """[...document.querySelectorAll("svg.plot")].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll("text")].filter((e) => e.checkVisibility() && e.textContent.trim())
+    .map((e) => [e.textContent, e.getBoundingClientRect()]);
+  const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+  const outer = svg.getBoundingClientRect();
+  const cut = boxes.filter(([_, box]) => box.left < outer.left - 1 || box.right > outer.right + 1)
+    .map(([text]) => `${text} is cut off`);
+  return cut.concat(boxes.flatMap(([text, box], n) =>
+    boxes.slice(n + 1).filter(([_, other]) => over(box, other)).map(([other]) => `${text} | ${other}`)));
+})"""

@@ -110,7 +110,8 @@ def test_the_most_wrong_are_the_surest_of_the_wrong():
 
 
 def test_a_run_that_diverged(tmp_path):
-    refused("train", "digits/backprop", "optimizer=sgd", "optimizer.lr=1e30", "--out", tmp_path / "run")
+    done = shell("train", "digits/backprop", "optimizer=sgd", "optimizer.lr=1e30", "--out", tmp_path / "run")
+    assert done.exit_code == 2
     shown = text(Path(shell("report", tmp_path / "run").stdout.strip()))
     assert "not finished: 0 of 40 epochs" in shown
     assert "It stopped because: training diverged: the loss became" in shown

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,17 @@ from bpfree.cli.shell import GO_ON, DataDir, Jobs, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.screen.loading import loading
 
+if TYPE_CHECKING:
+    from bpfree.lab.compare import Comparison
+
+Export = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Also write files for a paper: results.csv, results.tex, and the figures as PDF and SVG.",
+        parser=path_of("--export"),
+    ),
+]
 Controls = Annotated[
     bool,
     typer.Option(help="Train control experiments beside the rules, such as a net whose hidden layers stay random."),
@@ -45,6 +56,7 @@ def compare_rules(
         ),
     ] = None,
     controls: Controls = True,
+    export: Export = None,
     data_dir: DataDir = None,
 ) -> None:
     """Compare rules with backprop on the same net, data and epochs; write an HTML report.
@@ -53,7 +65,7 @@ def compare_rules(
     Examples:
       bpfree compare digits/mlp --rules dfa,mono_forward
       bpfree compare mnist/mlp train.epochs=5 --rules all --jobs 8
-      bpfree compare mine.yaml other.yaml
+      bpfree compare mine.yaml other.yaml --export paper
       bpfree compare mnist/mlp 'net={name: "mynets:ResNet"}' --rules dfa,mono_forward
     """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with loading("matplotlib"):  # and jinja2, which would slow down the start of every other command
@@ -82,9 +94,16 @@ def compare_rules(
             command=command,
             verbose=True,
         )
+        _export(done, export)
     print_comparison(done)
     if done.failed:
         raise typer.Exit(1)
+
+
+def _export(done: "Comparison", folder: Path | None) -> None:
+    """Write files for a paper, if the user gave a folder."""
+    if folder is not None:
+        done.export(folder)
 
 
 def _command(

@@ -150,22 +150,21 @@ def confusion_figure(matrix: Tensor, names: Sequence[str] | None = None) -> Figu
 def _wrong_figure(predictions: ClassPredictions, positions: Tensor, images: Tensor) -> Figure:
     columns = min(6, len(positions))
     rows = -(-len(positions) // columns)
-    figure = Figure(figsize=(1.6 * columns, 2.0 * rows + 0.5), layout="constrained")
-    figure.suptitle("Wrong predictions with the highest probability", fontsize=12)
+    figure = Figure(figsize=(1.75 * columns, 2.2 * rows + 0.5), layout="constrained")
+    figure.suptitle("Wrong predictions with the highest probability of the predicted class", fontsize=13)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels:
         axes.axis("off")
-    between = ", " if predictions.names is None else "\n"  # names may be long, and a panel is narrow
     for axes, position, image in zip(panels, positions.tolist(), images, strict=False):
         show_image(axes, image)
         true, predicted = (
-            plain(predictions.name(int(labels[position]))) for labels in (predictions.true, predictions.predicted)
+            _short(predictions.name(int(labels[position]))) for labels in (predictions.true, predictions.predicted)
         )
         probability = predictions.probability[position]
-        axes.set_title(f"true {true}{between}predicted {predicted}\n(probability {probability:.0%})", fontsize=8)
+        axes.set_title(f"true {true}\npredicted {predicted}, {100 * probability:.0f} %", fontsize=9.5)
     return figure
 
 
 def _short(name: str) -> str:
-    """Return a class name as the axis of the matrix has room for it."""
+    """Return a class name, shortened to the room beside a matrix or above an image."""
     return plain(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\u2026")

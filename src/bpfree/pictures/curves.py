@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from bpfree.diffusion import SCHEDULES, Schedule
+from bpfree.pictures.labels import Named, label_points
 from bpfree.pictures.plots import BLUE, GREY, ORANGE, class_color, label, write_figure
 from bpfree.pictures.trail import StepMetrics
 from bpfree.training.listener import Record
@@ -152,23 +153,30 @@ def plot_embeddings(embeddings: Tensor, z: Tensor, y: Tensor, path: Path, *, whi
     )
     for axes, (name, places) in zip(figure.subplots(1, 2), maps.items(), strict=True):
         label(axes, name)
-        draw_classes(axes, places[: len(embeddings)])
+        draw_classes(axes, places[: len(embeddings)], numbered=False)
         colors = [class_color(int(k), len(embeddings)) for k in y]
         axes.scatter(*places[len(embeddings) :].T, c=colors, s=22, alpha=0.75, linewidths=0)
         axes.set(xticks=[], yticks=[])
-        axes.margins(0.08)
+        axes.margins(0.1)
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+        # Embeddings may lie on top of each other in the plane, so their numbers move aside.
+        rings = enumerate(places[: len(embeddings)].tolist())
+        label_points(axes, [Named(x, y, str(k), "black") for k, (x, y) in rings], size=13, radius=8)
     return write_figure(figure, path)
 
 
-def draw_classes(axes: Axes, places: Tensor) -> None:
+def draw_classes(axes: Axes, places: Tensor, *, numbered: bool = True) -> None:
     """Draw the embedding of each class as a ring in the colour of the class, with its number beside it.
 
     Args:
         axes: gets the rings.
         places: [C, 2], coordinates of the embeddings.
+        numbered: False to leave out the numbers.
     """
     colors = [class_color(k, len(places)) for k in range(len(places))]
     axes.scatter(places[:, 0], places[:, 1], s=220, facecolors="none", edgecolors=colors, linewidths=2.5, zorder=3)
+    if not numbered:
+        return
     # Numbers stand on the outer side of their rings, since the dots of samples come from the middle.
     outwards = places - places.mean(0)
     offsets = (16 * outwards / outwards.norm(dim=1, keepdim=True).clamp_min(1e-12)).tolist()

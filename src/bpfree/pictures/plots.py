@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from bpfree.disk.atomic import make_folder, write_atomically
+from bpfree.pictures.scales import linear_scale, value_scale
 from bpfree.trackers import TRACKERS
 from bpfree.training.listener import Record
 
@@ -23,6 +25,8 @@ _CLASSES = (  # ten colours for which this holds too, by Petroff, https://arxiv.
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
+LINES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255")
+"""Colours of the lines of a panel. Colour-blind readers can tell them apart (Okabe and Ito; the last one by Tol)."""
 _GIF_DPI = 80
 
 
@@ -38,8 +42,14 @@ def plot_training(history: Sequence[Record], path: Path) -> Path:
     """
     figure, panels = _panels(history)
     for metric, axes in panels.items():
-        for split, style in (("train", "--"), ("validation", "-")):
-            _draw(axes, history, split, metric, f"{split}", style, "C0")
+        for split in ("train", "validation"):
+            _draw(axes, history, split, metric)
+        values = [y for line in axes.lines for y in np.asarray(line.get_ydata()).tolist() if np.isfinite(y)]
+        if values:
+            value_scale(axes, "y", min(values), max(values), log=metric == "loss")
+        if len(history) == 1:
+            axes.set_xlim(history[0]["epoch"] - 1, history[0]["epoch"] + 1)
+        linear_scale(axes, "x", integer=True)
     return _save(figure, panels, path)
 
 
@@ -70,21 +80,27 @@ def plot_tracked(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def _plot_layers(records: Sequence[Record], groups: Sequence[Sequence[str]], title: str, path: Path) -> Path:
-    """Draw a panel for each group of layers that share a unit."""
+    """Draw a panel for each group of layers that share a unit; bytes are shown in MB."""
     figure = Figure(figsize=(9, 1.5 + 3 * len(groups)), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     for axes, layers in zip(panels, groups, strict=True):
-        axes.set(xlabel="step", ylabel=plain(layers[0]) if len(groups) > 1 else "")
+        in_bytes = len(groups) > 1 and layers[0].endswith("_bytes")
+        name = f"{layers[0].removesuffix('_bytes')}, MB" if in_bytes else layers[0]
+        axes.set(xlabel="step", ylabel=plain(name.replace("_", " ")) if len(groups) > 1 else "")
         axes.grid(alpha=0.3)
         for number, layer in enumerate(layers):
             points = [(record["step"], record["values"][layer]) for record in records if layer in record["values"]]
-            color = colormaps["viridis"](0.95 * number / max(len(layers) - 1, 1))
+            if in_bytes:
+                points = [(step, 1e-6 * value) for step, value in points]
+            color = colormaps["viridis"](0.9 * number / max(len(layers) - 1, 1)) if len(layers) > 1 else BLUE
             axes.plot(
                 *zip(*points, strict=True), color=color, label=plain(layer), marker="." if len(points) == 1 else ""
             )
+        linear_scale(axes, "x", integer=True)
+        linear_scale(axes, "y")
         if len(groups) == 1:
-            axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(layers) // 25)
+            axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(layers) // 22)
     return write_figure(figure, path)
 
 
@@ -174,14 +190,18 @@ def _panels(history: Sequence[Record]) -> tuple[Figure, dict[str, Axes]]:
     for metric, axes in panels.items():
         axes.set(xlabel="epoch", ylabel=metric)
         axes.grid(alpha=0.3)
-    panels["loss"].set(yscale="log")
     return figure, panels
 
 
-def _draw(axes: Axes, history: Sequence[Record], split: str, metric: str, label: str, style: str, color: str) -> None:
+def _draw(axes: Axes, history: Sequence[Record], split: str, metric: str) -> None:
+    """Draw a metric on one split: training in grey and dashed, validation in blue."""
     points = [(record["epoch"], record[split][metric]) for record in history if metric in record.get(split, {})]
     if points:
-        axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker="." if len(points) == 1 else "")
+        # With one epoch, a hollow dot for training lies around that for validation even if both values are equal.
+        train = split == "train"
+        look: dict[str, Any] = {"color": GREY, "ls": "--", "markerfacecolor": "none"} if train else {"color": BLUE}
+        look |= {"marker": "o", "ms": 10 if train else 5} if len(points) == 1 else {}
+        axes.plot(*zip(*points, strict=True), lw=1.8, label=split, **look)
 
 
 def _save(figure: Figure, panels: Mapping[str, Axes], path: Path) -> Path:

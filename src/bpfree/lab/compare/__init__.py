@@ -9,7 +9,9 @@ compare    train the runs, and write compare.json and report.html
 answers    which test samples each run has right
 measure    numbers from the run folders: means, and differences from the baselines
 page       the HTML report
-charts     the figures of the report
+charts     all figures of the report; drawn by `forest`, `curves` and `scatter`
+families   rows by net and by family of rules, with their colours
+export     files for a paper: CSV, LaTeX, PDF and SVG
 """
 
 from bpfree.lab.compare.compare import Comparison, compare

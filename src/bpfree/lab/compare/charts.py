@@ -1,108 +1,115 @@
-"""The figures in the report of a comparison: learning curves, and scores against costs."""
+"""Make all figures of a comparison, for its page and for a paper."""
 
-import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from markupsafe import Markup
-from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from bpfree.lab.compare.curves import draw_curves, is_cut
+from bpfree.lab.compare.families import by_net, panels
+from bpfree.lab.compare.forest import draw_forest
 from bpfree.lab.compare.measure import Row
-from bpfree.lab.report.html import picture
-from bpfree.pictures.plots import label
+from bpfree.lab.compare.scatter import COSTS, draw_costs
 
-COSTS = {"cpu_seconds": ("CPU seconds", 1.0), "step_memory_bytes": ("peak memory of a step, MB", 1e-6)}
-"""The costs that are drawn: for each key of a row its name and the factor to its unit."""
-_FEW = 10  # rows; with more, bands around the curves would hide each other
+_AXES = {"epoch": "epoch", "CPU seconds": "seconds"}  # the axes of learning curves: their words in names of files
 
-
-def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the style of each row; after 20 rows the colours are used again, dashed and with another marker."""
-    colors = colormaps["tab10" if len(rows) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    again = len(colors) if len(rows) > 10 else len(rows)
-    return [
-        {"color": colors[n % len(colors)], "ls": "-" if n < again else "--", "marker": "o" if n < again else "s"}
-        for n in range(len(rows))
-    ]
+_ABOUT_GREY = "The baseline has the colour of the text. The controls are grey, and one panel names them."
 
 
-def draw_curves(rows: Sequence[Row], by: str) -> Markup:
-    """Draw the validation metric of each row, the mean over its seeds.
+class Drawn(NamedTuple):
+    """A figure of a comparison.
 
-    If there are few rows, a band shows the lowest and the highest seed.
+    Attributes:
+        name: for a file, such as "curves-by-epoch-feedback-alignment".
+        figure: the figure.
+        alt: a description for readers who cannot see it.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+
+
+class Chapter(NamedTuple):
+    """Figures that answer the same question.
+
+    Attributes:
+        title: of the section of a page.
+        note: how to read the figures.
+        figures: in order.
+    """
+
+    title: str
+    note: str
+    figures: list[Drawn]
+
+
+def chapters(group: dict[str, Any]) -> list[Chapter]:
+    """Return all figures of a group: differences from the baselines, learning curves, and scores against costs.
 
     Args:
-        rows: rows that have runs.
-        by: the horizontal axis, "epoch" or "CPU seconds".
+        group: a group of the record.
     """
-    column = 0 if by == "epoch" else 1
-    figure, axes = _sheet(rows)
-    for row, style in zip(rows, _styles(rows), strict=True):
-        x = _over_seeds(row, column, statistics.fmean)
-        mean, low, high = (_over_seeds(row, 2, of) for of in (statistics.fmean, min, max))
-        axes.plot(x, mean, lw=1.8, label=row["name"], **(style | {"marker": style["marker"] if len(x) == 1 else ""}))
-        if len(rows) <= _FEW:
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
-    first = rows[0]["runs"][0]
-    label(axes, f"{first['watched']} {first['metric']}", x=by)
-    _ticks(axes, logarithmic=by != "epoch")
-    alt = f"{first['watched'].capitalize()} {first['metric']} of {len(rows)} rules over {by}, a line for each."
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=11)
-    return picture(figure, alt=alt)
+    rows = [row for row in group["rows"] if row["runs"]]
+    if not rows:
+        return []
+    made = [_differences(rows), *(_curves(rows, by) for by in _AXES), _costs(rows)]
+    return [chapter for chapter in made if chapter.figures]
 
 
-def _over_seeds(row: Row, column: int, of: Callable[[Sequence[float]], float]) -> list[float]:
-    """Return a statistic of one column of the curves over the seeds, for each epoch that all of them have.
+def _differences(rows: Sequence[Row]) -> Chapter:
+    """Return a forest plot for each net."""
+    drawn = []
+    for net, of in by_net(rows).items():
+        figure = draw_forest(of, net)
+        if figure is not None:
+            alt = f"Differences from the baseline of the net {net}, with confidence intervals."
+            drawn.append(Drawn(f"differences-{file_name(net)}", figure, alt))
+    logarithmic = any(axes.get_xscale() == "symlog" for each in drawn for axes in each.figure.axes)
+    shown = "Full dots in green or red: p < 0.05 after Holm's correction. Hollow dots: no difference is shown."
+    tested = any("interval" in row for row in rows)
+    interval = "Dot: the mean difference over the seeds. Line: its 95 % confidence interval. "
+    note = interval + shown if tested else "The seeds are too few to show a difference between rules."
+    broken = " Near 0 the axis is linear, and farther away it is logarithmic." if logarithmic else ""
+    return Chapter("Differences", note + broken, drawn)
+
+
+def _curves(rows: Sequence[Row], by: str) -> Chapter:
+    """Return the learning curves, over epochs or CPU seconds."""
+    drawn, cut = [], False
+    for panel in panels(rows):
+        names = ", ".join(panel.named)
+        alt = f"Learning curves over {by} of {names}."
+        name = f"curves-by-{_AXES[by]}-{file_name(panel.title)}"
+        drawn.append(Drawn(name, draw_curves(panel, by), alt))
+        cut = cut or is_cut(panel)
+    many = len(drawn) > len(by_net(rows))
+    notes = ["Each panel has axes of its own."] if len(drawn) > 1 else []
+    notes += [_ABOUT_GREY] if many else []
+    seeds = max(len(row["runs"]) for row in rows)
+    notes += [f"Lines are means over {seeds} seeds; bands reach from the best seed to the worst."] if seeds > 1 else []
+    notes += ["Curves that begin above a panel are cut off."] if cut else []
+    return Chapter(f"Learning curves by {by}", " ".join(notes), drawn)
+
+
+def _costs(rows: Sequence[Row]) -> Chapter:
+    """Return the scores against each cost that was measured."""
+    drawn = []
+    for cost, (name, _) in COSTS.items():
+        measured = [row for row in rows if row.get(cost)]
+        if measured:
+            alt = f"Final score of {len(measured)} rows against {name}."
+            drawn.append(Drawn(f"score-by-{cost.replace('_', '-')}", draw_costs(measured, cost), alt))
+    return Chapter(
+        "Score and cost", "Lower and farther left is better. Both axes are logarithmic where it helps.", drawn
+    )
+
+
+def file_name(text: str) -> str:
+    """Return a text as a part of a file name, such as "mlp-hidden-128-128".
 
     Args:
-        row: a row that has runs.
-        column: 0 for the epoch, 1 for CPU seconds, 2 for the metric.
-        of: the statistic, such as `min`.
+        text: such as the name of a net.
     """
-    # Not strict: early stopping ends the runs of different seeds after different epochs.
-    epochs = zip(*(run["curve"] for run in row["runs"]), strict=False)
-    return [of([point[column] for point in points]) for points in epochs]
-
-
-def draw_costs(rows: Sequence[Row], cost: str) -> Markup:
-    """Draw the final score of each row, with its standard deviation, against its cost.
-
-    Args:
-        rows: rows that have runs.
-        cost: a key of `COSTS`.
-    """
-    name, scale = COSTS[cost]
-    figure, axes = _sheet(rows)
-    for row, style in zip(rows, _styles(rows), strict=True):
-        axes.errorbar(row[cost] * scale, row["mean"], yerr=row["std"] or 0, ms=9, label=row["name"], **style)
-    first = rows[0]["runs"][0]
-    label(axes, f"{first['split']} {first['metric']}", x=name)
-    _ticks(axes, logarithmic=True)
-    # The legend of an error bar would show a bar; its first part is the dot alone.
-    handles = [container[0] for container in axes.containers]
-    names = [row["name"] for row in rows]
-    axes.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=11)
-    return picture(figure, alt=f"Final {first['metric']} of {len(rows)} rules against {name}.")
-
-
-def _sheet(rows: Sequence[Row]) -> tuple[Figure, Axes]:
-    """Return an empty figure that is high enough for a legend with all rows."""
-    figure = Figure(figsize=(10, max(4.6, 0.27 * len(rows) + 1)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _ticks(axes: Axes, *, logarithmic: bool) -> None:
-    """Label the horizontal axis with plain numbers such as 20 and 50, so few that they do not touch."""
-    if not logarithmic:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()  # over more than two decades, labels at 1, 2 and 5 would touch
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "net"

@@ -15,9 +15,11 @@ import torch
 from bpfree._version import __version__
 from bpfree.data import Split
 from bpfree.disk.atomic import write_text
+from bpfree.disk.paths import user_path
 from bpfree.errors import UserError, check_positive
 from bpfree.lab.compare.answers import RECORD, add_answers
 from bpfree.lab.compare.entries import Entry, Group
+from bpfree.lab.compare.export import export
 from bpfree.lab.compare.measure import (
     Row,
     compare_with_baselines,
@@ -58,6 +60,20 @@ class Comparison:
     def page(self) -> Path:
         """The path of the HTML report."""
         return self.folder / PAGE
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write files for a paper: results.csv, results.tex, and each figure as PDF and SVG.
+
+        Args:
+            folder: gets the files; it is made.
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        return export(self.record, user_path(folder, "folder"))
 
 
 def compare(

@@ -1,37 +1,41 @@
 """The HTML report of a comparison: tables, learning curves, costs and configs of its groups."""
 
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import yaml
 from markupsafe import Markup
 
-from bpfree.lab.compare.charts import COSTS, draw_costs, draw_curves
+from bpfree.lab import statistics
+from bpfree.lab.compare.charts import chapters
+from bpfree.lab.compare.families import by_net, is_black_box
 from bpfree.lab.compare.measure import Row
 from bpfree.lab.report.html import (
     Cell,
     Column,
+    Heading,
     Section,
     code,
     details,
     facts,
     page,
     paragraph,
+    picture,
     table,
     write_page,
 )
-from bpfree.lab.statistics import difference_text, footer
 
 MISSING = "\u2013"  # a dash
 _CAUTION = (
-    "All rules train the same net for the same epochs, with the same samples in the same order. The options, optimizer "
-    "and schedule of a rule come from its shipped config for this data set, if there is one. They were tuned by hand: "
-    "small differences between rules mean little.",
+    "All rules train for the same epochs, with the same samples in the same order. The options, optimizer and schedule "
+    "of a rule come from its shipped config for this data set, if there is one. They were tuned by hand: small "
+    "differences between rules mean little.",
     "A difference is the one from backprop on the same net, with its 95 % confidence interval: 95 % of such intervals "
-    "contain the true difference. It has a colour if p is below 0.05 after Holm's correction for the number of rows.",
+    "contain the true difference. It has a colour and a * if p is below 0.05 after Holm's correction for the number of "
+    "rows.",
     "CPU seconds and wall seconds are those of training and validation; each run has one thread. Peak memory is the "
     "memory of one training step beyond parameters and optimizer state, counted at the allocator.",
 )
@@ -79,26 +83,40 @@ def _of_group(group: dict[str, Any], *, alone: bool) -> list[Section]:
     """Return the sections of a group; their titles begin with its name unless it is the only group."""
     title = "" if alone else f"{group['name']}: "
     rows: list[Row] = group["rows"]
-    trained = [row for row in rows if row["runs"]]
-    explained = " ".join([_legend(group), *footer(rows)]).strip()
-    results = table(columns(group), [_cells(row, group) for row in rows])
-    sections = [Section(f"{title}Results", [results], explained)]
-    if trained:
-        curves = [draw_curves(trained, by) for by in ("epoch", "CPU seconds")]
-        costs = [draw_costs(trained, cost) for cost in COSTS]
-        sections += [Section(f"{title}Learning curves", curves), Section(f"{title}Score and cost", costs)]
+    sections = [Section(f"{title}Results", [_results(group), *_not_trained(rows)], _legend(group))]
+    for chapter in chapters(group):
+        pictures = [picture(each.figure, alt=each.alt) for each in chapter.figures]
+        sections.append(Section(f"{title}{chapter.title}", pictures, chapter.note))
     configs = [details(row["name"], [code(yaml.safe_dump(row["config"], sort_keys=False))]) for row in rows]
     return [*sections, Section(f"{title}Configs", configs)]
 
 
+def _results(group: dict[str, Any]) -> Markup:
+    """Return the table of results, with a heading for each net and the baseline of the net below it."""
+    lines: list[list[Cell] | Heading] = []
+    for net, rows in by_net(group["rows"]).items():
+        lines += [Heading(net or "not trained"), *(_cells(row, group) for row in rows)]
+    return table(columns(group), lines)
+
+
+def _not_trained(rows: Sequence[Row]) -> list[Markup]:
+    """Return a paragraph for each row without runs, or with fewer runs than planned, that says why."""
+    reasons = [(row, error) for row in rows for error in row.get("errors", [])]
+    return [
+        paragraph(f"{row['name']}, {'some seeds' if row['runs'] else ''} not trained: {error}".replace(",  ", ", "))
+        for row, error in reasons
+    ]
+
+
 def _legend(group: dict[str, Any]) -> str:
-    """Return the sentence that says what the target is; "" if no run was finished."""
+    """Return the sentences that explain the table: intervals, marks and the target; "" if no run was finished."""
     if "target" not in group:
         return ""
     row = next(row for row in group["rows"] if row["runs"])
     watched = row["runs"][0]["watched"]
     sign = "at most" if row["metric"] == "loss" else "at least"
-    return f"Target: {watched} {row['metric']} {sign} {_shown(group['target'], row['metric'])}."
+    target = f"Time to target: CPU seconds until {watched} {row['metric']} is {sign} "
+    return " ".join([*statistics.footer(group["rows"]), f"{target}{_shown(group['target'], row['metric'])}."])
 
 
 def columns(group: dict[str, Any]) -> list[Column]:
@@ -114,46 +132,62 @@ def columns(group: dict[str, Any]) -> list[Column]:
     unit = "%" if metric == "accuracy" else ""
     return [
         Column("rule", numeric=False),
+        Column("parameters", "of net and rule"),
         Column(f"{split} {metric}", f"{unit}, mean ± std".strip(", ")),
         *([Column("balanced accuracy", "%")] if is_skewed(group) else []),
-        Column("difference", "from its baseline, points" if unit else "from its baseline"),
+        Column("difference", f"from the baseline{', points' if unit else ''} [95 % interval]"),
+        Column("p", "Holm"),
         Column("CPU time", "s"),
         Column("wall time", "s"),
-        Column("time to target", "CPU s"),
-        Column("peak memory", "MB per step"),
-        Column("parameters", "of net and rule"),
+        Column("to target", "CPU s"),
+        Column("memory", "MB per step"),
+        *([Column("queries", "forward passes")] if _has_queries(group) else []),
+        *([Column("energy", "J")] if _has_energy(group) else []),
         Column("samples/s", "training"),
     ]
 
 
-def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
-    """Return the cells of a row, in the order of `columns`.
+def _has_queries(group: dict[str, Any]) -> bool:
+    """Return True if a group has black-box rules with their numbers of forward passes."""
+    return any(row.get("queries") is not None and is_black_box(row) for row in group["rows"])
 
-    A row without runs has its reason as a note below its name, and dashes.
-    """
-    notes = "; ".join([*row["notes"], *(f"not trained: {error}" for error in row.get("errors", []))])
+
+def _has_energy(group: dict[str, Any]) -> bool:
+    """Return True if the energy of some row was measured."""
+    return any(row.get("energy_joules") is not None for row in group["rows"])
+
+
+def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
+    """Return the cells of a row, in the order of `columns`; a row without runs has dashes."""
+    notes = "; ".join(row["notes"]) if row["runs"] else "not trained"
     name = Cell(row["name"], note=notes, kind="" if row["runs"] else "muted")
     if not row["runs"]:
         # As many cells as `columns` has, because `table` refuses a shorter row.
         return [name, *[Cell(MISSING, kind="muted")] * (len(columns(group)) - 1)]
     parameters = row["parameters"] + row["rule_parameters"]
-    reached, runs = row["reached_target"], len(row["runs"])
-    to_target = row.get("seconds_to_target")
     return [
         name,
-        Cell(score(row), sort=row["mean"], kind="best" if _is_best(row, group["rows"]) else ""),
+        Cell(f"{parameters:,.0f}", sort=parameters),
+        Cell(score(row), sort=row["mean"]),
         *([Cell(balanced(row), sort=_balanced(row))] if is_skewed(group) else []),
-        _difference(row),
+        *_difference(row),
         _number(row["cpu_seconds"], ".1f"),
         _number(row["wall_seconds"], ".1f"),
-        # A mean over the runs that reached the target would favour a rule that reaches it with one lucky seed.
-        Cell(MISSING, note=f"{reached} of {runs}" if reached else "")
-        if to_target is None
-        else _number(to_target, ".1f"),
+        _to_target(row),
         _number(row["step_memory_bytes"] / 1e6, ".2f"),
-        Cell(f"{parameters:,.0f}", sort=parameters),
+        *([_number(row.get("queries"), ",.0f")] if _has_queries(group) else []),
+        *([_number(row.get("energy_joules"), ",.1f")] if _has_energy(group) else []),
         _number(row["samples_per_second"], ",.0f"),
     ]
+
+
+def _to_target(row: Row) -> Cell:
+    """Return the CPU seconds until the target; if not every run reached it, how many did."""
+    if "seconds_to_target" in row:
+        return _number(row["seconds_to_target"], ".1f")
+    # A mean over the runs that reached the target would favour a rule that reaches it with one lucky seed.
+    reached = row["reached_target"]
+    return Cell(f"{reached} of {len(row['runs'])}" if reached else MISSING, sort=MISSING, kind="muted")
 
 
 def score(row: Row) -> str:
@@ -193,7 +227,7 @@ def balanced(row: Row) -> str:
 def _balanced(row: Row) -> float | None:
     """Return the mean balanced accuracy of a row's runs, from 0 to 1; None if none was measured."""
     values = [run["test"]["balanced_accuracy"] for run in row["runs"] if "balanced_accuracy" in (run["test"] or {})]
-    return statistics.fmean(values) if values else None
+    return fmean(values) if values else None
 
 
 def _shown(value: float, metric: str, *, unit: bool = True) -> str:
@@ -201,19 +235,30 @@ def _shown(value: float, metric: str, *, unit: bool = True) -> str:
     return f"{100 * value:.2f}{' %' if unit else ''}" if metric == "accuracy" else f"{value:.4f}"
 
 
-def _is_best(row: Row, rows: Sequence[Row]) -> bool:
-    """Return True if no other row has a better mean."""
-    means = [other["mean"] for other in rows if other["runs"]]
-    # Equal means are all the best: the order of the rows must not choose one of them.
-    return bool(row["mean"] == (min(means) if row["metric"] == "loss" else max(means)))
-
-
-def _difference(row: Row) -> Cell:
-    """Return the difference from the baseline; it is green or red if the row is better or worse."""
+def _difference(row: Row) -> list[Cell]:
+    """Return the difference with its interval, and the p value; green or red only if a difference is shown."""
     if "difference" not in row:
-        return Cell(MISSING)
+        return [Cell(MISSING)] * 2
     kinds: dict[str, Literal["good", "bad"]] = {"better": "good", "worse": "bad"}
-    return Cell(difference_text(row), sort=row["difference"], kind=kinds.get(row["verdict"], ""))
+    kind: Literal["", "good", "bad"] = kinds.get(row["verdict"], "")
+    text = f"{statistics.difference_text(row)}{statistics.mark(row)}"
+    p = row.get("p_holm")
+    return [Cell(text, sort=row["difference"], kind=kind), Cell(probability(p), sort=MISSING if p is None else p)]
+
+
+def probability(value: float | None) -> str:
+    """Return a p value as text, with three decimal places; a dash for None.
+
+    Args:
+        value: from 0 to 1, or None.
+
+    >>> probability(0.0312), probability(1e-9)
+    ('0.031', '< 0.001')
+    """
+    if value is None:
+        return MISSING
+    # A p value of "0.000" would look like certainty.
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(value: float | None, form: str) -> Cell:

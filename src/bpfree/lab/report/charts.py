@@ -1,15 +1,17 @@
 """Figures for a page. Each has one panel, so that a phone can show one figure below the other."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bpfree.pictures.plots import BLUE, GREY, plain
+from bpfree.pictures.labels import SIZE, Named, label_ends, labelled_panel
+from bpfree.pictures.plots import BLUE, GREY, LINES, plain
+from bpfree.pictures.scales import linear_scale, range_of_curves, value_scale
 from bpfree.tasks.class_metrics import BY_CLASS
 from bpfree.trackers import TRACKERS, Record
 
@@ -31,11 +33,19 @@ def learning_curves(history: Sequence[Record], *, best_epoch: int | None = None)
     figures = {}
     for metric in _metrics(history):
         figure, axes = _panel(x="epoch", y=metric)
+        points = {split: _points(history, "epoch", split, metric) for split in ("train", "validation")}
+        values = [y for each in points.values() for _, y in each]
+        if not values:
+            continue
         for split, style, color in (("train", "--", GREY), ("validation", "-", BLUE)):
-            _line(axes, _points(history, "epoch", split, metric), label=split, ls=style, color=color)
-        _scale(axes, metric)
+            # A hollow and larger dot for training: with one epoch both may lie at the same place.
+            dot = {"ms": 9, "markerfacecolor": "white"} if split == "train" else {}
+            _line(axes, points[split], label=split, ls=style, color=color, **dot)
         if best_epoch:
             axes.axvline(best_epoch, color=GREY, lw=0.8, ls=":", label="best epoch")
+        value_scale(axes, "y", min(values), max(values), log=metric == "loss")
+        if len(history) == 1:
+            axes.set_xlim(history[0]["epoch"] - 1, history[0]["epoch"] + 1)
         _legend(figure, axes)
         figures[metric] = figure
     return figures
@@ -44,28 +54,48 @@ def learning_curves(history: Sequence[Record], *, best_epoch: int | None = None)
 def overlaid_curves(histories: Mapping[str, Sequence[Record]], *, over: str) -> dict[str, Figure]:
     """Draw each metric of several runs in one panel: in validation, or in training for a run without validation.
 
+    Each line has the name of its run at its end. Early values may be cut off; see `range_of_curves`.
+
     Args:
-        histories: records of the epochs, by the name of the run.
+        histories: records of the epochs, by the name of the run. The runs have the same data and task.
         over: the horizontal axis, "epoch" or "seconds" of training.
 
     Returns:
         One figure for each metric of the whole net, by its name.
     """
-    figures = {}
-    for metric in _metrics([record for history in histories.values() for record in history]):
-        figure, axes = _panel(x="epoch" if over == "epoch" else "seconds of training", y=metric)
-        for number, (name, history) in enumerate(histories.items()):
-            split = "validation" if _points(history, over, "validation", metric) else "train"
-            label = name if split == "validation" else f"{name} (train)"
-            style = _STYLES[number // 10 % len(_STYLES)]  # matplotlib has ten colours: the eleventh run gets dashes
-            _line(axes, _points(history, over, split, metric), label=label, ls=style, color=f"C{number % 10}")
-        if over == "seconds":  # the times of rules differ by factors, so only a logarithmic axis shows all of them
-            axes.set_xscale("log")
-        _scale(axes, metric)
-        _legend(figure, axes)
-        figures[metric] = figure
-    # A record may lack the axis, such as the seconds. Its panel would be empty.
-    return {metric: figure for metric, figure in figures.items() if figure.axes[0].lines}
+    every = _metrics([record for history in histories.values() for record in history])
+    figures = ((metric, _overlaid(histories, over, metric)) for metric in every)
+    return {metric: figure for metric, figure in figures if figure is not None}
+
+
+def _overlaid(histories: Mapping[str, Sequence[Record]], over: str, metric: str) -> Figure | None:
+    """Draw one metric of several runs; None if no run has it, or no run has the axis."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, history in histories.items():
+        validated = _points(history, over, "validation", metric)
+        points = validated or _points(history, over, "train", metric)
+        if points:
+            lines[plain(name if validated else f"{name} (train)")] = points
+    if not lines:
+        return None
+    figure, axes = labelled_panel(list(lines))
+    axes.set_xlabel("epoch" if over == "epoch" else "seconds of training", fontsize=SIZE)
+    axes.set_ylabel(plain(metric), fontsize=SIZE)
+    ends = []
+    for number, (name, points) in enumerate(lines.items()):
+        color, style = LINES[number % len(LINES)], _STYLES[number // len(LINES) % len(_STYLES)]
+        _line(axes, points, label=None, ls=style, color=color)
+        ends.append(Named(*points[-1], name, color))
+    xs = [x for points in lines.values() for x, _ in points]
+    shown = range_of_curves([[y for _, y in points] for points in lines.values()])
+    value_scale(axes, "y", *shown, log=metric == "loss")
+    if over == "epoch":
+        axes.set_xlim(min(xs) - 0.1, max(xs) + 0.1)
+        linear_scale(axes, "x", integer=True)
+    else:  # the times of rules differ by factors, so only a logarithmic axis shows all of them
+        value_scale(axes, "x", min(xs), max(xs))
+    label_ends(axes, ends)
+    return figure
 
 
 def tracked_curves(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
@@ -125,7 +155,7 @@ def _metrics(history: Sequence[Record]) -> list[str]:
 
 
 def _points(history: Sequence[Record], x: str, split: str, metric: str) -> list[tuple[float, float]]:
-    """Return the points (x, metric) of the epochs that have both.
+    """Return the points (x, metric) of the epochs that have both as finite numbers.
 
     Args:
         history: records of the epochs.
@@ -133,7 +163,8 @@ def _points(history: Sequence[Record], x: str, split: str, metric: str) -> list[
         split: "train" or "validation".
         metric: the name of a metric.
     """
-    return [(record[x], record[split][metric]) for record in history if x in record and metric in record[split]]
+    points = [(record[x], record[split][metric]) for record in history if x in record and metric in record[split]]
+    return [point for point in points if all(map(math.isfinite, point))]
 
 
 def _panel(*, x: str, y: str) -> tuple[Figure, Axes]:
@@ -152,15 +183,8 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], *, label: str | Non
     """Draw a line through points, or a dot if there is only one; nothing if there is none."""
     if points:
         text = None if label is None else plain(label)  # a "$" in the name of a run would begin a formula
-        axes.plot(*zip(*points, strict=True), label=text, lw=1.8, marker="o" if len(points) == 1 else "", **style)
-
-
-def _scale(axes: Axes, metric: str) -> None:
-    """Draw a positive loss on a logarithmic axis, where both its first fall and its late changes are visible."""
-    # A loss of 0 or below, as the log-likelihood of a density, has no logarithm.
-    lowest = min((float(np.min(line.get_ydata())) for line in axes.lines), default=0.0)
-    if metric == "loss" and lowest > 0:
-        axes.set_yscale("log")
+        look: dict[str, Any] = {"lw": 1.8, "marker": "o" if len(points) == 1 else ""}
+        axes.plot(*zip(*points, strict=True), label=text, **look | style)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -21,6 +21,10 @@ from bpfree.runs.load import load
 from bpfree.runs.run import Run
 
 NAME = "report.html"
+_ABOUT_CURVES = (
+    "In validation, or in training for runs without validation. Values of the first third of a training may be cut off "
+    "where they would press the curves together."
+)
 
 
 def report(
@@ -213,16 +217,30 @@ def _page_of_one(subject: Subject) -> str:
 
 
 def _page_of_several(subjects: Sequence[Subject]) -> str:
-    """Return the report of several runs: a table, their curves in common panels, and each run folded away."""
+    """Return the report of several runs: tables, curves in common panels, and each run folded away.
+
+    Runs with different data or tasks have no numbers in common, so each such group has a table and panels of its own.
+    """
     runs = [subject.recorded for subject in subjects]
-    each = [_folded(subject) for subject in subjects]
+    groups: dict[str, list[Recorded]] = {}
+    for run in runs:
+        groups.setdefault(_data_of(run), []).append(run)
+    titles = {title: [html.heading(title)] if len(groups) > 1 else [] for title in groups}
+    tables = [part for title, of in groups.items() for part in (*titles[title], _comparison(of))]
+    drawn = {title: _overlaid(of) for title, of in groups.items()}
+    curves = [part for title, parts in drawn.items() if parts for part in (*titles[title], *parts)]
     sections = [
-        Section("Comparison", [_comparison(runs)], "Each row is a single run. Small differences may be chance."),
-        Section("Learning curves", _overlaid(runs), "In validation, or in training for runs without validation."),
-        Section("Each run", each),
+        Section("Comparison", tables, "Each row is a single run. Small differences may be chance."),
+        Section("Learning curves", curves, _ABOUT_CURVES),
+        Section("Each run", [_folded(subject) for subject in subjects]),
     ]
     lead = ", ".join(dict.fromkeys(str(run.option("rule") or "?") for run in runs))
     return html.page(f"{len(runs)} runs", lead=lead, sections=[section for section in sections if section.parts])
+
+
+def _data_of(run: Recorded) -> str:
+    """Return the data and the task of a run as a title."""
+    return ", ".join(str(run.option(section) or "?") for section in ("data", "task"))
 
 
 def _folded(subject: Subject) -> Markup:
@@ -248,13 +266,13 @@ def _overlaid(runs: Sequence[Recorded]) -> list[Markup]:
 
 
 def _comparison(runs: Sequence[Recorded]) -> Markup:
-    """Return a table with one row for each run."""
+    """Return a table with one row for each run; the runs have the same data and task."""
     metrics = [*_metrics(runs, "test"), *_metrics(runs, "validation")[:1]]
     columns = [
-        *(Column(title, numeric=False) for title in ("Run", "Rule", "Net", "Data")),
-        *(Column(name.capitalize(), split) for split, name in metrics),
-        *(Column("Epochs"), Column("Wall time"), Column("CPU time"), Column("Memory", "of one step")),
+        *(Column(title, numeric=False) for title in ("Run", "Rule", "Net")),
         Column("Parameters"),
+        *(Column(name.replace("_", " ").capitalize(), split) for split, name in metrics),
+        *(Column("Epochs"), Column("Wall time"), Column("CPU time"), Column("Memory", "of one step")),
     ]
     return html.table(columns, [_row(run, metrics) for run in runs])
 
@@ -273,12 +291,12 @@ def _row(run: Recorded, metrics: Sequence[tuple[str, str]]) -> list[Cell | str]:
     memory, parameters = result.get("step_memory_bytes"), result.get("parameters")
     return [
         Cell(run.name, note="" if run.is_over else state_of(run)),
-        *(str(run.option(section) or "\u2013") for section in ("rule", "net", "data")),
+        *(str(run.option(section) or "\u2013") for section in ("rule", "net")),
+        _cell(parameters, number),
         *(_cell(run.metrics(split).get(name), number) for split, name in metrics),
         str(len(run.history)),
         *(_cell(value, seconds) for value in (wall, cpu)),
         _cell(memory, megabytes),
-        _cell(parameters, number),
     ]
 
 
