@@ -209,7 +209,7 @@ OLD = {"rule": "dfa", "dataset": "digits", "wall_seconds": 1}
 )
 @pytest.mark.parametrize("content", [b"", b"\xff\x00{", None, b"[1, 2]", b'{"test": 3}'])
 def test_a_damaged_folder(old, name, content, monkeypatch):
-    monkeypatch.setattr("bpfree.lab.report.report.draw", lambda *_: [])
+    monkeypatch.setattr("bpfree.lab.report.report.draw_figures", lambda *_: {})
     if content is None:
         (old / name).unlink()
     else:

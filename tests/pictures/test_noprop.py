@@ -14,6 +14,7 @@ from bpfree.pictures.curves import all_schedules, plot_losses, plot_schedules, p
 from bpfree.pictures.denoising import plane_of
 from bpfree.pictures.draw import draw
 from bpfree.pictures.noprop import draw_diffusion
+from bpfree.pictures.plots import write_figure
 from bpfree.pictures.trail import affordable, follow, judge_steps
 from tests.helpers import same
 
@@ -168,7 +169,7 @@ def test_an_untrained_net_whose_ends_are_all_the_same(runs, tmp_path):
 def test_all_schedules_side_by_side(tmp_path):
     schedules = all_schedules()
     assert list(schedules) == list(SCHEDULES)
-    check_pictures([plot_schedules(schedules, tmp_path / "schedules.png")])
+    check_pictures([write_figure(plot_schedules(schedules), tmp_path / "schedules.png")])
     random = torch.get_rng_state()
     again = all_schedules()
     assert torch.equal(random, torch.get_rng_state())
@@ -178,7 +179,7 @@ def test_all_schedules_side_by_side(tmp_path):
 
 def test_losses_that_are_no_longer_positive_are_drawn_too(tmp_path):
     history = [{"epoch": 1, "train": {"loss/block1": 0.0, "loss/block2": 0.1, "loss/trunk1": 1.0}}]
-    check_pictures([plot_losses(history, tmp_path / "losses.png")])
+    check_pictures([write_figure(plot_losses(history), tmp_path / "losses.png")])
 
 
 def test_principal_components_are_those_of_sklearn():

@@ -5,23 +5,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from bpfree.data import Split
 from bpfree.inputs import Inputs
 from bpfree.pictures.images import as_images
-from bpfree.pictures.plots import BLUE, plain, show_image, write_figure
+from bpfree.pictures.plots import CLEAR_BLUE, plain, show_image, write_figure
 from bpfree.pictures.trained_run import TrainedRun
 
 _SHOWN = 12  # wrong predictions
 _LONGEST = 16  # letters of a class name beside the matrix
 _NUMBERED = 20  # classes; with more, the cells of the matrix have no room for numbers
 MOST_CLASSES = 500  # with more, no matrix is drawn: its cells would be smaller than a pixel
-_CLEAR_BLUE = LinearSegmentedColormap.from_list(
-    "clear blue", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)]
-)  # transparent where a cell is empty, so that it fits the background of a dark page too
 
 
 class ClassPredictions(NamedTuple):
@@ -129,7 +125,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str] | None = None) -> Figu
     shares = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).sqrt()
     figure = Figure(figsize=(4.8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(shares.numpy(), cmap=_CLEAR_BLUE, vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(shares.numpy(), cmap=CLEAR_BLUE, vmin=0, vmax=1, interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.spines[:].set_color("#b0b0b0")
     axes.tick_params(length=0)

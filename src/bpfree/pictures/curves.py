@@ -1,7 +1,6 @@
 """Draw curves and maps of NoProp runs: a metric by step, losses by block, noise schedules, embeddings."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from matplotlib import colormaps
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from bpfree.diffusion import SCHEDULES, Schedule
 from bpfree.pictures.labels import Named, label_points
-from bpfree.pictures.plots import BLUE, GREY, ORANGE, class_color, label, write_figure
+from bpfree.pictures.plots import BLUE, GREY, ORANGE, class_color, label
 from bpfree.pictures.trail import StepMetrics
 from bpfree.training.listener import Record
 
@@ -21,17 +20,16 @@ _STYLES = {"block": ("-", "viridis", 0.0, 0.9), "trunk": (":", "Oranges", 0.95, 
 _NAMES = {"block": "block", "trunk": "trunk layer"}
 
 
-def plot_by_step(steps: StepMetrics, path: Path, *, which: str, unit: str) -> Path:
+def plot_by_step(steps: StepMetrics, *, which: str, unit: str) -> Figure:
     """Plot the metric after each step of inference, and the metric of each block's own scores.
 
     Args:
         steps: the metrics.
-        path: the PNG file.
         which: name of the samples in the title, such as "300 test samples".
         unit: the word for a step of inference, "block" or "step".
 
     Returns:
-        The path.
+        The figure.
     """
     figure, axes = _one_panel()
     digits = ".3f" if steps.metric == "accuracy" else ".4f"
@@ -50,18 +48,17 @@ def plot_by_step(steps: StepMetrics, path: Path, *, which: str, unit: str) -> Pa
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 1.02 if steps.metric == "accuracy" else None)
     figure.legend(loc="outside lower center", ncols=2, fontsize=13)
-    return write_figure(figure, path)
+    return figure
 
 
-def plot_losses(history: Sequence[Record], path: Path) -> Path:
+def plot_losses(history: Sequence[Record]) -> Figure:
     """Plot the training loss of each block over the epochs, and of each layer of a trunk that learns locally.
 
     Args:
         history: one record per epoch.
-        path: the PNG file.
 
     Returns:
-        The path. Colours go from dark (first block) to light (last block).
+        The figure. Colours go from dark (first block) to light (last block).
     """
     figure, axes = _one_panel()
     losses: list[float] = []
@@ -83,20 +80,19 @@ def plot_losses(history: Sequence[Record], path: Path) -> Path:
     axes.set_yscale("log" if min(losses) > 0 else "linear")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=12, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(axes.lines) // 17)
-    return write_figure(figure, path)
+    return figure
 
 
 @torch.no_grad()
-def plot_schedules(schedules: Mapping[str, Schedule], path: Path, *, steps: int | None = None) -> Path:
+def plot_schedules(schedules: Mapping[str, Schedule], *, steps: int | None = None) -> Figure:
     """Plot abar, log SNR and dSNR/dt of noise schedules over t, side by side.
 
     Args:
         schedules: by the name that the legend shows; at most three.
-        path: the PNG file.
         steps: T, to mark the levels of T blocks; None for no marks.
 
     Returns:
-        The path.
+        The figure.
     """
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     figure.suptitle("Noise schedule, from noise (t = 0) to the label (t = 1)", fontsize=16)
@@ -112,7 +108,7 @@ def plot_schedules(schedules: Mapping[str, Schedule], path: Path, *, steps: int 
         axes.grid(alpha=0.3)
     panels[2].set_yscale("log")
     panels[0].legend(fontsize=13)
-    return write_figure(figure, path)
+    return figure
 
 
 def all_schedules() -> dict[str, Schedule]:
@@ -129,18 +125,17 @@ def _draw_schedule(panels: Sequence[Axes], schedule: Schedule, times: Tensor, **
         axes.plot(times.cpu().numpy(), values.cpu().numpy(), lw=2.5, **style)  # type: ignore[arg-type]
 
 
-def plot_embeddings(embeddings: Tensor, z: Tensor, y: Tensor, path: Path, *, which: str) -> Path:
+def plot_embeddings(embeddings: Tensor, z: Tensor, y: Tensor, *, which: str) -> Figure:
     """Plot class embeddings and ends of inference in two dimensions, by PCA and by t-SNE side by side.
 
     Args:
         embeddings: [C, E], at least two classes.
         z: [N, E], z at the end of inference; rows that are not finite are left out.
         y: [N], true classes.
-        path: the PNG file.
         which: name of the samples in the title, such as "test samples".
 
     Returns:
-        The path.
+        The figure.
     """
     finite = z.isfinite().all(1)
     z, y = z[finite], y[finite]
@@ -162,7 +157,7 @@ def plot_embeddings(embeddings: Tensor, z: Tensor, y: Tensor, path: Path, *, whi
         # Embeddings may lie on top of each other in the plane, so their numbers move aside.
         rings = enumerate(places[: len(embeddings)].tolist())
         label_points(axes, [Named(x, y, str(k), "black") for k, (x, y) in rings], size=13, radius=8)
-    return write_figure(figure, path)
+    return figure
 
 
 def draw_classes(axes: Axes, places: Tensor, *, numbered: bool = True) -> None:

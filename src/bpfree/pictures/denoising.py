@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bpfree.pictures.curves import draw_classes, principal
-from bpfree.pictures.plots import BLUE, ORANGE, class_color, label, show_image, write_animation, write_figure
+from bpfree.pictures.plots import BLUE, CLEAR_BLUE, ORANGE, class_color, label, show_image, write_animation
 from bpfree.pictures.trail import Trail
 
 _SAMPLES = 6
@@ -24,18 +24,17 @@ _WINDOW = 2.5  # half the width of a cloud's picture, in radii of the circle of 
 _SOFTMAX = "softmax of the scores"
 
 
-def plot_predictions(trail: Trail, images: Tensor | None, path: Path, *, which: str, unit: str) -> Path:
+def plot_predictions(trail: Trail, images: Tensor | None, *, which: str, unit: str) -> Figure:
     """Draw, for six samples, the probability of each class if inference ended after each step.
 
     Args:
         trail: of the samples, from noise.
         images: the samples as images [N, 1 or 3, H, W] in [0, 1]; None if they are not images.
-        path: the PNG file.
         which: name of the samples in the title, such as "test samples".
         unit: the word for a step of inference, "block" or "step".
 
     Returns:
-        The path.
+        The figure.
     """
     probabilities = trail.outputs[:, :_SAMPLES].softmax(-1).nan_to_num()
     count = probabilities.shape[1]
@@ -58,13 +57,13 @@ def plot_predictions(trail: Trail, images: Tensor | None, path: Path, *, which: 
         _write_title(axes, trail, n)
         axes.set_xticks(range(len(trail.steps)), [str(step) for step in trail.steps])
     figure.colorbar(maps[0], figure.add_axes((0.925, 0.2, 0.012, 0.6)), extend="max").set_label(_SOFTMAX, fontsize=13)
-    return write_figure(figure, path)
+    return figure
 
 
 def _draw_map(axes: Axes, probabilities: Tensor, true: int, *, high: float) -> AxesImage:
     """Draw probabilities [S, D] as a map: dots mark the highest of each step, orange the true class."""
     shown = _shown(probabilities, true)
-    picture = axes.imshow(probabilities[:, shown].T.numpy(), cmap="Blues", vmin=0, vmax=high, aspect="auto")
+    picture = axes.imshow(probabilities[:, shown].T.numpy(), cmap=CLEAR_BLUE, vmin=0, vmax=high, aspect="auto")
     axes.plot(probabilities[:, shown].argmax(1).numpy(), "o-", color="black", ms=4, lw=0.8)
     axes.set_yticks(range(len(shown)), [str(k) for k in shown])
     axes.get_yticklabels()[shown.index(true)].set(color=ORANGE, weight="bold")
@@ -178,18 +177,17 @@ def _draw_bars(
     return list(drawn), heights
 
 
-def plot_rebuilding(originals: Tensor, rebuilt: Tensor, steps: Sequence[int], path: Path, *, unit: str) -> Path:
+def plot_rebuilding(originals: Tensor, rebuilt: Tensor, steps: Sequence[int], *, unit: str) -> Figure:
     """Draw six samples and the image that z shows after each step.
 
     Args:
         originals: samples as images [N, 1 or 3, H, W] in [0, 1].
         rebuilt: [S, N, 1 or 3, H, W] in [0, 1], the image after each of S steps.
         steps: S numbers of steps, 0 for the start.
-        path: the PNG file.
         unit: the word for a step of inference, "block" or "step".
 
     Returns:
-        The path.
+        The figure.
     """
     count = min(_SAMPLES, len(originals))
     sheet = mosaic([[originals[n], *rebuilt[:, n]] for n in range(count)])
@@ -202,7 +200,7 @@ def plot_rebuilding(originals: Tensor, rebuilt: Tensor, steps: Sequence[int], pa
         axes.text(
             column * wide + originals.shape[3] / 2 - 0.5, -0.05 * high, title, fontsize=14, ha="center", va="bottom"
         )
-    return write_figure(figure, path)
+    return figure
 
 
 def animate_rebuilding(originals: Tensor, rebuilt: Tensor, steps: Sequence[int], path: Path, *, unit: str) -> Path:

@@ -5,6 +5,7 @@ matplotlib, which takes about half a second.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.disk.atomic import refuse_to_replace
 from bpfree.pictures.trained_run import TrainedRun
 from bpfree.tasks import Classify, Reconstruct
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRAINING_PLOT = "training.png"
 
@@ -31,6 +35,23 @@ def draw(run: TrainedRun, folder: Path, split: Split | None = None) -> list[Path
     Raises:
         UserError: a picture cannot be written, or the folder is a link, which may lead anywhere.
     """
+    return list(draw_figures(run, folder, split))
+
+
+def draw_figures(run: TrainedRun, folder: Path, split: Split | None = None) -> dict[Path, "Figure | None"]:
+    """Draw the same pictures as `draw`, and return the figures of a NoProp run too, since they take long to draw.
+
+    Args:
+        run: the trained run.
+        folder: gets the pictures; it is made.
+        split: samples to show; None leaves out the pictures that need samples.
+
+    Returns:
+        The figures by the paths of the pictures; None for pictures that move, or are quickly drawn again.
+
+    Raises:
+        UserError: a picture cannot be written, or the folder is a link, which may lead anywhere.
+    """
     refuse_to_replace(folder, folder=True)
     from bpfree.pictures.confusion import draw_confusion
     from bpfree.pictures.noprop import draw_diffusion
@@ -44,9 +65,10 @@ def draw(run: TrainedRun, folder: Path, split: Split | None = None) -> list[Path
         written += _draw_reconstructions(run, split, folder)
     if split is not None:
         written += draw_numbers(run, split, folder)
+    figures: dict[Path, Figure | None] = dict.fromkeys(written)
     if isinstance(run.trainer.rule, DiffusionRule):
-        written += draw_diffusion(run, folder, split)
-    return written
+        figures |= draw_diffusion(run, folder, split)
+    return figures
 
 
 def _draw_reconstructions(run: TrainedRun, split: Split, folder: Path) -> list[Path]:

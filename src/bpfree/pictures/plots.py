@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,8 @@ _CLASSES = (  # ten colours for which this holds too, by Petroff, https://arxiv.
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
+CLEAR_BLUE = LinearSegmentedColormap.from_list("clear blue", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)])
+"""Colours of a map: transparent where a value is 0, so that it fits the background of a dark page too."""
 LINES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255")
 """Colours of the lines of a panel. Colour-blind readers can tell them apart (Okabe and Ito; the last one by Tol)."""
 _GIF_DPI = 80

@@ -78,7 +78,7 @@ def _draw(axes: Axes, at: int, row: Row, points: int) -> None:
 
 def _scale(axes: Axes, rows: Sequence[Row], points: int) -> None:
     """Scale the horizontal axis; where some differences are many times as large as the others, its far part is log."""
-    intervals: list[list[float]] = [row.get("interval", row.get("interval_of_nets", [])) for row in rows]
+    intervals: list[list[float]] = [row.get("interval") or row.get("interval_of_nets") or [] for row in rows]
     ends = [
         points * end for row, interval in zip(rows, intervals, strict=True) for end in (row["difference"], *interval)
     ]

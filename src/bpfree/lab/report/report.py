@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from bpfree.data import Split
 from bpfree.disk.paths import user_path
@@ -15,7 +16,7 @@ from bpfree.lab.report.format import megabytes, number, seconds
 from bpfree.lab.report.html import Cell, Column, Section
 from bpfree.lab.report.records import Recorded, epochs, is_number, measurements, read_run
 from bpfree.lab.report.sections import Subject, lead_of, sections_of, state_of
-from bpfree.pictures.draw import draw
+from bpfree.pictures.draw import draw_figures
 from bpfree.runs.folder import CONFIG, PLOTS
 from bpfree.runs.load import load
 from bpfree.runs.run import Run
@@ -119,7 +120,7 @@ def _subject(source: Path | Run, data_dir: str | Path | None, trust: bool) -> Su
     split, which = (None, "") if run is None else _samples(run, data_dir, missing)
     if run is not None and which == "test samples":
         run = run.with_test(split)
-    pictures = [] if run is None else _draw(run, recorded, split, missing)
+    pictures = {} if run is None else _draw(run, recorded, split, missing)
     return Subject(recorded, run, split, which, pictures, missing)
 
 
@@ -174,8 +175,8 @@ def _samples(run: Run, data_dir: str | Path | None, missing: list[str]) -> tuple
     return validation or train, f"{which} samples"
 
 
-def _draw(run: Run, recorded: Recorded, split: Split | None, missing: list[str]) -> list[Path]:
-    """Draw the pictures of a run into its folder and return their paths, or say in `missing` why not.
+def _draw(run: Run, recorded: Recorded, split: Split | None, missing: list[str]) -> dict[Path, Figure | None]:
+    """Draw the pictures of a run into its folder and return their paths and figures, or say in `missing` why not.
 
     Args:
         run: the run with its weights.
@@ -184,12 +185,12 @@ def _draw(run: Run, recorded: Recorded, split: Split | None, missing: list[str])
         missing: gets a sentence if the pictures cannot be written.
     """
     if recorded.folder is None:
-        return []
+        return {}
     try:
-        return draw(run, recorded.folder / PLOTS, split)
+        return draw_figures(run, recorded.folder / PLOTS, split)
     except UserError as error:
         missing.append(f"The pictures of the run could not be written: {_line(error)}")
-        return []
+        return {}
 
 
 def _line(error: BaseException) -> str:

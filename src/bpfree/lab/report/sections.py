@@ -2,11 +2,13 @@
 
 import io
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -47,7 +49,7 @@ class Subject(NamedTuple):
         run: the run with its weights, or None if they cannot be loaded.
         split: the samples whose predictions are shown, or None if there are none.
         which: what the samples are, such as "test samples".
-        pictures: paths of the pictures that were drawn for this report.
+        pictures: the pictures that were drawn for this report, by their paths; None for those that are shown as files.
         missing: sentences that say what the report cannot show, and why.
     """
 
@@ -55,7 +57,7 @@ class Subject(NamedTuple):
     run: "Run | None" = None
     split: Split | None = None
     which: str = ""
-    pictures: list[Path] = []
+    pictures: Mapping[Path, Figure | None] = {}
     missing: list[str] = []
 
 
@@ -267,10 +269,15 @@ def _png(image: Tensor) -> bytes:
 
 
 def _drawn(subject: Subject, *names: str) -> list[Markup]:
-    """Return those of the named pictures that were drawn for this report."""
+    """Return those of the named pictures that were drawn for this report: as SVG if possible, else as images."""
     paths = {path.name: path for path in subject.pictures}
     there = [(paths[name], *_DRAWN[name]) for name in names if name in paths]
-    return [html.image(path, alt=alt, caption=caption) for path, alt, caption in there]
+    return [
+        html.image(path, alt=alt, caption=caption)
+        if (figure := subject.pictures[path]) is None
+        else html.picture(figure, alt=alt, caption=caption)
+        for path, alt, caption in there
+    ]
 
 
 def _cost(recorded: Recorded) -> list[Markup]:
