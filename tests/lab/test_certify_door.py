@@ -245,6 +245,14 @@ class TestShell:
         assert all(line.startswith("violation: ") for line in lines)
         assert done.stdout.startswith(f"ByHand on Sequential: {len(lines)} violations")
 
+    def test_what_cannot_be_told(self):
+        done = self.shell("digits/dfa", "rule={name: 'tests.lab.cheats:Numpy'}", "net.activation=tanh", "--json")
+        assert done.exit_code == 1
+        line, memory = done.stderr.strip().splitlines()
+        assert memory.startswith("cannot tell: memory: declared flat")
+        assert line.startswith("cannot tell: transports: declared none, but nobody can tell")
+        assert json.loads(done.stdout)["ok"] is False
+
     def test_a_leak(self):
         done = self.shell("digits/dfa", f"net={{name: '{__name__}:SkippingNet'}}", "rule.taps=[second, third]")
         assert done.exit_code == 1

@@ -48,10 +48,13 @@ class ActivationMemory(NamedTuple):
         """True if more parts are alive while later parts work, so that a deeper net would take more memory.
 
         The number in the first half of the parts is compared with the number in all of them. If all of three parts are
-        alive, nobody can tell if the number is a constant: None. One or two parts are what every rule needs.
+        alive, nobody can tell if the number is a constant: None. One or two parts are what every rule needs. If no
+        module of the net ran, nothing was seen: None.
         """
+        if not self.alive:
+            return None
         half = (self.parts + 1) // 2
-        early, most = max(self.alive[:half], default=0), max(self.alive, default=0)
+        early, most = max(self.alive[:half]), max(self.alive)
         if most <= _ALWAYS or 2 * (most - early) <= self.parts - half:
             return False
         return True if most > _A_FEW else None

@@ -163,7 +163,7 @@ def _transport_detail(measured: Measurements) -> str:
 
 def _memory_detail(measured: Measurements) -> str:
     memory = measured.memory
-    if memory is None:
+    if memory is None or not memory.parts:
         return "not measured"
     few = "" if memory.grows is not None else " (too few parts to tell)"
     size = f"{memory.peak_bytes:,} of {memory.total_bytes:,} bytes"

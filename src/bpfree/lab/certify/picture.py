@@ -23,6 +23,8 @@ _GRADIENTS = {
     "depends on other parts behind it: it waits": ORANGE,
 }
 
+_KINDS = {"weights": "weights", "signs": "signs", "initial": "initial weights", "unknown": "what nobody can tell"}
+
 
 def plot_dependencies(certificate: Certificate, path: Path) -> Path:
     """Draw which objective changes which layer, and whose gradient depends on whose weights.
@@ -91,7 +93,7 @@ def _matrix(
 
 
 def _mark_transport(axes: Axes, measured: Measurements, rows: Sequence[str]) -> None:
-    """Write W where the way back reads weights, and S where it reads only their signs."""
+    """Write a letter where the way back reads weights (W, S, I; see _KINDS) or where nobody can tell (U)."""
     layers, transport = measured.structure.layers, measured.dependencies.transport
     if len(layers) > _NAMED:  # the letters would overlap
         return
@@ -99,5 +101,7 @@ def _mark_transport(axes: Axes, measured: Measurements, rows: Sequence[str]) -> 
         for j, kind in read.items():
             place = layers.index(j) + 0.5, rows.index(i) + 0.5
             axes.text(*place, kind[0].upper(), ha="center", va="center", fontsize=9)
-    if transport:
-        axes.set_title(axes.get_title() + "\nW, S: the way back reads weights, signs", fontsize=15)
+    kinds = [kind for kind in _KINDS if any(kind in read.values() for read in transport.values())]
+    if kinds:
+        letters, words = ", ".join(kind[0].upper() for kind in kinds), ", ".join(_KINDS[kind] for kind in kinds)
+        axes.set_title(f"{axes.get_title()}\n{letters}: the way back reads {words}", fontsize=15)

@@ -71,7 +71,7 @@ def screened(
     run, pins = changed_throughout(bench), Pins()
     if pinned:
         recorded = Pinned.recorded(bench, changed_throughout)
-        run, pins, plain = recorded.run, recorded.pins, recorded.plain
+        bench, run, pins, plain = recorded.bench, recorded.run, recorded.pins, recorded.plain
     layers = list(parts.values())
     for border in sorted({1, len(layers) // 2, len(layers) - 1} - {0, len(layers)}):
         earlier = {layer for part in layers[:border] for layer in part}

@@ -54,6 +54,8 @@ def _unmeasured_memory(measured: Measurements) -> str:
     if measured.memory is None:
         return "it could not be measured: torch does not show what is kept while a function is transformed"
     memory = measured.memory
+    if not memory.parts:
+        return "no module of the net ran, so no activation was seen"
     return (
         f"{memory.parts_at_once} of {memory.parts} parts are in memory at once, and nobody can tell if it would be "
         "more with more parts. Use a deeper net"
