@@ -9,6 +9,7 @@ import pytest
 from bpfree.lab.compare.compare import Comparison
 from bpfree.lab.compare.export import as_csv, as_latex, latex
 from tests.lab.records import record
+from tests.test_cli import refused, shell
 
 NASTY = '50 % of a_b & c#d {e} ~f^g $h$ \\i <j> |k| "l" \u00b1\u2013\u2026'
 DOCUMENT = r"""\documentclass{article}
@@ -78,6 +79,17 @@ def test_latex_takes_the_table(exported, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "main.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_command_writes_them(tmp_path, monkeypatch):
+    done = Comparison(tmp_path, record(("dfa",)), {})
+    monkeypatch.setattr("bpfree.lab.compare.compare", lambda *_, **__: done)
+    assert shell("compare", "digits/mlp", "--export", tmp_path / "paper").exit_code == 0
+    assert {"results.csv", "results.tex", "score-by-cpu-seconds.pdf"} <= {
+        p.name for p in (tmp_path / "paper").iterdir()
+    }
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("compare", "digits/mlp", "--export", tmp_path / "file")
 
 
 def test_losses_few_seeds_and_rows_without_runs():
