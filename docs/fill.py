@@ -1,33 +1,39 @@
-"""Write the generated parts of pages: options from the code, and the figures of the rules from results.md.
+"""Write the generated parts of pages: options from the code, figures from results.md, and tables of comparisons.
 
     python docs/fill.py
 
 The script replaces the text between `<!-- options -->` and `<!-- /options -->`, and between `<!-- figures -->` and
 `<!-- /figures -->`, in the pages of the rules. In config.md it replaces what is between `<!-- net -->` and
-`<!-- /net -->`, and so on for each part of a config. The rest of a page is written by hand.
+`<!-- /net -->`, and so on for each part of a config. In README.md and results/README.md it writes what `bpfree compare`
+printed for the comparisons whose compare.json is in results/. The rest of a page is written by hand.
 """
 
+import json
 import re
 from pathlib import Path
 
 from bpfree.cli.catalog import KINDS, SECTIONS, Kind, describe_in_a_line, keys, options
+from bpfree.cli.compared import WIDTH, lines
 from bpfree.rules import RULES
 from bpfree.spec import REQUIRED, Option
 
 DOCS = Path(__file__).parent
 _NONE = "This rule has no options."
 _KINDS = {kind.plural: kind for kind in KINDS}
+COMPARISONS = {"demo": DOCS.parent / "README.md"}  # a file in results/, and the page that shows it
 Row = tuple[str, str, str, str]  # data, config, test accuracy %, seeds
 
 
 def main() -> None:
-    """Rewrite the page of every rule in RULES, and config.md."""
+    """Rewrite the page of every rule in RULES, config.md, and the pages with comparisons."""
     rows = measured((DOCS / "results.md").read_text(encoding="utf-8"))
     for name in RULES:
         page = DOCS / "rules" / f"{name}.md"
         page.write_text(filled(page.read_text(encoding="utf-8"), name, rows), encoding="utf-8")
     page = DOCS / "config.md"
     page.write_text(reference(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, page in COMPARISONS.items():
+        page.write_text(with_comparison(page.read_text(encoding="utf-8"), name), encoding="utf-8")
 
 
 def filled(text: str, name: str, rows: list[Row]) -> str:
@@ -37,6 +43,13 @@ def filled(text: str, name: str, rows: list[Row]) -> str:
     return _between(
         text, "figures", _table(["data", "config", "test accuracy, %", "seeds"], shipped) or "No figures yet."
     )
+
+
+def with_comparison(text: str, name: str) -> str:
+    """Return a page with what `bpfree compare` printed for a comparison."""
+    record = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    printed = "\n".join(line.plain.rstrip() for group in record["groups"] for line in lines(group, WIDTH))
+    return _between(text, name, f"```\n{printed}\n```")
 
 
 def reference(text: str) -> str:

@@ -12,7 +12,8 @@ from bpfree.lab.compare import Comparison
 from bpfree.lab.compare.page import MISSING, balanced, is_skewed, score
 from bpfree.lab.statistics import difference_text, footer, mark
 
-_WIDTH = 100  # of the table where standard output is not a terminal
+WIDTH = 100
+"""The characters of a line where standard output is not a terminal."""
 _COLORS = {"better": "green", "worse": "red"}  # by the verdict of a row; others have no colour
 _SAVINGS = ("std", "time to target", "thousands", "CPU", "balanced", "memory")
 """What a table that is too wide leaves out, in this order; "thousands" are those of the parameters."""
@@ -38,16 +39,24 @@ def print_comparison(done: Comparison) -> None:
     Args:
         done: the finished comparison.
     """
-    console = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
+    console = Console(width=None if Console().is_terminal else WIDTH, highlight=False)
     for group in done.record["groups"]:
-        for line in table(group, console.width):
+        for line in lines(group, console.width):
             console.print(line, soft_wrap=True)
-        for sentence in footer(group["rows"]):
-            console.print(Text(sentence))
         console.print()
     for name, error in done.failed.items():
         typer.echo(f"failed: {name}: {error}", err=True)
     typer.echo(f"report: {done.page}")
+
+
+def lines(group: Row, width: int) -> list[Text]:
+    """Return the lines that are printed for a group: its table, and the sentences that explain it.
+
+    Args:
+        group: a group of the record.
+        width: the number of characters of a line.
+    """
+    return [*table(group, width), *map(Text, footer(group["rows"]))]
 
 
 def table(group: Row, width: int) -> list[Text]:
@@ -67,19 +76,19 @@ def table(group: Row, width: int) -> list[Text]:
         columns = _columns(trained, _SAVINGS[:number], skewed=is_skewed(group)) if trained else []
         if names.width + sum(2 + column.width for column in columns) <= width:
             break
-    lines = [Text(group["name"], "bold")]
-    lines += [Text(_line(names.width, names.title[n], columns, [c.title[n] for c in columns])) for n in (0, 1)]
+    of_table = [Text(group["name"], "bold")]
+    of_table += [Text(_line(names.width, names.title[n], columns, [c.title[n] for c in columns])) for n in (0, 1)]
     cells = iter(zip(*(column.cells for column in columns), strict=True))
     for net, rows in nets.items():
         if len(nets) > 1:
-            lines.append(Text(f"net: {net}", "bold"))
+            of_table.append(Text(f"net: {net}", "bold"))
         for row in rows:
             if row["runs"]:
                 text = _line(names.width, row["name"], columns, next(cells))
-                lines.append(Text(text, _COLORS.get(row.get("verdict", ""), "")))
+                of_table.append(Text(text, _COLORS.get(row.get("verdict", ""), "")))
             else:
-                lines.append(Text(f"{row['name']:{names.width}}  not trained", "dim"))
-    return lines
+                of_table.append(Text(f"{row['name']:{names.width}}  not trained", "dim"))
+    return of_table
 
 
 def _by_net(rows: Sequence[Row]) -> dict[str, list[Row]]:
