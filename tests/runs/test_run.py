@@ -134,9 +134,10 @@ def test_ctrl_c_leaves_a_run_that_resumes_from_the_very_step(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.strip() == (
-        f"interrupted. The last good checkpoint is kept; go on with: bpfree train --resume {torn}"
-    )
+    started, *epochs, last = errors.splitlines()
+    assert started == "training mlp by dfa on digits: 10 epochs on cpu"
+    assert all(line.startswith("epoch ") for line in epochs)
+    assert last.strip() == (f"interrupted. The last good checkpoint is kept; go on with: bpfree train --resume {torn}")
     step = checkpoint.read_state(torn / "last.ckpt").progress.step
     assert step > 0
     last = json.loads((torn / "metrics.jsonl").read_text().splitlines()[-1])

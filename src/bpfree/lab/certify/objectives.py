@@ -9,6 +9,8 @@ from bpfree.lab.certify.order import Order
 from bpfree.lab.certify.walk import Reach
 from bpfree.lab.certify.watch import Objectives
 
+_LARGE = 2.0**20
+
 
 class ObjectiveFinder:
     """Finds the objectives of a rule at several benches, and each of them once.
@@ -44,8 +46,12 @@ class ObjectiveFinder:
         self._seen.update(keys)
         for number in new:
             # The runs are deterministic, so objective `number` is the same one here as in the run above.
-            moved = bench.changed(plain, bench.run(Objectives(doubled=number).watching()))
             kind, reach = keys[number]
+            moved = bench.changed(plain, bench.run(Objectives(scaled=number).watching()))
+            if (reach.ends & plain.keys()) - moved:
+                # Twice a small share of a gradient can look like a rounding error, as with a loss near 0.
+                larger = Objectives(scaled=number, factor=_LARGE)
+                moved |= bench.changed(plain, bench.run(larger.watching())) & reach.ends
             self.found.append(_objective(self._name(reach, bench.layers), kind, reach, moved, plain, bench.layers))
         return plain
 

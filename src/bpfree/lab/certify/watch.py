@@ -22,14 +22,15 @@ _make_dual = forward_ad.make_dual  # the original; `Objectives` replaces the nam
 
 
 class Objectives:
-    """A watch that sees every objective that is differentiated, in order, and can double the derivative of one.
+    """A watch that sees every objective that is differentiated, in order, and can scale the derivative of one.
 
     An objective that is differentiated during another's backward pass (checkpointing does so) counts as part of it.
 
     Args:
         layers: the layers of net and rule. With None no graph is walked.
         samples: number of samples in the batch.
-        doubled: number of the objective whose derivative is doubled; None for none.
+        scaled: number of the objective whose derivative is multiplied by `factor`; None for none.
+        factor: a power of two, which is exact in floating point, so that rounding changes nothing else.
         during: makes a context in which every backward pass runs.
 
     Attributes:
@@ -43,12 +44,13 @@ class Objectives:
         layers: Layers | None = None,
         samples: int = 0,
         *,
-        doubled: int | None = None,
+        scaled: int | None = None,
+        factor: float = 2.0,
         during: Callable[[], Any] | None = None,
     ) -> None:
         self.layers = layers
         self.samples = samples
-        self.doubled = doubled
+        self.scaled, self.factor = scaled, factor
         self.during = during
         self.kinds: list[str] = []
         self.reaches: list[Reach] = []
@@ -72,13 +74,13 @@ class Objectives:
             yield
 
     def _begin(self, kind: str) -> bool:
-        """Note the beginning of an objective. Return True if its derivative is the one to double."""
+        """Note the beginning of an objective. Return True if its derivative is the one to scale."""
         if self._depth == 0:
             self.kinds.append(kind)
             self.reaches.append(Reach(frozenset(), frozenset(), False, 0, 0))
             self.duals.append({})
-        # Within a backward pass the doubled derivative arrives by itself; doubling here again would make it fourfold.
-        return len(self.kinds) - 1 == self.doubled and self._depth == 0
+        # Within a backward pass the scaled derivative arrives by itself; it must not be scaled twice.
+        return len(self.kinds) - 1 == self.scaled and self._depth == 0
 
     def _backward(
         self,
@@ -91,12 +93,13 @@ class Objectives:
         *rest: Any,
         **options: Any,
     ) -> Any:
-        doubled = self._begin("backward")
+        scaled = self._begin("backward")
         if self.layers is not None:  # before the pass, which frees what the nodes keep
             reach = Walk(outs, self.layers, self.samples, inputs).reach()
             self.reaches[-1] = _joined(self.reaches[-1], reach) if self._depth else reach
-        if doubled:  # a factor of two is exact in floating point, so rounding changes nothing else
-            grads = tuple(2 * (torch.ones_like(o) if g is None else g) for o, g in zip(outs, grads, strict=True))
+        if scaled:
+            ones = (torch.ones_like(o) if g is None else g for o, g in zip(outs, grads, strict=True))
+            grads = tuple(self.factor * each for each in ones)
         self._depth += 1
         try:
             with nullcontext() if self.during is None else self.during():
@@ -107,8 +110,8 @@ class Objectives:
     def _dual(self, tensor: Tensor, tangent: Tensor, *, level: int | None = None) -> Tensor:
         if self.duals and self.layers is not None and (name := self.layers.name_of(tensor)) is not None:
             self.duals[-1][name] = None
-        if self.duals and len(self.kinds) - 1 == self.doubled:  # the derivative is linear in the tangents
-            tangent = 2 * tangent
+        if self.duals and len(self.kinds) - 1 == self.scaled:  # the derivative is linear in the tangents
+            tangent = self.factor * tangent
         return _make_dual(tensor, tangent, level=level)  # type: ignore[no-any-return, no-untyped-call]
 
 
