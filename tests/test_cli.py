@@ -30,7 +30,7 @@ def refused(*args):
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
-    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("training ")]
+    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith(("training ", "trials: "))]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     return lines[0]
@@ -59,7 +59,7 @@ def test_the_commands_and_options_are_frozen():
         "predict": ["run", "files", "trust", "return"],
         "report": ["runs", "out", "data_dir", "trust", "return"],
         "board": ["runs", "port", "return"],
-        "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "controls", "data_dir", "return"],
+        "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "controls", "export", "data_dir", "return"],
         "certify": ["config", "overrides", "out", "data_dir", "as_json", "trust", "return"],
         "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],

@@ -45,7 +45,7 @@ def others(hint, default):
         elif each is float:
             yield from (0.25, 0.75, 3.0)
         elif each is str:
-            yield from ("layer1", "orthogonal", "linear", "learned")
+            yield from ("layer1", "orthogonal", "linear", "learned", "predsim")
         elif get_origin(each) is list or each is list:
             yield ["1", "3"]
 

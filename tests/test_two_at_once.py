@@ -55,8 +55,8 @@ def test_of_two_trainings_into_one_new_folder_exactly_one_goes_on(tmp_path):
     errors = [process.communicate()[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, 2]
-    loser = errors[codes.index(2)].strip()
-    assert len(loser.splitlines()) == 1
+    started, loser = errors[codes.index(2)].strip().splitlines()
+    assert started.startswith("training ")
     assert "another process is writing to it" in loser or "holds another run" in loser
     seed = codes.index(0) + 1
     assert json.loads((out / "result.json").read_text())["seed"] == seed

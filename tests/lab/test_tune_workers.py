@@ -106,7 +106,7 @@ def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(start, tmp_path
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
         assert process.returncode == 130, errors
-        assert errors.strip() == "interrupted. Finished trials are kept. The same command goes on"
+        assert errors.splitlines()[-1] == "interrupted. Finished trials are kept. The same command goes on"
         trials = in_database(out).trials
         assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
         waiting = [trial.system_attrs["fixed_params"] for trial in trials if trial.state == TrialState.WAITING]

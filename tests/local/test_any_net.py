@@ -222,7 +222,7 @@ def test_a_rule_can_be_given_a_compiled_net_by_hand(how, batch):
             rule.gradients(each, TASK, batch, Noise(0, 0))
             written.append([p.grad.clone() for unit in rule.units(each) for p in unit])
             assert [name.removeprefix("_orig_mod.") for name in rule.taps] == (
-                ["act1"] if options else ["act1", "act2"]
+                ["act1"] if options else ["drop1", "drop2"]
             )
         assert all(torch.equal(a, b) for a, b in zip(*written, strict=True))
 

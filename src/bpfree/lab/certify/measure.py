@@ -60,6 +60,7 @@ def certify(net: nn.Module, rule: Rule | Spec, task: Task, batch: Batch) -> Cert
         UserError: the rule cannot train this net for another reason, or its gradients do not repeat.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         >>> from bpfree.tasks import Classify
         >>> batch = Batch(torch.randn(8, 4), torch.arange(8) % 2)
