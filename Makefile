@@ -11,7 +11,7 @@ PYTEST := -m pytest -n 2 --dist worksteal -q
 .PHONY: demo test test-avx2 lint matrix lowest peers clean
 
 demo: $(READY)  ## train a net with rules of four kinds and with backprop on the digits, and write a report
-	$(BIN)/bpfree compare digits/mlp --rules dfa,mono_forward,noprop_dt,eggroll --seeds 3 --out runs/demo
+	$(BIN)/bpfree compare digits/mlp train.epochs=20 --rules dfa,mono_forward,noprop_dt,eggroll --seeds 3 --out runs/demo
 
 test: $(READY)  ## run all tests except those marked slow
 	$(BIN)/python $(PYTEST)

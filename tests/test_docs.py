@@ -1,6 +1,7 @@
 """The code in the documentation runs, its links and paths exist, and its tables are up to date."""
 
 import importlib.util
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -109,6 +110,16 @@ def test_the_reference_of_configs_is_of_today(capsys):
     (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert set(yaml.safe_load(text)) == set(Config.model_fields)
     parse(yaml.safe_load(text))
+
+
+def test_tables_of_comparisons_are_what_was_printed():
+    """`python docs/fill.py` writes them, and README's comparison is that of `make demo`."""
+    fill = fill_script()
+    for name, page in fill.COMPARISONS.items():
+        text = page.read_text()
+        assert fill.with_comparison(text, name) == text
+    command = json.loads((ROOT / "docs" / "results" / "demo.json").read_text())["command"]
+    assert command in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("name", RULES)

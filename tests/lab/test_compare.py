@@ -35,7 +35,7 @@ def test_rules_share_net_data_and_epochs_and_bring_their_recipe():
     assert entries["eggroll"].config.net == group.config.net
     assert entries["eggroll"].config.optimizer == load_config("digits/eggroll").optimizer
     assert entries["noprop_dt"].config.net["name"] == "denoiser"
-    assert entries["noprop_dt"].notes == ["on another net (denoiser, mlp)"]
+    assert entries["noprop_dt"].net == "denoiser (mlp), 5 blocks"
     assert entries["backprop, checkpointed"].config.rule == {"name": "backprop", "checkpoint": True}
 
 
@@ -178,7 +178,7 @@ def test_a_comparison_is_reported_and_not_run_again(tmp_path, trained_here, undr
     assert rows["dfa"]["verdict"] == "too few seeds"
     assert {row["kind"] for row in rows.values()} == {"baseline", "control", "rule"}
     html = (out / "report.html").read_text()
-    for text in ("noprop_dt", "peak memory", "bpfree compare digits/mlp", "on another net"):
+    for text in ("noprop_dt", "peak memory", "bpfree compare digits/mlp", "denoiser (mlp), 5 blocks"):
         assert text in html
     if CHROMIUM is not None:
         with Browser() as browser:

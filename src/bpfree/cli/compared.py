@@ -15,7 +15,7 @@ from bpfree.lab.statistics import difference_text, footer, mark
 WIDTH = 100
 """The characters of a line where standard output is not a terminal."""
 _COLORS = {"better": "green", "worse": "red"}  # by the verdict of a row; others have no colour
-_SAVINGS = ("std", "time to target", "thousands", "CPU", "balanced", "memory")
+_SAVINGS = ("time to target", "std", "thousands", "CPU", "balanced", "memory")
 """What a table that is too wide leaves out, in this order; "thousands" are those of the parameters."""
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bpfree.errors import UserError
 from bpfree.lab.compare.entries import Entry, Kind, Net
-from bpfree.lab.compare.recipes import BASELINE, SPECIAL_NETS, Recipes, note_on_net
+from bpfree.lab.compare.recipes import BASELINE, SPECIAL_NETS, Recipes
 from bpfree.population.rule import BlackBoxRule
 from bpfree.runs.config import Config
 from bpfree.runs.config_file import load_config, shipped
@@ -99,7 +99,7 @@ def _baseline_of_special_net(recipes: Recipes, net: Net, rules: Sequence[Entry])
             rule.notes.append("no difference: backprop cannot train this net as a whole")
         return []
     name = f"{BASELINE} (net of {rules[0].name})"
-    return [Entry(name, config, [note_on_net(net)], kind="baseline", added=True)]
+    return [Entry(name, config, kind="baseline", added=True)]
 
 
 def _on_special_net(recipes: Recipes, net: Net, rules: Sequence[Entry]) -> Config | None:

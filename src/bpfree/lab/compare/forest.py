@@ -17,7 +17,7 @@ from bpfree.pictures.scales import linear_scale
 GREEN, RED, UNSURE = "#007a56", "#c8321f", "#717581"
 _ROW = 0.205  # inches
 _BELOW, _ABOVE = 0.62, 0.34  # inches
-_WIDE = 8.0  # largest difference / middle one; above it the far part of the axis is logarithmic
+_WIDE = 8.0  # largest end of an interval / middle one; above it the far part of the axis is logarithmic
 
 
 def draw_forest(rows: Sequence[Row], net: str) -> Figure | None:
@@ -83,7 +83,7 @@ def _scale(axes: Axes, rows: Sequence[Row], points: int) -> None:
         points * end for row, interval in zip(rows, intervals, strict=True) for end in (row["difference"], *interval)
     ]
     largest = max(map(abs, ends)) or 1.0
-    middle = sorted(abs(points * row["difference"]) for row in rows)[len(rows) // 2]
+    middle = sorted(map(abs, ends))[len(ends) // 2]
     low, high = min(0.0, *ends), max(0.0, *ends)
     if len(rows) > 2 and middle > 0 and largest > _WIDE * middle:
         threshold = 10.0 ** math.floor(math.log10(middle))

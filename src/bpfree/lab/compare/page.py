@@ -1,7 +1,7 @@
 """The HTML report of a comparison: tables, learning curves, costs and configs of its groups."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -36,8 +36,9 @@ _CAUTION = (
     "A difference is the one from backprop on the same net, with its 95 % confidence interval: 95 % of such intervals "
     "contain the true difference. It has a colour and a * if p is below 0.05 after Holm's correction for the number of "
     "rows.",
-    "CPU seconds and wall seconds are those of training and validation; each run has one thread. Peak memory is the "
-    "memory of one training step beyond parameters and optimizer state, counted at the allocator.",
+    "CPU seconds and wall seconds are those of training and validation. Each run has one thread; only nets and data "
+    "that were passed from Python train with all threads of their process. Peak memory is the memory of one training "
+    "step beyond parameters and optimizer state, counted at the allocator.",
 )
 
 
@@ -67,16 +68,16 @@ def write_comparison(record: dict[str, Any], path: Path) -> Path:
 
 
 def _lead(group: dict[str, Any]) -> str:
-    """Return a sentence about a group: how many rows, and which net, epochs and seeds."""
+    """Return a sentence about a group: how many rows each net has, and the epochs and seeds."""
     trained = [row for row in group["rows"] if row["runs"]]
     if not trained:
         return "No run was finished."
     seeds = max(len(row["runs"]) for row in trained)
     times = "seed" if seeds == 1 else "seeds"
-    net = group["config"]["net"]
-    described = _spec_as_text(net)
+    nets = by_net(trained)
+    ways = [f"{len(rows)} way{'s' * (len(rows) > 1)} to train {net or 'a net'}" for net, rows in nets.items()]
     epochs = group["config"]["train"]["epochs"]
-    return f"{len(trained)} ways to train the net {described}: {epochs} epochs, {seeds} {times}."
+    return f"{', '.join(ways)}: {epochs} epochs, {seeds} {times}."
 
 
 def _of_group(group: dict[str, Any], *, alone: bool) -> list[Section]:
@@ -276,11 +277,3 @@ def command_line(arguments: Sequence[str]) -> str:
     "bpfree compare 'net.hidden=[16]'"
     """
     return shlex.join(["bpfree", *arguments])
-
-
-def _spec_as_text(spec: object) -> object:
-    """Return a section as text, such as "denoiser (backbone conv (norm True), blocks 10)"; another value as it is."""
-    if not isinstance(spec, Mapping):
-        return spec
-    options = ", ".join(f"{key} {_spec_as_text(value)}" for key, value in spec.items() if key != "name")
-    return " ".join(str(part) for part in (spec.get("name"), f"({options})" if options else None) if part)

@@ -78,8 +78,7 @@ class Recipes:
             return Entry(name, self.changed(self.base, rule={"name": name} | changes), [note])
         from_shipped = load_config(recipe)
         net = self._like_the_base(from_shipped.net) if needs_another else None
-        notes = [] if net is None else [note_on_net(net)]
-        return Entry(name, self.with_sections_of(from_shipped, rule=from_shipped.rule | changes, net=net), notes)
+        return Entry(name, self.with_sections_of(from_shipped, rule=from_shipped.rule | changes, net=net))
 
     def with_sections_of(self, recipe: Config, *, rule: dict[str, Any], net: Net | None = None) -> Config:
         """Return the base with a rule, and with the optimizer, schedule and clipping of another config.
@@ -139,13 +138,3 @@ class Recipes:
         if "backbone" not in special or kind not in get_args(BackboneName) or backbone_of(special) == kind:
             return special
         return {**special, "backbone": kind}  # the bare name: options of another backbone would not fit
-
-
-def note_on_net(net: Net) -> str:
-    """Return the remark of a row that has another net than its group.
-
-    Args:
-        net: the section `net` of the row.
-    """
-    backbone = backbone_of(net)
-    return f"on another net ({net['name']})" if backbone is None else f"on another net ({net['name']}, {backbone})"
