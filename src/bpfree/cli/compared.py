@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.text import Text
 
 from bpfree.lab.compare import Comparison
-from bpfree.lab.compare.page import MISSING, balanced, is_skewed, score
+from bpfree.lab.compare.families import by_net
+from bpfree.lab.compare.page import MISSING, balanced, has_energy, has_queries, is_skewed, score
 from bpfree.lab.statistics import difference_text, footer, mark
 
 WIDTH = 100
 """The characters of a line where standard output is not a terminal."""
 _COLORS = {"better": "green", "worse": "red"}  # by the verdict of a row; others have no colour
-_SAVINGS = ("time to target", "std", "thousands", "CPU", "balanced", "memory")
+_SAVINGS = ("time to target", "queries", "energy", "std", "thousands", "CPU", "balanced", "memory")
 """What a table that is too wide leaves out, in this order; "thousands" are those of the parameters."""
 Row = dict[str, Any]
 
@@ -68,12 +69,12 @@ def table(group: Row, width: int) -> list[Text]:
         group: a group of the record.
         width: the number of characters of a line. A table that is too wide has fewer columns, but whole numbers.
     """
-    nets = _by_net(group["rows"])
+    nets = by_net(group["rows"])
     trained = [row for rows in nets.values() for row in rows if row["runs"]]
     names = _Column(("", "rule"), [row["name"] for row in group["rows"]])
     columns: list[_Column] = []
     for number in range(len(_SAVINGS) + 1):
-        columns = _columns(trained, _SAVINGS[:number], skewed=is_skewed(group)) if trained else []
+        columns = _columns(trained, _SAVINGS[:number], group) if trained else []
         if names.width + sum(2 + column.width for column in columns) <= width:
             break
     of_table = [Text(group["name"], "bold")]
@@ -91,30 +92,13 @@ def table(group: Row, width: int) -> list[Text]:
     return of_table
 
 
-def _by_net(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each net, by its name; the row that others of the net are compared with comes first."""
-    nets: dict[str, list[Row]] = {}
-    for row in rows:
-        nets.setdefault(row.get("net") or _net_text(row["config"]["net"]), []).append(row)
-    for of_net in nets.values():
-        baselines = {row.get("baseline") for row in of_net}
-        of_net.sort(key=lambda row: row["name"] not in baselines)
-    return nets
-
-
-def _net_text(net: Row) -> str:
-    """Return a net as text, such as "mlp (hidden [256, 256])"."""
-    options = ", ".join(f"{key} {value}" for key, value in net.items() if key != "name")
-    return f"{net['name']} ({options})" if options else str(net["name"])
-
-
-def _columns(rows: Sequence[Row], without: Sequence[str], *, skewed: bool) -> list[_Column]:
+def _columns(rows: Sequence[Row], without: Sequence[str], group: Row) -> list[_Column]:
     """Return the columns after the name.
 
     Args:
         rows: the rows that were trained.
         without: what is left out; see `_SAVINGS`.
-        skewed: True if the table has a column for balanced accuracy.
+        group: their group.
     """
     split, metric = rows[0]["runs"][0]["split"], rows[0]["metric"]
     parameters = [row["parameters"] + row["rule_parameters"] for row in rows]
@@ -126,7 +110,7 @@ def _columns(rows: Sequence[Row], without: Sequence[str], *, skewed: bool) -> li
         else _Column(("", "parameters"), [f"{count:,.0f}" for count in parameters]),
         _Column((split, f"{metric}{' %' * (metric == 'accuracy')}"), scores),
     ]
-    if skewed and "balanced" not in without:
+    if is_skewed(group) and "balanced" not in without:
         columns.append(_Column(("balanced", f"{metric} %"), [balanced(row) for row in rows]))
     if any("difference" in row for row in rows):
         cells = [f"{difference_text(row)}{mark(row) or ' '}" if "difference" in row else MISSING + " " for row in rows]
@@ -134,10 +118,19 @@ def _columns(rows: Sequence[Row], without: Sequence[str], *, skewed: bool) -> li
     if "CPU" not in without:
         columns.append(_Column(("CPU", "s"), [f"{row['cpu_seconds']:.1f}" for row in rows]))
     if "time to target" not in without:
-        columns.append(_Column(("s to", "target"), [MISSING if s is None else f"{s:.1f}" for s in seconds]))
+        columns.append(_Column(("s to", "target"), [_optional(s, ".1f") for s in seconds]))
     if "memory" not in without:
         columns.append(_Column(("peak", "MB"), [f"{row['step_memory_bytes'] / 1e6:.2f}" for row in rows]))
+    if has_queries(group) and "queries" not in without:
+        columns.append(_Column(("", "queries"), [_optional(row.get("queries"), ",.0f") for row in rows]))
+    if has_energy(group) and "energy" not in without:
+        columns.append(_Column(("energy", "J"), [_optional(row.get("energy_joules"), ",.1f") for row in rows]))
     return columns
+
+
+def _optional(value: float | None, form: str) -> str:
+    """Return a number in a format; a dash for None."""
+    return MISSING if value is None else f"{value:{form}}"
 
 
 def _thousands(count: float) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 from bpfree.errors import UserError
 from bpfree.lab.compare.answers import answers
 from bpfree.lab.compare.entries import Entry
-from bpfree.lab.compare.recipes import BASELINE
 from bpfree.lab.jobs.jobs import Job
 from bpfree.lab.report.records import read_run
 from bpfree.lab.statistics import holm, paired_difference, verdict
@@ -102,24 +101,25 @@ def _measure_run(job: Job, root: Path) -> Row:
 
 
 def compare_with_baselines(rows: Sequence[Row]) -> Row | None:
-    """Add to each row its difference from backprop on the same net, with a confidence interval and a verdict.
+    """Add to each row its difference from its baseline, with a confidence interval and a verdict.
 
-    A row that has a baseline gets `baseline` (its name), `difference` (the mean over the seeds that both have, in the
-    unit of the metric), `seeds_compared`, `verdict` and, with enough seeds, `interval` ([low, high] at 95 %), `p` and
-    `p_holm`, which is corrected for the number of such rows. With one seed it gets `interval_of_nets` instead, which
-    compares two trained nets and not two rules. See `bpfree.lab.statistics.paired_difference`.
+    A row whose baseline was trained keeps `baseline` (its name) and gets `difference` (the mean over the seeds that
+    both have, in the unit of the metric), `seeds_compared`, `verdict` and, with enough seeds, `interval` ([low, high]
+    at 95 %), `p` and `p_holm`, which is corrected for the number of such rows. With one seed it gets
+    `interval_of_nets` instead, which compares two trained nets and not two rules. See
+    `bpfree.lab.statistics.paired_difference`.
 
     Args:
-        rows: rows of one group, which are changed. A row with the key `baseline` is compared with the row of this name.
+        rows: rows of one group, which are changed. A row is compared with the row that its key `baseline` names.
 
     Returns:
-        The baseline of the first row that has one, which may be this row; None if none was trained.
+        The baseline of the first row that has one; None if none was trained.
     """
     trained = [row for row in rows if row["runs"]]
-    pairs = [(row, _baseline_of(row, trained)) for row in trained]
-    for row, baseline in pairs:
-        row.pop("baseline", None)
-        if baseline is not None and baseline is not row:
+    by_name = {row["name"]: row for row in trained}
+    baselines = [by_name.get(row.pop("baseline", "")) for row in trained]
+    for row, baseline in zip(trained, baselines, strict=True):
+        if baseline is not None:
             row |= _difference(row, baseline)
     tested = [row for row in trained if "p" in row]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
@@ -127,18 +127,7 @@ def compare_with_baselines(rows: Sequence[Row]) -> Row | None:
     for row in trained:
         if "difference" in row:
             row["verdict"] = verdict(row["difference"], row.get("p_holm"), is_loss=row["metric"] == "loss")
-    return next((baseline for _, baseline in pairs if baseline is not None), None)
-
-
-def _baseline_of(row: Row, trained: Sequence[Row]) -> Row | None:
-    """Return the row that a row is compared with: the one that it names, or backprop on an equal net."""
-    if row.get("baseline"):
-        return next((other for other in trained if other["name"] == row["baseline"]), None)
-    rivals = [
-        other for other in trained if other["rule"] == BASELINE and other["config"]["net"] == row["config"]["net"]
-    ]
-    # The row "backprop" comes first. A net of denoising blocks has none; a config that trains it with backprop is it.
-    return min(rivals, key=lambda other: bool(other["name"] != BASELINE), default=None)
+    return next((baseline for baseline in baselines if baseline is not None), None)
 
 
 def _difference(row: Row, baseline: Row) -> Row:

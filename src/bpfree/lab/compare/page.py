@@ -142,19 +142,27 @@ def columns(group: dict[str, Any]) -> list[Column]:
         Column("wall time", "s"),
         Column("to target", "CPU s"),
         Column("memory", "MB per step"),
-        *([Column("queries", "forward passes")] if _has_queries(group) else []),
-        *([Column("energy", "J")] if _has_energy(group) else []),
+        *([Column("queries", "forward passes")] if has_queries(group) else []),
+        *([Column("energy", "J")] if has_energy(group) else []),
         Column("samples/s", "training"),
     ]
 
 
-def _has_queries(group: dict[str, Any]) -> bool:
-    """Return True if a group has black-box rules with their numbers of forward passes."""
+def has_queries(group: dict[str, Any]) -> bool:
+    """Return True if a group has black-box rules with their numbers of forward passes.
+
+    Args:
+        group: a group of the record.
+    """
     return any(row.get("queries") is not None and is_black_box(row) for row in group["rows"])
 
 
-def _has_energy(group: dict[str, Any]) -> bool:
-    """Return True if the energy of some row was measured."""
+def has_energy(group: dict[str, Any]) -> bool:
+    """Return True if the energy of some row was measured.
+
+    Args:
+        group: a group of the record.
+    """
     return any(row.get("energy_joules") is not None for row in group["rows"])
 
 
@@ -176,8 +184,8 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
         _number(row["wall_seconds"], ".1f"),
         _to_target(row),
         _number(row["step_memory_bytes"] / 1e6, ".2f"),
-        *([_number(row.get("queries"), ",.0f")] if _has_queries(group) else []),
-        *([_number(row.get("energy_joules"), ",.1f")] if _has_energy(group) else []),
+        *([_number(row.get("queries"), ",.0f")] if has_queries(group) else []),
+        *([_number(row.get("energy_joules"), ",.1f")] if has_energy(group) else []),
         _number(row["samples_per_second"], ",.0f"),
     ]
 
