@@ -98,7 +98,7 @@ def test_of_two_workers_one_is_killed_and_nothing_but_its_trial_is_lost(start, t
 
 
 def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(start, tmp_path):
-    path, out = config_file(tmp_path, train={"epochs": 12}), tmp_path / "out"
+    path, out = config_file(tmp_path, train={"epochs": 48}), tmp_path / "out"
     for workers in ("1", "2"):
         process = start(path, out, "tune.trials=1000", "--workers", workers)
         before = set(out.glob("trials/*"))
