@@ -148,7 +148,7 @@ def test_bits_are_kept():
 
 
 def row(**values):
-    runs = [{"samples": 360, "right": "..."}]
+    runs = [{"split": "test", "samples": 360, "right": "..."}]
     return {"metric": "accuracy", "difference": -0.0028, "runs": runs, "seeds_compared": 3} | values
 
 
@@ -162,6 +162,8 @@ def test_texts():
     text = " ".join(footer([shown, shown, {"metric": "accuracy"}]))
     assert "over 3 seeds and 360 test samples" in text
     assert "corrected for 2 rows (Holm)" in text
+    without_test = shown | {"runs": [{"split": "validation", "samples": None, "right": None}]}
+    assert "over 3 seeds, for this validation split alone" in footer([without_test])[0]
     few = " ".join(footer([row(seeds_compared=1, interval_of_nets=[-0.01, 0.01])]))
     assert "1 seed is too few to compare rules: use 3 or more" in few
     assert "two trained nets, not rules" in few

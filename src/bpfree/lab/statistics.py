@@ -267,7 +267,8 @@ def footer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     seeds = sorted({row["seeds_compared"] for row in tested})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     samples = next((run["samples"] for row in tested for run in row["runs"] if run.get("right")), None)
-    over = f"{number} seeds and {samples:,} test samples" if samples else f"{number} seeds, for this test split alone"
+    alone = f", for this {tested[0]['runs'][0]['split']} split alone"
+    over = f"{number} seeds{f' and {samples:,} test samples' if samples else alone}"
     rules = f"{len(tested)} rows" if len(tested) > 1 else "1 row"
     direction = "smaller is better" if tested[0]["metric"] == "loss" else "in points"
     return [

@@ -69,14 +69,15 @@ class RunsBar:
 
 
 def _outcome(job: Job, seconds: float) -> str:
-    """Return the test metric of a run and its time, or that it has no result."""
+    """Return the test metric of a run, or the validation metric, and its time; or that it has no result."""
     try:
         result = folder.read_result(job.folder)
     except (UserError, OSError):  # whoever reads the results later says what is wrong with the file
         result = None
     if result is None:
         return f"no result after {seconds:.1f} s"
-    test = result.get("test") or {}
-    name = next((name for name in ("accuracy", "rmse", "loss") if name in test), None)
-    value = "" if name is None else f"test {name} {test[name]:.4f}, "
+    split = "test" if result.get("test") else "validation"
+    metrics = result.get(split) or {}
+    name = next((name for name in ("accuracy", "rmse", "loss") if name in metrics), None)
+    value = "" if name is None else f"{split} {name} {metrics[name]:.4f}, "
     return f"{value}{seconds:.1f} s"
