@@ -13,12 +13,16 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
 
     Yields:
         A function that returns True after Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: at the end, if Ctrl-C was pressed after the last call of the function. It must not be lost.
     """
     # Python allows signal handlers in the main thread only. In another thread Ctrl-C does not arrive anyway.
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     presses: list[bool] = []
+    is_known = False  # by the block
     before = signal.getsignal(signal.SIGINT)
 
     def note(_number: int, _frame: Any) -> None:
@@ -26,11 +30,18 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         presses.append(True)
 
+    def was_pressed() -> bool:
+        nonlocal is_known
+        is_known = bool(presses)
+        return is_known
+
     signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: bool(presses)
+        yield was_pressed
     finally:
         signal.signal(signal.SIGINT, before)
+    if presses and not is_known:
+        raise KeyboardInterrupt
 
 
 @contextmanager
