@@ -2,18 +2,24 @@
 
 The numbers depend on the key alone. So a result does not depend on the number of processes, on the order in which units
 draw, or on an interruption: a resumed run needs no state of a generator.
+
+On a CPU a key seeds a generator. On other devices `bpfree.noise.philox` computes numbers from the key, so that a step
+neither seeds a generator nor waits for the device.
 """
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 from torch import Tensor
+
+from bpfree.noise import philox
 
 Key = int | str
 
@@ -54,11 +60,7 @@ class Noise:
         return int.from_bytes(self._digest(8), "little") >> 1
 
     def _digest(self, size: int) -> bytes:
-        units = tuple(unit if isinstance(unit, str) else int(unit) for unit in self.units)
-        # repr keeps the units apart: ("a", "bc") and ("ab", "c") are different keys, and so are 1 and "1".
-        text = repr((int(self.seed), int(self.step), units)).encode()  # int(): numpy's integers have another repr
-        # Not `hash`, which differs from process to process.
-        return hashlib.blake2b(text, digest_size=size).digest()
+        return _digest(self.seed, int(self.step), self.units, size)  # int(): numpy's integers have another repr
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a generator that starts at this key, for several draws in a row.
@@ -75,7 +77,52 @@ class Noise:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Draw standard normal numbers of a shape."""
+        if counts(device):
+            return self._numbers("normal", shape, device).to(dtype or torch.get_default_dtype())
         return torch.randn(*shape, generator=self.generator(device), device=device, dtype=dtype)
+
+    def rand(self, *shape: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        """Draw numbers of a shape from U[0, 1)."""
+        if counts(device):
+            return self._numbers("uniform", shape, device).to(dtype or torch.get_default_dtype())
+        return torch.rand(*shape, generator=self.generator(device), device=device, dtype=dtype)
+
+    def randint(self, high: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """Draw integers of a shape from 0 to high - 1, int64.
+
+        Args:
+            high: at most 2^24 on devices other than the CPU.
+            shape: the shape.
+            device: the device.
+        """
+        if counts(device):
+            # In double, since a product in float32 could be rounded up to `high`.
+            return (self._numbers("uniform", shape, device).double() * high).long()
+        return torch.randint(high, shape, generator=self.generator(device), device=device)
+
+    def rows(self, kind: philox.Kind, rows: Tensor, n: int) -> Tensor:
+        """Draw n numbers for each of some rows, such as members, [K, n]; the same for a row in whatever call it is.
+
+        For devices where numbers are computed from the key; see `bpfree.noise.philox`.
+
+        Args:
+            kind: "normal" or "uniform" in float32, or "words" in int64.
+            rows: the numbers of the rows, int64 [K].
+            n: the number of numbers in a row.
+        """
+        draw = {"words": philox.words, "uniform": philox.uniform, "normal": philox.normal}[kind]
+        return draw(self.stream(), self._now(), rows, n)
+
+    def stream(self) -> int:
+        """Return the key without its step as an integer of 64 bits."""
+        return int.from_bytes(_digest(self.seed, "stream", self.units, 8), "little")
+
+    def _now(self) -> int | Tensor:
+        return self.step
+
+    def _numbers(self, kind: philox.Kind, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+        row = torch.zeros(1, dtype=torch.int64, device=device)
+        return self.rows(kind, row, prod(shape)).view(shape)
 
     def words(self, n: int) -> NDArray[np.uint64]:
         """Draw n words of 64 random bits, [n]. This is the fastest way to many random numbers on a CPU.
@@ -106,6 +153,37 @@ class Noise:
         with _restored_rng(device):
             seed_global(self.key(), device)
             yield
+
+
+_everywhere = False
+
+
+def counts(device: torch.device | str) -> bool:
+    """Return True if numbers on a device are computed from their key, without a generator.
+
+    Args:
+        device: the device.
+    """
+    return _everywhere or torch.device(device).type != "cpu"
+
+
+@contextmanager
+def counting_everywhere() -> Iterator[None]:
+    """Compute numbers from their key on the CPU, too, inside the block. Tests of device code use it."""
+    global _everywhere
+    before, _everywhere = _everywhere, True
+    try:
+        yield
+    finally:
+        _everywhere = before
+
+
+def _digest(seed: int, step: int | str, units: tuple[Key, ...], size: int) -> bytes:
+    plain = tuple(unit if isinstance(unit, str) else int(unit) for unit in units)
+    # repr keeps the units apart: ("a", "bc") and ("ab", "c") are different keys, and so are 1 and "1".
+    text = repr((int(seed), step, plain)).encode()
+    # Not `hash`, which differs from process to process.
+    return hashlib.blake2b(text, digest_size=size).digest()
 
 
 def seed_global(key: int, device: torch.device) -> None:
