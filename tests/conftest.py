@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: two workers on two cores, and equal bits
+if os.environ.get("BPFREE_TEST_DEVICE", "cpu") == "cpu":  # without a GPU, Triton interprets its kernels
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite in the background; what it starts is to hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
