@@ -20,7 +20,8 @@ from bpfree.spec import REQUIRED, Option
 DOCS = Path(__file__).parent
 _NONE = "This rule has no options."
 _KINDS = {kind.plural: kind for kind in KINDS}
-COMPARISONS = {"demo": DOCS.parent / "README.md"}  # a file in results/, and the page that shows it
+COMPARISONS = {"demo": DOCS.parent / "README.md", "mnist": DOCS / "results" / "README.md"}
+"""The name of a file in results/, and the page that shows it."""
 Row = tuple[str, str, str, str]  # data, config, test accuracy %, seeds
 
 
