@@ -1,6 +1,6 @@
 """How often the confidence interval of a comparison contains the true difference, in simulated comparisons.
 
-    python benchmarks/coverage.py [--comparisons 2000] [--seeds 3] [--samples 360 10000]
+    python benchmarks/coverage.py [--comparisons 2000] [--seeds 3] [--samples 360 10000] [--draw 0]
 
 A sample has a difficulty that all nets share, and one for each rule. A net of a rule and a seed has a true accuracy,
 which varies by seed, and answers rightly where a normal number, with the difficulties in it, is below the threshold of
@@ -117,13 +117,13 @@ METHODS: dict[str, Callable[[Bits, Bits, np.random.Generator], tuple[float, floa
 
 
 def coverage(
-    setting: Setting, comparisons: int, seeds: int, methods: Sequence[str] = tuple(METHODS)
+    setting: Setting, comparisons: int, seeds: int, methods: Sequence[str] = tuple(METHODS), draw: int = 0
 ) -> tuple[dict[str, float], float, float]:
     """Return the share of comparisons whose interval contains the true difference, for each method.
 
     Also returns the mean half width of the first method, and the share of the answers in which the two nets differ.
     """
-    rng, resampling = np.random.default_rng(0), np.random.default_rng(1)
+    rng, resampling = np.random.default_rng([draw, 0]), np.random.default_rng([draw, 1])
     hits, width, differing = dict.fromkeys(methods, 0), 0.0, 0.0
     for _ in range(comparisons):
         rule, baseline, truth = simulate(setting, seeds, rng)
@@ -141,11 +141,12 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, nargs="+", default=[360, 10_000])
+    parser.add_argument("--draw", type=int, default=0, help="another number draws other comparisons")
     options = parser.parse_args()
     print("| accuracy | samples | spread | rules | differ, % | ± points |", " | ".join(METHODS), "|")
     print("|---" * (6 + len(METHODS)) + "|")
     for setting in settings(options.samples):
-        rates, width, differing = coverage(setting, options.comparisons, options.seeds)
+        rates, width, differing = coverage(setting, options.comparisons, options.seeds, draw=options.draw)
         cells = (*setting, f"{100 * differing:.1f}", f"{100 * width:.2f}", *(f"{100 * r:.1f}" for r in rates.values()))
         print("|", " | ".join(map(str, cells)), "|", flush=True)
 
