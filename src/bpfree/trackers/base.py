@@ -72,6 +72,14 @@ class Measure(Tracker, ABC):
             scalars: the values that the rule returned for the batch.
         """
 
+    def wants_gradients(self, step: int) -> bool:
+        """Return True at every k-th step.
+
+        Args:
+            step: the number of steps that were taken before it. A resumed run measures where the first one would have.
+        """
+        return step % self.every == 0
+
     def on_gradients(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> None:
         """Measure at every k-th step, and append the record.
 
@@ -81,7 +89,7 @@ class Measure(Tracker, ABC):
             scalars: the values that the rule returned.
         """
         step = trainer.progress.step
-        if step % self.every:  # by the step, so that a resumed run measures where the first one would have
+        if not self.wants_gradients(step):
             return
         # A key of the tracker and the step: two trackers, or a resumed run, draw the same numbers as one alone.
         random = trainer.noise.at(step).fold("tracker", self.name).global_rng(trainer.device)

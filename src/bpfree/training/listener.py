@@ -26,6 +26,16 @@ class Listener(Generic[TrainerT]):
         """True if the class overrides `on_gradients`; a step calls only such listeners."""
         return type(self).on_gradients is not Listener.on_gradients
 
+    def wants_gradients(self, step: int) -> bool:
+        """Return True if `on_gradients` looks at a step. Where it does not, the step may be a replayed one.
+
+        A subclass that looks at some steps only overrides it; see `bpfree.training.graphs`.
+
+        Args:
+            step: the number of steps that were taken before it.
+        """
+        return self.listens_to_gradients
+
     def on_start(self, trainer: TrainerT) -> None:
         """Receive the trainer before the first step: the rule is bound; in a resumed run, the checkpoint is loaded.
 

@@ -157,9 +157,13 @@ class Trainer(Stepper):
         """
         load_state(self, state)
 
+    def _gradients_are_wanted(self) -> bool:
+        return any(listener.wants_gradients(self.progress.step) for listener in self._gradient_listeners)
+
     def _show_gradients(self, batch: Batch, scalars: Scalars) -> None:
         for listener in self._gradient_listeners:
-            listener.on_gradients(self, batch, scalars)
+            if listener.wants_gradients(self.progress.step):
+                listener.on_gradients(self, batch, scalars)
 
     def _epoch(self, fit: _Fit) -> None:
         """Train to the end of the epoch, and tell the listeners; raise KeyboardInterrupt after Ctrl-C."""
