@@ -64,8 +64,9 @@ def fit(
             standard error. False: show nothing. None: show a bar at a terminal or in a notebook, and elsewhere only
             what bpfree chose by itself.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
-            label_noise, augment; precision, update, device, clip, freeze, early_stopping), the sections `schedule` and
-            `task`, and `classes`: how many there are in arrays, or a list of those to keep of any data.
+            label_noise, augment; precision, update, graph, deterministic, device, clip, freeze, early_stopping), the
+            sections `schedule` and `task`, and `classes`: how many there are in arrays, or a list of those to keep of
+            any data.
 
     Returns:
         The finished run.

@@ -125,6 +125,7 @@ def assemble(
     preprocess = preprocess_for_net(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     task.use_loss(loss)
+    train = config.train
     if net is None:
         _refuse_several(preprocess, config)
         # The key depends on the seed alone: a net has the same first weights whatever random numbers were drawn before.
@@ -141,7 +142,7 @@ def assemble(
         config.optimizer,
         schedule=config.schedule,
         clip=config.train.clip,
-        compute=Compute(config.train.precision, config.train.update),
+        compute=Compute(train.precision, train.update, train.graph, train.deterministic),
         seed=seed,
     )
     return Setup(config, trainer, preprocess, tuple(from_python))

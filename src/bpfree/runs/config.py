@@ -20,12 +20,21 @@ from bpfree.tasks import TASKS, custom_options
 from bpfree.tasks.abilities import check_loss, check_task
 from bpfree.trackers import TRACKERS, Tracker
 from bpfree.training.compute import Update
+from bpfree.training.graphs import Graph
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.precision import Precision
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
 
-MACHINE_KEYS = ("data.dir", "data.path", "data.labels", "data.cache", "data.memory_limit", "train.device")
+MACHINE_KEYS = (
+    "data.dir",
+    "data.path",
+    "data.labels",
+    "data.cache",
+    "data.memory_limit",
+    "train.device",
+    "train.graph",
+)
 """Keys that may change when a run is resumed: they say where its data are and what computes."""
 
 
@@ -48,6 +57,8 @@ class TrainConfig(Section):
         seed: of everything random.
         precision: number type of forward passes; see `bpfree.training.compute.Compute`.
         update: when parameters are stepped; see `bpfree.training.compute.Compute`.
+        graph: whether a step on CUDA is captured and replayed; see `bpfree.training.compute.Compute`.
+        deterministic: the same bits in each run on one device; see `bpfree.training.compute.Compute`.
         device: name of a device; "auto" takes a GPU if there is one.
         clip: largest gradient norm, for each of the rule's units by itself.
         early_stopping: when to stop before `epochs`; None: never.
@@ -60,12 +71,20 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0)
     precision: Precision = "float32"
     update: Update = "together"
+    graph: Graph = "auto"
+    deterministic: bool = False
     device: str = "auto"
     clip: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStoppingConfig | None = None
     freeze: list[str] = []
     readout: Readout = "none"
     ridge: float = Field(default=1e-3, gt=0)
+
+    @field_validator("graph", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """YAML reads the words on and off as true and false."""
+        return ("off", "on")[value] if isinstance(value, bool) else value
 
 
 NamedSpec = dict[str, Any]

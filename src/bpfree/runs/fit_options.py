@@ -15,6 +15,7 @@ from bpfree.rules import RULES
 from bpfree.spec import Spec, options_of
 from bpfree.tasks import TASKS
 from bpfree.training.compute import Update
+from bpfree.training.graphs import Graph
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.precision import Precision
 from bpfree.training.ridge_readout import Readout
@@ -59,6 +60,8 @@ class FitOptions(TypedDict, total=False):
     augment: AugmentOptions
     precision: Precision
     update: Update
+    graph: Graph
+    deterministic: bool
     device: str
     clip: float | None
     early_stopping: EarlyStoppingOptions | None

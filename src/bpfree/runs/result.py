@@ -54,6 +54,8 @@ def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -
         "trackers": progress.tracker_cost,
         "device": str(trainer.device),
         "precision": trainer.precision,
+        "graph": trainer.uses_graph,
+        "deterministic": trainer.deterministic,
         # Another number of threads adds up floats in another order, which changes the last bits of a result.
         "threads": torch.get_num_threads(),
         "versions": {

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +11,8 @@ from bpfree.errors import UserError, check_choice, shown
 from bpfree.nets.acceptance import eager
 from bpfree.rule import Rule
 from bpfree.spec import check_options
+from bpfree.training.determinism import settings
+from bpfree.training.graphs import Graph
 from bpfree.training.precision import Precision, arithmetic
 
 Update = Literal["together", "fused"]
@@ -29,17 +31,27 @@ class Compute:
         update: "together" steps all parameters when all gradients are there. "fused" steps the parameters of a segment
             as soon as their gradients are there, and then frees these gradients. The weights are the same, and only one
             segment's gradients are in memory at a time. For local rules.
+        graph: "auto" captures the step as a CUDA graph where the device and the step allow it, and replays it: the bits
+            are the same, and a small net trains many times as fast. "on" refuses a device that has no graphs, and
+            "off" takes each step by Python. See `bpfree.training.graphs`.
+        deterministic: True for operations that give the same bits in each run on one device, also where others are
+            faster. An operation that does not have such a form raises an error.
 
     Raises:
-        UserError: an unknown precision or update.
+        UserError: an unknown precision, update or graph, or a deterministic that is neither true nor false.
     """
 
     precision: Precision = "float32"
     update: Update = "together"
+    graph: Graph = "auto"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         check_choice("compute.precision", self.precision, get_args(Precision))
         check_choice("compute.update", self.update, get_args(Update))
+        check_choice("compute.graph", self.graph, get_args(Graph))
+        if not isinstance(self.deterministic, bool):
+            raise UserError(f"compute.deterministic: found {shown(self.deterministic)}, allowed: true or false")
 
     @classmethod
     def of(cls, spec: "Compute | str | Mapping[str, Any]") -> "Compute":
@@ -53,19 +65,22 @@ class Compute:
 
         Example:
             >>> Compute.of({"update": "fused"})
-            Compute(precision='float32', update='fused')
+            Compute(precision='float32', update='fused', graph='auto', deterministic=False)
         """
         if isinstance(spec, Compute):
             return spec
         if isinstance(spec, str):
             return cls(precision=spec)  # type: ignore[arg-type]  # __post_init__ checks it
         if not isinstance(spec, Mapping):
-            raise UserError(f"compute: found {shown(spec)}, allowed: a precision, or a mapping with precision, update")
+            options = ", ".join(each.name for each in fields(cls))
+            raise UserError(f"compute: found {shown(spec)}, allowed: a precision, or a mapping with {options}")
         return cls(**check_options(cls, spec, "compute"))
 
 
 @contextmanager
-def arithmetic_of(rule: Rule, precision: Precision, device: torch.device) -> Iterator[None]:
+def arithmetic_of(
+    rule: Rule, precision: Precision, device: torch.device, deterministic: bool | None = None
+) -> Iterator[None]:
     """Compute forward passes within the block as a training of this rule does.
 
     Args:
@@ -73,6 +88,8 @@ def arithmetic_of(rule: Rule, precision: Precision, device: torch.device) -> Ite
             modules whose inputs and outputs the rule needs.
         precision: any but "auto"; see `bpfree.training.precision.resolve`.
         device: the device of the net.
+        deterministic: see `bpfree.training.determinism.settings`; None to leave torch as it is.
     """
-    with eager() if rule.looks_inside else nullcontext(), arithmetic(precision, device):
+    torch_settings = nullcontext() if deterministic is None else settings(deterministic, device)
+    with torch_settings, eager() if rule.looks_inside else nullcontext(), arithmetic(precision, device):
         yield

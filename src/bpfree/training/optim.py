@@ -30,7 +30,12 @@ class ClipUp(optim.Optimizer):
 
     Raises:
         ValueError: lr, momentum or max_speed is below 0.
+
+    Attributes:
+        takes_tensor_rate: True: `lr` of a group may be a tensor on the device.
     """
+
+    takes_tensor_rate = True
 
     def __init__(
         self,
@@ -60,8 +65,10 @@ class ClipUp(optim.Optimizer):
             length = _length([p.grad for p in moved if p.grad is not None]) if group["normalize"] else 1.0
             velocities: list[Tensor] = []
             for p in moved:
-                velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
-                velocities.append(velocity.mul_(group["momentum"]).add_(p.grad * (group["lr"] / length)))
+                state = self.state[p]
+                if not state:
+                    state["velocity"] = torch.zeros_like(p)
+                velocities.append(state["velocity"].mul_(group["momentum"]).add_(p.grad * (group["lr"] / length)))
             limit = 2 * group["lr"] if group["max_speed"] is None else group["max_speed"]
             # A tensor, not a number: reading the length would make a GPU wait in each step.
             shorter = (limit / _length(velocities)).clamp_max(1)

@@ -26,11 +26,15 @@ from bpfree.rules import RULES
 from bpfree.spec import Spec, build
 from bpfree.training.arguments import check_optimizer, check_schedule, check_task
 from bpfree.training.compute import Compute, arithmetic_of
+from bpfree.training.determinism import prepare, settings
 from bpfree.training.divergence import explain_first_step, find_non_finite, refuse_no_derivatives
 from bpfree.training.evaluation import evaluate_split
+from bpfree.training.graphs import StepGraph, allowed
+from bpfree.training.places import Places
 from bpfree.training.precision import Precision, resolve
 from bpfree.training.progress import Progress
 from bpfree.training.rehearsal import allows_channels_last
+from bpfree.training.step_key import StepKey
 from bpfree.training.updater import Updater
 from bpfree.types import Batch, Scalars, Task
 
@@ -48,6 +52,7 @@ class Stepper:
         dtype: the floating type of the net's parameters.
         precision: the number type of forward passes; "auto" is resolved.
         update: "together" or "fused".
+        deterministic: True if two runs on one device give the same bits.
         channels_last: True if images lie channels last in memory; None until `bind` decides.
         noise: the key of everything random in training.
         total_steps: steps of the whole training, for the schedule; None if unknown.
@@ -82,6 +87,11 @@ class Stepper:
         self.clip = clip
         self.precision: Precision = resolve(compute.precision, self.device)
         self.update = compute.update
+        self.deterministic = compute.deterministic
+        prepare(self.deterministic, self.device)
+        self._graph_wanted = allowed(compute.graph, self.device)
+        self._graph: StepGraph | None = None
+        self._key = StepKey(self.device)
         self.channels_last: bool | None = None
         self.noise = Noise(seed)
         self.total_steps: int | None = None
@@ -139,6 +149,7 @@ class Stepper:
             same_modes(self.net),
             explain_first_step(batch),
             eager(),
+            settings(self.deterministic, self.device),
             self.noise.fold("bind").global_rng(self.device),
         ):
             self.net.train()
@@ -157,7 +168,19 @@ class Stepper:
         self.channels_last = allows_channels_last(
             self.net, self.rule, self.task, batch, self.precision, self.channels_last
         )
+        if self._graph_wanted != "off":
+            self._graph = StepGraph(self._take, self._places, self._key, self.device, self._graph_wanted)
+            if (reason := updater.not_capturable) is not None:
+                self._graph.give_up(reason)
         self._updater = updater  # last: a trainer whose bind failed is not bound
+
+    def _places(self) -> Places:
+        return Places((self.net, self.rule), self.optimizer, lambda: (self.noise, self.precision, self.clip))
+
+    @property
+    def uses_graph(self) -> bool:
+        """True if a captured step was replayed; see `bpfree.training.graphs`."""
+        return self._graph is not None and self._graph.used
 
     def compute_as(self, precision: Precision | None, channels_last: bool | None) -> None:
         """Compute as the training of a checkpoint did. Call it before `bind`.
@@ -206,14 +229,36 @@ class Stepper:
         for module in (self.net, self.rule):
             if not module.training:  # asked first: a walk over all modules costs a small net 7 % of its step
                 module.train()
-        updater.zero_grad()
-        with self.arithmetic(), updater.during_gradients():
-            scalars = self.rule.gradients(self.net, self.task, batch, self.noise.at(self.progress.step))
-        self.progress.queries += self.rule.forward_passes(self.net, self.task)
-        self._show_gradients(batch, scalars)
-        updater.step()
+        self._key.set(self.progress.step)
+        updater.prepare()
+        if self._graph is None or self._gradients_are_wanted():
+            scalars = self._take(batch, show=True)
+        else:
+            scalars = self._graph(batch)
+            self._count_queries()
+        updater.advance()
         self.progress.step += 1
         return scalars
+
+    def _take(self, batch: Batch, *, show: bool = False) -> Scalars:
+        """Do the part of a step that happens on the device, and with `show` what listeners do between."""
+        updater = self._after_bind("step")
+        updater.zero_grad()
+        key = self._key.of(self.noise, self.progress.step)
+        with self.arithmetic(), updater.during_gradients(), key as noise:
+            scalars = self.rule.gradients(self.net, self.task, batch, noise)
+        if show:
+            self._count_queries()
+            self._show_gradients(batch, scalars)
+        updater.step()
+        return scalars
+
+    def _count_queries(self) -> None:
+        self.progress.queries += self.rule.forward_passes(self.net, self.task)
+
+    def _gradients_are_wanted(self) -> bool:
+        """Return True if `_show_gradients` shows the gradients of this step, so that it must be taken eagerly."""
+        return False
 
     def _show_gradients(self, batch: Batch, scalars: Scalars) -> None:
         """Do nothing; the loop over epochs shows the gradients to its listeners here."""
@@ -296,4 +341,4 @@ class Stepper:
 
     def arithmetic(self) -> AbstractContextManager[None]:
         """Return a context in which forward passes are computed as in a step; see `bpfree.training.compute`."""
-        return arithmetic_of(self.rule, self.precision, self.device)
+        return arithmetic_of(self.rule, self.precision, self.device, self.deterministic)

@@ -9,6 +9,7 @@ from bpfree.data import Batches
 from bpfree.errors import DivergedError, UserError
 from bpfree.grad import trainable
 from bpfree.nets.unchanged import same_modes
+from bpfree.training.determinism import settings
 from bpfree.training.divergence import divergence_error, find_non_finite, read_scalars
 from bpfree.training.energy import EnergyMeter, open_meter
 from bpfree.training.evaluation import evaluate_split
@@ -103,7 +104,8 @@ class Trainer(Stepper):
         self.bind(next(train.epoch()))
         if early_stopping is not None:
             self._try_early_stopping(early_stopping, validation)
-        self.rule.begin(train, steps=self.total_steps, resumed=self.progress.step > 0)
+        with settings(self.deterministic, self.device):
+            self.rule.begin(train, steps=self.total_steps, resumed=self.progress.step > 0)
         self.data = train
         self._meter = open_meter(self.device)
         # Chosen once: a loop over all listeners in each step would slow down small nets.

@@ -1,9 +1,11 @@
 """The second half of a step: gradients are clipped, the optimiser moves the parameters, the schedule goes on."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bpfree.grad import trainable
 from bpfree.local.channels_last import keep_gradients_in_order
@@ -11,7 +13,9 @@ from bpfree.local.fused_update import FusedUpdate
 from bpfree.rule import Rule
 from bpfree.spec import Spec
 from bpfree.training.compute import Update
+from bpfree.training.graphs import RECORDERS
 from bpfree.training.optim import add_groups, make_optimizer, make_schedule
+from bpfree.training.rates import DeviceRates
 
 
 class Updater:
@@ -57,6 +61,19 @@ class Updater:
         self._fused = FusedUpdate(net, rule, self.optimizer, clip) if update == "fused" else None
         optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         self._not_optimized = [p for p in (*net.parameters(), *rule.parameters()) if id(p) not in optimized]
+        self._distributed = isinstance(net, DistributedDataParallel)
+        device = self.optimizer.param_groups[0]["params"][0].device
+        # Eager steps need them, too, to have the bits of captured ones: the rates are rounded to float32.
+        self._rates = DeviceRates(self.optimizer, device) if device.type in RECORDERS else None
+
+    @property
+    def not_capturable(self) -> str | None:
+        """Why the update cannot be part of a captured step; None if it can."""
+        if self._fused is not None:
+            return "update: fused moves the parameters within the gradients"
+        if self._distributed:
+            return "DistributedDataParallel averages gradients by itself"
+        return None if self._rates is None else self._rates.reason
 
     def zero_grad(self) -> None:
         """Clear all gradients of net and rule."""
@@ -72,13 +89,30 @@ class Updater:
         Args:
             learn: False to free gradients without a step, to measure memory.
         """
-        return nullcontext() if self._fused is None else self._fused.active(step=learn)
+        return nullcontext() if self._fused is None else self._active(self._fused, learn)
+
+    @contextmanager
+    def _active(self, fused: FusedUpdate, learn: bool) -> Iterator[None]:
+        with self._with_rates(), fused.active(step=learn):
+            yield
+
+    def _with_rates(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._rates is None else self._rates.active()
+
+    def prepare(self) -> None:
+        """Copy to the device what the next step reads there."""
+        if self._rates is not None:
+            self._rates.write()
 
     def step(self) -> None:
-        """Clip the gradients of each unit, and step optimiser and schedule."""
+        """Clip the gradients of each unit, and step the optimiser."""
         if self.clip is not None:
             for unit in self._units:
                 nn.utils.clip_grad_norm_(unit, self.clip)
         # With "fused" no gradient is left, and the optimiser passes by all parameters; but hooks of it still run.
-        self.optimizer.step()
+        with self._with_rates():
+            self.optimizer.step()
+
+    def advance(self) -> None:
+        """Step the schedule: the next step has another learning rate."""
         self.schedule.step()
