@@ -128,6 +128,20 @@ def test_a_captured_step_has_the_bits_of_an_eager_one(name, tape):
         assert tape.replays == 4
 
 
+@pytest.mark.parametrize(
+    ("sizes", "captures"),
+    [
+        ((12, 12, 7) * 6, 1),  # epochs with a short batch in the end, shorter than the steps before a capture
+        ((12,) * 5 + (7,) * 9, 2),  # from some step on all batches have another size
+    ],
+)
+def test_short_batches_are_no_reason_to_capture_anew(sizes, captures, tape):
+    _, eager = trained("backprop", "off", sizes)
+    _, seen = trained("backprop", "auto", sizes)
+    assert equal(eager, seen)
+    assert tape.captures == captures
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimiser_gives_the_same_bits(name, tape):
     options = {"name": name, "lr": 0.01, **({"momentum": 0.9} if name == "sgd" else {})}

@@ -65,7 +65,7 @@ class Recording(Protocol):
 
 
 class CudaRecording:
-    """A CUDA graph.
+    """A recording of kernels as a CUDA graph.
 
     Args:
         device: the GPU.
@@ -105,7 +105,7 @@ RECORDERS: dict[str, type[Recording]] = {"cuda": CudaRecording}
 
 
 class _Recorded:
-    """A captured step.
+    """A step that was captured and can be replayed.
 
     Args:
         take: the step, which is captured here.
@@ -185,15 +185,15 @@ class StepGraph:
         self._level = logging.WARNING if wanted == "on" else logging.INFO
         self._recorded: _Recorded | None = None
         self._static: Batch | None = None  # the batch of the eager steps that come before a capture
-        self._form: tuple[Any, ...] = ()
+        self._form: tuple[Any, ...] = ()  # of that batch, and of those that can be replayed
         self._recording: Recording | None = None
         self._watches: list[Watch] = []
-        self._eager, self._wasted = 0, 0
+        self._eager, self._wasted, self._strange = 0, 0, 0  # the last: batches of another form in a row
         self.used = False
         self.reason: str | None = None
 
     def __call__(self, batch: Batch) -> Scalars:
-        """Take one step.
+        """Take one step, replayed or eagerly.
 
         Args:
             batch: the batch, on the device.
@@ -207,10 +207,15 @@ class StepGraph:
         if self._recorded is not None and self._recorded.form == form:
             changed = self._recorded.places.changed()
             if changed is None:
+                self._strange = 0
                 return self._recorded.replay(batch)
             self._drop(changed)
             if self.reason is not None:
                 return self._take(batch)
+        if self._form and self._form != form and self._strange < _EAGER:  # such as the last batch of an epoch
+            self._strange += 1
+            return self._take(batch)
+        self._strange = 0
         if self._static is None or self._form != form:
             self._prepare(batch)
         if self._eager < _EAGER:

@@ -1,4 +1,4 @@
-"""What a captured step takes for granted: where tensors lie in memory, and the values of options."""
+"""The things that a captured step takes for granted: where tensors lie in memory, and the values of options."""
 
 from collections.abc import Callable, Hashable, Iterable
 from operator import is_, itemgetter
