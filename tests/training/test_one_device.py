@@ -34,7 +34,6 @@ EVALUATORS = {
 WAITS = (
     "population/shaping.py",  # looks for losses that are finite, and for equal ones, which share their ranks
     "population/lowrank.py",  # convolves one member after the other
-    "diffusion/times.py",  # draws times on the CPU
 )
 """Modules in which a step still waits for the device or copies to it. A rule that does not use them never waits."""
 

@@ -1,7 +1,7 @@
 """Rules with one block for each of T steps: which blocks learn from a batch, and inference through all blocks."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Unpack
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.diffusion.rule import DiffusionRule, Options, State, eps_like
 from bpfree.diffusion.schedules import MOVED_TO_SCHEDULE, ScheduleSpec
+from bpfree.diffusion.side_by_side import heads_at_once, side_by_side
 from bpfree.errors import UserError, check_choice
-from bpfree.grad import backward
-from bpfree.noise import Noise
+from bpfree.grad import backward, first_trainable
+from bpfree.noise import Noise, counts
 from bpfree.spec import Spec
 from bpfree.types import Batch, Epochs, Scalars, Task, classes_of
 
@@ -31,8 +32,19 @@ class BlockRule(DiffusionRule):
             part of each epoch's batches, block 2 the next part, and so on. (In the paper's Algorithm 1 each block
             takes a whole pass.)
         options: see `DiffusionRule`.
+
+    Attributes:
+        side_by_side: True to compute heads of equal form as one batched product where blocks share a trunk and all of
+            them learn from a batch. None, the default: on all devices but the CPU. The gradients are the same up to
+            rounding. The activations of the heads are in memory together, but not more than about 1 GiB of them: then
+            fewer heads are computed at once.
     """
 
+    side_by_side: bool | None = None
+    _abar: Tensor  # [T + 1]: numbers of the levels that a step needs on the device
+    _signal: Tensor
+    _sigma: Tensor
+    _rows: Tensor
     moved_options: ClassVar[Mapping[str, str]] = MOVED_TO_SCHEDULE
 
     def __init__(self, *, schedule: ScheduleSpec | Spec, order: Order, **options: Unpack[Options]) -> None:
@@ -49,6 +61,18 @@ class BlockRule(DiffusionRule):
         """Bind as `DiffusionRule` does, and compute the T + 1 noise levels for the net's T blocks."""
         super().bind(net, task, batch)
         self.levels = self.schedule.levels(len(self._blocks(net).heads))
+        abar = self.levels.abar
+        # On the device, since a step must not copy numbers to it. Not saved: they follow from the options.
+        self._keep("_abar", abar, net)
+        self._keep("_signal", abar**0.5, net)
+        self._keep("_sigma", (1 - abar) ** 0.5, net)
+        self.register_buffer("_rows", torch.arange(len(abar)), persistent=False)
+
+    def _keep(self, name: str, values: Tensor, net: nn.Module) -> None:
+        """Keep numbers of the blocks in a buffer, in the type of the net but at least in float32."""
+        like = first_trainable(net)
+        values = values.to(like.device, torch.promote_types(like.dtype, torch.float32))
+        self.register_buffer(name, values, persistent=False)
 
     def begin(self, data: Epochs, *, steps: int, resumed: bool) -> None:
         """Prepare the embedding, and learn how many batches the blocks share with `order: sequential`.
@@ -73,30 +97,31 @@ class BlockRule(DiffusionRule):
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Add the gradients of the blocks that learn from this batch, and return their losses.
 
-        Each block runs forward and backward before the next one starts, so only one block's activations are in memory.
-        The scalar `accuracy` is the accuracy of block 1 alone, which sees least of the label; the input z of later
-        blocks tells them much of it.
+        Each block runs forward and backward before the next one starts, so only one block's activations are in memory;
+        or several blocks do so together, see `side_by_side`. The scalar `accuracy` is the accuracy of block 1 alone,
+        which sees least of the label; the input z of later blocks tells them much of it.
         """
         self.refuse_unbound()
         blocks, scalars = self._blocks(net), Scalars()
-        turns = self._turns(noise)
         factor = 1 if self.order == "all" else len(blocks.heads)  # Eq. 61: one block's loss stands for the sum over T
         total = batch.tensor.new_zeros((), dtype=torch.float32)
         features: Tensor | None = None
-        for t in turns:
+        for turns in self._groups(blocks, batch, noise):
             # Keyed by the block: its dropout does not depend on which other blocks learn in this step.
-            with noise.fold("block", t).global_rng(batch.device):
-                features = self._features(blocks, t, task, batch, features, scalars)
+            with noise.fold("block", turns[0]).global_rng(batch.device):
+                features = self._features(blocks, turns[0], task, batch, features, scalars)
                 # Block t sees level t - 1, as in inference, where it reads the z that block t - 1 made.
-                z, eps = self._noised(t - 1, batch, noise)
-                out = blocks.heads[t - 1](features, z)
-                loss = factor * self.block_loss(t, out, z, eps, task, batch)
-            backward(loss)  # inside the loop: it frees this block's activations before the next block runs
+                z, eps = self._noised(range(turns[0] - 1, turns[-1]), batch, noise)
+                out = self._outputs(blocks, turns, features, z)
+                losses = factor * self.block_losses(turns, out, z, eps, task, batch)
+                loss = losses.sum()
+            backward(loss)  # inside the loop: it frees these blocks' activations before the next block runs
             # Without the factor, so that curves of different orders can be compared.
-            scalars[f"loss/block{t}"] = loss.detach() / factor
+            names = [f"loss/block{t}" for t in turns]
+            scalars |= dict(zip(names, (losses.detach() / factor).unbind(), strict=True))
             total = total + loss.detach()
-            if t == 1 and classes_of(task) is not None:
-                right = self._block_scores(1, out.detach(), z).argmax(1) == batch.y
+            if turns[0] == 1 and classes_of(task) is not None:
+                right = self._block_scores(1, out[0].detach(), z[0]).argmax(1) == batch.y
                 scalars["accuracy"] = right.float().mean()
         shared = self.shared_loss(net, task, batch, noise)
         backward(shared)
@@ -107,14 +132,14 @@ class BlockRule(DiffusionRule):
         return 1 if self.order == "all" else 1 / len(self._blocks(net).heads)
 
     @abstractmethod
-    def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
-        """Return the loss of block t, 0-d.
+    def block_losses(self, turns: range, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
+        """Return the losses of K blocks, [K]; K is 1 if blocks learn one by one.
 
         Args:
-            t: the block, from 1 to T.
-            out: the block's output, [B, D] or [B, E].
-            z: the block's input z_{t-1}, [B, E].
-            eps: the noise in z, [B, E].
+            turns: the numbers of the blocks, from 1 to T.
+            out: the blocks' outputs, [K, B, D] or [K, B, E].
+            z: the blocks' inputs z_{t-1}, [K, B, E].
+            eps: the noise in z, [K, B, E].
             task: the task.
             batch: the batch with its labels.
         """
@@ -163,19 +188,35 @@ class BlockRule(DiffusionRule):
                 z = z + c**0.5 * eps_like(z, Noise().fold("walk", t))
             yield State(t / self.levels.steps, z, scores)
 
-    def _turns(self, noise: Noise) -> Sequence[int]:
+    def _turns(self, noise: Noise) -> range:
         """The numbers of the blocks that learn in this step."""
         steps = self.levels.steps
         if self.order == "all":
             return range(1, steps + 1)
         if self.order == "random":
-            return [1 + int(torch.randint(steps, (), generator=noise.fold("turn").generator()))]
+            t = 1 + int(torch.randint(steps, (), generator=noise.fold("turn").generator()))
+            return range(t, t + 1)
         if self._round is None:
             raise UserError(
                 "order: found 'sequential' outside Trainer.fit, and only fit knows the epochs. Allowed: all, random"
             )
         # From left to right: ((step % round) T) // round is 0 in the first T-th part of a round, and T - 1 in the last.
-        return [1 + noise.step % self._round * steps // self._round]
+        t = 1 + noise.step % self._round * steps // self._round
+        return range(t, t + 1)
+
+    def _groups(self, blocks: DenoisingNet, batch: Batch, noise: Noise) -> list[range]:
+        """The numbers of the blocks that learn in this step; those of one range are computed side by side."""
+        turns, most = self._turns(noise), 1
+        wanted = counts(batch.device) if self.side_by_side is None else self.side_by_side
+        if wanted and len(turns) > 1 and len(blocks.trunks) == 1:
+            most = heads_at_once(list(blocks.heads), len(batch.y))
+        return [turns[start : start + most] for start in range(0, len(turns), most)]
+
+    def _outputs(self, blocks: DenoisingNet, turns: range, features: Tensor, z: Tensor) -> Tensor:
+        """The outputs [K, B, ...] of blocks for features [B, H], which only the first block reads attached."""
+        if len(turns) > 1:
+            return side_by_side(list(blocks.heads)[turns[0] - 1 : turns[-1]], features, z)
+        return blocks.heads[turns[0] - 1](features, z[0]).unsqueeze(0)  # type: ignore[no-any-return]
 
     def _features(
         self, blocks: DenoisingNet, t: int, task: Task, batch: Batch, before: Tensor | None, scalars: Scalars
@@ -194,8 +235,20 @@ class BlockRule(DiffusionRule):
         with torch.no_grad():
             return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
 
-    def _noised(self, t: int, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
-        """A sample z_t ~ q(z_t|y) and the noise in it, both [B, E]."""
+    def _noised(self, levels: range, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Samples z_t ~ q(z_t|y) of K levels t, and the noise in them, both [K, B, E]."""
         u = self.embedding(batch)
-        eps = eps_like(u, noise.fold("z", t))
-        return self.levels.posterior(t, u, eps), eps
+        eps = self._eps(levels, u, noise)
+        if len(levels) == 1:
+            return self.levels.posterior(levels[0], u, eps), eps
+        some = slice(levels.start, levels.stop)
+        z = u * self._signal[some, None, None] + eps * self._sigma[some, None, None]
+        return z.to(u.dtype), eps
+
+    def _eps(self, levels: range, like: Tensor, noise: Noise) -> Tensor:
+        """Standard normal numbers [K, B, E] that are keyed by the level."""
+        if counts(like.device):
+            rows = self._rows[levels.start : levels.stop]
+            drawn = noise.fold("z").rows("normal", rows, like.numel())
+            return drawn.view(len(levels), *like.shape).to(like.dtype)
+        return torch.stack([eps_like(like, noise.fold("z", t)) for t in levels])

@@ -13,9 +13,11 @@ from bpfree.diffusion.solvers import SOLVERS, Solver, solve
 from bpfree.errors import check_choice, check_positive
 from bpfree.grad import backward
 from bpfree.inputs import Inputs, one_tensor
-from bpfree.noise import Noise
+from bpfree.noise import Noise, counts
 from bpfree.rule import Locality
 from bpfree.types import Batch, Scalars, Task, classes_of
+
+_BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
 
 class TimeRule(DiffusionRule):
@@ -154,10 +156,16 @@ def stratified(n: int, like: Tensor, noise: Noise) -> Tensor:
         like: a tensor whose type and device the times get.
         noise: the source of the random numbers.
     """
-    # Drawn in float64 on the CPU, so that a GPU and a CPU get the same times.
+    # One time in each n-th of [0, 1), all with the same offset. Without the random order, the first draw of every
+    # sample would always have the small times.
+    if counts(like.device):
+        row = torch.zeros(1, dtype=torch.int64, device=like.device)
+        words = noise.rows("words", row, n + 1)[0]  # the offset, and numbers whose order is the random order
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        offset = words[0].to(dtype) / 2**32
+        times = (words[1:].argsort().to(dtype) + offset) / n
+        return times.clamp_max(_BELOW_ONE).to(like.dtype)  # the sum may be rounded to n
     generator = noise.generator()
     offset = torch.rand((), generator=generator, dtype=torch.float64)
-    # One time in each n-th of [0, 1), all with the same offset. Without the permutation, the first draw of every sample
-    # would always have the small times.
     times = ((torch.arange(n, dtype=torch.float64) + offset) / n)[torch.randperm(n, generator=generator)]
-    return times.to(device=like.device, dtype=like.dtype)
+    return times.to(like.dtype)

@@ -172,6 +172,7 @@ class Head(nn.Module):
             z: noisy embeddings [B, E].
             time: [B] in [0, 1]; needed if the head is timed.
         """
+        # Channels are in dimension 1, also where heads are computed side by side (bpfree.diffusion.side_by_side).
         h = self.embed(z)
         h = h + self.residual(h)
         parts = [features.to(h.dtype), h]  # under autocast the trunk may give another type than the head

@@ -62,6 +62,8 @@ class NoPropDT(BlockRule):
         inference: "deterministic", or "stochastic" as in Eq. 3 with noise that is the same in each call.
     """
 
+    _weights: Tensor  # [T]
+
     def __init__(
         self,
         *,
@@ -93,11 +95,16 @@ class NoPropDT(BlockRule):
         reads_chain = self.readout_from == "chain" and classes_of(task) is not None
         return super().forward_passes(net, task) + reads_chain
 
-    def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
-        """Return eta/2 (SNR_t - SNR_{t-1}) |u^_t - u_y|^2, 0-d, the mean over the batch; see `BlockRule`."""
-        weight = 0.5 * self.eta * (float(self.levels.dsnr[t - 1]) if self.weighting == "snr" else 1.0)
-        loss: Tensor = weight * (self.estimate(t, out, z) - self.embedding(batch)).square().sum(1).mean()
-        return loss
+    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
+        """Bind as `BlockRule` does, and compute the weights of the T losses."""
+        super().bind(net, task, batch)
+        dsnr = self.levels.dsnr
+        self._keep("_weights", 0.5 * self.eta * (dsnr if self.weighting == "snr" else torch.ones_like(dsnr)), net)
+
+    def block_losses(self, turns: range, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
+        """Return eta/2 (SNR_t - SNR_{t-1}) |u^_t - u_y|^2, [K], means over the batch; see `BlockRule`."""
+        errors: Tensor = (self.embedding.expected(out) - self.embedding(batch)).square().sum(2).mean(1)  # [K]
+        return self._weights[turns.start - 1 : turns.stop - 1] * errors
 
     def shared_loss(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Tensor:
         """Return CE(p_out(y|z_T), y) + KL(q(z_0|y) || N(0, I)), 0-d; 0 for samples to rebuild."""
@@ -106,8 +113,8 @@ class NoPropDT(BlockRule):
         if self.readout_from == "chain":
             z = self._chain_end(net, batch.tensor, noise)
         else:
-            z, _ = self._noised(self.levels.steps, batch, noise)
-        return task.loss(self.read(z), batch) + kl(float(self.levels.abar[0]), self.embedding(batch))
+            z = self._noised(range(self.levels.steps, self.levels.steps + 1), batch, noise)[0][0]
+        return task.loss(self.read(z), batch) + kl(self._abar[0], self.embedding(batch))
 
     @torch.no_grad()
     def _chain_end(self, net: nn.Module, x: Tensor, noise: Noise) -> Tensor:

@@ -22,6 +22,7 @@ larger in u^.
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,8 +73,11 @@ class NoPropHybrid(BlockRule):
         self.noise_weight = noise_weight
         self.embedding_weight = embedding_weight
 
-    def block_loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
-        """Return 2 mse(eps^, eps) + mse(u^, u), for the last block + CE(readout(u^), y), 0-d; see `BlockRule`."""
+    def block_losses(self, turns: range, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
+        """Return 2 mse(eps^, eps) + mse(u^, u), [K]; the last block's also + CE(readout(u^), y). See `BlockRule`."""
+        return torch.stack([self._loss(t, out[k], z[k], eps[k], task, batch) for k, t in enumerate(turns)])
+
+    def _loss(self, t: int, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
         estimate = self.estimate(t, out, z)
         loss = self.noise_weight * F.mse_loss(out.to(eps.dtype), eps)
         loss = loss + self.embedding_weight * F.mse_loss(estimate, self.embedding(batch))
