@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from bpfree import Batch, Noise, Trainer
 from bpfree.diffusion import side_by_side
 from bpfree.diffusion.blocks import BlockRule
+from bpfree.lab.certify import measure
 from bpfree.nets import Denoiser
 from bpfree.noise import Clock, NotCapturable, StepNoise, counting_everywhere
 from bpfree.rules import RULES
@@ -211,3 +212,11 @@ def test_a_step_needs_no_number_that_only_the_host_has(name, batch):
                 rule.gradients(net, TASK, batch, StepNoise(0, clock=clock)),
                 rule.gradients(net, TASK, batch, Noise(0, 5)),
             )
+
+
+def test_a_certificate_is_about_one_block_on_every_device(batch, stacked):
+    net = Denoiser(IN_SHAPE, 10, width=16, trunk="shared", **denoiser_for("noprop_dt")).double().to(batch.x.device)
+    trainer = measure._bound(net, RULES["noprop_dt"](), TASK, batch)
+    with counting_everywhere():
+        trainer.step(batch)
+    assert not stacked

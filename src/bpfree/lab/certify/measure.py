@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import nn
 
+from bpfree.diffusion.blocks import BlockRule
 from bpfree.errors import LeakError, UserError
 from bpfree.grad import first_trainable
 from bpfree.inputs import tensors_of
@@ -126,6 +127,8 @@ def _bound(
     rule = _copied(rule, net)
     if again and isinstance(rule, BlackBoxRule) and rule.evaluator == "auto":
         rule.evaluator = "loop"  # "auto" takes the fastest one, which may be another one each time
+    if isinstance(rule, BlockRule):
+        rule.side_by_side = False  # a block is measured by itself, on every device
     trainer = Trainer(net, rule, task, recorder)
     trainer.compute_as(None, channels_last)
     trainer.bind(batch)
