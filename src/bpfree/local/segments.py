@@ -116,7 +116,7 @@ def passes_on(module: nn.Module) -> bool:
     Args:
         module: any module.
     """
-    return type(module).__module__ in _PASS_ON
+    return any(kind.__module__ in _PASS_ON for kind in type(module).__mro__)
 
 
 def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:
