@@ -121,6 +121,7 @@ class OneHot(LabelEmbedding):
         if dim != task.dim:
             raise _width(dim, f"one-hot labels have {task.dim}", task.dim)
         self.dim = dim
+        self.scale = scale
         self.register_buffer("table", scale * torch.eye(dim))
         self.table: Tensor
 
@@ -128,6 +129,14 @@ class OneHot(LabelEmbedding):
     def weight(self) -> Tensor:
         """The identity times the scale, [C, C]."""
         return self.table
+
+    def expected(self, scores: Tensor) -> Tensor:
+        """Return softmax(scores) times the scale, [..., C], without a product that a 16-bit type would round."""
+        return self.combined(scores.softmax(-1))
+
+    def combined(self, scores: Tensor) -> Tensor:
+        """Return the scores times the scale, [..., C]."""
+        return scores.to(self.table.dtype) * self.scale
 
 
 class Learned(LabelEmbedding):
