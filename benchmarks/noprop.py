@@ -28,6 +28,7 @@ SUBJECTS = {
     "dt, trunk own, all": ("noprop_dt", {"trunk": "own"}),
     "dt, trunk own, random t": ({"name": "noprop_dt", "order": "random"}, {"trunk": "own"}),
     "dt, trunk shared, all": ("noprop_dt", {"trunk": "shared"}),
+    "dt, trunk shared, side by side": ("noprop_dt", {"trunk": "shared"}),
     "dt, trunk shared, random t": ({"name": "noprop_dt", "order": "random"}, {"trunk": "shared"}),
     "dt, trunk local, all": ("noprop_dt", {"trunk": "local"}),
     "dt, trunk local, random t": ({"name": "noprop_dt", "order": "random"}, {"trunk": "local"}),
@@ -43,7 +44,10 @@ def trainer(subject: str, precision: str, blocks: int) -> Trainer:
     rule, options = SUBJECTS[subject]
     net = Denoiser((1, 28, 28), 10, **{"blocks": blocks, "backbone": {"name": "conv", "norm": True}, **options})
     net = net.to(memory_format=torch.channels_last)
-    return Trainer(net, rule, Classify(10), {"name": "adamw", "lr": 1e-3}, clip=1.0, compute=precision)
+    made = Trainer(net, rule, Classify(10), {"name": "adamw", "lr": 1e-3}, clip=1.0, compute=precision)
+    if subject.endswith("side by side"):  # as on a GPU
+        made.rule.side_by_side = True
+    return made
 
 
 def main() -> None:
