@@ -1,6 +1,6 @@
 """The key of a training step on a device whose host must not be asked for the number of the step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,20 +80,35 @@ class StepNoise(Noise):
         own, stack, seeded = self.fold("forward"), ExitStack(), False
 
         def draw(kind: philox.Kind, row: int, n: int) -> Tensor:
+            self.clock.drew = True
             return own.rows(kind, torch.full((1,), row, dtype=torch.int64, device=device), n).view(-1)
 
         def seed(name: str) -> None:
             nonlocal seeded
+            self.clock.drew = True
             if self.clock.hidden:
                 raise NotCapturable(f"the net draws random numbers by {name}")
             if not seeded:
                 seeded = True
                 stack.enter_context(own.seeded(device))
 
-        mode = KeyedDraws(draw, seed)
-        with stack, mode:
+        with stack, KeyedDraws(draw, seed):
             yield
-        self.clock.drew |= mode.count > 0
+
+    @contextmanager
+    def watched(self, device: torch.device | str = "cpu") -> Iterator[Callable[[], bool]]:
+        """Do what `global_rng` does, and yield a function that says if numbers have been drawn inside the block."""
+        before, self.clock.drew = self.clock.drew, False
+        try:
+            with self.global_rng(device):
+                yield lambda: self.clock.drew
+        finally:
+            self.clock.drew |= before
+
+    @contextmanager
+    def repeated_rng(self, device: torch.device | str = "cpu") -> Iterator[Callable[[], AbstractContextManager[None]]]:
+        """Yield `global_rng`, whose blocks all begin with the same numbers; see `Noise.repeated_rng`."""
+        yield lambda: self.global_rng(device)
 
     def seeded(self, device: torch.device | str) -> AbstractContextManager[None]:
         """Start torch's global generators from this key inside the block; see `Noise.global_rng`."""

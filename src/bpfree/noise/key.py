@@ -8,8 +8,8 @@ neither seeds a generator nor waits for the device.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 
@@ -117,6 +117,10 @@ class Noise:
         """Return the key without its step as an integer of 64 bits."""
         return int.from_bytes(_digest(self.seed, "stream", self.units, 8), "little")
 
+    def step_number(self) -> int | Tensor:
+        """Return the number of the step; where the host must not ask for it, a tensor on the device, int64, 0-d."""
+        return self._now()
+
     def _now(self) -> int | Tensor:
         return self.step
 
@@ -153,6 +157,34 @@ class Noise:
         with _restored_rng(device):
             seed_global(self.key(), device)
             yield
+
+    @contextmanager
+    def watched(self, device: torch.device | str = "cpu") -> Iterator[Callable[[], bool]]:
+        """Yield a function that says if torch's random operations have drawn numbers inside the block.
+
+        Args:
+            device: the device on which they draw, besides the CPU.
+        """
+        device = torch.device(device)
+        states = generator_states(device)
+        yield lambda: drawn_since(states, device)
+
+    @contextmanager
+    def repeated_rng(self, device: torch.device | str = "cpu") -> Iterator[Callable[[], AbstractContextManager[None]]]:
+        """Yield a function that makes contexts like `global_rng`, one for each of many passes with equal numbers.
+
+        Args:
+            device: see `global_rng`.
+        """
+        device, key = torch.device(device), self.key()
+
+        def begin() -> AbstractContextManager[None]:
+            seed_global(key, device)
+            return nullcontext()
+
+        # The states are put back once for all passes, because this takes longer than a small net's pass.
+        with _restored_rng(device):
+            yield begin
 
 
 _everywhere = False
