@@ -47,9 +47,9 @@ class Members(Sequence[Tree]):
         if isinstance(index, slice):
             return Members(replace(self._generation, members=self._generation.members[index]), self._like)
         key, sign = self._generation.members[index]
-        block, place = divmod(key, self._generation.perturbation.together)
         tensors = []
-        for i, (p, sample) in enumerate(zip(self._generation.parameters, self._generation.draw(block), strict=True)):
+        drawn = self._generation.draw_one(key)
+        for i, (p, (sample, place)) in enumerate(zip(self._generation.parameters, drawn, strict=True)):
             # A contiguous tensor of its own: the caller may keep it, change it or view it in another shape.
             member = torch.empty_like(p, memory_format=torch.contiguous_format, requires_grad=False)
             sample.add(p.detach(), place, sign * self._generation.scale_of(i), member)

@@ -6,6 +6,7 @@ from torch import nn
 
 import bpfree
 from bpfree import Noise, Trainer, UserError
+from bpfree.population import Generation
 from bpfree.rules import ES, PGPE, RULES, SNES, SPSA, Backprop, Eggroll, ForwardGradient
 from bpfree.runs.config import parse
 from tests.helpers import TASK, bound, zero_grad
@@ -84,8 +85,8 @@ def test_a_forward_gradient_is_the_directional_derivative_times_the_direction(ba
     net = small_net(batch.x.device)
     rule = bound(ForwardGradient(), net, batch)
     step, gradient = step_of(rule, net, batch), gradient_of(net, batch)
-    generator = Noise(0, 0).fold("member", 0).generator(batch.x.device)
-    v = torch.cat([rule.perturbation.sample(p, 1, generator).dense().flatten() for p in net.parameters()])
+    generation = Generation(list(net.parameters()), rule.members, rule.perturbation, Noise(0, 0))
+    v = torch.cat([sample.dense().flatten() for sample in generation.draw(0)])
     torch.testing.assert_close(step, (gradient @ v) * v)
 
 

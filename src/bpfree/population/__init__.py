@@ -2,8 +2,9 @@
 
 from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
-from bpfree.population.generation import Generation, Member
+from bpfree.population.generation import Generation
 from bpfree.population.lowrank import LowRankEvaluator
+from bpfree.population.members import Member, Population
 from bpfree.population.perturbation import (
     PERTURBATIONS,
     Gaussian,
@@ -14,6 +15,7 @@ from bpfree.population.perturbation import (
 )
 from bpfree.population.score import OBJECTIVES, Score
 from bpfree.population.shaping import SHAPINGS, Shaping, Softmax
+from bpfree.population.source import Source
 
 __all__ = [
     "OBJECTIVES",
@@ -31,10 +33,12 @@ __all__ = [
     "MaskedGaussian",
     "Member",
     "Perturbation",
+    "Population",
     "Rademacher",
     "Score",
     "Shaping",
     "Softmax",
+    "Source",
     "Vmap",
     "choose",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, forward, main_input
-from bpfree.noise import Noise, drawn_since, generator_states
+from bpfree.noise import Noise
 from bpfree.population.statistics import learn_state, members, still_modules
 
 # Attributes that are not state of a net: every module has them, or evaluators replace them.
@@ -162,11 +162,10 @@ def study(net: nn.Module, x: Inputs, noise: Noise) -> Behaviour:
 
 def _run(net: nn.Module, x: Inputs, noise: Noise, device: torch.device) -> tuple[Tensor, bool]:
     """The output, and True if the pass drew random numbers."""
-    with noise.global_rng(device):
-        states = generator_states(device)
+    with noise.global_rng(device), noise.watched(device) as draws:
         # A copy: the net may return one of its buffers, and the next pass would overwrite it.
         out = forward(net, x).clone()
-        return out, drawn_since(states, device)
+        return out, draws()
 
 
 # The tolerances are loose, because some kernels of a GPU add numbers in an order that varies from call to call.

@@ -1,4 +1,8 @@
-"""Choose the evaluator for a net by trying the evaluators on it."""
+"""Choose the evaluator for a net by trying the evaluators on it.
+
+On a CPU the fastest one is measured. On other devices the net and the noise decide, so that the choice, and with it the
+rounding of a run, does not depend on what else the device does.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply, call, count, main_input
+from bpfree.noise import counts
 from bpfree.population.behaviour import PLAIN, Behaviour, choose_frozen
 from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
 from bpfree.population.first_layer import find_first_layer
@@ -20,6 +25,9 @@ from bpfree.population.perturbation import LowRank
 
 EvaluatorName = Literal["loop", "lowrank", "vmap", "in_place"]
 _CACHE = 8 * 2**20  # bytes that the members of a chunk may take together, so that they stay in a processor's cache
+# The same on other devices, if it is free. A chunk of so many bytes takes far longer than its launches, so a larger one
+# would gain nothing. Where more than four times as much is free, the chunks do not depend on what else runs.
+_CHUNK = 2**30
 _SLICE = 32  # the least number of samples in a slice; for fewer, fetching the parameters would cost more than computing
 _TRIED = 64  # the largest number of members in a trial
 _COMPARED = 4  # the number of members whose outputs with and without shared work are compared
@@ -37,14 +45,16 @@ def choose(
     max_memory: float | None,
     behaviour: Behaviour = PLAIN,
 ) -> tuple[EvaluatorName, Evaluator]:
-    """Return the evaluator of a given name, or the fastest evaluator that can run the net.
+    """Return the evaluator of a given name, or the best evaluator that can run the net.
 
     Args:
-        asked: the name, or "auto" to time all evaluators that can run the net. Each runs once to warm up before.
+        asked: the name, or "auto": on a CPU the fastest of all evaluators that can run the net, where each runs once to
+            warm up before; on other devices the first in the order "lowrank", "vmap", "loop" that can run it, without
+            "vmap" if the parameters of two members do not fit.
         net: the net, in the mode in which members run.
         x, judge, generation: what the evaluator will be called with, see `Evaluator`.
         max_memory: MiB that the members of a chunk, or the samples of a slice, may take together. Default: what fits in
-            a processor's cache.
+            a processor's cache; on other devices a quarter of the free memory, at most 1 GiB.
         behaviour: the behaviour of the net, from `study`.
 
     Returns:
@@ -61,12 +71,30 @@ def choose(
         if obstacle:
             raise UserError(f"evaluator: found {asked}, but {obstacle}. Allowed: auto, loop")
         return asked, makers[asked]()
-    # "in_place" is not tried, since it rounds the parameters. The loop has no obstacle, so `able` is never empty.
-    names: list[EvaluatorName] = ["loop", "lowrank", "vmap"]
-    able = [name for name in names if not _obstacle(name, makers[name](), net, x, judge, trial)]
-    seconds = {name: _seconds(makers[name](), net, x, judge, trial) for name in able}
-    best = min(able, key=lambda name: seconds[name])
+    # "in_place" is not tried, since it rounds the parameters. The loop has no obstacle, so there is always one.
+    able = (name for name in _ORDER if not _obstacle(name, makers[name](), net, x, judge, trial))
+    if counts(main_input(x).device):
+        best = next(name for name in able if name != "vmap" or _side_by_side(makers[name]()))
+    else:
+        seconds = {name: _seconds(makers[name](), net, x, judge, trial) for name in list(able)}
+        best = min(seconds, key=lambda name: seconds[name])
     return best, makers[best]()
+
+
+_ORDER: tuple[EvaluatorName, ...] = ("lowrank", "vmap", "loop")
+
+
+def _side_by_side(evaluator: Evaluator) -> bool:
+    """True if the evaluator runs more than one member at once."""
+    return isinstance(evaluator, Vmap | LowRankEvaluator) and evaluator.members > 1
+
+
+def _room(device: torch.device) -> float:
+    """The bytes that the members of a chunk may take together."""
+    if not counts(device):
+        return _CACHE
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 * _CHUNK
+    return min(_CHUNK, free / 4)
 
 
 def _makers(
@@ -78,7 +106,7 @@ def _makers(
     behaviour: Behaviour,
 ) -> dict[EvaluatorName, Callable[[], Evaluator]]:
     """Functions that make the evaluators, sized for this net, by name; see `choose` for the arguments."""
-    memory = _CACHE if max_memory is None else max_memory * 2**20
+    memory = _room(main_input(x).device) if max_memory is None else max_memory * 2**20
     largest = largest_output(net, x)
     written = sum(p.numel() * p.element_size() for p in generation.parameters)
     trial = replace(generation, members=generation.members[:_TRIED])
@@ -150,7 +178,7 @@ def _slice(
         behaviour: the behaviour of the net.
     """
     samples = max(_fitting(fitting, 1), least)
-    if samples >= count(x) or (main_input(x).device.type != "cpu" and least > 1):
+    if samples >= count(x) or (counts(main_input(x).device) and least > 1):
         return None
     if behaviour.draws:  # a slice would draw other random numbers than the whole minibatch
         return None
@@ -199,7 +227,7 @@ def _alike(evaluator: Evaluator, net: nn.Module, x: Inputs, judge: Judge, trial:
     if not torch.allclose(scores, expected, rtol=0.02, atol=0.01, equal_nan=True):
         return False
     few = replace(trial, members=trial.members[:_COMPARED])
-    if not isinstance(few.scale, float):
+    if not isinstance(few.scale, float | Tensor):
         few = replace(few, scale=[sigma.double() for sigma in few.scale])
 
     def outputs(evaluator: Evaluator, x: Inputs) -> Tensor:
@@ -228,6 +256,8 @@ def _close_in_double(
 
 
 def _widened(trial: Generation) -> Generation:
+    if isinstance(trial.scale, Tensor):
+        return replace(trial, scale=trial.scale.clamp_min(_WIDE))
     return replace(trial, scale=max(trial.scale, _WIDE)) if isinstance(trial.scale, float) else trial
 
 

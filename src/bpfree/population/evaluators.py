@@ -12,6 +12,7 @@ from bpfree.inputs import Inputs, scores_of, tensors_of
 from bpfree.population.behaviour import PLAIN, Behaviour
 from bpfree.population.first_layer import sharing
 from bpfree.population.generation import Generation
+from bpfree.population.members import Layout
 from bpfree.population.passes import passes, split
 from bpfree.population.perturbation import Sample
 
@@ -165,10 +166,8 @@ class InPlace(Evaluator):
 
     @staticmethod
     def _move(generation: Generation, key: int, sign: int) -> None:
-        # The whole block is drawn for one of its keys, since the numbers of a key depend on its place in the block.
-        # `draw` is lazy: only the noise on one parameter is in memory.
-        block, place = divmod(key, generation.perturbation.together)
-        for i, (p, sample) in enumerate(zip(generation.parameters, generation.draw(block), strict=True)):
+        # `draw_one` is lazy: only the noise on one parameter is in memory.
+        for i, (p, (sample, place)) in enumerate(zip(generation.parameters, generation.draw_one(key), strict=True)):
             sample.add(p.data, place, sign * generation.scale_of(i), p.data)
         torch.clear_autocast_cache()
 
@@ -202,14 +201,13 @@ class Vmap(Evaluator):
         scores: list[Tensor] = []
         # Frozen parts need no help here: vmap runs a part whose input does not depend on the member only once.
         with passes(net, [x], generation.noise, replace(self.behaviour, frozen=())) as run:
-            for samples, places, signs in generation.chunks(self.members):
+            for chunk in generation.chunks(self.members):
                 written = [
-                    _written(p, sample, places, signs, generation.scale_of(i))
-                    for i, (p, sample) in enumerate(zip(generation.parameters, samples, strict=True))
+                    _written(p, sample, chunk.layout, generation.scale_of(i))
+                    for i, (p, sample) in enumerate(zip(generation.parameters, chunk.samples, strict=True))
                 ]
-                # The members of a chunk share one pass, so state and generators are put back once for all of them.
-                run.begin()
-                with warnings.catch_warnings():
+                # The members of a chunk share one pass, so state and random numbers begin once for all of them.
+                with run.begin(), warnings.catch_warnings():
                     # vmap runs some operations one by one and says so; whether that is too slow, `choose` has timed.
                     warnings.filterwarnings("ignore", "There is a performance drop")
                     own, out = torch.func.vmap(member, randomness="same")(*written)
@@ -219,8 +217,12 @@ class Vmap(Evaluator):
         return torch.cat(scores), outs[0]
 
 
-def _written(p: Tensor, sample: Sample, places: list[int], signs: list[int], scale: float | Tensor) -> Tensor:
+def _written(p: Tensor, sample: Sample, layout: Layout, scale: float | Tensor) -> Tensor:
     """The parameters [n, *shape] of n members, written out."""
+    _, places, signs = layout.on(p)
     # Sign and sigma, [n, 1, ...], or [n, *shape] if each element has its own sigma.
-    every = torch.tensor(signs, dtype=p.dtype, device=p.device).view(-1, *[1] * p.dim()) * scale
-    return torch.addcmul(p.detach(), sample.dense()[torch.tensor(places, device=p.device)], every)
+    every = signs.view(-1, *[1] * p.dim()) * scale
+    if layout.each:  # then E is read for the m members of a key without a copy for each: [K, 1, *shape], [K, m, ...]
+        every = every.view(-1, layout.each, *every.shape[1:])
+        return torch.addcmul(p.detach(), sample.dense().unsqueeze(1), every).flatten(0, 1)
+    return torch.addcmul(p.detach(), sample.dense()[places], every)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bpfree.inputs import Inputs, call
 from bpfree.population.generation import Chunk, Generation
-from bpfree.population.perturbation import Dense, Factored
+from bpfree.population.perturbation import Dense, Factored, add_scaled
 
 
 class FirstLayer:
@@ -39,7 +39,7 @@ class FirstLayer:
         places = {id(p): place for place, p in enumerate(generation.parameters)}
         self.layer = layer
         self.forward: Callable[[Tensor], Tensor] = layer.forward
-        self.scale = generation.scale
+        self.scale = generation.sigma
         self.weight = places[id(layer.weight)]
         # A frozen bias is not among the parameters of the generation. `base` contains it anyway.
         self.bias = None if layer.bias is None else places.get(id(layer.bias))
@@ -69,7 +69,6 @@ class FirstLayer:
             place: the place of the member's key in the block.
             sign: 1 or -1, the sign of its noise.
         """
-        assert isinstance(self.scale, float)
         self.place, self.factor = place, sign * self.scale
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ class FirstLayer:
         if self.shift is not None:
             assert isinstance(self.shift, Dense)
             # In place is safe: addmm and addcmul made `out` new, and `base` is not touched.
-            out = out.add_(self.shift.values[self.place].view(-1, *tail), alpha=self.factor)
+            out = add_scaled(out, self.shift.values[self.place].view(-1, *tail), self.factor, out)
         return out
 
 

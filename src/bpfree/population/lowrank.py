@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.inputs import Inputs, count
+from bpfree.noise import counts
 from bpfree.population.behaviour import PLAIN, Behaviour
 from bpfree.population.evaluators import Evaluator, Judge
 from bpfree.population.first_layer import convolve, thin_obstacle, thin_products
@@ -90,9 +91,9 @@ class _Noise:
     Sign and sigma go into A alone, so that both members of a mirrored pair use the same B.
     """
 
-    def __init__(self, sample: Dense | Factored, chunk: Chunk, scale: float, like: Tensor) -> None:
-        self.places = torch.tensor(chunk.places, device=like.device)
-        factors = scale * torch.tensor(chunk.signs, device=like.device, dtype=like.dtype)
+    def __init__(self, sample: Dense | Factored, chunk: Chunk, scale: float | Tensor, like: Tensor) -> None:
+        _, self.places, signs = chunk.layout.on(like)
+        factors = signs * scale
         values = sample.a if isinstance(sample, Factored) else sample.values
         self.values = values[self.places] * factors.view(-1, *[1] * (values.dim() - 1))  # A [n, O, r], or E [n, O]
         self.b = sample.b if isinstance(sample, Factored) else None  # [K, I, r]
@@ -101,9 +102,8 @@ class _Noise:
 @contextmanager
 def _memberwise(net: nn.Module, samples: int, chunk: Chunk, generation: Generation) -> Iterator[None]:
     """Let layers with trainable parameters treat a batch [n B, ...] member by member inside the block."""
-    assert isinstance(generation.scale, float)
     noise = {
-        id(p): _Noise(sample, chunk, generation.scale, p)  # type: ignore[arg-type]
+        id(p): _Noise(sample, chunk, generation.sigma, p)  # type: ignore[arg-type]
         for p, sample in zip(generation.parameters, chunk.samples, strict=True)
     }
     changed = []
@@ -163,15 +163,46 @@ def _conv2d(layer: nn.Conv2d, n: int, samples: int, weight: _Noise | None, bias:
         if shared:
             thin = thin_products(layer, weight.b, x)[weight.places]
         else:
-            by_member = x.view(n, samples, *x.shape[1:])
-            filters = weight.b.transpose(1, 2).reshape(len(weight.b), -1, *layer.weight.shape[1:])
-            # Each member has its own filters, and a convolution applies one set of filters to its whole batch.
-            thin = torch.stack([convolve(layer, h, filters[p]) for h, p in zip(by_member, weight.places, strict=True)])
+            thin = (_thin_at_once if counts(x.device) else _thin_one_by_one)(layer, n, samples, weight, x)
         for rank in range(thin.shape[2]):  # [n, B, 1, H, W] times [n, 1, O, 1, 1]
             base = torch.addcmul(base, thin[:, :, rank : rank + 1], weight.values[:, None, :, rank, None, None])
     if bias is not None:
         base = base + bias.values[:, None, :, None, None]
     return base.expand(n, *base.shape[1:]).flatten(0, 1)
+
+
+def _thin_one_by_one(layer: nn.Conv2d, n: int, samples: int, weight: _Noise, x: Tensor) -> Tensor:
+    """Convolve the samples of each member [n B, I, H, W] with its own r filters: [n, B, r, H', W']."""
+    assert weight.b is not None
+    filters = weight.b.transpose(1, 2).reshape(len(weight.b), -1, *layer.weight.shape[1:])
+    by_member = x.view(n, samples, *x.shape[1:])
+    # A convolution applies one set of filters to its whole batch.
+    return torch.stack([convolve(layer, h, filters[p]) for h, p in zip(by_member, weight.places, strict=True)])
+
+
+def _thin_at_once(layer: nn.Conv2d, n: int, samples: int, weight: _Noise, x: Tensor) -> Tensor:
+    """Do what `_thin_one_by_one` does, in a number of launches that does not depend on n.
+
+    A product over the channels comes first, with a map for each place in the filter. A convolution with ones, which all
+    members share, then moves each map to its place and adds them.
+    """
+    assert weight.b is not None
+    _, i, height, width = layer.weight.shape
+    rank, taps = weight.b.shape[2], height * width
+    # [K, I h w, r] -> [n, I, r h w], and x as [n, B H W, I], which is a view if channels lie last.
+    b = weight.b.unflatten(1, (i, taps)).transpose(2, 3).flatten(2)[weight.places]  # type: ignore[no-untyped-call]
+    maps = torch.bmm(x.movedim(1, 3).reshape(n, -1, i), b)
+    maps = maps.view(n * samples, *x.shape[2:], rank * taps).movedim(3, 1)
+    ones = torch.eye(taps, dtype=maps.dtype, device=x.device).view(taps, height, width).repeat(rank, 1, 1)
+    thin = F.conv2d(
+        maps,
+        ones.unflatten(0, (rank, taps)),  # type: ignore[no-untyped-call]
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=rank,
+    )
+    return thin.view(n, samples, *thin.shape[1:])
 
 
 def _batch_norm(

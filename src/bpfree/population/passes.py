@@ -1,7 +1,7 @@
 """Forward passes of members; each one begins with the same state and the same random numbers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.inputs import Inputs, apply, count, forward, main_input, tensors_of
-from bpfree.noise import Noise, seed_global
+from bpfree.noise import Noise
 from bpfree.population.behaviour import PLAIN, Behaviour, State
 
 
@@ -19,27 +19,35 @@ class Passes:
     Args:
         net: the net.
         slices: the minibatch, in parts.
-        key: the key of the random numbers that a pass draws; None if it does not draw any.
+        numbers: makes a context in which a pass draws its random numbers; None if it does not draw any.
         state: the state to put back before each pass; None if a pass does not change any.
     """
 
-    def __init__(self, net: nn.Module, slices: Sequence[Inputs], key: int | None, state: State | None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        slices: Sequence[Inputs],
+        numbers: Callable[[], AbstractContextManager[None]] | None,
+        state: State | None,
+    ) -> None:
         self.net = net
         self.slices = slices
-        self._key = key
+        self._numbers = numbers
         self._state = state
 
-    def begin(self) -> None:
-        """Put back the state of the net, and start torch's generators at the key."""
+    def begin(self) -> AbstractContextManager[None]:
+        """Put back the state of the net, and return a context in which the random numbers begin anew."""
         if self._state is not None:
             self._state.put_back()
-        if self._key is not None:
-            seed_global(self._key, main_input(self.slices[0]).device)
+        return _NOTHING if self._numbers is None else self._numbers()
 
     def __call__(self) -> Tensor:
         """Return the outputs [B, ...] of a pass from this state and with these random numbers."""
-        self.begin()
-        return outputs(self.net, self.slices)
+        with self.begin():
+            return outputs(self.net, self.slices)
+
+
+_NOTHING = nullcontext()
 
 
 @contextmanager
@@ -55,19 +63,16 @@ def passes(net: nn.Module, slices: Sequence[Inputs], noise: Noise, behaviour: Be
     Yields:
         The function that runs a pass.
     """
-    key, state = None, None
+    numbers, state = None, None
     with ExitStack() as stack:
         if behaviour.draws:
-            own = noise.fold("forward")
-            key = own.key()
-            # This only puts the generators back at the end. `Passes.begin` starts them at the key before each pass.
-            stack.enter_context(own.global_rng(main_input(slices[0]).device))
+            numbers = stack.enter_context(noise.fold("forward").repeated_rng(main_input(slices[0]).device))
         if behaviour.frozen:
             stack.enter_context(parts_run_once(behaviour.frozen, slices))
         if behaviour.stateful:
             state = State(behaviour.stateful)
             stack.callback(state.put_back)
-        yield Passes(net, slices, key, state)
+        yield Passes(net, slices, numbers, state)
 
 
 def outputs(net: nn.Module, slices: Sequence[Inputs]) -> Tensor:

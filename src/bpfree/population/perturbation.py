@@ -9,6 +9,21 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import UserError, check_positive
+from bpfree.population.source import Source
+
+
+def add_scaled(base: Tensor, values: Tensor, scale: float | Tensor, out: Tensor) -> Tensor:
+    """Write base + scale * values into `out`, and return it.
+
+    Args:
+        base: a tensor.
+        values: another one, which broadcasts to it.
+        scale: a number, or a tensor that broadcasts to `base`.
+        out: shaped like `base`. It may be `base`.
+    """
+    if isinstance(scale, Tensor):
+        return torch.addcmul(base, values, scale, out=out)
+    return torch.add(base, values, alpha=scale, out=out)
 
 
 class Sample(ABC):
@@ -21,7 +36,7 @@ class Sample(ABC):
         Args:
             base: the parameter without noise.
             index: the place of the member in this sample.
-            scale: sigma and sign, a number or a tensor shaped like the parameter.
+            scale: sigma and sign: a number, or a tensor that is 0-d or shaped like the parameter.
             out: where to write, shaped like the parameter. It may be `base`.
         """
 
@@ -54,10 +69,7 @@ class Dense(Sample):
 
     def add(self, base: Tensor, index: int, scale: float | Tensor, out: Tensor) -> None:
         """Write base + scale * E_index into `out`; see `Sample`."""
-        if isinstance(scale, Tensor):
-            torch.addcmul(base, self.values[index], scale, out=out)
-        else:
-            torch.add(base, self.values[index], alpha=scale, out=out)
+        add_scaled(base, self.values[index], scale, out)
 
     def dense(self) -> Tensor:
         """Return E of all members, [n, *shape]."""
@@ -95,8 +107,10 @@ class Factored(Sample):
 
     def add(self, base: Tensor, index: int, scale: float | Tensor, out: Tensor) -> None:
         """Write base + scale * A B^T into `out`; see `Sample`."""
-        assert not isinstance(scale, Tensor)  # only rules with dense noise have a sigma for each element
         a, b = self.a[index], self.b[index]
+        if isinstance(scale, Tensor):
+            assert scale.dim() == 0  # only rules with dense noise have a sigma for each element
+            a, scale = a * scale, 1.0
         matrix = (len(a), len(b))
         if out.is_contiguous():  # a parameter in channels_last has no view as a matrix
             torch.addmm(base.view(matrix), a, b.T, alpha=scale, out=out.view(matrix))
@@ -128,28 +142,36 @@ class Perturbation(ABC):
 
     Attributes:
         together: the number of members whose noise comes from one draw. Where a member needs few numbers, one draw for
-            many members is faster.
+            many members is faster. It matters on a CPU alone; see `Source`.
     """
 
     together: int = 1
 
     @abstractmethod
-    def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Sample:
+    def sample(self, like: Tensor, n: int, source: Source) -> Sample:
         """Draw the noise of n members on a parameter.
 
         Args:
             like: the parameter; the noise has its shape, type and device.
             n: the number of members.
-            generator: the source of the numbers.
+            source: the random numbers. The first dimension of each draw must be n.
         """
+
+    def numbers(self, like: Tensor) -> int:
+        """Return how many numbers the noise of one member on a parameter has.
+
+        Args:
+            like: the parameter.
+        """
+        return like.numel()
 
 
 class Gaussian(Perturbation):
     """Noise that moves each element by N(0, 1)."""
 
-    def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Dense:
+    def sample(self, like: Tensor, n: int, source: Source) -> Dense:
         """Draw N(0, 1) for each element; see `Perturbation`."""
-        return Dense(_normal((n, *like.shape), like, generator))
+        return Dense(source.normal((n, *like.shape), like))
 
 
 class MaskedGaussian(Perturbation):
@@ -164,12 +186,12 @@ class MaskedGaussian(Perturbation):
             raise UserError(f"p: found {p}, allowed: a probability above 0 and at most 1")
         self.p = p
 
-    def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Dense:
+    def sample(self, like: Tensor, n: int, source: Source) -> Dense:
         """Draw mask * N(0, 1) for each element; see `Perturbation`."""
-        noise = _normal((n, *like.shape), like, generator)
+        noise = source.normal((n, *like.shape), like)
         # For p = 1 no mask is drawn, so the noise is that of `Gaussian` to the bit.
         if self.p < 1:
-            noise *= torch.empty_like(noise).bernoulli_(self.p, generator=generator)
+            noise *= source.bernoulli(self.p, noise.shape, like)
         return Dense(noise)
 
 
@@ -179,10 +201,9 @@ class Rademacher(Perturbation):
     Reference: Spall 1992, https://doi.org/10.1109/9.119632.
     """
 
-    def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Dense:
+    def sample(self, like: Tensor, n: int, source: Source) -> Dense:
         """Draw +1 or -1 for each element; see `Perturbation`."""
-        values = torch.empty((n, *like.shape), dtype=like.dtype, device=like.device)
-        return Dense(values.bernoulli_(0.5, generator=generator).mul_(2).sub_(1))
+        return Dense(source.bernoulli(0.5, (n, *like.shape), like).mul_(2).sub_(1))
 
 
 class LowRank(Perturbation):
@@ -205,18 +226,19 @@ class LowRank(Perturbation):
         check_positive("rank", rank)
         self.rank = rank
 
-    def sample(self, like: Tensor, n: int, generator: torch.Generator) -> Sample:
+    def sample(self, like: Tensor, n: int, source: Source) -> Sample:
         """Draw A and B for weights, N(0, 1) for vectors; see `Perturbation`."""
         if like.dim() < 2:
-            return Dense(_normal((n, *like.shape), like, generator))
+            return Dense(source.normal((n, *like.shape), like))
         o, i = len(like), prod(like.shape[1:])
-        numbers = _normal((n, o + i, self.rank), like, generator)
+        numbers = source.normal((n, o + i, self.rank), like)
+        a, b = numbers[:, :o], numbers[:, o:]
         # An element of A B^T is a sum of r products of variance 1. Its variance is r, so B is divided by sqrt(r).
-        return Factored(numbers[:, :o], numbers[:, o:].div_(self.rank**0.5), like.shape)
+        return Factored(a, b.div_(self.rank**0.5) if self.rank > 1 else b, like.shape)
 
-
-def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
+    def numbers(self, like: Tensor) -> int:
+        """Return how many numbers A and B have, or a vector; see `Perturbation`."""
+        return like.numel() if like.dim() < 2 else (len(like) + prod(like.shape[1:])) * self.rank
 
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {"gaussian": Gaussian, "rademacher": Rademacher}

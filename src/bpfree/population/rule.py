@@ -1,6 +1,7 @@
 """The base class of the rules that never differentiate a net: options, members, scores, and the step."""
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, get_args
 
@@ -11,11 +12,12 @@ from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, main_input
 from bpfree.nets.acceptance import refuse_wrapped
-from bpfree.noise import Noise, drawn_since, generator_states
+from bpfree.noise import Noise
 from bpfree.population.behaviour import Behaviour, State, study
 from bpfree.population.choice import EvaluatorName, choose
 from bpfree.population.evaluators import Evaluator, Judge
-from bpfree.population.generation import Generation, Member
+from bpfree.population.generation import Generation
+from bpfree.population.members import Member
 from bpfree.population.perturbation import Perturbation
 from bpfree.population.score import Score, ScoreFunction
 from bpfree.population.shaping import Shaping
@@ -145,16 +147,23 @@ class BlackBoxRule(Rule):
             if chosen.behaviour.learns:
                 learn_state(net, batch.x, noise, chosen.behaviour.still)
             with members(net):
-                before = [] if chosen.behaviour.draws else generator_states(batch.device)
-                scores, first = chosen.evaluator(net, batch.x, judge, generation)
-                # The net drew random numbers now, and did not when it was studied: members had different numbers.
-                if before and drawn_since(before, batch.device):
-                    chosen = self._choice(net, batch.x, judge, generation, draws=True)
-                    scores, first = chosen.evaluator(net, batch.x, judge, generation)
+                scores, first = self._scores(chosen, batch.x, judge, generation)
         self.learn(generation, scores)
         finite = scores.isfinite()
         mean = torch.where(finite, scores, 0.0).sum() / finite.sum()  # NaN if every member failed
         return task.metrics(first, batch) | {"loss": mean}
+
+    def _scores(self, chosen: _Chosen, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+        """The scores [P], and the outputs of the first member; see `Evaluator`."""
+        if chosen.behaviour.draws:
+            return chosen.evaluator(chosen.net, x, judge, generation)
+        with generation.noise.watched(main_input(x).device) as draws:
+            found = chosen.evaluator(chosen.net, x, judge, generation)
+            if draws():
+                # The net did not draw when it was studied, and does now: members had different numbers.
+                chosen = self._choice(chosen.net, x, judge, generation, draws=True)
+                found = chosen.evaluator(chosen.net, x, judge, generation)
+            return found
 
     def forward_passes(self, net: nn.Module, task: Task) -> float:
         """Return P, and one more if layers learn a state such as running statistics, which the first step finds out."""
@@ -168,7 +177,13 @@ class BlackBoxRule(Rule):
             noise: the key of the step.
         """
         # The step is -1 for noise that is drawn before training. Then sigma must not be larger than at the start.
-        sigma = self.sigma * self.sigma_decay ** max(noise.step, 0)
+        sigma: float | Tensor = self.sigma
+        if self.sigma_decay != 1:  # else the step is not asked for
+            step = noise.step_number()
+            if isinstance(step, Tensor):  # by exp, since a power of a number in float32 would be less exact
+                sigma = sigma * (math.log(self.sigma_decay) * step.clamp_min(0)).exp()
+            else:
+                sigma = sigma * self.sigma_decay ** max(step, 0)
         return Generation(parameters, self.members, self.perturbation, noise, sigma)
 
     def learn(self, generation: Generation, scores: Tensor) -> None:
@@ -178,9 +193,8 @@ class BlackBoxRule(Rule):
             generation: the members.
             scores: their scores [P], to be minimised.
         """
-        assert isinstance(generation.scale, float)
         # For Gaussian E, (1 / sigma) E[f(theta + sigma E) E] is the gradient of E[f(theta + sigma E)].
-        weights = self.shaping(scores) / (len(scores) * generation.scale)
+        weights = self.shaping(scores) / (len(scores) * generation.sigma)
         add_gradients(generation.parameters, generation.combine(weights))
 
     def _choice(self, net: nn.Module, x: Inputs, judge: Judge, generation: Generation, draws: bool = False) -> _Chosen:

@@ -49,7 +49,8 @@ def utilities(scores: Tensor) -> Tensor:
         scores: [P].
     """
     count = len(scores)
-    by_rank = (torch.log(torch.tensor(count / 2 + 1)) - torch.arange(1, count + 1).log()).clamp_min(0)
+    ranks = torch.arange(1, count + 1, device=scores.device)
+    by_rank = (torch.log(torch.tensor(count / 2 + 1)) - ranks.log()).clamp_min(0)
     return -_by_rank(scores, (by_rank / by_rank.sum() - 1 / count).to(scores))
 
 
@@ -74,14 +75,16 @@ class Softmax:
         """
         # nan_to_num: if no score is finite, softmax over -inf alone is NaN, and the step shall be 0.
         finite = scores.isfinite()
-        temperature = self._auto(scores[finite]) if isinstance(self.temperature, str) else self.temperature
+        temperature = self._auto(scores, finite) if isinstance(self.temperature, str) else self.temperature
         return -torch.where(finite, -scores / temperature, -torch.inf).softmax(0).nan_to_num(0.0)
 
     @staticmethod
-    def _auto(scores: Tensor) -> Tensor:
-        tiny = torch.finfo(scores.dtype).tiny
-        spread = scores.std(correction=0) if len(scores) else scores.new_zeros(())
-        return torch.where(spread > tiny, spread, torch.ones_like(spread))
+    def _auto(scores: Tensor, finite: Tensor) -> Tensor:
+        # Scores that are not finite are replaced by the mean of the others, and the variance then divides by the number
+        # of the others. To select the others, the CPU would wait for the GPU.
+        mean = torch.where(finite, scores, 0.0).sum() / finite.sum()
+        spread = torch.where(finite, scores, mean).std(correction=0) * (len(scores) / finite.sum()).sqrt()
+        return torch.where(spread > torch.finfo(scores.dtype).tiny, spread, 1.0)  # 1 for NaN, too: no score is finite
 
 
 def _worst_last(scores: Tensor) -> Tensor:
@@ -100,9 +103,11 @@ def _by_rank(scores: Tensor, values: Tensor) -> Tensor:
     """The value of each score's rank, [P], with the best score first; equal scores share the mean of their values."""
     # Equal scores must get equal weights. Otherwise the order of `sort` among them, which is arbitrary, would decide.
     ordered, order = _worst_last(scores).sort()
-    _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)  # [P], [G]
-    means = torch.zeros_like(sizes, dtype=scores.dtype).index_add_(0, group, values) / sizes
-    return torch.empty_like(scores).index_copy_(0, order, means[group])
+    # The number of each score's group, [P]. There are up to P groups; empty ones at the end do not matter.
+    group = torch.cat([torch.zeros_like(order[:1]), (ordered[1:] != ordered[:-1]).cumsum(0)])
+    sums = torch.zeros_like(scores).index_add_(0, group, values)
+    sizes = torch.zeros_like(scores).index_add_(0, group, torch.ones_like(scores))
+    return torch.empty_like(scores).index_copy_(0, order, (sums / sizes)[group])
 
 
 SHAPINGS: dict[str, Shaping] = {

@@ -22,7 +22,7 @@ from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, scores_of, tensors_of
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
-from bpfree.population import PERTURBATIONS, Generation, Member
+from bpfree.population import PERTURBATIONS, Generation, Member, Population
 from bpfree.population.behaviour import State
 from bpfree.rule import Locality, Rule
 from bpfree.types import Batch, Scalars, Task
@@ -43,7 +43,7 @@ class ForwardGradient(Rule):
         super().__init__()
         check_positive("directions", directions)
         check_choice("perturbation", perturbation, PERTURBATIONS)
-        self.members = [Member(i, 1) for i in range(directions)]
+        self.members = Population(Member(i, 1) for i in range(directions))
         self.perturbation = PERTURBATIONS[perturbation]()
 
     def forward_passes(self, net: nn.Module, task: Task) -> float:

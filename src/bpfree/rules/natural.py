@@ -91,11 +91,12 @@ class AdaptiveRule(BlackBoxRule):
         if [p.shape for p in parameters] != [t.shape for t in self.log_sigmas.buffers()]:
             name = type(self).__name__
             raise UserError(f"{name}: not bound to a net with these parameters. Call rule.bind(net, task, batch) first")
-        if noise.step >= 0:  # else it is a rehearsal, which leaves the rule as it is
-            new = self.at != noise.step  # a tensor and not a bool, so that the host need not wait for the device
+        step = noise.step_number()
+        if isinstance(step, Tensor) or step >= 0:  # else it is a rehearsal, which leaves the rule as it is
+            new = self.at != step  # a tensor and not a bool, so that the host need not wait for the device
             for now, later in zip(self.log_sigmas.buffers(), self.next_log_sigmas.buffers(), strict=True):
                 now.copy_(torch.where(new, later, now))
-            self.at.fill_(noise.step)
+            self.at.copy_(step) if isinstance(step, Tensor) else self.at.fill_(step)
         scale = [log_sigma.exp() for log_sigma in self.log_sigmas.buffers()]
         return Generation(parameters, self.members, self.perturbation, noise, scale)
 
@@ -107,10 +108,11 @@ class AdaptiveRule(BlackBoxRule):
             scores: their scores [P], to be minimised.
         """
         weights = self.weigh(scores)
-        assert not isinstance(generation.scale, float)
+        assert not isinstance(generation.scale, float | Tensor)
         steps = generation.combine(weights)
         add_gradients(generation.parameters, [s * step for s, step in zip(generation.scale, steps, strict=True)])
-        if generation.noise.step >= 0:
+        step = generation.noise.step_number()
+        if isinstance(step, Tensor) or step >= 0:
             spreads = generation.combine(weights, of=_spread)
             for log_sigma, spread in zip(self.next_log_sigmas.buffers(), spreads, strict=True):
                 log_sigma += self.change(spread)

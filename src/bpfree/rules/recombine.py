@@ -61,5 +61,4 @@ class Recombine(BlackBoxRule):
 
     def learn(self, generation: Generation, scores: Tensor) -> None:
         """Add -sum_i w_i (theta_i - theta) to `.grad`; see `BlackBoxRule`."""
-        assert isinstance(generation.scale, float)
-        add_gradients(generation.parameters, generation.combine(self.shaping(scores) * generation.scale))
+        add_gradients(generation.parameters, generation.combine(self.shaping(scores) * generation.sigma))
