@@ -70,13 +70,15 @@ class BlackBoxRule(Rule):
         mirrored: True for members in pairs +E, -E; P must be even.
         evaluator: the way to run members: one by one ("loop", or "in_place" without a copy of the parameters), side by
             side ("vmap"), or side by side with shared products for noise of low rank ("lowrank"). "auto", the default,
-            times the evaluators that can run the net before the first step.
+            times the evaluators that can run the net before the first step. On a GPU it times nothing: it takes
+            "lowrank", "vmap" or "loop", the first of them that can run the net.
         objective: the score of a member: "loss", the task's loss and the default, "accuracy", "macro_f1", or a function
             (outputs [B, D], targets) -> score, which need not be smooth. A member with the score NaN is the worst.
         maximize: the direction of an objective that is a function: true if high scores are good.
         max_memory: MiB that members which run side by side may take together, in "vmap" with their parameters. For
             "loop" and "in_place", MiB that the samples of one member may take: the minibatch is then split into slices,
-            unless the net mixes its samples. Default: what fits in a processor's cache.
+            unless the net mixes its samples. Default: what fits in a processor's cache; on a GPU a quarter of its free
+            memory, at most 1 GiB, and no slices.
     """
 
     takes_soft_labels: ClassVar[bool] = True
