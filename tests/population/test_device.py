@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bpfree import BlackBoxRule, Noise
 from bpfree.noise import Clock, StepNoise, counting_everywhere
 from bpfree.population import Gaussian, Generation, LowRank, MaskedGaussian, Member, Population, Rademacher
-from bpfree.rules import RULES, Eggroll
+from bpfree.rules import RULES, Eggroll, ForwardGradient
 from tests.helpers import TASK, bound, zero_grad
 from tests.population.nets import Noisy, flat
 from tests.population.test_evaluators import make, written_out
@@ -150,6 +150,24 @@ def test_a_population_keeps_its_tensors_and_a_copy_does_not():
 
 
 # Nets that draw numbers in forward
+
+
+def test_forward_gradients_are_slopes_in_a_captured_step_with_one_dropout_mask(batch):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 10)).double()
+    noise, rule = ticking(), ForwardGradient(directions=3)
+    bound(rule, net, batch)
+    (found,) = steps_of(rule, net, batch, noise, steps=1)
+    noise.clock.hidden = True
+    zero_grad(net)
+    rule.gradients(net, TASK, batch, noise)
+    assert torch.equal(torch.cat([p.grad.flatten() for p in net.parameters()]), found)
+    zero_grad(net)
+    with noise.fold("dropout").global_rng():
+        TASK.loss(net(batch.x), batch).backward()
+    gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+    (every,) = Generation(list(net.parameters()), rule.members, Gaussian(), noise).chunks(3)
+    directions = torch.cat([sample.dense().flatten(1) for sample in every.samples], 1)
+    torch.testing.assert_close(found, (directions @ gradient) @ directions / 3, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["input", "hidden", "dropout"])

@@ -12,8 +12,9 @@ from bpfree.population.members import Layout, Member, Population
 from bpfree.population.perturbation import Perturbation, Sample
 from bpfree.population.source import Counted, Stream
 
-_AT_ONCE = 2**27  # numbers of noise that are computed at once on a device; more would not make it faster
-_BLOCK = 64  # keys whose noise is computed at once on a device where members run one by one
+_AT_ONCE = 2**27  # numbers of noise that are computed at once on a device for a sum; more would not make it faster
+# The same where members run one by one, which shall take little memory, and the largest number of their keys.
+_FEW, _BLOCK = 2**24, 64
 
 
 class Chunk(NamedTuple):
@@ -106,7 +107,7 @@ class Generation:
         size = self.perturbation.together
         if self._counts:
             numbers = sum(self.perturbation.numbers(p) for p in self.parameters)
-            size = max(1, min(_BLOCK, _AT_ONCE // numbers))
+            size = max(1, min(_BLOCK, _FEW // numbers))
         return self._chunks(self._population.runs(size))
 
     def chunks(self, size: int) -> Iterator[Chunk]:
