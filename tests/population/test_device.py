@@ -14,7 +14,7 @@ from bpfree.population import Gaussian, Generation, LowRank, MaskedGaussian, Mem
 from bpfree.rules import RULES, Eggroll, ForwardGradient
 from tests.helpers import TASK, bound, zero_grad
 from tests.population.nets import Noisy, flat
-from tests.population.test_evaluators import make, written_out
+from tests.population.test_evaluators import make, replace_x, written_out
 
 CASES = {
     **{name: (name, {}) for name, kind in RULES.items() if issubclass(kind, BlackBoxRule)},
@@ -69,6 +69,18 @@ def test_every_evaluator_gives_the_gradients_of_the_loop_in_chunks_of_any_size(k
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11 * float(expected.abs().max()))
     if memory is None:
         assert rule.metadata()["evaluator"] == names[-1]
+
+
+@pytest.mark.parametrize("case", ["es", "eggroll", "snes"])
+def test_gradients_are_not_rounded_under_autocast(case, batch):
+    batch = replace_x(batch, torch.float32)
+    net = make("conv", batch, torch.float32)
+    rule = bound(rule_of(case, "loop"), net, batch)
+    generation = rule.generation(list(net.parameters()), Noise(0, 0))
+    weights = torch.linspace(-1, 1, 10)
+    expected = generation.combine(weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(generation.combine(weights), expected, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -147,7 +147,8 @@ class Generation:
         # `of` sums an even function of E, such as E^2, for which both members of a pair are the same.
         signed = weights if of else weights * layout.on(weights).signs
         if self._counts:
-            return self._combined_by_parameter(layout, signed, of or _combine)
+            with torch.autocast(self._device.type, enabled=False):  # it would round the sums
+                return self._combined_by_parameter(layout, signed, of or _combine)
         return self._combined_by_block(layout, signed, of or _combine)
 
     def _combined_by_block(
