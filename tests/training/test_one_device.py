@@ -31,6 +31,8 @@ EVALUATORS = {
     "vmap": lambda: Vmap(8),
     "lowrank": lambda: LowRankEvaluator(8),
 }
+
+
 class Watch(TorchDispatchMode):
     """Counts, by the line of ours that does it: operations on tensors of two devices, reads, copies between devices."""
 
