@@ -1,6 +1,7 @@
 """Random changes to images: each against a plain loop or a property, by key, and what is refused."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,9 @@ import bpfree
 from bpfree import Batch, Noise, UserError
 from bpfree.api import resume
 from bpfree.data import Augment, Batches, Preprocess, Split
-from bpfree.data.augment import PixelValues
+from bpfree.data.augment import PixelValues, _mixture
 from bpfree.diffusion import DiffusionRule
+from bpfree.noise import counting_everywhere
 from bpfree.rules import RULES
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
@@ -71,6 +73,14 @@ def test_nothing_asked_for_is_the_samples_themselves():
     assert Augment().mix(x, y, NOISE, 3) == (x, y)
 
 
+@pytest.fixture(params=[nullcontext, counting_everywhere], ids=["generator", "counted"])
+def both_draws(request):
+    """Numbers from a generator, as on a CPU, and computed from the key, as on other devices."""
+    with request.param():
+        yield
+
+
+@pytest.mark.usefixtures("both_draws")
 @pytest.mark.parametrize("options", [{key: value} for key, value in ALL.items()] + [ALL], ids=str)
 def test_the_key_decides_and_images_differ(options, device):
     same_image = images(1).expand(64, -1, -1, -1)
@@ -83,7 +93,8 @@ def test_the_key_decides_and_images_differ(options, device):
     assert len(different) == 2 if options == {"flip": True} else len(different) > 20
     elsewhere = augment(same_image.to(device), NOISE)
     assert elsewhere.device.type == device.type
-    torch.testing.assert_close(elsewhere.cpu(), found, atol=1e-3, rtol=1e-5)
+    with counting_everywhere() if device.type != "cpu" else nullcontext():
+        torch.testing.assert_close(elsewhere.cpu(), augment(same_image, NOISE), atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("key", ["crop", "brightness", "contrast", "cutout"])
@@ -97,6 +108,7 @@ def test_options_draw_apart_from_each_other(key, monkeypatch):
     assert {units[:4] for units in drawn} == {("batch", 7, "augment", keys[key])}
 
 
+@pytest.mark.usefixtures("both_draws")
 def test_brightness_stretches_from_black_and_keeps_within_the_limits():
     x = images(300, high=100).float()
     found = Augment(brightness=0.5, values=PixelValues(0.0, 100.0))(x, NOISE)
@@ -114,6 +126,7 @@ def test_brightness_of_values_that_may_be_negative():
     assert torch.equal(Augment(brightness=1.0, values=PixelValues(-1.0, 1.0))(x, NOISE), x), "black stays black"
 
 
+@pytest.mark.usefixtures("both_draws")
 def test_contrast_keeps_the_mean_of_an_image():
     x = 100 + images(200, high=50).float()
     found = Augment(contrast=1.0)(x, NOISE)
@@ -124,6 +137,7 @@ def test_contrast_keeps_the_mean_of_an_image():
     assert torch.allclose(found, found.clamp(0, 255))
 
 
+@pytest.mark.usefixtures("both_draws")
 def test_cutout_is_a_square_of_the_mean_at_any_centre():
     mean = (11.5, 12.5, 13.5)
     x = torch.zeros(2000, 3, 9, 8)
@@ -146,6 +160,7 @@ def test_a_crop_of_everything_is_the_image():
     torch.testing.assert_close(Augment(crop=1 - 1e-6)(x, NOISE), x, atol=0.01, rtol=0)
 
 
+@pytest.mark.usefixtures("both_draws")
 def test_crops_against_a_plain_computation():
     """On an image whose value is its place, a crop tells where it was cut and how large."""
     ramp = torch.arange(32.0).expand(200, 2, 32, 32).clone()
@@ -166,6 +181,7 @@ def test_crops_against_a_plain_computation():
     assert float(room.std()) == pytest.approx(12**-0.5, abs=0.05)
 
 
+@pytest.mark.usefixtures("both_draws")
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0, 1000.0, 1e-12])
 def test_mixup_mixes_samples_and_labels_by_the_same_shares(alpha):
     x = torch.eye(12).repeat(40, 1) * 200
@@ -194,6 +210,20 @@ def test_mixup_is_a_loss_between_those_of_both_labels():
     assert float(task.metrics(out, Batch(out, shares))["accuracy"]) == pytest.approx(float(right))
     with pytest.raises(UserError, match=r"labels: found torch.float32 of shape \[6\], allowed: class indices, int64"):
         task.loss(out, Batch(out, a.float()))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 3.0, 200.0])
+def test_shares_on_a_device_are_from_the_beta_distribution(alpha):
+    """Their mean is 1/2; the second and fourth moments about it have simple forms, too."""
+    n = 50_000
+    with counting_everywhere():
+        shares, other = _mixture(alpha, NOISE, torch.zeros(n))
+    assert torch.equal(other.sort().values, torch.arange(n))
+    assert 0 <= float(shares.min()) <= float(shares.max()) <= 1
+    deviation = shares.double() - 0.5
+    assert float(deviation.mean()) == pytest.approx(0, abs=5 * float(deviation.std()) / n**0.5)
+    assert float(deviation.square().mean()) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)
+    assert float(deviation.pow(4).mean()) == pytest.approx(3 / (16 * (2 * alpha + 1) * (2 * alpha + 3)), rel=0.06)
 
 
 @pytest.mark.parametrize("name", RULES)

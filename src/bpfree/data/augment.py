@@ -1,6 +1,7 @@
 """Random changes to raw samples, by key. Each image has its own draws.
 
-Numbers are drawn on the CPU and images are changed on their device, so a GPU gives the same changes as a CPU.
+Numbers are drawn where the images are, so that a step never waits for a copy. A GPU computes them from the key (see
+`bpfree.noise`), and gives other changes than a CPU.
 
 Random crops as in Szegedy et al. 2015, https://arxiv.org/abs/1409.4842; cutout: DeVries & Taylor 2017,
 https://arxiv.org/abs/1708.04552; mixup: Zhang et al. 2018, https://arxiv.org/abs/1710.09412.
@@ -14,8 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bpfree.data.preprocess import Preprocess
+from bpfree.data.scaling import constant
 from bpfree.errors import UserError
-from bpfree.noise import Noise
+from bpfree.noise import Noise, counts
+
+_TRIES = 8  # candidates for a number of the Gamma distribution; all are rejected once in 10^10 numbers
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,7 @@ class Augment:
             )
         x = _as_values(x, ["data.augment.mixup"])
         noise = noise.fold("augment", "mixup")
-        # numpy, because torch's Beta takes no generator: its numbers would depend on what was drawn before.
-        drawn = np.random.Generator(np.random.PCG64(noise.fold("share").key())).beta(self.mixup, self.mixup, len(x))
-        share, other = torch.from_numpy(drawn).to(x), noise.fold("other").permutation(len(x)).to(x.device)  # both [B]
+        share, other = _mixture(self.mixup, noise, x)
         shares = F.one_hot(y, classes).to(x.dtype)
         return _blend(x, x[other], share), _blend(shares, shares[other], share)
 
@@ -143,23 +145,29 @@ class Augment:
 
     def _move(self, x: Tensor, noise: Noise) -> Tensor:
         """Flip and shift: compute for each pixel the row and column that it comes from, then index once."""
-        generator = noise.generator()
         b, _, height, width = x.shape
-        rows = torch.arange(height).expand(b, height)  # [B, H], where each row comes from
-        columns = torch.arange(width).expand(b, width)  # [B, W]
+        rows = torch.arange(height, device=x.device).expand(b, height)  # [B, H], where each row comes from
+        columns = torch.arange(width, device=x.device).expand(b, width)  # [B, W]
+        generator = None if counts(x.device) else noise.generator()  # one for both changes
         if self.flip:
-            flipped = torch.rand(b, 1, generator=generator) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
+            if generator is None:
+                drawn = noise.fold("flip").rand(b, 1, device=x.device)
+            else:
+                drawn = torch.rand(b, 1, generator=generator)
+            columns = torch.where(drawn < 0.5, columns.flip(1), columns)
         if self.shift:
             _check_within("shift", self.shift, height, width)
-            moves = torch.randint(0, 2 * self.shift + 1, (2, b, 1), generator=generator)
+            most = 2 * self.shift + 1
+            if generator is None:
+                moves = noise.fold("shift").randint(most, 2, b, 1, device=x.device)
+            else:
+                moves = torch.randint(0, most, (2, b, 1), generator=generator)
             # The padding adds `shift` pixels on each side, so 0 to 2 * shift here are moves from -shift to +shift.
             rows, columns = rows + moves[0], columns + moves[1]
             x = F.pad(x, [self.shift] * 4)
         sample = torch.arange(b, device=x.device).view(b, 1, 1)
-        rows, columns = rows.to(x.device).unsqueeze(2), columns.to(x.device).unsqueeze(1)
         # The three indices broadcast to [B, H, W]. Channels go last, so that one index moves all channels of a pixel.
-        return x.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
+        return x.permute(0, 2, 3, 1)[sample, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
     def _light(self, x: Tensor, noise: Noise) -> Tensor:
         """Change brightness, then contrast; each result is clamped between black and white."""
@@ -176,11 +184,11 @@ class Augment:
         within = []
         for axis, side in enumerate(sides):
             # Each axis has its own key. With one key for both, all centres would lie on the diagonal of the image.
-            centre = torch.randint(side, (b, 1), generator=noise.fold(axis).generator())
-            from_top = torch.arange(side) - (centre - self.cutout // 2)
-            within.append(((from_top >= 0) & (from_top < self.cutout)).to(x.device))
+            centre = noise.fold(axis).randint(side, b, 1, device=x.device)
+            from_top = torch.arange(side, device=x.device) - (centre - self.cutout // 2)
+            within.append((from_top >= 0) & (from_top < self.cutout))
         hidden = within[0][:, None, :, None] & within[1][:, None, None, :]  # [B, 1, H, W]
-        return torch.where(hidden, x.new_tensor(self.values.mean).view(1, -1, 1, 1), x)
+        return torch.where(hidden, constant(self.values.mean, x.dtype, x.device).view(1, -1, 1, 1), x)
 
 
 def _check_within(key: str, pixels: int, *sides: int) -> None:
@@ -215,8 +223,38 @@ def _crop(x: Tensor, smallest: float, noise: Noise) -> Tensor:
 
 
 def _uniform(noise: Noise, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return numbers in [0, 1). They are drawn on the CPU, so that they are the same on any device."""
-    return torch.rand(shape, generator=noise.generator()).to(like)
+    """Return numbers in [0, 1), of the type and on the device of a tensor."""
+    return noise.rand(*shape, device=like.device).to(like.dtype)
+
+
+def _mixture(alpha: float, noise: Noise, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each sample the share that it keeps, from Beta(alpha, alpha), and the sample that it is mixed with."""
+    b, own, other = len(x), noise.fold("share"), noise.fold("other")
+    if counts(x.device):
+        # log X - log Y of two Gamma numbers is the log-odds of X / (X + Y), whose distribution is Beta.
+        first, second = (_log_gamma_numbers(alpha, own.fold(i), b, x.device) for i in range(2))
+        return torch.sigmoid(first - second).to(x.dtype), other.rand(b, device=x.device).argsort()
+    # numpy, because torch's Beta takes no generator: its numbers would depend on what was drawn before.
+    drawn = np.random.Generator(np.random.PCG64(own.key())).beta(alpha, alpha, b)
+    return torch.from_numpy(drawn).to(x), other.permutation(b)
+
+
+def _log_gamma_numbers(alpha: float, noise: Noise, n: int, device: torch.device) -> Tensor:
+    """Return logarithms of n numbers from Gamma(alpha), drawn without a loop that waits for the device.
+
+    Marsaglia and Tsang 2000, https://doi.org/10.1145/358407.358414. Each number is the first of `_TRIES` candidates
+    that is accepted. A candidate is rejected with a probability below 0.05.
+    """
+    d = alpha + 1 - 1 / 3
+    z = noise.fold("z").randn(_TRIES, n, device=device)
+    u = noise.fold("u").rand(_TRIES + 1, n, device=device)
+    v = (1 + z / (9 * d) ** 0.5) ** 3
+    log_v = v.clamp(min=1e-30).log()
+    accepted = (v > 0) & ((1 - u[1:]).log() < 0.5 * z.square() + d * (1 - v + log_v))
+    chosen = accepted.to(torch.uint8).argmax(0, keepdim=True)  # the first that is accepted
+    # d * v is from Gamma(alpha + 1), and times U^(1 / alpha) it is from Gamma(alpha). The constant d cancels out.
+    numbers: Tensor = log_v.gather(0, chosen).squeeze(0) + (1 - u[0]).log() / alpha
+    return numbers
 
 
 def _blend(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

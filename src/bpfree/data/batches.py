@@ -1,13 +1,12 @@
 """Minibatches: shuffled by key, augmented and normalised on the device."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from bpfree.data.augment import Augment
-from bpfree.data.files.rows import Rows
+from bpfree.data.placement import Raw, gathered, on_device, one_ahead, placed, sent
 from bpfree.data.preprocess import Preprocess
 from bpfree.data.split import Split
 from bpfree.errors import UserError
@@ -23,7 +22,8 @@ class Batches:
     because batch norm cannot use a single sample. Without a seed they come in order, and every sample comes.
 
     Args:
-        split: raw samples. They are moved to the device once; samples in a file are read batch by batch.
+        split: raw samples. They are moved to the device once if they fit there well; else, and if they lie in a file,
+            batch by batch. See `bpfree.data.placement`.
         preprocess: turns raw values into inputs.
         batch_size: B; a split with fewer samples is one batch.
         device, dtype: the device and the floating type of the batches.
@@ -49,8 +49,9 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size: found {batch_size}, allowed: at least 1")
-        self.x = apply(split.x, lambda x: x if isinstance(x, Rows) else x.to(device))
-        self.y = split.y.to(device)
+        self.device = torch.empty(0, device=device).device  # with its number
+        self.x = apply(split.x, lambda x: placed(x, self.device))
+        self.y = placed(split.y, self.device)
         self.preprocess = preprocess
         self.batch_size = min(batch_size, max(len(self.y), 1))
         self.dtype = dtype
@@ -72,15 +73,12 @@ class Batches:
             epoch: the number of the epoch, from 0; it decides the order and the random changes.
             start: the first batch, from 0. A resumed run starts in the middle, with the same draws.
         """
-        n = len(self.y)
         # The whole order is drawn even if `start` skips batches. So a resumed epoch has the batches that were left.
-        order = torch.arange(n) if self.seed is None else Noise(self.seed, epoch).fold("shuffle").permutation(n)
-        # Samples in a file are indexed on the CPU while labels are on the device: one copy of the order for each.
-        orders = {device: order.to(device) for device in {x.device for x in (*tensors_of(self.x), self.y)}}
-        for i in range(start, len(self)):
-            batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            chosen = {device: indices[batch] for device, indices in orders.items()}
-            x, y = apply(self.x, partial(self._pick, chosen)), self.y[chosen[self.y.device]]
+        orders = self._orders(epoch)
+        picked = (self._picked(orders, i) for i in range(start, len(self)))
+        copies = self.device.type == "cuda" and any(place != self.device for place in orders)
+        raw = one_ahead(picked, self.device) if copies else on_device(picked, self.device)
+        for i, (x, y) in enumerate(raw, start):
             if self.seed is not None and isinstance(x, Tensor):
                 x = x.to(self.dtype) if self.preprocess.scaling.has_numbers(x) else x
                 # Keyed by (seed, epoch, batch): neither a resume nor another batch changes the draws.
@@ -90,6 +88,17 @@ class Batches:
             y = self.preprocess.target(one_tensor(x), self.dtype) if self.rebuild else y
             yield Batch(self.preprocess(x, self.dtype), y)
 
-    def _pick(self, chosen: dict[torch.device, Tensor], x: Tensor) -> Tensor:
-        """Return the samples of a batch, on the device of the labels."""
-        return x[chosen[x.device]].to(self.y.device)
+    def _orders(self, epoch: int) -> dict[torch.device, Tensor]:
+        """Return the order of the samples in an epoch, int64 [N], on each device where samples or labels lie."""
+        places = {x.device for x in (*tensors_of(self.x), self.y)}
+        if self.seed is None:
+            return {place: torch.arange(len(self.y), device=place) for place in places}
+        order = Noise(self.seed, epoch).fold("shuffle").permutation(len(self.y))
+        return {place: sent(order, place) for place in places}
+
+    def _picked(self, orders: dict[torch.device, Tensor], i: int) -> Raw:
+        """Return the raw samples of a batch, where they lie."""
+        batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        chosen = {place: order[batch] for place, order in orders.items()}
+        x = apply(self.x, lambda x: gathered(x, chosen[x.device], self.device))
+        return Raw(x, gathered(self.y, chosen[self.y.device], self.device))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ class Scaling:
         exact = dtype if self.columns is None else torch.float64
         x = x.to(exact, copy=True)  # a copy, since the next line works in place and `x` may be the user's array
         per_channel = (-1, *[1] * (len(self.shape) - 1)) if len(self.mean) > 1 else (1,)  # [C, 1, ...]
-        mean, std = (torch.tensor(v, dtype=exact, device=x.device).view(per_channel) for v in (self.mean, self.std))
+        mean, std = (constant(v, exact, x.device).view(per_channel) for v in (self.mean, self.std))
         return x.sub_(mean).div_(std).to(dtype)
 
     def target(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -158,3 +159,16 @@ class Scaling:
 
     def _blank(self, n: int) -> Tensor:
         return torch.zeros(n, *self.shape, dtype=getattr(torch, self.dtype))
+
+
+@lru_cache(maxsize=128)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return values as a tensor [n] that is made once and must not be changed: each copy to a GPU waits for it.
+
+    Args:
+        values: n numbers.
+        dtype: the type of the tensor.
+        device: the device of the tensor.
+    """
+    with torch.inference_mode(False):  # a tensor of inference mode could not take part in a backward pass later
+        return torch.tensor(values, dtype=dtype, device=device)
