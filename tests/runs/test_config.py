@@ -61,8 +61,9 @@ def test_a_number_written_as_yaml_reads_it_is_a_number():
         (["net.hidden=wide"], r"net.hidden: found 'wide', allowed: a list of int"),
         (
             ["train.precision=fp4"],
-            r"train.precision: found 'fp4', allowed: 'auto', 'float32', 'float32_torch' or ",
+            r"train.precision: found 'fp4', allowed: 'auto', 'float32', 'float32_torch', 'tf32' or 'bfloat16'",
         ),
+        (["train.precision=float16"], r"train.precision: found 'float16', allowed: auto, .* Use bfloat16, which has"),
         (["nonsense"], r"override: found 'nonsense', allowed: section.key=value"),
         (["net.hidden.first=3"], r"net.hidden.first=3': hidden is \[256, 256\], allowed: a section"),
         (["train=3"], r"train: found 3"),

@@ -1,18 +1,20 @@
-"""bfloat16 where the machine multiplies it in hardware, and never in silence where it does not."""
+"""bfloat16 and TF32 where the machine multiplies them in hardware, and never in silence where it does not."""
 
 import json
 import logging
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 
 import bpfree
-from bpfree import Trainer
+from bpfree import Batch, Trainer, UserError
 from bpfree.api import resume
 from bpfree.runs.config import TrainConfig
 from bpfree.runs.config_file import load_config, shipped
-from bpfree.training import precision, processor
-from tests.helpers import TASK, net_for
+from bpfree.training import precision, processor, rehearsal
+from tests.helpers import TASK, net_for, same
 
 CPU = torch.device("cpu")
 
@@ -41,11 +43,54 @@ def test_emulated_bfloat16_gives_a_warning(hardware, caplog):
     assert "11 times" in line
 
 
-@pytest.mark.parametrize("asked", ["float32", "float32_torch", "bfloat16"])
-def test_what_is_asked_for_is_taken_without_a_word(asked, hardware, caplog):
+@pytest.mark.parametrize("asked", ["float32", "float32_torch", "tf32", "bfloat16"])
+def test_what_is_asked_for_is_taken_without_a_word(asked, hardware, caplog, monkeypatch):
     hardware(True)
+    monkeypatch.setattr(precision, "has_tf32", lambda device: True)
     assert precision.resolve(asked, CPU) == asked
     assert not caplog.messages
+
+
+def test_tf32_is_float32_on_a_processor_and_says_so(caplog):
+    batch = Batch(torch.randn(8, 1, 8, 8), torch.arange(8))
+    learned = []
+    for asked in ("float32", "tf32"):
+        trainer = Trainer(net_for("dfa", dtype=torch.float32), "dfa", TASK, compute=asked)
+        assert trainer.precision == "float32"
+        trainer.step(batch)
+        learned.append(trainer.net.state_dict())
+    assert same(*learned)
+    (line,) = caplog.messages
+    assert line.startswith("precision: float32, since this processor does not have TF32")
+
+
+def test_tf32_is_put_back():
+    cuda = torch.backends.cuda.matmul, torch.backends.cudnn
+    name = "fp32_precision" if hasattr(cuda[0], "fp32_precision") else "allow_tf32"
+    switches = [cuda[0], *([cuda[1].conv, cuda[1].rnn] if name == "fp32_precision" else cuda[1:])]
+    before = [getattr(switch, name) for switch in switches]
+
+    def step():
+        assert {getattr(switch, name) for switch in switches} <= {"tf32", True}
+        assert torch.backends.cudnn.allow_tf32, "the old name agrees"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), precision.arithmetic("tf32", torch.device("cuda")):
+        step()
+    assert [getattr(switch, name) for switch in switches] == before
+
+
+def test_float16_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="found 'float16'.* no loss to scale. Use bfloat16"):
+        Trainer(net_for("dfa"), "dfa", TASK, compute="float16")
+
+
+def test_channels_last_on_cuda_where_its_units_read_maps_so(monkeypatch):
+    cuda = SimpleNamespace(type="cuda")
+    maps = SimpleNamespace(dim=lambda: 4, dtype=torch.float32, device=cuda)
+    monkeypatch.setattr(rehearsal, "tensors_of", lambda x: (maps,))
+    gaining = {p for p in get_args(precision.Precision) if rehearsal.gains(torch.nn.Conv2d(1, 1, 1), None, p)}
+    assert gaining == {"bfloat16", "tf32"}
 
 
 def test_a_run_goes_on_in_the_precision_in_which_it_began(tmp_path, hardware, caplog):
@@ -87,6 +132,8 @@ def test_the_gpus_that_multiply_it(capability, there, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
     assert processor.multiplies_bfloat16(torch.device("cuda")) is there
+    assert processor.has_tf32(torch.device("cuda")) is there
+    assert not processor.has_tf32(CPU)
 
 
 def test_no_shipped_config_asks_for_bfloat16_everywhere():

@@ -22,7 +22,7 @@ from bpfree.trackers import TRACKERS, Tracker
 from bpfree.training.compute import Update
 from bpfree.training.graphs import Graph
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
-from bpfree.training.precision import Precision
+from bpfree.training.precision import Precision, refuse_float16
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.ridge_readout import Readout
 
@@ -85,6 +85,13 @@ class TrainConfig(Section):
     def _words(cls, value: Any) -> Any:
         """YAML reads the words on and off as true and false."""
         return ("off", "on")[value] if isinstance(value, bool) else value
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_float16(cls, value: object) -> object:
+        """Raise UserError for "float16", with the reason, which a list of what is allowed does not have."""
+        refuse_float16("train.precision", value)
+        return value
 
 
 NamedSpec = dict[str, Any]

@@ -13,7 +13,7 @@ from bpfree.rule import Rule
 from bpfree.spec import check_options
 from bpfree.training.determinism import settings
 from bpfree.training.graphs import Graph
-from bpfree.training.precision import Precision, arithmetic
+from bpfree.training.precision import Precision, arithmetic, refuse_float16
 
 Update = Literal["together", "fused"]
 
@@ -26,8 +26,10 @@ class Compute:
     Args:
         precision: number type of the forward passes. "bfloat16" runs them under autocast; parameters keep their type.
             "float32" may use another library for matrix products where this is as accurate and faster (see
-            `bpfree.training.precision`); "float32_torch" leaves the choice to torch. "auto" is bfloat16 where the
-            device multiplies it in hardware, else float32.
+            `bpfree.training.precision`); "float32_torch" leaves the choice to torch. On CUDA both are as torch is set,
+            which by default rounds only the operands of convolutions to TF32. "tf32" rounds those of matrix products,
+            too; a device without TF32 computes in float32. "auto" is bfloat16 where the device multiplies it in
+            hardware, else float32. "float16" is refused, since its gradients would need scaled losses.
         update: "together" steps all parameters when all gradients are there. "fused" steps the parameters of a segment
             as soon as their gradients are there, and then frees these gradients. The weights are the same, and only one
             segment's gradients are in memory at a time. For local rules.
@@ -47,6 +49,7 @@ class Compute:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        refuse_float16("compute.precision", self.precision)
         check_choice("compute.precision", self.precision, get_args(Precision))
         check_choice("compute.update", self.update, get_args(Update))
         check_choice("compute.graph", self.graph, get_args(Graph))

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from bpfree.training.processor import multiplies_bfloat16
+from bpfree.errors import UserError
+from bpfree.training.processor import has_tf32, multiplies_bfloat16
 
-Precision = Literal["auto", "float32", "float32_torch", "bfloat16"]
+Precision = Literal["auto", "float32", "float32_torch", "tf32", "bfloat16"]
 """Number types of forward passes; `bpfree.training.compute.Compute` describes them."""
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
     """Return the precision to compute in; "auto" becomes "bfloat16" or "float32".
 
     "auto" is bfloat16 where the device multiplies it in hardware. A line in the log names this choice. A warning is
-    logged if the user asks for bfloat16 and the device only emulates it.
+    logged if the user asks for bfloat16 and the device only emulates it, or for TF32 and the device does not have it;
+    then it is float32.
 
     Args:
         precision: the user's choice.
@@ -48,12 +50,40 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
             "measured. Use precision=auto or float32",
             _ability(device, fast),
         )
+    if precision == "tf32" and not has_tf32(device):
+        log.warning(
+            "precision: float32, since this %s does not have TF32. NVIDIA's GPUs have it from Ampere on", _name(device)
+        )
+        return "float32"
     return precision
 
 
+def refuse_float16(argument: str, found: object) -> None:
+    """Raise UserError if a precision is "float16".
+
+    Args:
+        argument: the name of the argument, for the message.
+        found: the value.
+
+    Raises:
+        UserError: it is "float16".
+    """
+    # Scaled losses would make it possible for rules that get all gradients from a loss. Many rules write some gradients
+    # themselves, and a segment that steps at once would have to be skipped by itself.
+    if found == "float16":
+        raise UserError(
+            f"{argument}: found 'float16', allowed: {', '.join(get_args(Precision))}. In float16 small gradients are "
+            "lost unless each loss is scaled, and rules that write gradients by themselves have no loss to scale. Use "
+            "bfloat16, which has the range of float32, or tf32"
+        )
+
+
 def _ability(device: torch.device, fast: bool) -> str:
-    name = "processor" if device.type == "cpu" else f"device ({device.type})"
-    return f"this {name} {'multiplies' if fast else 'does not multiply'}"
+    return f"this {_name(device)} {'multiplies' if fast else 'does not multiply'}"
+
+
+def _name(device: torch.device) -> str:
+    return "processor" if device.type == "cpu" else f"device ({device.type})"
 
 
 def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -61,7 +91,8 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
 
     Args:
         precision: "float32": by the library that is accurate and fast. "float32_torch": by the library that torch
-            chooses. "bfloat16": under autocast. Not "auto"; `resolve` turns it into one of these.
+            chooses. "tf32": on CUDA, operands of float32 products are rounded to TF32. "bfloat16": under autocast. Not
+            "auto"; `resolve` turns it into one of these.
         device: the device of the net.
     """
     assert precision != "auto"
@@ -69,8 +100,29 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
         return fast_float32()
     if precision == "float32_torch":
         return nullcontext()
+    if precision == "tf32":
+        return _tf32()
     # The cache of casts does not see weights that a rule changes in place during the step.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Round operands of float32 products and convolutions on CUDA to TF32 within the block."""
+    products: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    # The new names since torch 2.9 alone: where a program sets both, torch refuses to read the old one.
+    is_new = hasattr(products, "fp32_precision")
+    name, value = ("fp32_precision", "tf32") if is_new else ("allow_tf32", True)
+    switches = [products, cudnn.conv, cudnn.rnn] if is_new else [products, cudnn]
+    before = [getattr(switch, name) for switch in switches]
+    try:
+        for switch in switches:
+            setattr(switch, name, value)
+        yield
+    finally:
+        for switch, old in zip(switches, before, strict=True):
+            setattr(switch, name, old)
 
 
 @contextmanager

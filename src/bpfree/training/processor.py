@@ -30,11 +30,25 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         device: a CPU or a GPU. Other devices count as if they could not.
     """
     if device.type == "cuda":
-        # Ampere (8.0) was the first with bfloat16. On ROCm torch reports AMD's numbers here, which mean something else.
-        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.version.hip is not None or _is_ampere(device)
     if device.type != "cpu":
         return False
     return is_x86() and _limit() not in _WITHOUT_BFLOAT16 and _has_instructions("avx512_bf16", "amx_bf16")
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Return True if the device multiplies float32 matrices in TF32, with operands of 10 bits of fraction.
+
+    Args:
+        device: any device.
+    """
+    return device.type == "cuda" and _is_ampere(device)
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """Return True for NVIDIA's GPUs from Ampere on, which was the first with bfloat16 and TF32."""
+    # On ROCm torch reports AMD's numbers here, which mean something else.
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _limit() -> str:
