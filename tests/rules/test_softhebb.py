@@ -58,6 +58,17 @@ def test_a_convolution_is_a_linear_layer_on_patches(mode, batch):
     torch.testing.assert_close(grad, -step.view_as(conv.weight))
 
 
+def test_convolutions_learn_in_bfloat16_in_the_direction_of_float32(batch):
+    steps = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+        before = net[2].weight.detach().clone()
+        Trainer(net, SoftHebb(), TASK, "sgd", compute=precision).step(Batch(batch.x.float(), batch.y))
+        steps.append((net[2].weight.detach() - before).flatten())
+    assert float(torch.cosine_similarity(*steps, dim=0)) > 0.9
+
+
 def test_winners_come_to_the_radius(digits_data):
     """The decay pulls the length of units that win to the radius, from above as well as from below."""
     x = digits_data.train.x[:256].float().flatten(1) / 16
