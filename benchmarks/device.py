@@ -5,7 +5,8 @@
 First the gradients of every rule are compared with float64 on the CPU (`gradients.py`). Then come the tables, each in
 one process and in alternating groups (`clock.py`): wall milliseconds of a step with the device idle before and after,
 the median of the groups, and the ratio to plain torch: eager, and captured as one CUDA graph. TF32 is allowed. Nets of
-convolutions lie channels last. At the end a profile says how many kernels a step launches, and how long they are busy.
+convolutions lie channels last. Then an epoch of a training is compared with its steps. At the end a profile says how
+many kernels a step launches, and how long they are busy.
 A part stops when its time is up and says what is missing; the whole takes less than seven minutes on an H100.
 `--quick` makes everything tiny, to try the script on a CPU.
 """
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_loop import loop
 from device_parts import PARTS, STEP_RULES, TARGETS, Part, Scene
 from device_profile import profile
 
 import bpfree
 from bpfree.rules import RULES
 
-ALL_PARTS = {**PARTS, "profile": Part(30, profile)}
+ALL_PARTS = {**PARTS, "loop": Part(25, loop), "profile": Part(30, profile)}
 
 
 def printed(title: str, rows: dict[str, Any]) -> None:

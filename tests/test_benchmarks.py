@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_device_benchmark_runs_in_miniature(tmp_path):
-    parts = ["correct", "mlp_small", "noprop", "population", "profile"]
+    parts = ["correct", "mlp_small", "noprop", "population", "loop", "profile"]
     options = ["--device", "cpu", "--quick", "--rules", "backprop", "dfa", "--out", str(tmp_path / "found.json")]
     command = [sys.executable, "benchmarks/device.py", *options, "--parts", *parts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
