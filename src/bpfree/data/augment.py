@@ -8,6 +8,7 @@ https://arxiv.org/abs/1708.04552; mixup: Zhang et al. 2018, https://arxiv.org/ab
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -146,8 +147,8 @@ class Augment:
     def _move(self, x: Tensor, noise: Noise) -> Tensor:
         """Flip and shift: compute for each pixel the row and column that it comes from, then index once."""
         b, _, height, width = x.shape
-        rows = torch.arange(height, device=x.device).expand(b, height)  # [B, H], where each row comes from
-        columns = torch.arange(width, device=x.device).expand(b, width)  # [B, W]
+        rows = _up_to(height, x.device).expand(b, height)  # [B, H], where each row comes from
+        columns = _up_to(width, x.device).expand(b, width)  # [B, W]
         generator = None if counts(x.device) else noise.generator()  # one for both changes
         if self.flip:
             if generator is None:
@@ -165,7 +166,7 @@ class Augment:
             # The padding adds `shift` pixels on each side, so 0 to 2 * shift here are moves from -shift to +shift.
             rows, columns = rows + moves[0], columns + moves[1]
             x = F.pad(x, [self.shift] * 4)
-        sample = torch.arange(b, device=x.device).view(b, 1, 1)
+        sample = _up_to(b, x.device).view(b, 1, 1)
         # The three indices broadcast to [B, H, W]. Channels go last, so that one index moves all channels of a pixel.
         return x.permute(0, 2, 3, 1)[sample, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
@@ -185,10 +186,17 @@ class Augment:
         for axis, side in enumerate(sides):
             # Each axis has its own key. With one key for both, all centres would lie on the diagonal of the image.
             centre = noise.fold(axis).randint(side, b, 1, device=x.device)
-            from_top = torch.arange(side, device=x.device) - (centre - self.cutout // 2)
+            from_top = _up_to(side, x.device) - (centre - self.cutout // 2)
             within.append((from_top >= 0) & (from_top < self.cutout))
         hidden = within[0][:, None, :, None] & within[1][:, None, None, :]  # [B, 1, H, W]
         return torch.where(hidden, constant(self.values.mean, x.dtype, x.device).view(1, -1, 1, 1), x)
+
+
+@lru_cache(maxsize=64)
+def _up_to(n: int, device: torch.device) -> Tensor:
+    """Return the numbers 0 to n - 1, made once: a GPU needs as long to launch such a kernel as a large one."""
+    with torch.inference_mode(False):  # see `constant`
+        return torch.arange(n, device=device)
 
 
 def _check_within(key: str, pixels: int, *sides: int) -> None:

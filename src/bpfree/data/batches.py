@@ -56,6 +56,7 @@ class Batches:
         self.batch_size = min(batch_size, max(len(self.y), 1))
         self.dtype = dtype
         self.augment = augment or Augment()
+        self._changes = self.augment != Augment(values=self.augment.values)
         if not isinstance(self.x, Tensor):
             self.augment.refuse_several()
         self.seed = seed
@@ -81,9 +82,10 @@ class Batches:
         for i, (x, y) in enumerate(raw, start):
             if self.seed is not None and isinstance(x, Tensor):
                 x = x.to(self.dtype) if self.preprocess.scaling.has_numbers(x) else x
-                # Keyed by (seed, epoch, batch): neither a resume nor another batch changes the draws.
-                noise = Noise(self.seed, epoch).fold("batch", i)
-                x, y = self.augment.mix(self.augment(x, noise), y, noise, self.preprocess.classes)
+                if self._changes:
+                    # Keyed by (seed, epoch, batch): neither a resume nor another batch changes the draws.
+                    noise = Noise(self.seed, epoch).fold("batch", i)
+                    x, y = self.augment.mix(self.augment(x, noise), y, noise, self.preprocess.classes)
             # The target is what the net sees: an autoencoder rebuilds the augmented and mixed sample.
             y = self.preprocess.target(one_tensor(x), self.dtype) if self.rebuild else y
             yield Batch(self.preprocess(x, self.dtype), y)
