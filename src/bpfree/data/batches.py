@@ -76,9 +76,9 @@ class Batches:
         """
         # The whole order is drawn even if `start` skips batches. So a resumed epoch has the batches that were left.
         orders = self._orders(epoch)
-        picked = (self._picked(orders, i) for i in range(start, len(self)))
-        copies = self.device.type == "cuda" and any(place != self.device for place in orders)
-        raw = one_ahead(picked, self.device) if copies else on_device(picked, self.device)
+        raw: Iterator[Raw] = (self._picked(orders, i) for i in range(start, len(self)))
+        if any(place != self.device for place in orders):
+            raw = (one_ahead if self.device.type == "cuda" else on_device)(raw, self.device)
         for i, (x, y) in enumerate(raw, start):
             if self.seed is not None and isinstance(x, Tensor):
                 x = x.to(self.dtype) if self.preprocess.scaling.has_numbers(x) else x
