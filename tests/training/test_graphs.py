@@ -19,21 +19,7 @@ from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, net_for
 from tests.training.tape import taping
 
-NOT_YET = {
-    "brsf": "asks for the number of the step",
-    "forward_forward": "seeds a generator",
-    "forward_gradient": "seeds a generator",
-    "noprop_dt": "reads a value back",
-    "noprop_ct": "",
-    "noprop_fm": "",
-    "noprop_hybrid": "reads a value back",
-    "noprop_linear": "reads a value back",
-    "recombine": "",
-    "es": "",
-    "eggroll": "",
-    "spsa": "",
-    "snes": "",
-    "pgpe": "",
+NOT_YET: dict[str, str] = {
 }
 """Rules whose step cannot be captured yet, and why. Take a rule out when it can."""
 

@@ -210,12 +210,14 @@ class Levels:
 
     Attributes:
         abar: [T + 1], float64, rising.
+        shares: the numbers of abar, on the host.
         snr: [T + 1], abar/(1 - abar).
         dsnr: [T], SNR_t - SNR_{t-1} > 0 for t = 1..T.
     """
 
     def __init__(self, abar: Tensor) -> None:
         self.abar = abar
+        self.shares: list[float] = abar.tolist()
         self.snr = abar / (1 - abar)
         self.dsnr = self.snr.diff()
 
@@ -232,7 +234,7 @@ class Levels:
         Args:
             t: the block, from 1 to T.
         """
-        before, now = float(self.abar[t - 1]), float(self.abar[t])
+        before, now = self.shares[t - 1], self.shares[t]
         # Inference goes from noise to the label, so alpha < 1. If abar_0 = 0, then b = 0: block 1 forgets z_0, which
         # holds nothing of the label.
         alpha = before / now  # alpha_{t-1}
@@ -249,7 +251,7 @@ class Levels:
             u: embeddings [B, E].
             eps: standard normal noise [B, E].
         """
-        abar = float(self.abar[t])
+        abar = self.shares[t]
         noisy: Tensor = u * abar**0.5 + eps * (1 - abar) ** 0.5
         return noisy
 

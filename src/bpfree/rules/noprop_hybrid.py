@@ -85,7 +85,7 @@ class NoPropHybrid(BlockRule):
 
     def estimate(self, t: int, out: Tensor, z: Tensor) -> Tensor:
         """Return u^ [B, E], which follows from z and the predicted noise `out`; see `BlockRule`."""
-        abar = float(self.levels.abar[t - 1])
+        abar = self.levels.shares[t - 1]
         estimate: Tensor = (z - (1 - abar) ** 0.5 * out.to(z.dtype)) / abar**0.5
         return estimate
 
