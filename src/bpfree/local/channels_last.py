@@ -30,9 +30,7 @@ def project(h: Tensor, matrix: Tensor) -> Tensor:
         h: [B, ...], features with H values a sample, in any memory order.
         matrix: [D, H].
     """
-    if not lies_channels_last(h):
-        return F.linear(h.flatten(1), matrix)
-    return F.linear(h.permute(0, 2, 3, 1).flatten(1), _channels_last(matrix, h))
+    return F.linear(rows(h), columns(matrix, h))
 
 
 def spread(signal: Tensor, matrix: Tensor, like: Tensor) -> Tensor:
@@ -46,10 +44,37 @@ def spread(signal: Tensor, matrix: Tensor, like: Tensor) -> Tensor:
     Returns:
         A tensor of the shape of `like`.
     """
+    return from_rows(signal @ columns(matrix, like), like)
+
+
+def rows(h: Tensor) -> Tensor:
+    """Return features [B, ...] as rows [B, H], with the values of a sample in the order in which they lie."""
+    return (h.permute(0, 2, 3, 1) if lies_channels_last(h) else h).flatten(1)
+
+
+def from_rows(flat: Tensor, like: Tensor) -> Tensor:
+    """Return rows [B, H], as `rows` gives them, in the shape and memory order of features.
+
+    Args:
+        flat: [B, H].
+        like: [B, ...], features with H values a sample.
+    """
     if not lies_channels_last(like):
-        return (signal @ matrix).view_as(like)
+        return flat.view_as(like)
     b, channels, height, width = like.shape
-    return (signal @ _channels_last(matrix, like)).view(b, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(b, height, width, channels).permute(0, 3, 1, 2)
+
+
+def columns(matrix: Tensor, h: Tensor) -> Tensor:
+    """Return a matrix [D, H] with its columns in the order of `rows`.
+
+    Args:
+        matrix: [D, H]; its columns count the values of a map channel by channel.
+        h: [B, ...], features with H values a sample.
+    """
+    if not lies_channels_last(h):
+        return matrix
+    return matrix.view(len(matrix), *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
 
 
 def keep_order(h: Tensor) -> None:
@@ -93,8 +118,3 @@ def lies_channels_last(h: Tensor) -> bool:
         h: a tensor of any shape.
     """
     return h.dim() == 4 and not h.is_contiguous() and h.is_contiguous(memory_format=torch.channels_last)
-
-
-def _channels_last(matrix: Tensor, h: Tensor) -> Tensor:
-    """[D, H] with its columns in the order in which h lies."""
-    return matrix.view(len(matrix), *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
