@@ -1,4 +1,4 @@
-"""What one step of a rule asks of a device: launches, bytes and arithmetic, counted without a device and without a clock.
+"""Launches, bytes and FLOPs of one step of each rule, counted without a device and without a clock.
 
     python benchmarks/traffic.py [--work mlp_large ...] [--rules dfa ...] [--lines dfa] [--quick]
 
@@ -147,7 +147,8 @@ def counted(rule: str | Rule, work: Workload, precision: str, *, quick: bool) ->
 def step(net: nn.Module, rule: Rule, batch: Batch, precision: str) -> list[Operation]:
     """Return the operations of a step of a rule that is bound to the net."""
     rounded = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
-    rule.gradients(net, Classify(CLASSES), batch, Noise(0, 0))  # a first step may make what later steps keep
+    with rounded:
+        rule.gradients(net, Classify(CLASSES), batch, Noise(0, 0))  # a first step may make what later steps keep
     for p in (*net.parameters(), *rule.parameters()):
         p.grad = None
     with Traffic() as traffic, rounded:
@@ -169,7 +170,9 @@ def table_of(title: str, found: dict[str, list[Operation]]) -> Table:
             moved[each.kind] += each.moved
         cells = [f"{len(operations)} ({len(operations) / len(unit):.2f})"]
         cells.append(f"{sum(each.flops for each in operations) / sum(each.flops for each in unit):.2f}")
-        cells += [f"{part / whole:.2f}" for part in (moved.total(), *(moved[kind] for kind in (PRODUCTS, COPIES, REST)))]
+        cells += [
+            f"{part / whole:.2f}" for part in (moved.total(), *(moved[kind] for kind in (PRODUCTS, COPIES, REST)))
+        ]
         table.add_row(rule, *cells)
     return table
 

@@ -12,6 +12,8 @@ from bpfree.errors import UserError
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.types import Batch, Task
 
+_LONGEST = 2**31 - 1  # elements, of vectors for the dot product of BLAS
+
 
 def trainable(*modules: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of modules that take part in training, in order.
@@ -81,9 +83,45 @@ def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
     Returns:
         [B, D], in float32 if the output is in half precision, which would round the error.
     """
+    return loss_and_error(task, out, batch)[1]
+
+
+def loss_and_error(task: Task, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the loss of the output, 0-d and detached, and its error; see `output_error`."""
     leaf = out.detach()
     leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
-    return torch.autograd.grad(task.loss(leaf, batch), leaf)[0].flatten(1)
+    loss = task.loss(leaf, batch)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0].flatten(1)
+
+
+def product_type(factor: Tensor) -> torch.dtype:
+    """Return the type in which a product multiplies a factor now: that of autocast if it is on, else its own.
+
+    Args:
+        factor: a tensor of floating numbers.
+    """
+    kind = factor.device.type
+    # Autocast leaves float64 alone.
+    if factor.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return factor.dtype
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of a * b, 0-d, without writing a * b to memory.
+
+    Args:
+        a: of any shape.
+        b: of the shape and type of a; it may be expanded.
+    """
+    if repeated := [d for d in range(b.dim()) if b.stride(d) == 0 and b.shape[d] > 1]:
+        for d in repeated:
+            b = b.narrow(d, 0, 1)
+        return (a.sum(repeated, keepdim=True) * b).sum()
+    if a.numel() > _LONGEST:
+        return (a * b).sum()
+    order = sorted(range(a.dim()), key=a.stride, reverse=True)  # as a lies in memory, so that no copy is made
+    return torch.dot(a.permute(order).reshape(-1), b.permute(order).reshape(-1))
 
 
 def detach_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

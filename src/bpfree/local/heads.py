@@ -46,8 +46,17 @@ def read_linear(h: Tensor, matrix: Tensor, pixels: Pixels) -> Tensor:
         matrix: [D, values], or [C, channels]; see `head_shape`.
         pixels: (H, W) of the task, or None.
     """
-    if pixels is None:
-        return project(h, matrix)
+    return project(h, matrix) if pixels is None else read_pixels(h, matrix, pixels)
+
+
+def read_pixels(h: Tensor, matrix: Tensor, pixels: tuple[int, int]) -> Tensor:
+    """Return the scores of a 1x1 convolution at the resolution of the labels, [B, C, H, W].
+
+    Args:
+        h: [B, channels, h, w].
+        matrix: [C, channels].
+        pixels: (H, W).
+    """
     return to_pixels(F.conv2d(h, matrix[:, :, None, None]), pixels)
 
 

@@ -76,7 +76,8 @@ class SeenLayer(NamedTuple):
         conv, rank = self.layer, len(self.layer.kernel_size)
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         # Padded here, since the operator knows zeros only, and the same number of them on both sides.
-        x = F.pad(self.x, conv._reversed_padding_repeated_twice, mode).to(y.dtype)  # autocast may give y another type
+        # autocast does not reach this operator, so the input gets the type of y here
+        x = F.pad(self.x.to(y.dtype), conv._reversed_padding_repeated_twice, mode)
         shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
         zeros = [0] * rank
         grads = torch.ops.aten.convolution_backward(

@@ -7,11 +7,12 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from bpfree.grad import backward, output_error
+from bpfree.grad import backward, loss_and_error
 from bpfree.inputs import Inputs, forward
 from bpfree.local.channels_last import keep_order
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -26,6 +27,8 @@ class Learner(Protocol):
     def cut_net(  # noqa: D102
         self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object], *, attached: bool = False
     ) -> AbstractContextManager[None]: ...
+
+    def target(self, task: Task, batch: Batch) -> Tensor: ...  # noqa: D102
 
     def segment_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor: ...  # noqa: D102
 
@@ -78,7 +81,7 @@ def learn_end_to_end(rule: Learner, net: nn.Module, task: Task, batch: Batch, no
         noise: the key of the step.
     """
     losses: Scalars = {}
-    signal = task.target(batch)  # [B, D]
+    signal = rule.target(task, batch)  # [B, D]
 
     def add(index: int, h: Tensor) -> None:
         keep_order(h)
@@ -91,7 +94,7 @@ def learn_end_to_end(rule: Learner, net: nn.Module, task: Task, batch: Batch, no
         loss = task.loss(out, batch)
         backward(torch.stack([rule.output_weight * loss, *(each.to(loss) for each in losses.values())]).sum())
     losses = {name: each.detach() for name, each in losses.items()}
-    return losses | task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+    return losses | metrics_of(task, out.detach(), batch, loss.detach())
 
 
 def learn_on_the_way(rule: Learner, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
@@ -105,7 +108,7 @@ def learn_on_the_way(rule: Learner, net: nn.Module, task: Task, batch: Batch, no
         noise: the key of the step.
     """
     scalars: Scalars = {}
-    signal = task.target(batch)  # [B, D]
+    signal = rule.target(task, batch)  # [B, D]
 
     def learn(index: int, h: Tensor) -> None:
         scalars.update(rule.learn_segment(index, h, signal))
@@ -181,11 +184,11 @@ def learn_afterwards(
             if keep_from > 0:
                 rehearsal.enter_context(unchanged_buffers(net))
             out = forward(net, batch.x)
-        error = output_error(task, out, batch)  # [B, D]
+        loss, error = loss_and_error(task, out, batch)  # [B, D]
         if rule.output_weight == 1:  # the error is the gradient in the output, so the loss is not differentiated twice
             backward(out, error.view_as(out).to(out.dtype))
             rule.finish_segment(len(rule.taps))
-            scalars = task.metrics(out.detach(), batch)
+            scalars = metrics_of(task, out.detach(), batch, loss)
         else:
             scalars = rule.learn_output(task, out, batch)
         return Learned(_learn_kept(rule, kept, error) | scalars, error)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from bpfree.errors import UserError
-from bpfree.grad import backward, trainable
+from bpfree.grad import backward, inner, trainable
 from bpfree.inputs import Inputs
 from bpfree.local.autotaps import find_segments
 from bpfree.local.channels_last import keep_order
@@ -16,9 +16,11 @@ from bpfree.local.cut import Taps, cut
 from bpfree.local.layers import SeenInputs, SeesInputs, layers_of, watched
 from bpfree.local.passes import learn_by_segments, learn_end_to_end
 from bpfree.local.segments import Segment, at_each_step, owners
+from bpfree.local.step import Step
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task, is_per_step, pixels_of
 
 
@@ -72,7 +74,7 @@ class LocalRule(SeesInputs, Rule):
         if isinstance(taps, str) and taps != "auto":
             raise UserError(f"taps: found {taps!r}, allowed: 'auto', or a list of names such as [{taps!r}]")
         self._task: Task | None = None
-        self._batch: Batch | None = None  # of the step that runs
+        self._step: Step | None = None  # that runs
         self._asked_taps = None if taps is None or taps == "auto" else tuple(taps)
         self.taps = self._asked_taps or ()
         self.segments = []
@@ -173,11 +175,23 @@ class LocalRule(SeesInputs, Rule):
             signal: the target, as `local_loss` gets it.
         """
         assert self._task is not None, "bind sets it"
-        if self._batch is None or getattr(self._task, "takes_target", False):
-            return self._task.loss(scores, Batch(scores if self._batch is None else self._batch.x, signal))
-        # The loss of a user's task may take only the y of its own data set, such as class indices.
-        y = self._batch.y
-        return self._task.loss(scores, self._batch._replace(y=y.flatten(0, 1) if self.per_step else y))
+        step = self._step
+        if step is None:
+            return self._task.loss(scores, Batch(scores, signal))
+        if getattr(self._task, "takes_target", False) and not step.is_target(signal):
+            return self._task.loss(scores, step.batch._replace(y=signal))
+        # The loss of a user's task may take only the y of its own data set. Class indices are also faster than one-hot.
+        y = step.batch.y
+        return self._task.loss(scores, step.batch._replace(y=y.flatten(0, 1)) if self.per_step else step.batch)
+
+    def once(self, make: Callable[[Tensor], Tensor], signal: Tensor) -> Tensor:
+        """Return make(signal), computed once in a step if all segments get the same signal; for use in `local_loss`.
+
+        Args:
+            make: a function, or a method of the rule.
+            signal: as `local_loss` gets it.
+        """
+        return make(signal) if self._step is None else self._step.once(make, signal)
 
     def pass_on(self, index: int, h: Tensor) -> Tensor:
         """Return what the next segment sees of the output h of segment `index`; default: h itself.
@@ -203,11 +217,15 @@ class LocalRule(SeesInputs, Rule):
     def _learn(self, run: Callable[..., Scalars], net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         self.refuse_unbound()
         refuse_wrapped(net, type(self).__name__, deep=False)
-        self._task, self._batch = task, batch
+        self._task, self._step = task, Step(task, batch)
         try:
             return run(self, net, task, batch, noise)
         finally:
-            self._batch = None
+            self._step = None
+
+    def target(self, task: Task, batch: Batch) -> Tensor:
+        """Return the target of the batch [B, D]; within a step it is computed once."""
+        return task.target(batch) if self._step is None else self._step.target
 
     def segment_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """Return `local_loss` of a hidden segment, 0-d; the arguments are those of `learn_segment`."""
@@ -235,7 +253,7 @@ class LocalRule(SeesInputs, Rule):
         gradient = self.local_gradient(index, h.detach(), signal)
         if gradient is not None:
             backward(h, gradient)
-            loss = (h.detach() * gradient).sum()
+            loss = inner(h.detach(), gradient.to(h.dtype))
         else:
             loss = self.local_loss(index, h, signal)
             backward(loss)
@@ -256,7 +274,7 @@ class LocalRule(SeesInputs, Rule):
         loss = task.loss(out, batch)
         backward(loss if self.output_weight == 1 else self.output_weight * loss)
         self.finish_segment(len(self.taps))
-        return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+        return metrics_of(task, out.detach(), batch, loss.detach())
 
     def finish_segment(self, index: int) -> None:
         """Say that the gradients of segment `index` are complete, so that they can be used and its inputs dropped."""

@@ -41,12 +41,13 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice
-from bpfree.grad import first_trainable
+from bpfree.grad import first_trainable, product_type
 from bpfree.inputs import Inputs
 from bpfree.local.autotaps import taps_behind_dropout
-from bpfree.local.channels_last import spread
+from bpfree.local.channels_last import from_rows
 from bpfree.local.cut import Taps
 from bpfree.local.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
+from bpfree.local.fixed import FixedMatrices
 from bpfree.local.rule import LocalRule
 from bpfree.local.segments import channel_axis
 from bpfree.noise import Noise
@@ -85,6 +86,7 @@ class DirectFeedback(LocalRule):
         self.connection = connection
         self.signal_scale = signal_scale
         self.axes: list[int] = []  # of the channels in each hidden segment's output
+        self._fixed = FixedMatrices()
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make B_l [D, H_l] or [D, channels] for every hidden segment, as the buffer `B<l>`."""
@@ -119,14 +121,20 @@ class DirectFeedback(LocalRule):
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """Return the signal [B, D] through B_l, in the shape of h."""
-        matrix: Tensor = self.get_buffer(f"B{index}")  # [D, H], or [D, channels]
-        taught = self.teach(signal).to(matrix.dtype)
+        matrix = self.get_buffer(f"B{index}")  # [D, H], or [D, channels]
+        taught = self.once(self._taught, signal)
+        if self.connection == "dense":
+            return from_rows(taught @ self._fixed.laid(f"B{index}", matrix, h), h).to(h.dtype)
+        delivered = (taught @ self._fixed.laid(f"B{index}", matrix)).to(h.dtype)
+        return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).movedim(1, self.axes[index]).expand_as(h)
+
+    def _taught(self, signal: Tensor) -> Tensor:
+        """What goes through all B_l, scaled, in the type that products multiply."""
+        like = self.get_buffer("B0")
+        taught = self.teach(signal).to(like.dtype)
         if self.signal_scale != 1:
             taught = self.signal_scale * taught
-        if self.connection == "dense":
-            return spread(taught, matrix, h).to(h.dtype)
-        delivered = (taught @ matrix).to(h.dtype)
-        return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).movedim(1, self.axes[index]).expand_as(h)
+        return taught.to(product_type(like))
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """Return <h, signal B_l>, whose gradient in h is signal B_l. The value itself has no meaning."""

@@ -58,6 +58,7 @@ from bpfree.local.weight_uses import Direct, direct_uses, rehearsed
 from bpfree.nets.acceptance import eager
 from bpfree.noise import Noise
 from bpfree.rule import Locality, Rule
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task
 
 Matrix = Callable[[Tensor], tuple[Tensor, float]]
@@ -152,9 +153,8 @@ class FA(Rule):
                 out = forward(net, batch.x)
             if self.direct:
                 self._lead_direct_uses(net, out, noise)
-            loss = task.loss(out, batch)
-            backward(loss)  # within, because checkpointing runs layers again
-        return task.metrics(out.detach(), batch) | {"loss": loss.detach()}
+            backward(loss := task.loss(out, batch))  # within, because checkpointing runs layers again
+        return metrics_of(task, out.detach(), batch, loss.detach())
 
     def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
         """W and B of every weight but the first, whose B carries nothing unless something before it learns."""
@@ -213,8 +213,8 @@ class USF(SignSymmetry):
 
     def matrix(self, weight: Tensor, drawn: Tensor | None, noise: Noise) -> Tensor:
         """B = s sign(W)."""
-        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
-        return torch.copysign(weight.new_tensor((2 / (fan_in + fan_out)) ** 0.5), weight)
+        scale = (2 / sum(nn.init._calculate_fan_in_and_fan_out(weight))) ** 0.5
+        return torch.copysign(weight.new_full((), scale), weight)  # not new_tensor, which copies from the host
 
 
 class FRSF(SignSymmetry):

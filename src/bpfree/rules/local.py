@@ -17,12 +17,15 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bpfree.errors import check_choice
 from bpfree.grad import first_trainable
+from bpfree.local.channels_last import rows
 from bpfree.local.cut import Taps
 from bpfree.local.feedback import FEEDBACKS, Feedback, random_like
-from bpfree.local.heads import head_shape, read_linear
+from bpfree.local.fixed import FixedMatrices
+from bpfree.local.heads import head_shape, read_pixels
 from bpfree.local.rule import LocalRule
 from bpfree.types import Batch, Task
 
@@ -51,6 +54,7 @@ class Local(LocalRule):
         check_choice("backward", backward, ("transpose", "sign"))
         self.feedback = feedback
         self.backward = backward
+        self._fixed = FixedMatrices()
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Draw C_l^T [D, H_l] as the buffer `C<l>`, and what carries the error back as `R<l>` if it is another."""
@@ -66,12 +70,19 @@ class Local(LocalRule):
 
     def scores(self, index: int, h: Tensor) -> Tensor:
         """H C_l, [B, D], or [B, C, H, W] if each pixel has a class."""
-        return read_linear(h, self.get_buffer(f"C{index}"), self.pixels)
+        return self._read(f"C{index}", h)
+
+    def _read(self, name: str, h: Tensor) -> Tensor:
+        """What the matrix of a buffer reads from h."""
+        matrix = self.get_buffer(name)
+        if self.pixels is not None:
+            return read_pixels(h, self._fixed.laid(name, matrix), self.pixels)
+        return F.linear(rows(h), self._fixed.laid(name, matrix, h))
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """The task's loss of h C_l; signal [B, D] is the target."""
         scores = self.scores(index, h)
         if self.backward == "sign":  # the value of the one, the derivative of the other
-            through = read_linear(h, self.get_buffer(f"R{index}"), self.pixels)
+            through = self._read(f"R{index}", h)
             scores = through + (scores - through).detach()
         return self.task_loss(scores, signal)

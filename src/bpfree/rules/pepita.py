@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice, check_positive
-from bpfree.grad import backward, detach_input, first_trainable, output_error, runs_again, trainable, weight_of
+from bpfree.grad import backward, detach_input, first_trainable, loss_and_error, runs_again, trainable, weight_of
 from bpfree.inputs import Inputs, forward
 from bpfree.local.autotaps import taps_behind_dropout
 from bpfree.local.cut import Taps, cut
@@ -44,6 +44,7 @@ from bpfree.nets.acceptance import eager
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -121,7 +122,7 @@ class Pepita(LocalRule):
         first = cut(net, self.taps, lambda index, h: before.append(h))
         with torch.no_grad(), noise.global_rng(batch.device), eager(), first:
             out = forward(net, x)
-        error = output_error(task, out, batch)  # [B, D], of the mean loss
+        loss, error = loss_and_error(task, out, batch)  # [B, D], of the mean loss
         modulation = (len(error) * error).to(self.F.dtype) @ self.F  # [B, inputs]
         attached: list[Tensor] = []
 
@@ -137,7 +138,7 @@ class Pepita(LocalRule):
             last = forward(net, x + modulation.view_as(x).to(x.dtype))
             backward(last, error.view_as(last).to(last.dtype))  # within, because checkpointing runs layers again
         self.finish_segment(len(self.taps))
-        return task.metrics(out, batch)
+        return metrics_of(task, out, batch, loss)
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """h_l - h_l', a mean over the batch and over positions; `h` is the layer's own output, before its activation.

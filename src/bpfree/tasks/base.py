@@ -11,7 +11,7 @@ from bpfree.data.labels import Answers
 from bpfree.data.split import Split
 from bpfree.errors import UserError
 from bpfree.spec import Described
-from bpfree.types import Batch, Scalars
+from bpfree.types import Batch, Scalars, Task
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """The user's own loss: takes the outputs and the labels y of a batch, and returns the loss, 0-d."""
@@ -99,9 +99,13 @@ class DataTask(Described, ABC):
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Return the task's loss, 0-d, for an output that `check_output` returned."""
 
-    @abstractmethod
     def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Return means over the batch by name, detached; `loss` is among them."""
+        """Return means over the batch by name, detached: `loss` and `other_metrics`."""
+        return {"loss": self.loss(out.detach(), batch), **self.other_metrics(out.detach(), batch)}
+
+    def other_metrics(self, out: Tensor, batch: Batch) -> Scalars:
+        """Return the metrics of a batch without its loss, for an output without a graph; default: none."""
+        return {}
 
     @abstractmethod
     def decode(self, out: Tensor) -> Tensor:
@@ -152,6 +156,20 @@ class DataTask(Described, ABC):
             UserError: the task has no classes.
         """
         raise UserError(f"predict_proba: the run's task, {self.name}, has no classes. Use predict")
+
+
+def metrics_of(task: Task, out: Tensor, batch: Batch, loss: Tensor) -> Scalars:
+    """Return the metrics of an output whose loss is known, so that the loss is not computed a second time.
+
+    Args:
+        task: any task.
+        out: the output, without a graph.
+        batch: the samples and labels.
+        loss: the task's loss of the output, detached.
+    """
+    if isinstance(task, DataTask) and type(task).metrics is DataTask.metrics:
+        return {"loss": loss, **task.other_metrics(out, batch)}
+    return task.metrics(out, batch) | {"loss": loss}
 
 
 class ClassWeights:

@@ -150,11 +150,10 @@ class Classify(DataTask):
         weights = self.class_weights.like(torch.zeros((), device=batch.y.device) if shares is None else shares)
         return weights[batch.y].sum() if shares is None else (shares @ weights).sum()  # [B] or [B, C] @ [C]
 
-    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Return `loss` and `accuracy`, detached. For shares, the class with the largest share is the true one."""
+    def other_metrics(self, out: Tensor, batch: Batch) -> Scalars:
+        """Return `accuracy`. For shares, the class with the largest share is the true one."""
         labels = batch.y.argmax(1) if batch.y.is_floating_point() else batch.y  # [B]
-        accuracy = (out.detach().argmax(1) == labels).float().mean()
-        return {"loss": self.loss(out.detach(), batch), "accuracy": accuracy}
+        return {"accuracy": (out.argmax(1) == labels).float().mean()}
 
     def decode(self, out: Tensor) -> Tensor:
         """Return the most likely class, int64 [N]."""

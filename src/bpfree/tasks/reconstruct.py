@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bpfree.data.preprocess import Preprocess
 from bpfree.errors import UserError, check_choice
 from bpfree.tasks.base import DataTask, form_of, widened
-from bpfree.types import Batch, Scalars
+from bpfree.types import Batch
 
 Output = Literal["sigmoid", "tanh", "linear"]
 
@@ -97,10 +97,6 @@ class Reconstruct(DataTask):
         rebuilt = self.activate(out)
         # Both are flat: for [B, D] against [B, C, H, W] torch would broadcast, or fail with an error about shapes.
         return F.mse_loss(rebuilt.flatten(1), batch.y.flatten(1).to(rebuilt.dtype))
-
-    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Return the metric `loss`, detached."""
-        return {"loss": self.loss(out.detach(), batch)}
 
     def decode(self, out: Tensor) -> Tensor:
         """Return the rebuilt samples [N, ...], on the scale of the target: [0, 1] for images."""

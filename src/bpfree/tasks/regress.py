@@ -11,7 +11,7 @@ from bpfree.data.preprocess import Preprocess
 from bpfree.data.split import Split
 from bpfree.errors import UserError, check_choice
 from bpfree.tasks.base import DataTask, form_of, widened
-from bpfree.types import Batch, Scalars
+from bpfree.types import Batch
 
 Loss = Literal["mse", "mae", "huber"]
 
@@ -112,10 +112,6 @@ class Regress(DataTask):
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean error over samples and numbers, in standardised units."""
         return LOSSES[self.loss_name](out, batch.y.reshape(out.shape).to(out.dtype))
-
-    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Return the metric `loss`, detached."""
-        return {"loss": self.loss(out.detach(), batch)}
 
     def tally(self, net: nn.Module | None) -> "Fit":
         """Return an empty tally for rmse and r2."""

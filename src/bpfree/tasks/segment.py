@@ -153,11 +153,11 @@ class Segment(DataTask):
         # The label of pixels that do not count may not be an index. They read the weight of class 0, times 0.
         return (weights[batch.y.where(counts, 0)] * counts).sum()
 
-    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Return `loss` and `accuracy` of the pixels that count, detached."""
+    def other_metrics(self, out: Tensor, batch: Batch) -> Scalars:
+        """Return `accuracy` of the pixels that count."""
         counts = batch.y != self.ignore_index
-        right = (self.decode(out.detach()) == batch.y) & counts
-        return {"loss": self.loss(out.detach(), batch), "accuracy": right.sum() / counts.sum().clamp_min(1)}
+        right = (self.decode(out) == batch.y) & counts
+        return {"accuracy": right.sum() / counts.sum().clamp_min(1)}
 
     def tally(self, net: nn.Module | None) -> "Overlaps":
         """Return an empty tally for `mean_iou`."""

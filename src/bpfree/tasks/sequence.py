@@ -24,7 +24,7 @@ from bpfree.data.preprocess import Preprocess
 from bpfree.data.split import Split
 from bpfree.errors import UserError, check_positive
 from bpfree.tasks.base import DataTask, form_of, widened
-from bpfree.types import Batch, Scalars
+from bpfree.types import Batch
 
 _WARMUP_PARTS = 4  # the warm-up is the first of so many equal parts of a window
 
@@ -121,10 +121,6 @@ class Sequence(DataTask):
     def plain_loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared error over samples, steps and components."""
         return F.mse_loss(out, batch.y.to(out.dtype))
-
-    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Return the metric `loss`, detached."""
-        return {"loss": self.loss(out.detach(), batch)}
 
     def decode(self, out: Tensor) -> Tensor:
         """Return the predictions [N, T, D] as they are."""
