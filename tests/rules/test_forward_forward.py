@@ -5,7 +5,9 @@ from torch.nn import functional as F
 
 from bpfree import Noise, UserError
 from bpfree.nets import NETS
+from bpfree.noise import counting_everywhere
 from bpfree.rules import ForwardForward
+from bpfree.rules.forward_forward import drawn_by_softmax
 from tests.helpers import IN_SHAPE, TASK, bound, jolt, zero_grad
 
 
@@ -143,3 +145,12 @@ def test_what_cannot_work_is_refused(batch):
         UserError, match="samples have 4 values, but forward-forward writes the label over the first 10"
     ):
         bound(ForwardForward(), small, batch._replace(x=torch.zeros(32, 4, dtype=torch.float64)))
+
+
+def test_wrong_labels_on_a_device_are_drawn_by_the_softmax():
+    scores = torch.tensor([0.0, 1.0, -torch.inf, 2.0])
+    with counting_everywhere():
+        drawn = drawn_by_softmax(scores.expand(20_000, 4), Noise(0, 0))
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, scores.softmax(0), rtol=0, atol=0.015)
+    assert shares[2] == 0

@@ -12,7 +12,7 @@ from bpfree.errors import check_choice
 from bpfree.inputs import Inputs, forward
 from bpfree.local.segments import rehearsal
 from bpfree.nets.acceptance import eager
-from bpfree.noise import Noise
+from bpfree.noise import Noise, counts
 
 Feedback = Literal["uniform", "kaiming", "xavier", "lecun", "orthogonal"]
 AlignedFeedback = Feedback | Literal["aligned"]
@@ -82,16 +82,19 @@ def random_magnitudes(name: str, like: Tensor, noise: Noise) -> tuple[Tensor, fl
     Returns:
         A tensor like `like`, and the factor that it must still be multiplied by.
     """
-    if name not in BOUNDS:
+    drawn: Tensor
+    if counts(like.device) and (name in BOUNDS or name == "lecun"):
+        draw, unit = (noise.rand, BOUNDS[name](like)) if name in BOUNDS else (noise.randn, _fans(like)[0] ** -0.5)
+        drawn = draw(like.numel(), device=like.device, dtype=like.dtype)
+    elif name not in BOUNDS:
         with noise.global_rng():
             return random_like(name, like), 1.0
-    bound = BOUNDS[name](like)
-    if like.device.type != "cpu":
-        return torch.empty_like(like).uniform_(-bound, bound, generator=noise.generator(like.device)), 1.0
-    words = noise.words(-(-like.numel() // 8))
-    words |= _ODD  # every byte is now 1, 3, .. 255
-    drawn = torch.from_numpy(words.view(np.uint8)[: like.numel()]).to(like.dtype)
-    return drawn.as_strided(like.shape, like.stride()) if _is_dense(like) else drawn.view(like.shape), bound / 256
+    else:
+        words = noise.words(-(-like.numel() // 8))
+        words |= _ODD  # every byte is now 1, 3, .. 255
+        drawn = torch.from_numpy(words.view(np.uint8)[: like.numel()]).to(like.dtype)
+        unit = BOUNDS[name](like) / 256
+    return drawn.as_strided(like.shape, like.stride()) if _is_dense(like) else drawn.view(like.shape), unit
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bpfree.errors import UserError
 from bpfree.local.channels_last import project
+from bpfree.local.maps import average
 from bpfree.local.segments import Segment
 
 Pixels = tuple[int, int] | None
@@ -114,11 +115,12 @@ class PooledLinear(nn.Module):
         sides = list(shape[1:])
         while is_map and shape[0] * prod(-(-length // side) for length in sides) > pooled and side < max(sides):
             side += 1
-        self.pool = nn.AvgPool2d(side, ceil_mode=True) if is_map else nn.Identity()
+        self.side = side if is_map else None
         self.linear = nn.Linear(shape[0] * prod(-(-length // side) for length in sides), outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, h: Tensor) -> Tensor:
         """Features [B, ...] -> [B, D]."""
-        return self.linear(self.pool(h).flatten(1))  # type: ignore[no-any-return]
+        pooled = h if self.side is None else average(h, self.side)
+        return self.linear(pooled.flatten(1))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What a local rule knows while a step runs."""
+"""A step of a local rule: what its segments share while it runs."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from bpfree.types import Batch, Task
 
 
 class Step:
-    """A step of a local rule, which computes once what several segments need.
+    """A step of a local rule, which computes only once what several segments need.
 
     Args:
         task: gives the target.

@@ -18,7 +18,7 @@ has C groups; both belong to the net and not to the rule. The net's output layer
 detached, and is the paper's softmax predictor; `read: last` is its goodness predictor.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from bpfree.errors import UserError, check_choice
 from bpfree.inputs import Inputs, forward
 from bpfree.local.cut import Taps, cut
 from bpfree.local.heads import head_shape, to_pixels
+from bpfree.local.maps import mean_square
 from bpfree.local.rule import LocalRule
 from bpfree.local.segments import channel_axis
 from bpfree.types import Batch, Task, classes_of
@@ -81,17 +82,12 @@ class CwComp(LocalRule):
         Returns:
             [B, C], or [B, C, H, W] if each pixel has a class.
         """
-        wide = torch.float32 if h.itemsize < 4 else h.dtype
-        if self.pixels is not None:
-            groups = h.to(wide).square().tensor_split(self.classes, dim=1)
-            return to_pixels(torch.stack([group.mean(1) for group in groups], dim=1), self.pixels)
-        if h.dim() > 2:  # a norm, since its sum of squares needs no wide copy of the map
-            axis = self.axes[index]
-            space = tuple(d for d in range(1, h.dim()) if d != axis % h.dim())
-            squares = torch.linalg.vector_norm(h, dim=space, dtype=wide).square() * (h.shape[axis] / h[0].numel())
-        else:
-            squares = h.to(wide).square()  # [B, channels]
-        return torch.stack([group.mean(1) for group in squares.tensor_split(self.classes, dim=1)], dim=1)
+        if self.pixels is None and h.dim() > 2:
+            axis = self.axes[index] % h.dim()
+            squares = mean_square(h, tuple(d for d in range(1, h.dim()) if d != axis))  # [B, channels]
+            return torch.cat([part.mean(2) for part in even_groups(squares, self.classes)], dim=1)
+        groups: Tensor = _GroupMeans.apply(h, self.classes)  # type: ignore[no-untyped-call]
+        return groups if self.pixels is None else to_pixels(groups, self.pixels)
 
     def scores(self, index: int, h: Tensor) -> Tensor | None:
         """Return the goodness G_l, which is the score of each class."""
@@ -114,3 +110,44 @@ class CwComp(LocalRule):
         with cut(net, self.taps, lambda index, h: scores.append(self.goodness(index, h))):
             forward(net, x)
         return scores[-1] if self.read == "last" else torch.stack(scores).sum(0)
+
+
+def even_groups(x: Tensor, count: int) -> list[Tensor]:
+    """Split channels into groups whose sizes differ by one at most, as views [B, groups of a size, size, ...].
+
+    Args:
+        x: [B, channels, ...].
+        count: the number of groups.
+
+    Example:
+        >>> [part.shape[1:] for part in even_groups(torch.zeros(1, 8), 3)]
+        [torch.Size([2, 3]), torch.Size([1, 2])]
+    """
+    size, larger = divmod(x.shape[1], count)
+    end = larger * (size + 1)
+    shapes = ((larger, size + 1), (count - larger, size))
+    parts = zip((x[:, :end], x[:, end:]), shapes, strict=True)
+    return [part.view(len(x), *shape, *x.shape[2:]) for part, shape in parts if shape[0]]
+
+
+class _GroupMeans(torch.autograd.Function):
+    """Means of squares of groups of channels [B, groups, ...], in float32 or wider, without the squares in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(h)
+        ctx.count = count
+        wide = torch.float32 if h.itemsize < 4 else h.dtype
+        parts = even_groups(h, count)
+        norms = [torch.linalg.vector_norm(part, dim=2, dtype=wide) for part in parts]
+        return torch.cat([norm.square() / part.shape[2] for norm, part in zip(norms, parts, strict=True)], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (h,) = ctx.saved_tensors
+        error, first = torch.empty_like(h), 0
+        for out, part in zip(even_groups(error, ctx.count), even_groups(h, ctx.count), strict=True):
+            slope = grads[0][:, first : first + part.shape[1]] * (2 / part.shape[2])
+            torch.mul(part, slope.unsqueeze(2), out=out)
+            first += part.shape[1]
+        return error, None

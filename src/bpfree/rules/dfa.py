@@ -129,7 +129,7 @@ class DirectFeedback(LocalRule):
         return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).movedim(1, self.axes[index]).expand_as(h)
 
     def _taught(self, signal: Tensor) -> Tensor:
-        """What goes through all B_l, scaled, in the type that products multiply."""
+        """Return what goes through all B_l, scaled, in the type that products multiply."""
         like = self.get_buffer("B0")
         taught = self.teach(signal).to(like.dtype)
         if self.signal_scale != 1:

@@ -29,12 +29,14 @@ from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import backward, first_trainable
 from bpfree.inputs import Inputs, forward, one_tensor
 from bpfree.local.cut import Taps, cut
+from bpfree.local.maps import mean_square
 from bpfree.local.rule import LocalRule
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.nets.unchanged import unchanged_buffers
-from bpfree.noise import Noise
+from bpfree.noise import Noise, counts
 from bpfree.rule import LOCAL, Locality
 from bpfree.tasks.abilities import LABELS_ONLY
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -71,6 +73,7 @@ class ForwardForward(LocalRule):
         self.steepness = steepness
         self.negatives = negatives
         self.classes = 0
+        self._good: dict[int, Tensor] = {}  # by segment, its goodness until the next segment runs
         self.register_buffer("label_value", torch.ones(()))
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
@@ -130,8 +133,8 @@ class ForwardForward(LocalRule):
 
     def _even_labels(self, batch: Batch, noise: Noise) -> Tensor:
         """A wrong label [B] for each sample, all equally likely."""
-        shift = 1 + torch.randint(self.classes - 1, batch.y.shape, generator=noise.fold("negative").generator())
-        return (batch.y + shift.to(batch.y.device)) % self.classes
+        shift = 1 + noise.fold("negative").randint(self.classes - 1, len(batch.y), device=batch.y.device)
+        return (batch.y + shift) % self.classes
 
     def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
@@ -143,20 +146,22 @@ class ForwardForward(LocalRule):
             loss = task.loss(out, batch)
             backward(loss)
         self.finish_segment(len(self.taps))
-        likely = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf).softmax(1)
-        likely = likely.nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
-        wrong = torch.multinomial(likely, 1, generator=noise.fold("negative").generator(likely.device)).flatten()
-        return wrong, task.metrics(out.detach(), batch) | {"loss/output": loss.detach()}
+        others = out.detach().float().scatter(1, batch.y.view(-1, 1), -torch.inf)
+        metrics = metrics_of(task, out.detach(), batch, loss.detach())
+        return drawn_by_softmax(others, noise.fold("negative")), metrics | {"loss/output": loss.detach()}
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """softplus(s (theta - g_pos)) + softplus(s (g_neg - theta)); h [2B, ...], positive samples first."""
-        above = self.steepness * (goodness(h) - self.theta)
+        good = goodness(h)
+        self._good[index] = good.detach()
+        above = self.steepness * (good - self.theta)
         positive, negative = above.chunk(2)
         return F.softplus(-positive).mean() + F.softplus(negative).mean()
 
     def pass_on(self, index: int, h: Tensor) -> Tensor:
         """h, of length 1 per value."""
-        length = goodness(h).sqrt().clamp_min(1e-6).to(h.dtype)
+        good = self._good.pop(index, None)  # of the loss, if the segment has just learned
+        length = (goodness(h) if good is None else good).sqrt().clamp_min(1e-6).to(h.dtype)
         return h / length.view(-1, *[1] * (h.dim() - 1))
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
@@ -188,5 +193,18 @@ class ForwardForward(LocalRule):
 
 def goodness(h: Tensor) -> Tensor:
     """Mean of squares of each sample, [B], in float32 or wider."""
-    h = h.flatten(1)
-    return (h.float() if h.itemsize < 4 else h).square().mean(1)
+    return mean_square(h, tuple(range(1, h.dim())))
+
+
+def drawn_by_softmax(scores: Tensor, noise: Noise) -> Tensor:
+    """Draw a class for each sample, with the probabilities softmax(scores), int64 [B].
+
+    Args:
+        scores: [B, C]; -inf for a class that is never drawn.
+        noise: the key.
+    """
+    if counts(scores.device):  # the first of exponential waiting times, as torch.multinomial does it
+        wait = -torch.log1p(-noise.rand(*scores.shape, device=scores.device))
+        return (scores - wait.clamp_min(torch.finfo(wait.dtype).tiny).log()).argmax(1)
+    likely = scores.softmax(1).nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
+    return torch.multinomial(likely, 1, generator=noise.generator(likely.device)).flatten()

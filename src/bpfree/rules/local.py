@@ -73,7 +73,7 @@ class Local(LocalRule):
         return self._read(f"C{index}", h)
 
     def _read(self, name: str, h: Tensor) -> Tensor:
-        """What the matrix of a buffer reads from h."""
+        """Return what the matrix of a buffer reads from h."""
         matrix = self.get_buffer(name)
         if self.pixels is not None:
             return read_pixels(h, self._fixed.laid(name, matrix), self.pixels)

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.errors import UserError, check_positive
-from bpfree.grad import first_trainable
-from bpfree.local.channels_last import lies_channels_last
+from bpfree.grad import first_trainable, inner
 from bpfree.local.cut import Taps
 from bpfree.local.heads import PixelLinear, Pixels, PooledLinear, head_shape
+from bpfree.local.maps import std_over_space
 from bpfree.local.rule import LocalRule
 from bpfree.local.segments import Segment
 from bpfree.tasks.abilities import ANY_LABELS
@@ -96,7 +96,7 @@ class PredSim(LocalRule):
         if self.beta < 1:
             terms.append((1 - self.beta) * self.task_loss(head.decode(h), signal))
         if self.beta > 0:
-            terms.append(self.beta * similarity_loss(head.match(h), similarity(signal)))
+            terms.append(self.beta * similarity_loss(head.match(h), self.once(similarity, signal)))
         return reduce(torch.add, terms)
 
 
@@ -151,39 +151,30 @@ def similarity(x: Tensor) -> Tensor:
 def similarity_loss(x: Tensor, target: Tensor) -> Tensor:
     """mse(S(x), target), target [B, B] symmetric; its derivative is written out, in fewer passes over x."""
     with torch.autocast(x.device.type, enabled=False):
-        loss: Tensor = _SimilarityLoss.apply(_features(x), target)  # type: ignore[no-untyped-call]
+        x = _features(x)
+        # Normalised to mean 0 and length sqrt(H): one pass there, and one pass back.
+        z = F.layer_norm(x, x.shape[1:], eps=_TINY**2 / x.shape[1])
+        loss: Tensor = _SimilarityLoss.apply(z, target)  # type: ignore[no-untyped-call]
     return loss
 
 
 def _features(x: Tensor) -> Tensor:
     """[B, features]; of a feature map the standard deviation over space, if there are enough channels to compare."""
-    x = x.float() if x.itemsize < 4 else x
-    if x.dim() != 4 or x.shape[1] <= _FEW_CHANNELS or x.shape[2] == 1:
-        return x.flatten(1)
-    return x.permute(0, 2, 3, 1).flatten(1, 2).std(dim=1) if lies_channels_last(x) else x.flatten(2).std(dim=2)
+    if x.dim() == 4 and x.shape[1] > _FEW_CHANNELS and x.shape[2] > 1:
+        return std_over_space(x)
+    return (x.float() if x.itemsize < 4 else x).flatten(1)
 
 
 class _SimilarityLoss(torch.autograd.Function):
-    """Mean squared error of S. With c = x - mean(x) of lengths n, S = c c^T / (n n^T), D = S - target: dL/dx = K c.
-
-    K = 4/B^2 (D - diag(sums of the rows of D*S)) / (n n^T) is [B, B], so x, which is wider, is gone over three times.
-    """
+    """Mean squared error D of S = z z^T / H, of normalised z [B, H]: dL/dz = 4/(B^2 H) D z."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor) -> Tensor:
-        c = x - x.mean(dim=1, keepdim=True)
-        s = c @ c.T
-        inverse = s.diagonal().clamp_min(_TINY**2).rsqrt()
-        s.mul_(inverse).mul_(inverse[:, None])
-        difference = s - target.to(s.dtype)
-        rows = s.mul_(difference).sum(dim=1)
-        del s
-        loss = difference.square().mean()
-        difference.diagonal().sub_(rows)
-        ctx.save_for_backward(c, difference.mul_(inverse).mul_(4 / difference.numel() * inverse[:, None]))
-        return loss
+    def forward(ctx: Any, z: Tensor, target: Tensor) -> Tensor:
+        difference = torch.addmm(target.to(z.dtype), z, z.T, beta=-1, alpha=1 / z.shape[1])
+        ctx.save_for_backward(z, difference)
+        return inner(difference, difference) / difference.numel()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        c, k = ctx.saved_tensors
-        return (grads[0] * k) @ c, None
+        z, difference = ctx.saved_tensors
+        return (difference @ z) * (grads[0] * (4 / (difference.numel() * z.shape[1]))), None

@@ -89,7 +89,7 @@ class SoftHebb(LocalRule):
         u = layer.response(w)  # [B, ..., K], or [B, K, ...] of a convolution
         y = soft_winners(u, self.t, layer.axis)
         hebb = layer.hebbian(y)  # sum y_k x, [K, ...]
-        decay = (y * u).movedim(layer.axis, 0).flatten(1).sum(1)  # [K]
+        decay = (y * u).sum([d for d in range(u.dim()) if d != layer.axis % u.dim()])  # [K]
         dw = hebb - per_unit(decay, w) * w
         dw = dw / dw.abs().max().clamp_min(torch.finfo(dw.dtype).tiny)
         norm = w.flatten(1).norm(dim=1)  # [K]

@@ -122,7 +122,7 @@ class Multilabel(DataTask):
         return F.binary_cross_entropy_with_logits(out, y, pos_weight=weights)
 
     def other_metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        """Return `accuracy`."""
+        """Return `accuracy`, a mean over samples and labels."""
         right = self.decode(out) == (batch.y > 0.5)
         return {"accuracy": right.float().mean()}
 
