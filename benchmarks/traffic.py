@@ -83,7 +83,7 @@ class Traffic(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.namespace != "aten" or name in _FREE or _is_view(func):
             return out
-        read, written = _tensors((args, options)), _tensors(out)
+        read, written = _tensors((args, {**options, "out": None})), _tensors(out)
         packet = func.overloadpacket
         flops = flop_registry[packet](*args, **options, out_val=out) if packet in flop_registry else 0
         kind = COPIES if name in _COPIES else PRODUCTS if packet in flop_registry or name == "dot" else REST
