@@ -256,7 +256,7 @@ class LocalRule(SeesInputs, Rule):
             loss = inner(h.detach(), gradient.to(h.dtype))
         else:
             loss = self.local_loss(index, h, signal)
-            backward(loss)
+            self._differentiate(loss)
         self.finish_segment(index)
         return {f"loss/{self.taps[index]}": loss.detach()}
 
@@ -272,9 +272,12 @@ class LocalRule(SeesInputs, Rule):
             The metrics of the output, and `loss`.
         """
         loss = task.loss(out, batch)
-        backward(loss if self.output_weight == 1 else self.output_weight * loss)
+        self._differentiate(loss if self.output_weight == 1 else self.output_weight * loss)
         self.finish_segment(len(self.taps))
         return metrics_of(task, out.detach(), batch, loss.detach())
+
+    def _differentiate(self, loss: Tensor) -> None:
+        backward(loss, None if self._step is None else self._step.one_like(loss))
 
     def finish_segment(self, index: int) -> None:
         """Say that the gradients of segment `index` are complete, so that they can be used and its inputs dropped."""
