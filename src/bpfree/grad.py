@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from bpfree.errors import UserError
 from bpfree.nets.unchanged import unchanged_buffers
+from bpfree.noise import counts
 from bpfree.types import Batch, Task
 
 _LONGEST = 2**31 - 1  # elements, of vectors for the dot product of BLAS
@@ -94,6 +95,11 @@ def loss_and_error(task: Task, out: Tensor, batch: Batch) -> tuple[Tensor, Tenso
     return loss.detach(), torch.autograd.grad(loss, leaf)[0].flatten(1)
 
 
+def as_on_cpu(tensor: Tensor) -> bool:
+    """Return True if a tensor is on a CPU, and no test asks there for what other devices do."""
+    return tensor.device.type == "cpu" and not counts(tensor.device)
+
+
 def product_type(factor: Tensor) -> torch.dtype:
     """Return the type in which a product multiplies a factor now: that of autocast if it is on, else its own.
 
@@ -108,7 +114,7 @@ def product_type(factor: Tensor) -> torch.dtype:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the sum of a * b, 0-d, without writing a * b to memory.
+    """Return the sum of a * b, 0-d; on a GPU without writing a * b to memory.
 
     Args:
         a: of any shape.
@@ -118,7 +124,8 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
         for d in repeated:
             b = b.narrow(d, 0, 1)
         return (a.sum(repeated, keepdim=True) * b).sum()
-    if a.numel() > _LONGEST:
+    # On a CPU a dot product can be slower and less exact, since oneDNN computes it as a product of matrices.
+    if as_on_cpu(a) or a.numel() > _LONGEST:
         return (a * b).sum()
     order = sorted(range(a.dim()), key=a.stride, reverse=True)  # as a lies in memory, so that no copy is made
     return torch.dot(a.permute(order).reshape(-1), b.permute(order).reshape(-1))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpfree.grad import as_on_cpu
 from bpfree.local.channels_last import lies_channels_last
 
 
@@ -94,7 +95,7 @@ def average(h: Tensor, side: int) -> Tensor:
     """
     height, width = h.shape[2:]
     # On a GPU torch's own kernels look for the windows of each place, which takes longer than to read the map.
-    if h.device.type == "cpu" or height % side or width % side:
+    if as_on_cpu(h) or height % side or width % side:
         return F.avg_pool2d(h, side, ceil_mode=True)
     averaged: Tensor = _WindowMeans.apply(h, side)  # type: ignore[no-untyped-call]
     return averaged

@@ -177,4 +177,4 @@ class _SimilarityLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         z, difference = ctx.saved_tensors
-        return (difference @ z) * (grads[0] * (4 / (difference.numel() * z.shape[1]))), None
+        return (difference * (grads[0] * (4 / (difference.numel() * z.shape[1])))) @ z, None
