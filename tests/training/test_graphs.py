@@ -19,8 +19,7 @@ from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, net_for
 from tests.training.tape import taping
 
-NOT_YET: dict[str, str] = {
-}
+NOT_YET: dict[str, str] = {}
 """Rules whose step cannot be captured yet, and why. Take a rule out when it can."""
 
 
