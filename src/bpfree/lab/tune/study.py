@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from bpfree.runs.markers import find_markers, is_marker
 
 TEMPLATE = "tune.yaml"  # the config with its markers, as the user gave it
 _LOOK_EVERY = 0.5  # seconds between two reports
+_PATIENCE = 20  # seconds until a worker that did not hear Ctrl-C gets it again
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -82,10 +83,7 @@ def _supervise(study: optuna.Study, plan: Plan, workers: int, on_progress: OnPro
             report(study.get_trials(deepcopy=False), plan, on_progress)
             time.sleep(_LOOK_EVERY)
     except BaseException:
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-        for process in processes:
-            process.wait()
+        _interrupt(processes)
         raise
     if report(study.get_trials(deepcopy=False), plan, on_progress) < plan.trials:
         failed = [log for log, process in zip(logs, processes, strict=True) if process.returncode]
@@ -93,6 +91,18 @@ def _supervise(study: optuna.Study, plan: Plan, workers: int, on_progress: OnPro
         if len(failed) == workers:
             last = (failed[0].read_text(encoding="utf-8").strip().splitlines() or ["it was killed"])[-1]
             raise UserError(f"every worker ended early; {failed[0]}: {last.removeprefix('error: ')}")
+
+
+def _interrupt(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """Send Ctrl-C to workers, and wait until they have put their trials back."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        while process.poll() is None:
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:  # libraries may swallow an exception that is raised in their callbacks
+                process.send_signal(signal.SIGINT)
 
 
 def _start(plan: Plan, log: Path) -> "subprocess.Popen[bytes]":
