@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bpfree.api import resume
 from bpfree.cli import app
 from bpfree.data import Batches, Preprocess
 from bpfree.nets import NETS
+from bpfree.noise import counting_everywhere
 from bpfree.rules import RULES
 from bpfree.runs.config_file import load_config
 from bpfree.trackers import TRACKERS, Measure, Tracker
@@ -48,8 +50,10 @@ def plain_net(hidden=(30, 20, 15)):
     return NETS["mlp"](IN_SHAPE, 10, hidden=hidden, activation="tanh").double()
 
 
-def test_backprop_is_backprop_with_dropout_and_batch_norm(digits_data):
-    trainer = watched("backprop", [TRACKERS["bp_cosine"](every=3)], digits_data, epochs=2, clip=0.01)
+@pytest.mark.parametrize("randomness", [nullcontext, counting_everywhere], ids=["generators", "keys"])
+def test_backprop_is_backprop_with_dropout_and_batch_norm(randomness, digits_data):
+    with randomness():
+        trainer = watched("backprop", [TRACKERS["bp_cosine"](every=3)], digits_data, epochs=2, clip=0.01)
     records = trainer.progress.tracked
     assert [record["step"] for record in records] == [1, 4, 7, 10, 13, 16, 19]
     for record in records:

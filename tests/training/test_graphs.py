@@ -19,9 +19,6 @@ from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, net_for
 from tests.training.tape import taping
 
-NOT_YET: dict[str, str] = {}
-"""Rules whose step cannot be captured yet, and why. Take a rule out when it can."""
-
 
 @pytest.fixture
 def tape():
@@ -103,14 +100,10 @@ def test_a_captured_step_has_the_bits_of_an_eager_one(name, tape):
     assert equal(*outcomes)
     assert looks[0]
     assert equal([looks[0]], [looks[1]])
-    if name in NOT_YET:
-        assert NOT_YET[name] in (trainer._graph.reason or "")
-        assert not trainer.uses_graph
-    else:
-        assert trainer._graph.reason is None
-        assert trainer.uses_graph
-        assert tape.captures == 1
-        assert tape.replays == 4
+    assert trainer._graph.reason is None
+    assert trainer.uses_graph
+    assert tape.captures == 1
+    assert tape.replays == 4
 
 
 @pytest.mark.parametrize(

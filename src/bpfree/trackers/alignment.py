@@ -67,7 +67,7 @@ class BPCosine(Measure):
             net.train()
         with trainer.arithmetic():
             # The key of this step: dropout then draws the masks that the rule's gradients were computed with.
-            Backprop().gradients(net, trainer.task, batch, trainer.noise.at(trainer.progress.step))
+            Backprop().gradients(net, trainer.task, batch, trainer.step_noise)
         exact = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         if not exact:
             raise self.refuse("needs derivatives, but none of the net's parameters gets one from the task's loss")

@@ -27,6 +27,15 @@ class StepKey:
         if self.clock is not None:
             self.clock.set(step)
 
+    def plain(self, noise: Noise, step: int) -> Noise:
+        """Return the key of a step, with which a look at that step draws the same numbers as the rule.
+
+        Args:
+            noise: the key of the training.
+            step: the number of the step, as `set` got it.
+        """
+        return noise.at(step) if self.clock is None else StepNoise(noise.seed, units=noise.units, clock=self.clock)
+
     @contextmanager
     def of(self, noise: Noise, step: int) -> Iterator[Noise]:
         """Give the key of a step to the block, which is the rule's part of that step.
@@ -37,12 +46,12 @@ class StepKey:
             noise: the key of the training.
             step: the number of the step, as `set` got it.
         """
-        clock = self.clock
+        clock, key = self.clock, self.plain(noise, step)
         if clock is None:
-            yield noise.at(step)
+            yield key
             return
         before = generator_states(self._device) if clock.still and not clock.hidden else None
-        yield StepNoise(noise.seed, units=noise.units, clock=clock)
+        yield key
         if not clock.hidden:
             # A net that began to draw numbers has drawn them from torch's generators in this step.
             clock.still = not clock.drew and (before is None or not drawn_since(before, self._device))

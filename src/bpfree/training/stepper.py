@@ -260,6 +260,11 @@ class Stepper:
         """Return True if `_show_gradients` shows the gradients of this step, so that it must be taken eagerly."""
         return False
 
+    @property
+    def step_noise(self) -> Noise:
+        """The key of the step that is being taken, for trackers that compute its gradients in another way."""
+        return self._key.plain(self.noise, self.progress.step)
+
     def _show_gradients(self, batch: Batch, scalars: Scalars) -> None:
         """Do nothing; the loop over epochs shows the gradients to its listeners here."""
 
