@@ -1,5 +1,6 @@
 """Flat memory is the point of being local. Bytes are counted exactly, so this is no timed test."""
 
+import os
 import subprocess
 import sys
 
@@ -76,15 +77,23 @@ def test_the_peak_of_a_step_is_what_was_allocated_at_once():
     assert peak_step_memory(step) == pytest.approx(1300, abs=200)
 
 
-def test_the_peak_of_the_process_counts_what_was_touched(device):
+def test_the_memory_of_the_process_counts_what_was_touched(device):
     """In a process of its own: what other tests have freed would count as touched already."""
     program = f"""
 import torch
 from bpfree.memory import peak_process_memory
-with peak_process_memory("{device}") as peak:
-    before = peak()
+torch.ones(2, device="{device}")
+freed = torch.ones(50_000_000)  # on the heap: otherwise glibc gives it back at once
+del freed
+with peak_process_memory("{device}") as memory:
+    before = memory()
     torch.ones(50_000_000, device="{device}")
-    print(peak() - before)
+    after = memory()
+    print(before.growth, after.growth, after.peak - before.peak)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 150e6
+    limit = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=limit)
+    before, growth, of_peak = map(int, done.stdout.split())
+    assert before < 10e6
+    assert 150e6 < growth < 300e6
+    assert of_peak > 150e6

@@ -1,11 +1,12 @@
 """Measure the memory that training takes."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -71,28 +72,60 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-@contextmanager
-def peak_process_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int | None]]:
-    """Give a function that returns the peak memory in bytes since the block began.
+class ProcessMemory(NamedTuple):
+    """The memory that a process takes, in bytes; None where the system does not report it.
 
-    On a GPU this is the memory of torch's allocator. On a CPU it is the resident memory of the whole process, including
-    the interpreter and libraries.
+    Attributes:
+        peak: the highest since the measurement began. On a CPU the resident memory of the process, including the
+            interpreter and libraries; on a GPU what torch's allocator gave to tensors.
+        growth: the highest minus what the process had when the measurement began, with the memory that an allocator
+            holds and cannot use. On a CPU resident memory without pages of files, such as the code of libraries that is
+            used for the first time; on a GPU what torch's allocator reserved.
+    """
+
+    peak: int | None
+    growth: int | None
+
+
+@contextmanager
+def peak_process_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], ProcessMemory]]:
+    """Give a function that returns the memory of this process since the block began.
 
     Args:
         device: where the training runs.
 
     Yields:
-        The function. It returns None if the system does not report a peak. On systems other than Linux a peak cannot be
-        reset, so it counts from the start of the process.
+        The function. On systems other than Linux a peak cannot be reset, so it counts from the start of the process.
+        `growth` is then too small if the process had a higher peak before.
     """
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device)
+        reserved = torch.cuda.memory_reserved(device)
+        yield lambda: ProcessMemory(
+            torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device) - reserved
+        )
         return
+    _give_back_freed_memory()
     with suppress(OSError):  # a container may forbid it: the peak then counts from the start of the process
         Path("/proc/self/clear_refs").write_text("5")  # 5 resets VmHWM, see proc(5)
-    yield _resident_peak
+    before, files_before = _resident_peak(), _resident_files()
+
+    def measure() -> ProcessMemory:
+        peak, files = _resident_peak(), _resident_files()
+        if peak is None or before is None:
+            return ProcessMemory(peak, None)
+        return ProcessMemory(peak, max(0, peak - before - max(0, files - files_before)))
+
+    yield measure
+
+
+def _give_back_freed_memory() -> None:
+    """Let glibc give freed memory back to the system. A training that used it again would seem to take nothing."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl does not have it
+        if trim is not None:
+            trim(0)
 
 
 def peak_so_far(device: torch.device) -> int | None:
@@ -106,15 +139,26 @@ def peak_so_far(device: torch.device) -> int | None:
 
 def _resident_peak() -> int | None:
     """Return the peak resident memory of this process in bytes; None if the system does not report it."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    peak = _of_status("VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, other systems KiB
+
+
+def _resident_files() -> int:
+    """Return the bytes of files in the resident memory of this process; 0 if the system does not report it."""
+    return _of_status("RssFile") or 0
+
+
+def _of_status(key: str) -> int | None:
+    """Return a value of /proc/self/status in bytes; None on systems without it."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    return None

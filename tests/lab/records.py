@@ -51,6 +51,7 @@ def row(name, rule, net, level, dice, seeds, metric, kind="rule"):
     made |= {"runs": runs, "metric": metric, "mean": numbers.fmean(scores)}
     made |= {"std": numbers.stdev(scores) if seeds > 1 else None, "reached_target": 0, "cpu_seconds": 2.0 * pace}
     made |= {"wall_seconds": 2.6 * pace, "step_memory_bytes": 1e6 * pace, "peak_memory_bytes": 5e8}
+    made |= {"memory_growth_bytes": 23.4e6 * pace}
     made |= {"parameters": 118_282.0, "rule_parameters": 0.0, "samples_per_second": 123_456.0 / pace}
     return made | {"energy_joules": 31.4 * pace, "queries": 4225.0}
 

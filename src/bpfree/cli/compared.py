@@ -10,13 +10,13 @@ from rich.text import Text
 
 from bpfree.lab.compare import Comparison
 from bpfree.lab.compare.families import by_net
-from bpfree.lab.compare.page import MISSING, balanced, has_energy, has_queries, is_skewed, score
+from bpfree.lab.compare.page import MISSING, balanced, has_energy, has_growth, has_queries, is_skewed, score
 from bpfree.lab.statistics import difference_text, footer, mark
 
 WIDTH = 100
 """The characters of a line where standard output is not a terminal."""
 _COLORS = {"better": "green", "worse": "red"}  # by the verdict of a row; others have no colour
-_SAVINGS = ("time to target", "queries", "energy", "std", "thousands", "CPU", "balanced", "memory")
+_SAVINGS = ("growth", "time to target", "queries", "energy", "std", "thousands", "CPU", "balanced", "memory")
 """What a table that is too wide leaves out, in this order; "thousands" are those of the parameters."""
 Row = dict[str, Any]
 
@@ -121,6 +121,10 @@ def _columns(rows: Sequence[Row], without: Sequence[str], group: Row) -> list[_C
         columns.append(_Column(("s to", "target"), [_optional(s, ".1f") for s in seconds]))
     if "memory" not in without:
         columns.append(_Column(("peak", "MB"), [f"{row['step_memory_bytes'] / 1e6:.2f}" for row in rows]))
+    if has_growth(group) and "growth" not in without:
+        grown = [row.get("memory_growth_bytes") for row in rows]
+        cells = [MISSING if count is None else f"{count / 1e6:.1f}" for count in grown]
+        columns.append(_Column(("growth", "MB"), cells))
     if has_queries(group) and "queries" not in without:
         columns.append(_Column(("", "queries"), [_optional(row.get("queries"), ",.0f") for row in rows]))
     if has_energy(group) and "energy" not in without:

@@ -182,6 +182,7 @@ class Result(_Open):
     controls: dict[str, Numbers] = {}
     step_memory_bytes: Count | None = None
     peak_memory_bytes: Count | None = None
+    memory_growth_bytes: Count | None = None
     versions: dict[str, str] = {}
 
 

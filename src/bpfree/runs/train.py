@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from bpfree.data import Batches, Dataset, Preprocess, Split
-from bpfree.memory import peak_process_memory
+from bpfree.memory import ProcessMemory, peak_process_memory
 from bpfree.rule import Rule
 from bpfree.runs.assemble import Setup, assemble
 from bpfree.runs.config import Config
@@ -21,6 +21,7 @@ from bpfree.screen.live import Screen
 from bpfree.tasks import Loss
 from bpfree.trackers import Tracker, make_trackers
 from bpfree.training.evaluation import evaluate_split
+from bpfree.training.optim import make_first_optimizer
 from bpfree.training.ridge_readout import Ridge
 
 
@@ -78,10 +79,11 @@ def train(
     from_python = [name for name, value in objects.items() if value is not None]
     setup = assemble(config, Preprocess.of(data.dataset, data.train), net, rule, loss, from_python)
     batches = setup.training_batches(data.train)
-    with keeping(setup, batches, out, resume) as keeper, peak_process_memory(setup.trainer.device) as peak:
+    make_first_optimizer()  # before the memory of the training is measured
+    with keeping(setup, batches, out, resume) as keeper, peak_process_memory(setup.trainer.device) as memory:
         weights = _fit(setup, data, batches, watching, keeper, screen)
         run = Run(setup, setup.trainer.progress, data.dataset.test, weights=weights, folder=out)
-        run = replace(run, result=_measure(run, data, batches, peak))
+        run = replace(run, result=_measure(run, data, batches, memory))
         # result.json says that the run is over, so it is written when nothing is left that could need a resume.
         # Pictures come after it: they can be drawn again.
         keeper.finish(run.result)
@@ -134,12 +136,17 @@ def _fit(
     return weights
 
 
-def _measure(run: Run, data: _Data, batches: Batches, peak_memory: Callable[[], int | None]) -> dict[str, Any]:
+def _measure(run: Run, data: _Data, batches: Batches, process_memory: Callable[[], ProcessMemory]) -> dict[str, Any]:
     """Evaluate on the test split, measure memory, and return all as result.json holds it."""
     trainer = run.trainer
     test = run.test and evaluate_split(run.task, run.batches(run.test).epoch(), trainer.predict, trainer.net)
     controls = run.extra_metrics()
-    # The peak is read first: to measure the memory of one step copies the weights, which training never did.
-    memory = {"peak_memory_bytes": peak_memory(), "step_memory_bytes": trainer.step_memory(next(batches.epoch()))}
+    # The process is measured first: to measure the memory of one step copies the weights, which training never did.
+    process = process_memory()
+    memory = {
+        "peak_memory_bytes": process.peak,
+        "memory_growth_bytes": process.growth,
+        "step_memory_bytes": trainer.step_memory(next(batches.epoch())),
+    }
     summary = summarize(run, data.dataset.name, data.train.y, test)
     return summary | ({"controls": controls} if controls else {}) | memory

@@ -12,6 +12,11 @@ from bpfree.errors import UserError
 from bpfree.spec import Spec, build, lookup, split_spec
 
 
+def make_first_optimizer() -> None:
+    """Make an optimiser and drop it. With the first one of a process torch imports torch._dynamo, which takes 70 MB."""
+    optim.Adam([nn.Parameter(torch.zeros(1))])
+
+
 class ClipUp(optim.Optimizer):
     """An optimiser whose steps have one length, with momentum and a limit of the velocity.
 

@@ -21,6 +21,7 @@ _COLUMNS = (
     *("net", "name", "kind", "rule", "baseline", "parameters", "rule_parameters", "metric", "split", "seeds", "mean"),
     *("std", "difference", "interval_low", "interval_high", "p", "p_holm", "seeds_compared", "verdict"),
     *("cpu_seconds", "wall_seconds", "seconds_to_target", "step_memory_bytes", "peak_memory_bytes"),
+    "memory_growth_bytes",
     *("samples_per_second", "queries", "energy_joules"),
 )
 _LATEX = str.maketrans(

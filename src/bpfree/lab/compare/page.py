@@ -37,8 +37,11 @@ _CAUTION = (
     "contain the true difference. It has a colour and a * if p is below 0.05 after Holm's correction for the number of "
     "rows.",
     "CPU seconds and wall seconds are those of training and validation. Each run has one thread; only nets and data "
-    "that were passed from Python train with all threads of their process. Peak memory is the memory of one training "
-    "step beyond parameters and optimizer state, counted at the allocator.",
+    "that were passed from Python train with all threads of their process.",
+    "Memory is the peak of one training step beyond parameters and optimizer state, counted at torch's allocator. "
+    "Growth is what the process took from the system during training, optimizer state and validation included: its "
+    "resident memory on a CPU, what torch reserved on a GPU. It contains what is set up once, and the gaps between "
+    "tensors.",
 )
 
 
@@ -141,7 +144,7 @@ def columns(group: dict[str, Any]) -> list[Column]:
         Column("CPU time", "s"),
         Column("wall time", "s"),
         Column("to target", "CPU s"),
-        Column("memory", "MB per step"),
+        Column("memory", "MB, step / growth" if has_growth(group) else "MB per step"),
         *([Column("queries", "forward passes")] if has_queries(group) else []),
         *([Column("energy", "J")] if has_energy(group) else []),
         Column("samples/s", "training"),
@@ -155,6 +158,15 @@ def has_queries(group: dict[str, Any]) -> bool:
         group: a group of the record.
     """
     return any(row.get("queries") is not None and is_black_box(row) for row in group["rows"])
+
+
+def has_growth(group: dict[str, Any]) -> bool:
+    """Return True if it was measured how much the process of some row grew; earlier versions did not.
+
+    Args:
+        group: a group of the record.
+    """
+    return any(row.get("memory_growth_bytes") is not None for row in group["rows"])
 
 
 def has_energy(group: dict[str, Any]) -> bool:
@@ -183,7 +195,7 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
         _number(row["cpu_seconds"], ".1f"),
         _number(row["wall_seconds"], ".1f"),
         _to_target(row),
-        _number(row["step_memory_bytes"] / 1e6, ".2f"),
+        _memory(row, group),
         *([_number(row.get("queries"), ",.0f")] if has_queries(group) else []),
         *([_number(row.get("energy_joules"), ",.1f")] if has_energy(group) else []),
         _number(row["samples_per_second"], ",.0f"),
@@ -273,6 +285,15 @@ def probability(value: float | None) -> str:
 def _number(value: float | None, form: str) -> Cell:
     """Return a number in a format as a cell; a dash for None."""
     return Cell(MISSING) if value is None else Cell(f"{value:{form}}", sort=value)
+
+
+def _memory(row: Row, group: dict[str, Any]) -> Cell:
+    """Return the memory of a step and, if the group has it, the growth of the process, in MB."""
+    # One cell for both: with a column of its own the table would not fit into 1280 pixels.
+    step, growth = row["step_memory_bytes"] / 1e6, row.get("memory_growth_bytes")
+    if not has_growth(group):
+        return _number(step, ".2f")
+    return Cell(f"{step:.2f} / {MISSING if growth is None else f'{growth / 1e6:.0f}'}", sort=step)
 
 
 def command_line(arguments: Sequence[str]) -> str:

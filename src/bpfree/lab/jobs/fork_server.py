@@ -128,7 +128,6 @@ def serve() -> None:
 def import_everything() -> None:
     """Import every module that a training imports sooner or later, so that no child has to."""
     import sklearn.datasets  # noqa: F401
-    import torch
     from tensorboard.compat.proto import event_pb2  # noqa: F401
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
@@ -136,8 +135,9 @@ def import_everything() -> None:
     import bpfree.pictures.confusion
     import bpfree.pictures.noprop
     import bpfree.pictures.numbers  # noqa: F401
+    from bpfree.training.optim import make_first_optimizer
 
-    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # torch imports torch._dynamo with the first optimizer
+    make_first_optimizer()
 
 
 def _train(config_file: Path, run: Path, log: Path) -> NoReturn:

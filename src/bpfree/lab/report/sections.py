@@ -289,6 +289,7 @@ def _cost(recorded: Recorded) -> list[Markup]:
         "CPU time": seconds(result.get("cpu_seconds", last.get("cpu_seconds"))),
         "Samples per second": number(round(sum(paces) / len(paces))) if paces else "\u2013",
         "Peak memory of one step": megabytes(result.get("step_memory_bytes")),
+        "Growth of the process": megabytes(result.get("memory_growth_bytes")),
         "Peak memory of the process": megabytes(result.get("peak_memory_bytes")),
         "Parameters of the net": number(result.get("parameters")),
         "Parameters of the rule": number(result.get("rule_parameters")),
