@@ -16,8 +16,10 @@ if _IS_MODULE and not sys.flags.safe_path:
     del sys.path[0]
 
 from bpfree.screen import loading
+from bpfree.training import allocator
 
 if _IS_MODULE or loading.is_script():
+    allocator.restart_without_caches()
     loading.begin("torch")  # until `bpfree.cli.main` runs
 
 import warnings

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bpfree.errors import UserError
+from bpfree.training.allocator import without_caches
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 KILLED_SERVER = -256  # not a status of any child: signals have numbers below 128
@@ -100,7 +101,8 @@ class Server:
 
 def _start(command: list[str], **streams: Any) -> "subprocess.Popen[bytes]":
     """Start a process in a new session and with one thread, or raise UserError."""
-    environment = os.environ | dict.fromkeys(_THREADS, "1")  # read when torch is imported: too late for a fork
+    # Both are read when the interpreter starts or torch is imported: too late for a fork.
+    environment = os.environ | dict.fromkeys(_THREADS, "1") | without_caches()
     try:
         return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
     except OSError as error:

@@ -23,6 +23,7 @@ from bpfree.lab.tune.worker import OnProgress, report, work
 from bpfree.runs import folder
 from bpfree.runs.data_config import DataConfig
 from bpfree.runs.markers import find_markers, is_marker
+from bpfree.training.allocator import without_caches
 
 TEMPLATE = "tune.yaml"  # the config with its markers, as the user gave it
 _LOOK_EVERY = 0.5  # seconds between two reports
@@ -112,7 +113,7 @@ def _start(plan: Plan, log: Path) -> "subprocess.Popen[bytes]":
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
-            env={**os.environ, **dict.fromkeys(_THREADS, "1")},
+            env={**os.environ, **dict.fromkeys(_THREADS, "1"), **without_caches()},
             start_new_session=True,
         )
     assert process.stdin is not None
