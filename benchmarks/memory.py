@@ -1,22 +1,35 @@
-"""Peak memory of one training step by depth, in MB: activations alone, and with the gradients.
+"""Peak memory of one training step by depth, in MB: activations alone, with the gradients, and growth of the process.
 
-    python benchmarks/memory.py [--width 1024] [--batch 1024] [--depths 4 8 16 32] [--rules dfa "dfa memory=flat" ...]
+    python benchmarks/memory.py [--width 256] [--batch 4096] [--depths 4 8 16 32] [--rules dfa "dfa memory=flat" ...]
 
-An MLP of `depth` hidden layers of equal width; activations [batch, width] are what could grow. Bytes are counted at
-torch's allocator (CPU: its profiler; CUDA: its statistics), so one run is exact and has no spread. The floor for any
-rule is a few activations: a layer's input, its output, and one gradient of that size. Gradients are as large as the
-parameters and grow with depth for every rule, unless each is used up and freed at once (`update=fused`); backprop's
-come into being while activations go, so its total is less than the sum. Parameters and optimiser state are not counted.
+An MLP of `depth` hidden layers of equal width; activations [batch, width] are what could grow. The first two numbers
+are bytes at torch's allocator (CPU: its profiler; CUDA: its statistics), so one run is exact and has no spread. The
+floor for any rule is a few activations: a layer's input, its output, and one gradient of that size. Gradients are as
+large as the parameters and grow with depth for every rule, unless each is used up and freed at once (`update=fused`);
+backprop's come into being while activations go, so its total is less than the sum. Parameters and optimiser state are
+not counted.
+
+The third number is how much the peak of the process's resident memory grows over seven steps, each time in a new
+process with the settings of bpfree's commands (with `--library` without them). The optimiser is SGD, which has no
+state. A training of a tiny net comes first, so that what torch sets up once does not count. It varies by one or two
+activations from process to process; the table has the median of `--processes`.
 """
 
 import argparse
+import os
+import statistics
+import subprocess
+import sys
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from subjects import CLASSES, trainers
 
+from bpfree.memory import peak_process_memory
 from bpfree.nets import mlp
+from bpfree.training.allocator import keep_freed_memory, without_caches
+from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
 
 RULES = [
@@ -24,38 +37,88 @@ RULES = [
     *("drtp", "drtp update=fused", "local", "mono_forward", "mono_forward update=fused", "pred", "predsim"),
     *("forward_forward", "recombine population=4", "biotorch fa", "biotorch dfa"),
 ]
+STEPS = 7
 
 
-def peaks(name: str, depth: int, width: int, batch_size: int, device: str) -> tuple[int, int] | None:
-    """Return the peak bytes of a step: activations and temporaries, and the same with gradients."""
-    by_name = trainers([name], lambda: mlp(width, CLASSES, hidden=[width] * depth, activation="tanh").to(device))
-    if not by_name:
+def subject(name: str, hidden: list[int], width: int, samples: int, device: str) -> tuple[Trainer, Batch] | None:
+    """Return a trainer with SGD and a batch of random samples; None if the subject is not installed."""
+    made = trainers([name], lambda: mlp(width, CLASSES, hidden=hidden, activation="tanh").to(device), optimizer="sgd")
+    x = torch.randn(samples, width, device=device)
+    batch = Batch(x, torch.zeros(samples, dtype=torch.int64, device=device))
+    return (made[name], batch) if made else None
+
+
+def grow(name: str, depth: int, width: int, samples: int, device: str) -> None:
+    """Print the bytes that this process grows by over some steps."""
+    if (warm_up := subject(name, [16, 16], width, 8, device)) is None:
+        return
+    trainer, batch = warm_up
+    trainer.step(batch)
+    trainer, batch = subject(name, [width] * depth, width, samples, device) or warm_up
+    with peak_process_memory(device) as memory:
+        for _ in range(STEPS):
+            trainer.step(batch)
+        print(memory().growth)
+
+
+def growth(name: str, depth: int, options: argparse.Namespace) -> float:
+    """Return the bytes that a new process grows by, the median of some."""
+    shape = [f"--width={options.width}", f"--batch={options.batch}", f"--device={options.device}"]
+    command = [sys.executable, __file__, "--rules", name, "--depths", str(depth), *shape, "--here"]
+    command += ["--library"] if options.library else []
+    environment = os.environ | ({} if options.library else without_caches())
+    runs = [
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        for _ in range(options.processes)
+    ]
+    return statistics.median(int(run.stdout) for run in runs)
+
+
+def cell(name: str, depth: int, options: argparse.Namespace) -> str | None:
+    """Return the numbers of a rule and a depth; None if the subject is not installed."""
+    made = subject(name, [options.width] * depth, options.width, options.batch, options.device)
+    if made is None:
         return None
-    x = torch.randn(batch_size, width, device=device)
-    batch = Batch(x, torch.zeros(batch_size, dtype=torch.int64, device=device))
-    trainer = by_name[name]
-    return trainer.step_memory(batch, with_gradients=False), trainer.step_memory(batch)
+    trainer, batch = made
+    counts = [float(trainer.step_memory(batch, with_gradients=False)), float(trainer.step_memory(batch))]
+    if options.processes:
+        counts.append(growth(name, depth, options))
+    return " / ".join(f"{count / 1e6:.1f}" for count in counts)
+
+
+def parsed() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument("--rules", nargs="+", default=RULES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=3, help="0 leaves the third number out")
+    parser.add_argument("--library", action="store_true", help="without the settings of bpfree's commands")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in the processes that are measured
+    return parser.parse_args()
 
 
 def main() -> None:
     """Measure the peaks and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32])
-    parser.add_argument("--rules", nargs="+", default=RULES)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = parsed()
     torch.set_num_threads(1)
+    if options.here:
+        if not options.library:
+            keep_freed_memory()
+        grow(options.rules[0], options.depths[0], options.width, options.batch, options.device)
+        return
     one = options.batch * options.width * 4 / 1e6
-    table = Table(title=f"MB of activations / with gradients. One activation: {one:.1f} MB. torch {torch.__version__}")
+    titles = f"MB of activations / with gradients{' / growth of the process' if options.processes else ''}"
+    table = Table(title=f"{titles}. One activation: {one:.1f} MB. torch {torch.__version__}")
     table.add_column("rule")
     for depth in options.depths:
         table.add_column(f"depth {depth}", justify="right")
     for name in options.rules:
-        cells = [peaks(name, depth, options.width, options.batch, options.device) for depth in options.depths]
+        cells = [cell(name, depth, options) for depth in options.depths]
         if None not in cells:
-            table.add_row(name, *(f"{alone / 1e6:.1f} / {whole / 1e6:.1f}" for alone, whole in cells))
+            table.add_row(name, *cells)
     Console(width=120).print(table)
 
 

@@ -40,7 +40,9 @@ class BioTorch(Rule):
         return {"loss": loss.detach()}
 
 
-def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], precision: str = "float32") -> dict[str, Trainer]:
+def trainers(
+    names: Sequence[str], make_net: Callable[[], nn.Module], precision: str = "float32", optimizer: str = "adam"
+) -> dict[str, Trainer]:
     """Return a trainer for each name: a rule, `rule option=value`, `checkpointed`, or `biotorch <mode>`."""
     made = {}
     for name in names:
@@ -61,9 +63,9 @@ def trainers(names: Sequence[str], make_net: Callable[[], nn.Module], precision:
             pairs = dict(part.split("=") for part in rest.split())
             rule = RULES[word](**{k: int(v) if v.isdigit() else v for k, v in pairs.items() if k != "update"})
             compute = {"precision": precision, "update": pairs.get("update", "together")}
-            made[name] = Trainer(net, rule, Classify(CLASSES), compute=compute)
+            made[name] = Trainer(net, rule, Classify(CLASSES), optimizer, compute=compute)
             continue
-        made[name] = Trainer(net, rule, Classify(CLASSES), compute=precision)
+        made[name] = Trainer(net, rule, Classify(CLASSES), optimizer, compute=precision)
     return made
 
 
