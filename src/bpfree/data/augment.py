@@ -145,30 +145,34 @@ class Augment:
         return [f"data.augment.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
 
     def _move(self, x: Tensor, noise: Noise) -> Tensor:
-        """Flip and shift: compute for each pixel the row and column that it comes from, then index once."""
+        """Shift each image to a window of the image with a black frame, then flip some of them."""
         b, _, height, width = x.shape
-        rows = _up_to(height, x.device).expand(b, height)  # [B, H], where each row comes from
-        columns = _up_to(width, x.device).expand(b, width)  # [B, W]
         generator = None if counts(x.device) else noise.generator()  # one for both changes
-        if self.flip:
-            if generator is None:
-                drawn = noise.fold("flip").rand(b, 1, device=x.device)
-            else:
-                drawn = torch.rand(b, 1, generator=generator)
-            columns = torch.where(drawn < 0.5, columns.flip(1), columns)
+        flipped = self._flipped(b, x.device, noise, generator) if self.flip else None
         if self.shift:
             _check_within("shift", self.shift, height, width)
-            most = 2 * self.shift + 1
-            if generator is None:
-                moves = noise.fold("shift").randint(most, 2, b, 1, device=x.device)
-            else:
-                moves = torch.randint(0, most, (2, b, 1), generator=generator)
-            # The padding adds `shift` pixels on each side, so 0 to 2 * shift here are moves from -shift to +shift.
-            rows, columns = rows + moves[0], columns + moves[1]
-            x = F.pad(x, [self.shift] * 4)
-        sample = _up_to(b, x.device).view(b, 1, 1)
-        # The three indices broadcast to [B, H, W]. Channels go last, so that one index moves all channels of a pixel.
-        return x.permute(0, 2, 3, 1)[sample, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+            # The frame adds `shift` pixels on each side, so 0 to 2 * shift here are moves from -shift to +shift.
+            down, right = self._moves(b, x.device, noise, generator)
+            windows = F.pad(x, [self.shift] * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, S, S, H, W], a view
+            x = windows.permute(0, 2, 3, 1, 4, 5)[_up_to(b, x.device), down, right]
+        if flipped is not None:
+            x = torch.where(flipped, x.flip(3), x)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _flipped(self, b: int, device: torch.device, noise: Noise, generator: torch.Generator | None) -> Tensor:
+        """Return which images are flipped, bool [B, 1, 1, 1]."""
+        if generator is None:
+            drawn = noise.fold("flip").rand(b, 1, device=device)
+        else:
+            drawn = torch.rand(b, 1, generator=generator)
+        return (drawn < 0.5).view(b, 1, 1, 1)
+
+    def _moves(self, b: int, device: torch.device, noise: Noise, generator: torch.Generator | None) -> Tensor:
+        """Return how far each image moves down and right, [2, B], from 0 to 2 * shift."""
+        most = 2 * self.shift + 1
+        if generator is None:
+            return noise.fold("shift").randint(most, 2, b, 1, device=device)[..., 0]
+        return torch.randint(0, most, (2, b, 1), generator=generator)[..., 0]
 
     def _light(self, x: Tensor, noise: Noise) -> Tensor:
         """Change brightness, then contrast; each result is clamped between black and white."""
