@@ -13,6 +13,7 @@ normal numbers of the two differ in the last bit, since logarithm and cosine do.
 then rounded to the wanted type, so they do not depend on it.
 """
 
+import logging
 from functools import cache
 from importlib.util import find_spec
 from math import tau
@@ -20,6 +21,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["words", "uniform", "normal"]
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -52,7 +55,7 @@ def normal(key: int, step: int | Tensor, rows: Tensor, n: int) -> Tensor:
 
 
 def _drawn(kind: Kind, key: int, step: int | Tensor, rows: Tensor, n: int) -> Tensor:
-    if rows.device.type == "cuda" and has_triton():
+    if rows.device.type == "cuda" and kernel_runs(rows.device):
         from bpfree.noise import kernel  # only here, since importing Triton takes a second
 
         if n <= kernel.LONGEST_ROW:
@@ -60,10 +63,30 @@ def _drawn(kind: Kind, key: int, step: int | Tensor, rows: Tensor, n: int) -> Te
     return drawn_by_torch(kind, key, step, rows, n)
 
 
-@cache
 def has_triton() -> bool:
     """Return True if Triton is installed."""
     return find_spec("triton") is not None
+
+
+@cache
+def kernel_runs(device: torch.device) -> bool:
+    """Return True if the kernel runs on a device and gives the words that it should; tried once.
+
+    Triton needs a C compiler, which a machine may not have.
+
+    Args:
+        device: a GPU.
+    """
+    if not has_triton():
+        return False
+    from bpfree.noise import kernel
+
+    rows = torch.arange(2, device=device)
+    try:
+        return torch.equal(kernel.drawn("words", 1, 2, rows, 9), drawn_by_torch("words", 1, 2, rows, 9))
+    except Exception as error:  # of any type: it comes from a compiler
+        log.info("Random numbers are computed without Triton, which is slower: %s", " ".join(str(error).split())[:200])
+        return False
 
 
 def drawn_by_torch(kind: Kind, key: int, step: int | Tensor, rows: Tensor, n: int) -> Tensor:
