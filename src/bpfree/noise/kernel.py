@@ -78,5 +78,7 @@ def drawn(kind: str, key: int, step: int | Tensor, rows: Tensor, n: int) -> Tens
     low, high = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
     if out.numel():
         grid = (len(rows), triton.cdiv(triton.cdiv(n, 4), _BLOCK))
-        _fill[grid](out, rows, now, low, high, n, kind=number, block=_BLOCK)
+        # Triton starts kernels on the current GPU. On a CPU this does nothing.
+        with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+            _fill[grid](out, rows, now, low, high, n, kind=number, block=_BLOCK)
     return out
