@@ -16,10 +16,11 @@ if _IS_MODULE and not sys.flags.safe_path:
     del sys.path[0]
 
 from bpfree.screen import loading
-from bpfree.training import allocator
+from bpfree.training import allocator, threads
 
 if _IS_MODULE or loading.is_script():
     allocator.restart_without_caches()
+    threads.sleep_soon()
     loading.begin("torch")  # until `bpfree.cli.main` runs
 
 import warnings
