@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from bpfree import Batch, Noise, Trainer
+from bpfree import Batch, Noise, Trainer, UserError
 from bpfree.diffusion import side_by_side
 from bpfree.diffusion.blocks import BlockRule
 from bpfree.lab.certify import measure
@@ -220,3 +220,11 @@ def test_a_certificate_is_about_one_block_on_every_device(batch, stacked):
     with counting_everywhere():
         trainer.step(batch)
     assert not stacked
+
+
+def test_the_loss_of_earlier_versions_is_not_silently_ignored():
+    with pytest.raises(UserError, match="block_losses"):
+
+        class Old(RULES["noprop_dt"]):
+            def block_loss(self, t, out, z, eps, task, batch):
+                return out.sum()

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,15 @@ class BlockRule(DiffusionRule):
     _sigma: Tensor
     _rows: Tensor
     moved_options: ClassVar[Mapping[str, str]] = MOVED_TO_SCHEDULE
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a rule that defines `block_loss`, the method of earlier versions, which nothing calls."""
+        super().__init_subclass__(**options)
+        if "block_loss" in vars(cls):
+            raise UserError(
+                f"{cls.__name__}.block_loss: nothing calls it. Define block_losses(turns, out, z, eps, task, batch), "
+                "which returns the losses of several blocks, [K]"
+            )
 
     def __init__(self, *, schedule: ScheduleSpec | Spec, order: Order, **options: Unpack[Options]) -> None:
         super().__init__(**options)

@@ -23,6 +23,7 @@ from bpfree.population.score import Score, ScoreFunction
 from bpfree.population.shaping import Shaping
 from bpfree.population.statistics import learn_state, members, uncompiled
 from bpfree.rule import Rule
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class BlackBoxRule(Rule):
         self.learn(generation, scores)
         finite = scores.isfinite()
         mean = torch.where(finite, scores, 0.0).sum() / finite.sum()  # NaN if every member failed
-        return task.metrics(first, batch) | {"loss": mean}
+        return metrics_of(task, first, batch, mean)
 
     def _scores(self, chosen: _Chosen, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """The scores [P], and the outputs of the first member; see `Evaluator`."""

@@ -24,6 +24,7 @@ from bpfree.inputs import Inputs, apply, forward
 from bpfree.local.autotaps import is_block
 from bpfree.noise import Noise
 from bpfree.rule import Rule
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task, weight_of
 
 
@@ -51,14 +52,19 @@ class Backprop(Rule):
         """The true gradient, by autograd."""
         outs: list[Tensor] = []
         losses: list[Tensor] = []
+        parts = _parts(batch, self.accumulate)
         with noise.global_rng(batch.device):
-            for part in _parts(batch, self.accumulate):
+            for part in parts:
                 out = _in_pieces(net, part.x) if self.checkpoint else forward(net, part.x)
-                loss = task.loss(out, part) * _share(task, part, batch)
+                loss = task.loss(out, part)
+                if len(parts) > 1:
+                    loss = loss * _share(task, part, batch)
                 backward(loss)
                 outs.append(out.detach())
                 losses.append(loss.detach())
-        return task.metrics(torch.cat(outs), batch) | {"loss": torch.stack(losses).sum()}
+        if len(parts) == 1:
+            return metrics_of(task, outs[0], batch, losses[0])
+        return metrics_of(task, torch.cat(outs), batch, torch.stack(losses).sum())
 
 
 def _share(task: Task, part: Batch, batch: Batch) -> Tensor | float:

@@ -25,6 +25,7 @@ from bpfree.noise import Noise
 from bpfree.population import PERTURBATIONS, Generation, Member, Population
 from bpfree.population.behaviour import State
 from bpfree.rule import Locality, Rule
+from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task
 
 
@@ -76,7 +77,7 @@ class ForwardGradient(Rule):
                 slopes.append(loss.new_zeros(()) if slope is None else slope)
                 if not scalars:
                     primal = forward_ad.unpack_dual(out).primal  # type: ignore[no-untyped-call]
-                    scalars = task.metrics(primal, batch) | {"loss": loss}
+                    scalars = metrics_of(task, primal, batch, loss)
         add_gradients(generation.parameters, generation.combine(torch.stack(slopes) / len(slopes)))
         return scalars
 
