@@ -128,6 +128,14 @@ def _give_back_freed_memory() -> None:
             trim(0)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the free memory of a device in bytes; None for the CPU, and where torch cannot tell."""
+    if device.type in ("cpu", "meta"):
+        return None
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if ask is None else int(ask(device)[0])
+
+
 def peak_so_far(device: torch.device) -> int | None:
     """Return the peak memory in bytes since the last reset, or since the process started; None if unknown.
 

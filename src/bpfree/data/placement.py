@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bpfree.data.files.rows import Rows
 from bpfree.inputs import Inputs, apply, tensors_of
+from bpfree.memory import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +52,6 @@ def placed(x: Tensor, device: torch.device) -> Tensor:
         *("samples or labels", list(x.shape), size / 1e9, x.device.type, device, free / 1e9),
     )
     return x
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Return the free memory of a device in bytes; None for the CPU, and where torch cannot tell."""
-    if device.type in ("cpu", "meta"):
-        return None
-    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
-    return None if ask is None else int(ask(device)[0])
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:

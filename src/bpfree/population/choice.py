@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply, call, count, main_input
+from bpfree.memory import free_memory
 from bpfree.noise import counts
 from bpfree.population.behaviour import PLAIN, Behaviour, choose_frozen
 from bpfree.population.evaluators import Evaluator, InPlace, Judge, Loop, Vmap
@@ -93,8 +94,8 @@ def _room(device: torch.device) -> float:
     """The bytes that the members of a chunk may take together."""
     if not counts(device):
         return _CACHE
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 * _CHUNK
-    return min(_CHUNK, free / 4)
+    free = free_memory(device)
+    return _CHUNK if free is None else min(_CHUNK, free / 4)
 
 
 def _makers(

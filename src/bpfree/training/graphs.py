@@ -241,7 +241,11 @@ class StepGraph:
         self._watches.clear()
 
     def _drop(self, changed: str) -> None:
-        """Forget a graph whose memory is no longer that of the training."""
+        """Discard the captured step, because something that it reads or writes has changed; then warm up again.
+
+        Args:
+            changed: what has changed, in words.
+        """
         assert self._recorded is not None
         self._wasted = self._wasted + 1 if self._recorded.replays < 2 * _EAGER else 0
         self._recorded, self._static = None, None
