@@ -92,6 +92,8 @@ class Rule(Checked, Described, nn.Module, ABC):
         trains_every_parameter: True if every trainable parameter of the net and of the rule gets a gradient.
         draws_in_memory_order: True if random numbers are laid over a weight in its order in memory, so that a
             channels-last net gets other numbers at the same places.
+        mesh_modes: what several processes can split: "data", "blocks" or "population"; see `bpfree.training.mesh`. The
+            first one is the default.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
@@ -104,6 +106,7 @@ class Rule(Checked, Described, nn.Module, ABC):
     mean_over_samples: ClassVar[bool] = True
     trains_every_parameter: ClassVar[bool] = True
     draws_in_memory_order: ClassVar[bool] = False
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data",)
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
@@ -199,6 +202,19 @@ class Rule(Checked, Described, nn.Module, ABC):
     def predicts_with_net(self) -> bool:
         """True if `predict` returns net(x), so that the rule's gradient can be compared with backprop's."""
         return type(self).predict is Rule.predict
+
+    def refuse_mesh(self, mode: str, net: nn.Module) -> None:
+        """Raise UserError if several processes cannot split the work of the rule in a way.
+
+        Args:
+            mode: "data", "blocks" or "population".
+            net: the net that the rule is bound to.
+        """
+        if mode not in self.mesh_modes:
+            raise UserError(
+                f"mesh: found '{mode}', but {type(self).__name__} cannot be split so. Allowed: "
+                f"{', '.join(self.mesh_modes)}"
+            )
 
     def metadata(self) -> dict[str, str]:
         """Return what the rule chose by itself, such as its taps, for result.json; default: nothing."""

@@ -13,6 +13,7 @@ from bpfree.diffusion.schedules import MOVED_TO_SCHEDULE, ScheduleSpec
 from bpfree.diffusion.side_by_side import heads_at_once, side_by_side
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable
+from bpfree.mesh import drawn_for_samples
 from bpfree.noise import Noise, counts
 from bpfree.spec import Spec
 from bpfree.types import Batch, Epochs, Scalars, Task, classes_of
@@ -258,6 +259,10 @@ class BlockRule(DiffusionRule):
         """Standard normal numbers [K, B, E] that are keyed by the level."""
         if counts(like.device):
             rows = self._rows[levels.start : levels.stop]
-            drawn = noise.fold("z").rows("normal", rows, like.numel())
-            return drawn.view(len(levels), *like.shape).to(like.dtype)
+            size = like[0].numel()
+            return drawn_for_samples(
+                lambda b: noise.fold("z").rows("normal", rows, b * size).view(len(levels), b, *like.shape[1:]),
+                len(like),
+                dim=1,
+            ).to(like.dtype)
         return torch.stack([eps_like(like, noise.fold("z", t)) for t in levels])

@@ -17,6 +17,7 @@ from bpfree.local.channels_last import keep_order
 from bpfree.local.cut import cut
 from bpfree.local.heads import PooledLinear
 from bpfree.local.segments import Segment, owners, stages
+from bpfree.mesh import drawn_for_samples
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule
@@ -297,7 +298,7 @@ def eps_like(z: Tensor, noise: Noise) -> Tensor:
     """Draw standard normal numbers of the shape, type and device of z.
 
     Args:
-        z: a tensor of any shape.
+        z: [B, ...], or several copies of a batch, one after the other.
         noise: the source of the numbers; the same source gives the same numbers.
     """
-    return noise.randn(*z.shape, device=z.device, dtype=z.dtype)
+    return drawn_for_samples(lambda rows: noise.randn(rows, *z.shape[1:], device=z.device, dtype=z.dtype), len(z))

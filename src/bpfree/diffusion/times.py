@@ -13,6 +13,7 @@ from bpfree.diffusion.solvers import SOLVERS, Solver, solve
 from bpfree.errors import check_choice, check_positive
 from bpfree.grad import backward
 from bpfree.inputs import Inputs, one_tensor
+from bpfree.mesh import drawn_for_samples
 from bpfree.noise import Noise, counts
 from bpfree.rule import Locality
 from bpfree.types import Batch, Scalars, Task, classes_of
@@ -56,7 +57,9 @@ class TimeRule(DiffusionRule):
         with noise.fold("block").global_rng(batch.device):
             learns = blocks.local
             features = self._learn_trunk(blocks, task, batch, scalars) if learns else blocks.trunks[0](batch.tensor)
-            times = stratified(self.draws * len(batch.y), batch.tensor, noise.fold("times"))
+            times = drawn_for_samples(
+                lambda n: stratified(n, batch.tensor, noise.fold("times")), self.draws * len(batch.y)
+            )
             # Draw k of sample i is row k B + i in y, times and features alike.
             many = Batch(batch.x, batch.y.repeat(self.draws, *[1] * (batch.y.dim() - 1)))
             repeated = features.repeat(self.draws, 1)  # [draws B, H]

@@ -1,4 +1,4 @@
-"""Contexts that put the training modes and the buffers of modules back afterwards."""
+"""Contexts that put the training modes, the buffers and the parameters of modules back afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +43,19 @@ def unchanged_buffers(net: nn.Module) -> Iterator[None]:
             for module, name, buffer, before in saved:
                 buffer.copy_(before)
                 module._buffers[name] = buffer  # a forward pass may have put another tensor in its place
+
+
+@contextmanager
+def unchanged(net: nn.Module) -> Iterator[None]:
+    """Put the modes, the buffers and the parameters of a net back after the block.
+
+    Args:
+        net: the net, which may train inside the block.
+    """
+    # Parameters are restored from copies: a rule that perturbs them in place subtracts its noise again, which leaves a
+    # rounding error.
+    weights = [p.detach().clone() for p in net.parameters()]
+    with same_modes(net), unchanged_buffers(net):
+        yield
+    for p, before in zip(net.parameters(), weights, strict=True):
+        p.data.copy_(before)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bpfree.mesh import drawn_for_samples
 from bpfree.noise import philox
 
 aten = torch.ops.aten
@@ -65,7 +66,10 @@ class KeyedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _drawn(self, kind: philox.Kind, like: Tensor) -> Tensor:
         row = self.count
         self.count += 1
-        return self._draw(kind, row, like.numel()).view(like.shape)
+        if not like.dim():
+            return self._draw(kind, row, 1).view(())
+        size = like[:1].numel()
+        return drawn_for_samples(lambda rows: self._draw(kind, row, rows * size).view(-1, *like.shape[1:]), len(like))
 
 
 def _without_dropout(func: Any, args: Sequence[Any], options: dict[str, Any]) -> bool:

@@ -48,6 +48,15 @@ class Population(tuple[Member, ...]):
     What is computed from them is kept, so that a step on a device copies nothing to it.
     """
 
+    @property
+    def per_key(self) -> int:
+        """The number of members that share a key: 2 if they are mirrored, else 1."""
+        return self.layout(0, len(self), 1).each or 1
+
+    def part(self, start: int, end: int) -> "Population":
+        """Return the members start, ..., end - 1 as a population."""
+        return self._kept(("part", start, end), lambda: Population(self[start:end]))  # type: ignore[no-any-return]
+
     def layout(self, start: int, end: int, together: int) -> "Layout":
         """Return the layout of the members start, ..., end - 1.
 

@@ -7,10 +7,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, get_ar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, main_input
+from bpfree.mesh import own_members, share_of_batch
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
 from bpfree.population.behaviour import Behaviour, State, study
@@ -19,7 +21,7 @@ from bpfree.population.evaluators import Evaluator, Judge
 from bpfree.population.generation import Generation
 from bpfree.population.members import Member
 from bpfree.population.perturbation import Perturbation
-from bpfree.population.score import Score, ScoreFunction
+from bpfree.population.score import OBJECTIVES, Score, ScoreFunction
 from bpfree.population.shaping import Shaping
 from bpfree.population.statistics import learn_state, members, uncompiled
 from bpfree.rule import Rule
@@ -85,6 +87,7 @@ class BlackBoxRule(Rule):
     takes_soft_labels: ClassVar[bool] = True
     needs_derivatives: ClassVar[bool] = False
     mean_over_samples: ClassVar[bool] = False  # members are ranked, or compared with each other
+    mesh_modes: ClassVar[tuple[str, ...]] = ("population", "data")
     shared_defaults: ClassVar[Running] = RUNNING
 
     def __init__(
@@ -150,11 +153,25 @@ class BlackBoxRule(Rule):
             if chosen.behaviour.learns:
                 learn_state(net, batch.x, noise, chosen.behaviour.still)
             with members(net):
-                scores, first = self._scores(chosen, batch.x, judge, generation)
+                scores, first = self._all_scores(chosen, batch.x, judge, generation)
         self.learn(generation, scores)
         finite = scores.isfinite()
         mean = torch.where(finite, scores, 0.0).sum() / finite.sum()  # NaN if every member failed
         return metrics_of(task, first, batch, mean)
+
+    def _all_scores(self, chosen: _Chosen, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
+        """The scores [P] of all members on the whole batch, also if several processes share members or samples.
+
+        The outputs [B, D] are those of the first member that this process runs.
+        """
+        apart, share = own_members(), share_of_batch()
+        if apart is not None:
+            bounds = apart.bounds(len(self.members), self.members.per_key)
+            part = replace(generation, members=self.members.part(*bounds[apart.group.rank]))
+            scores, first = self._scores(chosen, x, judge, part)
+            return apart.joined(scores, bounds), first
+        scores, first = self._scores(chosen, x, judge, generation)
+        return (scores if share is None else share.mean(scores)), first
 
     def _scores(self, chosen: _Chosen, x: Inputs, judge: Judge, generation: Generation) -> tuple[Tensor, Tensor]:
         """The scores [P], and the outputs of the first member; see `Evaluator`."""
@@ -167,6 +184,22 @@ class BlackBoxRule(Rule):
                 chosen = self._choice(chosen.net, x, judge, generation, draws=True)
                 found = chosen.evaluator(chosen.net, x, judge, generation)
             return found
+
+    def refuse_mesh(self, mode: str, net: nn.Module) -> None:
+        """Raise UserError if a score is not a mean over samples, or if members mix the samples of several processes."""
+        super().refuse_mesh(mode, net)
+        if mode != "data":
+            return
+        if self.objective is not None and self.objective.score is not OBJECTIVES["accuracy"]:
+            raise UserError(
+                "mesh: found data, but the objective is a function of the whole batch, which cannot be averaged over "
+                "processes. Use train.mesh=population"
+            )
+        if any(isinstance(module, _BatchNorm) for module in net.modules()):
+            raise UserError(
+                "mesh: found data, but the net has batch norm, which would need the statistics of each member from all "
+                "processes. Use train.mesh=population"
+            )
 
     def forward_passes(self, net: nn.Module, task: Task) -> float:
         """Return P, and one more if layers learn a state such as running statistics, which the first step finds out."""
@@ -210,13 +243,18 @@ class BlackBoxRule(Rule):
             self.chosen.fill_(-1)
         names = get_args(EvaluatorName)
         asked = self.evaluator if self.chosen < 0 else names[self.chosen]
+        apart = own_members()
         behaviour = study(net, x, generation.noise)
         behaviour = replace(behaviour, draws=behaviour.draws or draws)
         # The trials run the net many times. Training must begin as if they had not run.
         state = State(behaviour.stateful)
         try:
             with members(net), generation.noise.fold("choice").global_rng(main_input(x).device):
+                if apart is not None and apart.group.rank:  # the first process chooses for all of them
+                    asked = apart.group.same(None)
                 name, evaluator = choose(asked, net, x, judge, generation, self.max_memory, behaviour)
+                if apart is not None and not apart.group.rank:
+                    apart.group.same(name)
         finally:
             state.put_back()
         self.chosen.fill_(names.index(name))

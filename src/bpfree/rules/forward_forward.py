@@ -31,6 +31,7 @@ from bpfree.inputs import Inputs, forward, one_tensor
 from bpfree.local.cut import Taps, cut
 from bpfree.local.maps import mean_square
 from bpfree.local.rule import LocalRule
+from bpfree.mesh import drawn_for_samples, whole
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise, counts
@@ -133,8 +134,9 @@ class ForwardForward(LocalRule):
 
     def _even_labels(self, batch: Batch, noise: Noise) -> Tensor:
         """A wrong label [B] for each sample, all equally likely."""
-        shift = 1 + noise.fold("negative").randint(self.classes - 1, len(batch.y), device=batch.y.device)
-        return (batch.y + shift) % self.classes
+        key, others = noise.fold("negative"), self.classes - 1
+        shift = drawn_for_samples(lambda rows: key.randint(others, rows, device=batch.y.device), len(batch.y))
+        return (batch.y + 1 + shift) % self.classes
 
     def _hard_labels(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> tuple[Tensor, Scalars]:
         """A wrong label [B] for each sample, drawn by the output segment's softmax; that segment learns too."""
@@ -204,7 +206,10 @@ def drawn_by_softmax(scores: Tensor, noise: Noise) -> Tensor:
         noise: the key.
     """
     if counts(scores.device):  # the first of exponential waiting times, as torch.multinomial does it
-        wait = -torch.log1p(-noise.rand(*scores.shape, device=scores.device))
+        classes = scores.shape[1]
+        drawn = drawn_for_samples(lambda rows: noise.rand(rows, classes, device=scores.device), len(scores))
+        wait = -torch.log1p(-drawn)
         return (scores - wait.clamp_min(torch.finfo(wait.dtype).tiny).log()).argmax(1)
     likely = scores.softmax(1).nan_to_num(1.0)  # of a training that diverged, which the trainer is to say
-    return torch.multinomial(likely, 1, generator=noise.generator(likely.device)).flatten()
+    likely = whole(likely)
+    return drawn_for_samples(lambda _: torch.multinomial(likely, 1, generator=noise.generator()).flatten(), len(scores))

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, scores_of, tensors_of
+from bpfree.mesh import own_members
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
 from bpfree.population import PERTURBATIONS, Generation, Member, Population
@@ -39,6 +40,7 @@ class ForwardGradient(Rule):
 
     takes_soft_labels: ClassVar[bool] = True
     needs_derivatives: ClassVar[bool] = True
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data", "population")
 
     def __init__(self, *, directions: int = 1, perturbation: Literal["gaussian", "rademacher"] = "gaussian") -> None:
         super().__init__()
@@ -64,7 +66,10 @@ class ForwardGradient(Rule):
         slopes: list[Tensor] = []
         scalars: Scalars = {}
         start = State(list(net.modules()) if len(self.members) > 1 else [])
-        for member in self.members:
+        apart = own_members()
+        bounds = [(0, len(self.members))] if apart is None else apart.bounds(len(self.members))
+        first, end = bounds[0 if apart is None else apart.group.rank]
+        for member in self.members[first:end]:
             start.put_back()  # so that state such as running statistics is learned once, from the same start
             directions = [sample.dense()[0] for sample in generation.draw(member.key)]
             with _dual_level(), noise.fold("dropout").global_rng(batch.device):
@@ -78,7 +83,8 @@ class ForwardGradient(Rule):
                 if not scalars:
                     primal = forward_ad.unpack_dual(out).primal  # type: ignore[no-untyped-call]
                     scalars = metrics_of(task, primal, batch, loss)
-        add_gradients(generation.parameters, generation.combine(torch.stack(slopes) / len(slopes)))
+        all_slopes = torch.stack(slopes) if apart is None else apart.joined(torch.stack(slopes), bounds)
+        add_gradients(generation.parameters, generation.combine(all_slopes / len(all_slopes)))
         return scalars
 
 

@@ -35,6 +35,7 @@ from bpfree.local.heads import PixelLinear, Pixels, PooledLinear, head_shape
 from bpfree.local.maps import std_over_space
 from bpfree.local.rule import LocalRule
 from bpfree.local.segments import Segment
+from bpfree.mesh import whole
 from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
 
@@ -143,7 +144,7 @@ class _Head(nn.Module):
 def similarity(x: Tensor) -> Tensor:
     """S(x): cosine similarities [B, B] between mean-centred samples of x [B, ...], in float32 or wider."""
     with torch.autocast(x.device.type, enabled=False):
-        x = _features(x)
+        x = whole(_features(x))
         x = F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
         return x @ x.T
 
@@ -151,7 +152,7 @@ def similarity(x: Tensor) -> Tensor:
 def similarity_loss(x: Tensor, target: Tensor) -> Tensor:
     """mse(S(x), target), target [B, B] symmetric; its derivative is written out, in fewer passes over x."""
     with torch.autocast(x.device.type, enabled=False):
-        x = _features(x)
+        x = whole(_features(x))
         # Normalised to mean 0 and length sqrt(H): one pass there, and one pass back.
         z = F.layer_norm(x, x.shape[1:], eps=_TINY**2 / x.shape[1])
         loss: Tensor = _SimilarityLoss.apply(z, target)  # type: ignore[no-untyped-call]

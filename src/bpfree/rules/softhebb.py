@@ -35,6 +35,7 @@ from bpfree.errors import check_positive
 from bpfree.local.cut import Taps
 from bpfree.local.layers import SeenLayer, layers_of
 from bpfree.local.rule import LocalRule
+from bpfree.mesh import summed
 
 
 class SoftHebb(LocalRule):
@@ -90,7 +91,7 @@ class SoftHebb(LocalRule):
         y = soft_winners(u, self.t, layer.axis)
         hebb = layer.hebbian(y)  # sum y_k x, [K, ...]
         decay = (y * u).sum([d for d in range(u.dim()) if d != layer.axis % u.dim()])  # [K]
-        dw = hebb - per_unit(decay, w) * w
+        dw = summed(hebb - per_unit(decay, w) * w)
         dw = dw / dw.abs().max().clamp_min(torch.finfo(dw.dtype).tiny)
         norm = w.flatten(1).norm(dim=1)  # [K]
         return self.radius * self.scale * per_unit((norm - 1).abs().sqrt(), w) * dw

@@ -10,9 +10,10 @@ import torch
 from bpfree.errors import UserError, check_choice, shown
 from bpfree.nets.acceptance import eager
 from bpfree.rule import Rule
-from bpfree.spec import check_options
+from bpfree.spec import Spec, check_options
 from bpfree.training.determinism import settings
 from bpfree.training.graphs import Graph
+from bpfree.training.mesh import MeshSpec
 from bpfree.training.precision import Precision, arithmetic, refuse_float16
 
 Update = Literal["together", "fused"]
@@ -38,6 +39,8 @@ class Compute:
             "off" takes each step by Python. See `bpfree.training.graphs`.
         deterministic: True for operations that give the same bits in each run on one device, also where others are
             faster. An operation that does not have such a form raises an error.
+        mesh: how the processes that torchrun started share the training: "auto", "data", "blocks", "population", or
+            "none"; see `bpfree.training.mesh`.
 
     Raises:
         UserError: an unknown precision, update or graph, or a deterministic that is neither true nor false.
@@ -47,6 +50,7 @@ class Compute:
     update: Update = "together"
     graph: Graph = "auto"
     deterministic: bool = False
+    mesh: MeshSpec | Spec = "auto"
 
     def __post_init__(self) -> None:
         refuse_float16("compute.precision", self.precision)
@@ -55,6 +59,7 @@ class Compute:
         check_choice("compute.graph", self.graph, get_args(Graph))
         if not isinstance(self.deterministic, bool):
             raise UserError(f"compute.deterministic: found {shown(self.deterministic)}, allowed: true or false")
+        MeshSpec.of(self.mesh, "compute.mesh").check()
 
     @classmethod
     def of(cls, spec: "Compute | str | Mapping[str, Any]") -> "Compute":
@@ -68,7 +73,7 @@ class Compute:
 
         Example:
             >>> Compute.of({"update": "fused"})
-            Compute(precision='float32', update='fused', graph='auto', deterministic=False)
+            Compute(precision='float32', update='fused', graph='auto', deterministic=False, mesh='auto')
         """
         if isinstance(spec, Compute):
             return spec

@@ -19,7 +19,7 @@ from bpfree.inputs import Inputs
 from bpfree.local.channels_last import channels_last
 from bpfree.memory import peak_step_memory
 from bpfree.nets.acceptance import eager, materialize, refuse_meta, unwrapped
-from bpfree.nets.unchanged import same_modes, unchanged_buffers
+from bpfree.nets.unchanged import same_modes, unchanged
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.rules import RULES
@@ -30,6 +30,7 @@ from bpfree.training.determinism import prepare, settings
 from bpfree.training.divergence import explain_first_step, find_non_finite, refuse_no_derivatives
 from bpfree.training.evaluation import evaluate_split
 from bpfree.training.graphs import StepGraph, allowed
+from bpfree.training.mesh import Mesh, MeshSpec
 from bpfree.training.places import Places
 from bpfree.training.precision import Precision, resolve
 from bpfree.training.progress import Progress
@@ -52,6 +53,7 @@ class Stepper:
         dtype: the floating type of the net's parameters.
         precision: the number type of forward passes; "auto" is resolved.
         update: "together" or "fused".
+        mesh: what several processes share; see `bpfree.training.mesh`.
         deterministic: True if two runs on one device give the same bits.
         channels_last: True if images lie channels last in memory; None until `bind` decides.
         noise: the key of everything random in training.
@@ -87,6 +89,7 @@ class Stepper:
         self.clip = clip
         self.precision: Precision = resolve(compute.precision, self.device)
         self.update = compute.update
+        self.mesh = Mesh(MeshSpec.of(compute.mesh, "compute.mesh"), self.rule)
         self.deterministic = compute.deterministic
         prepare(self.deterministic, self.device)
         self._graph_wanted = allowed(compute.graph, self.device)
@@ -155,6 +158,7 @@ class Stepper:
             self.net.train()
             self.rule.bind(self.net, self.task, batch)
         self.rule.to(self.device)  # bind may have made tensors on the CPU
+        self.mesh.bind(self.net, self.rule)
         self._never_finite = set(find_non_finite(self.net, self.rule))
         updater = Updater(
             self.net,
@@ -170,7 +174,7 @@ class Stepper:
         )
         if self._graph_wanted != "off":
             self._graph = StepGraph(self._take, self._places, self._key, self.device, self._graph_wanted)
-            if (reason := updater.not_capturable) is not None:
+            if (reason := self.mesh.not_capturable or updater.not_capturable) is not None:
                 self._graph.give_up(reason)
         self._updater = updater  # last: a trainer whose bind failed is not bound
 
@@ -207,10 +211,10 @@ class Stepper:
 
         Args:
             batch: a Batch, or a pair (x, y) of arrays or tensors, where x may be a tuple or a dict of those. x is as
-                the net takes it.
+                the net takes it. Several processes all pass the same whole batch.
 
         Returns:
-            Detached 0-d tensors of the rule, among them `loss`.
+            Detached 0-d tensors of the rule, among them `loss`; of several processes, each has those of its rows.
 
         Raises:
             UserError: the batch is not such a pair, or the first step fails.
@@ -246,7 +250,7 @@ class Stepper:
         updater.zero_grad()
         key = self._key.of(self.noise, self.progress.step)
         with self.arithmetic(), updater.during_gradients(), key as noise:
-            scalars = self.rule.gradients(self.net, self.task, batch, noise)
+            scalars = self.mesh.gradients(self.rule, self.net, self.task, batch, noise)
         if show:
             self._count_queries()
             self._show_gradients(batch, scalars)
@@ -299,14 +303,9 @@ class Stepper:
             with self.arithmetic(), updater.during_gradients(learn=False):
                 self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
 
-        # Weights are restored from copies: a rule that perturbs them in place subtracts its noise again, which leaves a
-        # rounding error.
-        weights = [p.detach().clone() for p in self.net.parameters()]
-        with same_modes(self.net), unchanged_buffers(self.net):
+        with unchanged(self.net):
             self.net.train()
             peak = peak_step_memory(gradients, self.device)
-        for p, before in zip(self.net.parameters(), weights, strict=True):
-            p.data.copy_(before)
         updater.zero_grad()
         return peak
 
@@ -342,7 +341,7 @@ class Stepper:
         Args:
             batches: the batches of the split.
         """
-        return evaluate_split(self.task, batches.epoch(), self.predict, self.net).metrics
+        return evaluate_split(self.task, batches.epoch(), self.mesh.shared(self.predict), self.net).metrics
 
     def arithmetic(self) -> AbstractContextManager[None]:
         """Return a context in which forward passes are computed as in a step; see `bpfree.training.compute`."""

@@ -184,6 +184,8 @@ class Trainer(Stepper):
             for listener in fit.listeners:
                 listener.on_epoch(self, record)
         if fit.interrupted():
+            self.mesh.ask_to_stop()
+        if self.mesh.stops:
             for listener in fit.listeners:
                 listener.on_interrupt(self)
             raise KeyboardInterrupt
@@ -195,16 +197,18 @@ class Trainer(Stepper):
         for batch in fit.train.epoch(epoch, start=done):
             pending.append(self.step(batch))
             if len(pending) == _CHECK_EVERY:
-                self._check_losses(pending)
+                self._check_losses(pending, fit.train.batch_size)
             # Listeners see a step whose loss may be checked only some steps later; an epoch is checked as a whole.
             for listener in fit.listeners:
                 listener.on_step(self, batch)
             if self._meter is not None:
                 self._meter.look()
+            if fit.interrupted():
+                self.mesh.ask_to_stop()
             # After the last step the epoch is whole, and its record is made before the training stops.
-            if fit.interrupted() and self.progress.step % len(fit.train):
+            if self.mesh.stops and self.progress.step % len(fit.train):
                 break
-        self._check_losses(pending)
+        self._check_losses(pending, fit.train.batch_size)
 
     def _record(self, fit: _Fit, pace: float) -> Record:
         """Evaluate the epoch that is over; return its line of metrics.jsonl and start the next epoch's sums.
@@ -234,10 +238,15 @@ class Trainer(Stepper):
             raise UserError("early_stopping: needs validation samples, but data.validation is 0. Use 0.1, say")
         early_stopping.score(evaluate_split(self.task, [next(validation.epoch())], self.predict, self.net).metrics)
 
-    def _check_losses(self, pending: list[Scalars]) -> None:
-        """Add the scalars of the last steps to the epoch's sums, and clear the list; raise if one is not finite."""
+    def _check_losses(self, pending: list[Scalars], samples: int) -> None:
+        """Add the scalars of the last steps to the epoch's sums, and clear the list; raise if one is not finite.
+
+        Args:
+            pending: the scalars of each step.
+            samples: B.
+        """
         first = self.progress.step - len(pending)
-        for step, name, value in read_scalars(pending, first):
+        for step, name, value in read_scalars(self.mesh.merged(pending, samples), first):
             if not math.isfinite(value):
                 what = f"the loss of unit '{name.removeprefix('loss/')}'" if "/" in name else f"the {name}"
                 raise divergence_error(self.optimizer, self.clip, f"{what} became {value} at step {step}")

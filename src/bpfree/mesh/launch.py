@@ -1,0 +1,46 @@
+"""The processes that torchrun started: how many they are, and how they find each other."""
+
+import atexit
+import os
+
+import torch
+from torch import distributed
+
+
+def launched() -> int:
+    """Return how many processes torchrun started for this training; 1 without torchrun."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else 1
+
+
+def rank_of_process() -> int:
+    """Return the number of this process, from 0; 0 without torchrun."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank()
+    return int(os.environ["RANK"]) if launched() > 1 else 0
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, from 0; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if launched() > 1 else 0
+
+
+def restarted() -> bool:
+    """Return True if torchrun starts the training again, because one of its processes had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def join() -> None:
+    """Connect the processes that torchrun started; without torchrun, or at a second call, do nothing."""
+    if launched() == 1 or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

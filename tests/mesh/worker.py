@@ -1,0 +1,28 @@
+"""One of several processes: `python -m tests.mesh.worker RANK SIZE FOLDER`. It writes the weights of all cases."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from tests.mesh.cases import CASES, trained
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    only = sys.argv[4:]
+    for case in CASES:
+        if not only or str(case) in only:
+            try:
+                torch.save(trained(case), folder / f"{case}.{rank}.pt")
+            except Exception:
+                import traceback
+
+                traceback.print_exc()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
