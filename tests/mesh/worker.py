@@ -15,12 +15,7 @@ def main(rank: int, size: int, folder: Path) -> None:
     only = sys.argv[4:]
     for case in CASES:
         if not only or str(case) in only:
-            try:
-                torch.save(trained(case), folder / f"{case}.{rank}.pt")
-            except Exception:
-                import traceback
-
-                traceback.print_exc()
+            torch.save(trained(case), folder / f"{case}.{rank}.pt")
     distributed.destroy_process_group()
 
 
