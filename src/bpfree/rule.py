@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bpfree.errors import UserError
 from bpfree.grad import trainable
 from bpfree.inputs import Inputs, forward
+from bpfree.mesh import Lane, Part
 from bpfree.nets.acceptance import materialize, refuse_meta, refuse_wrapped
 from bpfree.noise import Noise
 from bpfree.spec import Checked, Described
@@ -94,6 +95,7 @@ class Rule(Checked, Described, nn.Module, ABC):
             channels-last net gets other numbers at the same places.
         mesh_modes: what several processes can split: "data", "blocks" or "population"; see `bpfree.training.mesh`. The
             first one is the default.
+        lane: the parts of this process, if several processes train different parts; set while gradients are computed.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
@@ -107,6 +109,7 @@ class Rule(Checked, Described, nn.Module, ABC):
     trains_every_parameter: ClassVar[bool] = True
     draws_in_memory_order: ClassVar[bool] = False
     mesh_modes: ClassVar[tuple[str, ...]] = ("data",)
+    lane: Lane | None = None
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Learn the shapes from a first batch: make buffers and heads, refuse what cannot work.
@@ -215,6 +218,15 @@ class Rule(Checked, Described, nn.Module, ABC):
                 f"mesh: found '{mode}', but {type(self).__name__} cannot be split so. Allowed: "
                 f"{', '.join(self.mesh_modes)}"
             )
+
+    def parts(self, net: nn.Module, batch: Batch) -> list[Part]:
+        """Return the parts that processes can train apart, in the order in which they run; for "blocks".
+
+        Args:
+            net: the net that the rule is bound to.
+            batch: samples, for their shapes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has 'blocks' in its mesh_modes, and no parts")
 
     def metadata(self) -> dict[str, str]:
         """Return what the rule chose by itself, such as its taps, for result.json; default: nothing."""

@@ -45,8 +45,12 @@ def new_net(case: Case) -> nn.Module:
     return net_for(case.rule)
 
 
-def new_rule(name: str) -> Rule:
+def new_rule(name: str, mode: str) -> Rule:
     """With enough members for all processes, of which each runs another number."""
+    if name == "forward_forward" and mode == "blocks":
+        return RULES[name](negatives="even")
+    if name == "noprop_hybrid" and mode == "blocks":
+        return RULES[name](embedding="one_hot")
     if name == "forward_gradient":
         return RULES[name](directions=4)
     if issubclass(RULES[name], BlackBoxRule):
@@ -63,7 +67,7 @@ def trained(case: Case, **compute: Any) -> dict[str, torch.Tensor]:
     optimizer = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
     trainer = Trainer(
         new_net(case),
-        new_rule(case.rule),
+        new_rule(case.rule, case.mode),
         task,
         optimizer,
         schedule={"name": "onecycle", "total_steps": STEPS},
@@ -73,6 +77,7 @@ def trained(case: Case, **compute: Any) -> dict[str, torch.Tensor]:
     )
     for batch in batches():
         trainer.step(batch)
+    trainer.mesh.gather()
     return {
         f"{part}.{name}": tensor
         for part, module in (("net", trainer.net), ("rule", trainer.rule))

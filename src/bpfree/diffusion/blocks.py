@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
+from bpfree.diffusion.apart import parts_of, refuse_blocks, send_features
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.diffusion.rule import DiffusionRule, Options, State, eps_like
 from bpfree.diffusion.schedules import MOVED_TO_SCHEDULE, ScheduleSpec
 from bpfree.diffusion.side_by_side import heads_at_once, side_by_side
 from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable
-from bpfree.mesh import drawn_for_samples
+from bpfree.mesh import Part, drawn_for_samples
 from bpfree.noise import Noise, counts
 from bpfree.spec import Spec
 from bpfree.types import Batch, Epochs, Scalars, Task, classes_of
@@ -41,6 +42,7 @@ class BlockRule(DiffusionRule):
             fewer heads are computed at once.
     """
 
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data", "blocks")
     side_by_side: bool | None = None
     _abar: Tensor  # [T + 1]: numbers of the levels that a step needs on the device
     _signal: Tensor
@@ -120,6 +122,8 @@ class BlockRule(DiffusionRule):
             # Keyed by the block: its dropout does not depend on which other blocks learn in this step.
             with noise.fold("block", turns[0]).global_rng(batch.device):
                 features = self._features(blocks, turns[0], task, batch, features, scalars)
+                if self.lane is not None and turns[0] == 1:
+                    send_features(self, blocks, self._turns(noise), features, batch, noise)
                 # Block t sees level t - 1, as in inference, where it reads the z that block t - 1 made.
                 z, eps = self._noised(range(turns[0] - 1, turns[-1]), batch, noise)
                 out = self._outputs(blocks, turns, features, z)
@@ -133,9 +137,24 @@ class BlockRule(DiffusionRule):
             if turns[0] == 1 and classes_of(task) is not None:
                 right = self._block_scores(1, out[0].detach(), z[0]).argmax(1) == batch.y
                 scalars["accuracy"] = right.float().mean()
+        if self.lane is not None:
+            if features is None:  # no block of this process has its turn
+                send_features(self, blocks, self._turns(noise), None, batch, noise)
+            if not self.lane.is_last:
+                return scalars | {"loss": total}
         shared = self.shared_loss(net, task, batch, noise)
         backward(shared)
         return scalars | {"loss/readout": shared.detach(), "loss": total + shared.detach()}
+
+    def refuse_mesh(self, mode: str, net: nn.Module) -> None:
+        """Raise UserError if blocks in several processes would have to know what others learn."""
+        super().refuse_mesh(mode, net)
+        if mode == "blocks":
+            refuse_blocks(self, self._blocks(net))
+
+    def parts(self, net: nn.Module, batch: Batch) -> list[Part]:
+        """Return the blocks; the first one has a shared trunk, and the last one what the rule itself trains."""
+        return parts_of(self, self._blocks(net), batch)
 
     def forward_passes(self, net: nn.Module, task: Task) -> float:
         """Return 1 if every block learns from a batch, or 1/T if one of T blocks does."""
@@ -216,17 +235,29 @@ class BlockRule(DiffusionRule):
 
     def _groups(self, blocks: DenoisingNet, batch: Batch, noise: Noise) -> list[range]:
         """The numbers of the blocks that learn in this step; those of one range are computed side by side."""
-        turns, most = self._turns(noise), 1
+        turns, most = self._own(self._turns(noise)), 1
         wanted = counts(batch.device) if self.side_by_side is None else self.side_by_side
         if wanted and len(turns) > 1 and len(blocks.trunks) == 1:
             most = heads_at_once(list(blocks.heads), len(batch.y))
         return [turns[start : start + most] for start in range(0, len(turns), most)]
+
+    def _own(self, turns: range) -> range:
+        """Those of the blocks that this process trains."""
+        if self.lane is None:
+            return turns
+        return range(max(turns.start, self.lane.first + 1), min(turns.stop, self.lane.end + 1))
 
     def _outputs(self, blocks: DenoisingNet, turns: range, features: Tensor, z: Tensor) -> Tensor:
         """The outputs [K, B, ...] of blocks for features [B, H], which only the first block reads attached."""
         if len(turns) > 1:
             return side_by_side(list(blocks.heads)[turns[0] - 1 : turns[-1]], features, z)
         return blocks.heads[turns[0] - 1](features, z[0]).unsqueeze(0)  # type: ignore[no-any-return]
+
+    def shared_features(self, blocks: DenoisingNet, batch: Batch) -> Tensor:
+        """Return the features [B, H] of a shared trunk, detached."""
+        # Block 1 owns the shared trunk and does not learn in this step, so nothing needs a graph through it.
+        with torch.no_grad():
+            return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
 
     def _features(
         self, blocks: DenoisingNet, t: int, task: Task, batch: Batch, before: Tensor | None, scalars: Scalars
@@ -241,9 +272,9 @@ class BlockRule(DiffusionRule):
             return blocks.trunks[t - 1](batch.tensor)  # type: ignore[no-any-return]
         if before is not None:  # the shared trunk ran for block 1 in this step already
             return before.detach()
-        # Block 1 owns the shared trunk and does not learn in this step, so nothing needs a graph through it.
-        with torch.no_grad():
-            return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
+        if self.lane is not None and self.lane.first:
+            return self.lane.receive(len(batch.y), 0, batch.device)
+        return self.shared_features(blocks, batch)
 
     def _noised(self, levels: range, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
         """Samples z_t ~ q(z_t|y) of K levels t, and the noise in them, both [K, B, E]."""

@@ -1,8 +1,7 @@
 """LocalRule: the base class of a rule that says what each segment of a net minimises."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -12,11 +11,14 @@ from bpfree.grad import backward, inner, trainable
 from bpfree.inputs import Inputs
 from bpfree.local.autotaps import find_segments
 from bpfree.local.channels_last import keep_order
-from bpfree.local.cut import Taps, cut
-from bpfree.local.layers import SeenInputs, SeesInputs, layers_of, watched
+from bpfree.local.cut import Taps
+from bpfree.local.cutting import CutsNet
+from bpfree.local.layers import layers_of
+from bpfree.local.parts import SegmentTensors
 from bpfree.local.passes import learn_by_segments, learn_end_to_end
 from bpfree.local.segments import Segment, at_each_step, owners
 from bpfree.local.step import Step
+from bpfree.mesh import Part
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule
@@ -24,7 +26,7 @@ from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task, is_per_step, pixels_of
 
 
-class LocalRule(SeesInputs, Rule):
+class LocalRule(CutsNet, Rule):
     """A rule that says what each segment of a net minimises.
 
     A subclass defines `local_loss`. Where that is not enough, it can also override `local_gradient`, `head`, `scores`,
@@ -59,11 +61,11 @@ class LocalRule(SeesInputs, Rule):
 
     needs_error: ClassVar[bool] = False
     has_heads: ClassVar[bool] = False
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data", "blocks")
     looks_inside: ClassVar[bool] = False  # `cut` itself runs a compiled net as it was written
     takes_soft_labels: ClassVar[bool] = True
     segment_done: Callable[[int], None] | None = None
     memory: Literal["fast", "flat"] = "flat"
-    taps: tuple[str, ...]
     segments: list[Segment]
     output_weight: float = 1.0
     per_step: bool = False
@@ -79,7 +81,6 @@ class LocalRule(SeesInputs, Rule):
         self.taps = self._asked_taps or ()
         self.segments = []
         self._chose_taps = False
-        self._layers: dict[str, int] = {}  # by the name of a layer, its hidden segment
 
     @property
     def is_bound(self) -> bool:
@@ -193,15 +194,6 @@ class LocalRule(SeesInputs, Rule):
         """
         return make(signal) if self._step is None else self._step.once(make, signal)
 
-    def pass_on(self, index: int, h: Tensor) -> Tensor:
-        """Return what the next segment sees of the output h of segment `index`; default: h itself.
-
-        Args:
-            index: number of the segment.
-            h: [B, ...], its output, detached.
-        """
-        return h
-
     def gradients(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
         """Run one or two forward passes, in which or after which every segment learns.
 
@@ -258,7 +250,7 @@ class LocalRule(SeesInputs, Rule):
             loss = self.local_loss(index, h, signal)
             self._differentiate(loss)
         self.finish_segment(index)
-        return {f"loss/{self.taps[index]}": loss.detach()}
+        return self.noted({f"loss/{self.taps[index]}": loss.detach()})
 
     def learn_output(self, task: Task, out: Tensor, batch: Batch) -> Scalars:
         """Add the gradients of the output segment, from the task's loss.
@@ -289,6 +281,31 @@ class LocalRule(SeesInputs, Rule):
         """Return 1, or 2 if hidden segments learn in a second pass, in which the error is known."""
         return 2 if self.needs_error and self.memory == "flat" and len(self.taps) > 1 else 1
 
+    def refuse_mesh(self, mode: str, net: nn.Module) -> None:
+        """Raise UserError if the segments wait for the error of the output, and are to be in several processes."""
+        super().refuse_mesh(mode, net)
+        if mode == "blocks" and self.locality().waits:
+            raise UserError(
+                f"mesh: found 'blocks', but the parts of {type(self).__name__} wait for the output of the net, which "
+                "only the last process has. Use train.mesh=data, or a rule whose parts do not wait, such as drtp, "
+                "mono_forward or predsim"
+            )
+
+    def parts(self, net: nn.Module, batch: Batch) -> list[Part]:
+        """Return the segments with their heads; the last part has everything behind it, too."""
+        few = batch.first(2).x
+        held = SegmentTensors(net, self.segments, few)
+        count = len(self.units(net))
+        self._held, self._earlier = held.names, None
+        found: list[Part] = []
+        for index in range(count):
+            own = range(index, len(self.segments) if index == count - 1 else index + 1)
+            heads = [head for i in own if (head := self.head(i)) is not None]
+            tensors = [t for i in own for t in held.tensors(i)] + [t for head in heads for t in _tensors(head)]
+            trained = [p for i in own for p in self.unit(net, i)]
+            found.append(Part(sum(held.operations[i] for i in own), trained, tensors))
+        return found
+
     def locality(self) -> Locality:
         """Declare one segment at a time; with `needs_error` segments wait, and are kept unless `memory` is flat."""
         keeps = self.needs_error and self.memory == "fast"
@@ -309,40 +326,6 @@ class LocalRule(SeesInputs, Rule):
         own = [net.get_parameter(name) for name in self.segments[index].parameters]
         return own + (trainable(head) if head else [])
 
-    @contextmanager
-    def cut_net(
-        self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object], *, attached: bool = False
-    ) -> Iterator[None]:
-        """While active, a forward pass of the net is cut at the taps, as `bpfree.local.cut.cut` does it.
 
-        Rules that run the net themselves use it. The next segment sees what `pass_on` returns.
-
-        Args:
-            net: the net that the rule is bound to.
-            x: [B, ...], the samples of the pass.
-            visit: called with the index and the output h [B, ...] of each hidden segment, attached to that segment.
-            attached: True to leave the graph whole; h is then attached to the segments before as well.
-        """
-
-        def go_on(index: int, h: Tensor) -> Tensor:
-            visit(index, h)
-            passed = again(index, h)
-            if self.inputs_seen is not None:
-                self.inputs_seen.segments[index + 1] = passed.detach()
-            return passed
-
-        def again(index: int, h: Tensor) -> Tensor:
-            # Activation checkpointing computes the segment a second time, in a backward pass: it has learned already.
-            return self.pass_on(index, h if attached else h.detach())
-
-        cuts = cut(net, self.taps, go_on, again, attached=attached)
-        if not self.sees_inputs:
-            with cuts:
-                yield
-            return
-        self.inputs_seen = SeenInputs(x, len(self.taps))
-        try:
-            with watched(net, self._layers, self.inputs_seen.layers), cuts:
-                yield
-        finally:
-            self.inputs_seen = None
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -6,14 +6,18 @@ rules nor trainers: `bpfree.training.mesh` decides what a training splits.
 
 from bpfree.mesh.average import average_gradients
 from bpfree.mesh.group import Group, LostProcessError
+from bpfree.mesh.lane import Lane, Part, PassedOn
 from bpfree.mesh.launch import join, launched, rank_of_process
 from bpfree.mesh.members import Members, members_apart, own_members
 from bpfree.mesh.share import Share, drawn_for_samples, share_of_batch, sharing, summed, whole
 
 __all__ = [
     "Group",
+    "Lane",
     "LostProcessError",
     "Members",
+    "Part",
+    "PassedOn",
     "Share",
     "average_gradients",
     "drawn_for_samples",

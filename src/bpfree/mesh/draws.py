@@ -48,6 +48,33 @@ class DrawsForWholeBatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **options)
 
 
+class DrawsOfEarlierParts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context in which parts of a net that other processes train still use up their random numbers.
+
+    Those parts run on the meta device, where nothing is drawn, and the parts behind them must find torch's generator
+    where one process would have it.
+
+    Attributes:
+        drew: True if a random operation ran on the meta device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drew = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation of torch."""
+        options = kwargs or {}
+        x = args[0] if args and isinstance(args[0], Tensor) else None
+        random = torch.Tag.nondeterministic_seeded in func.tags and options.get("generator") is None
+        if random and x is not None and x.is_meta:
+            self.drew = True
+            func(torch.empty_like(x, device="cpu"), *args[1:], **options)
+        return func(*args, **options)
+
+
 def _empty(rows: int, like: Tensor) -> Tensor:
     """An empty tensor with more rows, in the memory order of a tensor: numbers are drawn in that order."""
     last = like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)

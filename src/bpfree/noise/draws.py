@@ -66,6 +66,8 @@ class KeyedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _drawn(self, kind: philox.Kind, like: Tensor) -> Tensor:
         row = self.count
         self.count += 1
+        if like.is_meta:  # a part of the net that another process trains
+            return torch.empty_like(like, dtype=torch.float32)
         if not like.dim():
             return self._draw(kind, row, 1).view(())
         size = like[:1].numel()

@@ -175,6 +175,7 @@ class DFA(DirectFeedback):
     """
 
     needs_error: ClassVar[bool] = True
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data",)  # all segments wait for the error of the output
 
     def __init__(
         self,
@@ -231,6 +232,7 @@ class DRTP(DirectFeedback):
 class Shallow(LocalRule):
     """The control: only the output segment learns, on random features."""
 
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data",)
     trains_every_parameter: ClassVar[bool] = False
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from bpfree.diffusion.blocks import BlockRule, Order
 from bpfree.diffusion.rule import Decode, Inference
 from bpfree.diffusion.schedules import ScheduleSpec, kl
-from bpfree.errors import check_choice, check_positive
+from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.spec import Spec
@@ -101,6 +101,15 @@ class NoPropDT(BlockRule):
         dsnr = self.levels.dsnr
         self._keep("_weights", 0.5 * self.eta * (dsnr if self.weighting == "snr" else torch.ones_like(dsnr)), net)
 
+    def refuse_mesh(self, mode: str, net: nn.Module) -> None:
+        """Raise UserError if the read-out learns from all blocks, and these are to be in several processes."""
+        super().refuse_mesh(mode, net)
+        if mode == "blocks" and self.readout_from == "chain":
+            raise UserError(
+                "mesh: found 'blocks', but the read-out learns from the end of inference, which needs all blocks. Use "
+                "rule.readout_from=posterior, or train.mesh=data"
+            )
+
     def block_losses(self, turns: range, out: Tensor, z: Tensor, eps: Tensor, task: Task, batch: Batch) -> Tensor:
         """Return eta/2 (SNR_t - SNR_{t-1}) |u^_t - u_y|^2, [K], means over the batch; see `BlockRule`."""
         errors: Tensor = (self.embedding.expected(out) - self.embedding(batch)).square().sum(2).mean(1)  # [K]
@@ -138,6 +147,7 @@ class NoPropLinear(NoPropDT):
     """
 
     tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data",)  # the read-out learns from all blocks
     moved_options: ClassVar[Mapping[str, str]] = {}  # the schedule is fixed
 
     def __init__(

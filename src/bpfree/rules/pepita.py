@@ -62,6 +62,7 @@ class Pepita(LocalRule):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "reconstruct", "regress")  # one error for a sample
+    mesh_modes: ClassVar[tuple[str, ...]] = ("data",)  # all layers wait for the error of the output
     trains_every_parameter: ClassVar[bool] = False  # normalisations stay as they were drawn
     F: Tensor  # [D, inputs]
 

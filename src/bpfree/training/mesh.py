@@ -2,34 +2,30 @@
 
 data        each process computes its rows of every batch; gradients are averaged while other parts still compute
 population  each process runs some members of a population; the scores are exchanged, the noise is drawn again
-blocks      each process trains some parts of the net; see `bpfree.training.blocks`
+blocks      each process trains some parts of the net; features go forward, and nothing comes back. With `replicas`
+            several such groups of processes share the rows of each batch, too
 
 The weights become those of one process, up to the rounding of sums in another order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, distributed, nn
 
-from bpfree.errors import UserError, check_choice
-from bpfree.grad import trainable
+from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.inputs import Inputs, apply, main_input
-from bpfree.local.rule import LocalRule
-from bpfree.mesh import Group, Members, Share, join, launched, members_apart, sharing
-from bpfree.mesh.average import Average, refuse_different
-from bpfree.mesh.batch_norm import SynchronisedNorms
-from bpfree.mesh.draws import DrawsForWholeBatch
+from bpfree.mesh import Group, Lane, Members, Part, PassedOn, Share, join, launched, members_apart, sharing
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.spec import OptionGroup
-from bpfree.types import Batch, Scalars, Task, weight_of
+from bpfree.training.listener import Listener
+from bpfree.training.rows import Rows
+from bpfree.types import Batch, Scalars, Task
 
-_TINY = 1e-12
 MeshName = Literal["auto", "none", "data", "blocks", "population"]
 
 
@@ -41,15 +37,21 @@ class MeshSpec(OptionGroup):
         name: "data", "population" or "blocks"; "auto" for what suits the rule best; "none" to refuse several processes.
         batch_norm: "synchronised" for the statistics of the whole batch, as in one process; "per_process" for those of
             the rows of each process, which sends nothing.
+        replicas: with "blocks", the number of groups of processes that train the same parts by different rows of each
+            batch. It must divide the number of processes.
     """
 
     name: MeshName = "auto"
     batch_norm: Literal["synchronised", "per_process"] = "synchronised"
+    replicas: int = 1
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
         check_choice("mesh.name", self.name, get_args(MeshName))
         check_choice("mesh.batch_norm", self.batch_norm, ("synchronised", "per_process"))
+        check_positive("mesh.replicas", self.replicas)
+        if self.replicas > 1 and self.name != "blocks":
+            raise UserError(f"mesh.replicas: found {self.replicas} with mesh {self.name}, allowed: only with blocks")
 
 
 class Mesh:
@@ -62,6 +64,7 @@ class Mesh:
     Attributes:
         mode: "data", "population" or "blocks"; None for one process.
         world: all processes; None for one.
+        stops: True if all processes stop after the step that was taken last.
 
     Raises:
         UserError: the rule cannot be split in this way.
@@ -72,10 +75,15 @@ class Mesh:
         self.mode: str | None = None
         self.world: Group | None = None
         self.stops = False
-        self._asked = False
-        self._draws = True
-        self._seen = False
         self._spec = spec
+        self._asked = False  # this process is to stop
+        self._told = False  # one of the processes that share rows is to stop, and all of them know it
+        self._target: int | None = None  # the step after which blocks without messages stop
+        self._agreed = False
+        self._members: Members | None = None
+        self._rows: Rows | None = None
+        self._lane: Lane | None = None
+        self._parts: list[Part] = []
         if launched() == 1:
             return
         if spec.name == "none":
@@ -85,7 +93,6 @@ class Mesh:
         join()
         self.mode = rule.mesh_modes[0] if spec.name == "auto" else spec.name
         self.world = Group()
-        self._members = Members(self.world) if self.mode == "population" else None
 
     @property
     def is_first(self) -> bool:
@@ -97,12 +104,20 @@ class Mesh:
         """Why a step cannot be captured as a graph; None if it can."""
         return None if self.world is None else "several processes exchange tensors within it"
 
-    def bind(self, net: nn.Module, rule: Rule) -> None:
+    @property
+    def owned(self) -> set[int] | None:
+        """The ids of the parameters that this process trains; None for all."""
+        if self._lane is None:
+            return None
+        return {id(p) for part in self._parts[self._lane.first : self._lane.end] for p in part.parameters}
+
+    def bind(self, net: nn.Module, rule: Rule, batch: Batch) -> None:
         """Refuse what cannot be split, and give all processes the weights of the first one.
 
         Args:
             net: the net.
             rule: bound to the net.
+            batch: samples, for their shapes.
 
         Raises:
             UserError: the rule or the net cannot be split in this way.
@@ -114,15 +129,19 @@ class Mesh:
         for module in (net, rule):
             for tensor in module.state_dict().values():
                 self.world.broadcast_(tensor, 0)
-        self._norms = self._spec.batch_norm == "synchronised" and any(
-            isinstance(module, _BatchNorm) for module in net.modules()
-        )
-        self._units = (
-            [rule.unit(net, index) for index in range(len(rule.segments))] if isinstance(rule, LocalRule) else []
-        )
+        rows: Group | None = self.world
+        if self.mode == "population":
+            self._members, rows = Members(self.world), None
+        elif self.mode == "blocks":
+            lane, rows = _groups(self.world, self._spec.replicas)
+            self._parts = rule.parts(net, batch)
+            self._lane = Lane(lane, [part.cost for part in self._parts])
+        if rows is not None:
+            synchronised = self._spec.batch_norm == "synchronised"
+            self._rows = Rows(rows, net, rule, synchronised=synchronised, owned=self.owned)
 
     def gradients(self, rule: Rule, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        """Add the gradients of the whole batch to `.grad`, with the same bits in all processes.
+        """Add the gradients of the whole batch to `.grad`; in blocks mode, of the parts of this process.
 
         Args:
             rule: the rule.
@@ -136,65 +155,77 @@ class Mesh:
         """
         if self.world is None:
             return rule.gradients(net, task, batch, noise)
+        if self._lane is not None:
+            self._lane.losses = {}
+            self._lane.stop |= self._is_to_stop and self._lane.first == 0
+
+        def compute(task: Task, batch: Batch) -> Scalars:
+            with members_apart(self._members), self._apart(rule):
+                try:
+                    return rule.gradients(net, task, batch, noise)
+                except PassedOn:
+                    assert self._lane is not None
+                    return self._lane.losses
+
         if self._members is not None:
             self._members.flag = self._asked
-            with members_apart(self._members):
-                scalars = rule.gradients(net, task, batch, noise)
-            self.stops |= self._members.flag
-            return scalars
-        return self._by_rows(rule, net, task, batch, noise)
-
-    def _by_rows(self, rule: Rule, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Scalars:
-        assert self.world is not None
-        share = Share.of(self.world, len(batch.y))
-        own = Batch(apply(batch.x, lambda x: x[share.rows]), batch.y[share.rows])
-        average = Average(self.world, share.weight)
-        with ExitStack() as stack:
-            stack.enter_context(sharing(share))
-            if self._norms:
-                stack.enter_context(SynchronisedNorms(share))
-            draws = stack.enter_context(DrawsForWholeBatch(share)) if self._draws else None
-            with self._parts_sent(rule, average):
-                scalars = rule.gradients(net, _of_rows(task, batch, own, share), own, noise)
-        if draws is not None:  # a look at every operation takes time, so only nets that draw numbers have it
-            self._draws = draws.drew
-        if not self._seen:
-            self._seen = True
-            refuse_different(self.world, [*net.named_parameters(), *rule.named_parameters()])
-        # Scores of members were averaged already, so that gradients are equal.
-        learned = trainable(net, rule) if rule.needs_derivatives else []
-        self.stops |= average.finish(learned, self._asked)
+        told = False
+        if self._rows is None:
+            scalars = compute(task, batch)
+        else:
+            scalars, told = self._rows.step(compute, task, batch, self._asked)
+        self._told |= told or (self._members is not None and self._members.flag)
+        # Through a lane, the flag travels with the features, so that later parts stop after the same step.
+        self.stops |= self._told if self._lane is None else self._lane.stop and self._lane.has_messages
         return scalars
 
+    @property
+    def _is_to_stop(self) -> bool:
+        return self._asked if self._rows is None else self._told
+
+    def refuse_trackers(self, trackers: Sequence[Listener[Any]]) -> None:
+        """Raise UserError if a tracker needs all gradients, and each process has those of its parts only.
+
+        Args:
+            trackers: what listens to the training.
+        """
+        wanting = [type(tracker).__name__ for tracker in trackers if tracker.listens_to_gradients]
+        if self._lane is not None and wanting:
+            raise UserError(
+                f"trackers: found {', '.join(wanting)} with mesh blocks, where no process has all gradients. Leave "
+                "it out, or use train.mesh=data"
+            )
+
     @contextmanager
-    def _parts_sent(self, rule: Rule, average: Average) -> Iterator[None]:
-        """Send the gradients of a segment as soon as it has learned, while later segments compute."""
-        if not isinstance(rule, LocalRule):
-            yield
-            return
-        fused = rule.segment_done
-
-        def done(index: int) -> None:
-            average.start(self._units[index])
-            if fused is not None:  # it uses the gradients up, so they must have come
-                average.send()
-                average.wait()
-                fused(index)
-
-        rule.segment_done = done
+    def _apart(self, rule: Rule) -> Iterator[None]:
+        rule.lane = self._lane
         try:
             yield
         finally:
-            rule.segment_done = fused
+            rule.lane = None
+
+    def gather(self) -> None:
+        """Give all processes the weights of all parts, which each process has trained by itself."""
+        if self._lane is None:
+            return
+        self._lane.finish()
+        for index, part in enumerate(self._parts):
+            source = self._lane.owner(index)
+            for kind in dict.fromkeys(tensor.dtype for tensor in part.tensors):
+                some = [tensor for tensor in part.tensors if tensor.dtype == kind]
+                flat = torch.cat([tensor.detach().reshape(-1) for tensor in some])
+                self._lane.group.broadcast_(flat, source)
+                for tensor, values in zip(some, torch.split(flat, [t.numel() for t in some]), strict=True):
+                    tensor.data.copy_(values.view_as(tensor))
 
     def merged(self, pending: Sequence[Scalars], samples: int) -> Sequence[Scalars]:
-        """Return the scalars of several steps as those of the whole batches, in all processes.
+        """Return the scalars of several steps as those of the whole batches; in blocks mode, as they are.
 
         Args:
             pending: the scalars of each step, of this process.
             samples: B, of a whole batch.
         """
-        if self.world is None or not pending:
+        if self.world is None or self._lane is not None or not pending:
             return pending
         values = torch.stack([value.double() for each in pending for value in each.values()])
         if self.mode == "population":
@@ -203,6 +234,24 @@ class Mesh:
             values = Share.of(self.world, samples).mean(values)
         found = iter(values.unbind())
         return [{name: next(found) for name in each} for each in pending]
+
+    def joined(self, sums: dict[str, float], counts: dict[str, int]) -> tuple[dict[str, float], dict[str, int]]:
+        """Return the sums of scalars over an epoch, and their numbers, of all parts of the net.
+
+        Args:
+            sums: of this process; a scalar of several processes, such as the loss, is the sum of theirs.
+            counts: how often each scalar was added.
+        """
+        if self.world is None or self._lane is None:
+            return sums, counts
+        replicas = self._spec.replicas
+        total: dict[str, float] = {}
+        number: dict[str, int] = {}
+        for some, often in self.world.all_of((sums, counts)):
+            for name, value in some.items():
+                total[name] = total.get(name, 0.0) + value / replicas
+                number[name] = max(number.get(name, 0), often[name])
+        return total, number
 
     def shared(self, predict: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
         """Return a function that predicts as `predict` does, where each process computes its rows.
@@ -225,44 +274,45 @@ class Mesh:
 
         return predict_rows
 
-    def ask_to_stop(self) -> None:
-        """Let the training stop after a step, which will be the same in all processes; `stops` is True then."""
-        self._asked = True
-        self.stops |= self.world is None
+    def look_for_stop(self, asked: bool, step: int, *, ends_epoch: bool) -> None:
+        """Agree with the other processes if, and after which step, all of them stop; `stops` says it.
+
+        Args:
+            asked: True if this process is to stop.
+            step: the number of steps that were taken.
+            ends_epoch: True after the last step of an epoch.
+        """
+        self._asked |= asked
+        if self.world is None:
+            self.stops |= self._asked
+            return
+        if self._lane is None or self._lane.has_messages:
+            return  # the flag travels with the messages of a step
+        # No step sends anything. So each process says once in an epoch where it is: when it is asked to stop, or at the
+        # end; the one that is furthest decides.
+        if (self._is_to_stop or ends_epoch) and not self._agreed:
+            found = self.world.all_of((self._is_to_stop, step))
+            self._agreed = True
+            if any(stop for stop, _ in found):
+                self._target = max(taken for _, taken in found)
+        self._agreed &= not ends_epoch
+        self.stops |= self._target is not None and step >= self._target
 
 
-def _of_rows(task: Task, whole: Batch, own: Batch, share: Share) -> Task:
-    """Return the task for the rows of a process: its means count so that their average is that of the whole batch.
+def _groups(world: Group, replicas: int) -> tuple[Group, Group | None]:
+    """The processes that train different parts by the same rows, and those that train the same parts.
 
-    Means differ from means over samples if samples have weights, such as those of their classes.
+    Raises:
+        UserError: the number of replicas does not divide that of the processes.
     """
-    if not isinstance(weight_of(task, "loss", own), Tensor):
-        return task
-
-    def factor(metric: str) -> Tensor:
-        part, all_of_it = (torch.as_tensor(weight_of(task, metric, batch)).double() for batch in (own, whole))
-        return part / all_of_it.clamp_min(_TINY) / share.weight
-
-    return _OfRows(task, factor)
-
-
-class _OfRows:
-    """A task whose means over some rows are multiplied by factors."""
-
-    def __init__(self, task: Task, factor: Callable[[str], Tensor]) -> None:
-        self._task: Any = task
-        self._factor = factor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
-
-    def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        loss: Tensor = self._task.loss(out, batch) * self._factor("loss")
-        return loss
-
-    def metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        return {name: value * self._factor(name) for name, value in self._task.metrics(out, batch).items()}
-
-    def other_metrics(self, out: Tensor, batch: Batch) -> Scalars:
-        others = self._task.other_metrics(out, batch)
-        return {name: value * self._factor(name) for name, value in others.items()}
+    if replicas == 1:
+        return world, None
+    if world.size % replicas or replicas == world.size:
+        raise UserError(
+            f"mesh.replicas: found {replicas} for {world.size} processes, allowed: a divisor of {world.size} that is "
+            "less than it"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = (replicas, world.size // replicas)
+    mesh = distributed.device_mesh.init_device_mesh(device, shape, mesh_dim_names=("rows", "parts"))
+    return Group(mesh.get_group("parts")), Group(mesh.get_group("rows"))

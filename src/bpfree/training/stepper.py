@@ -158,7 +158,7 @@ class Stepper:
             self.net.train()
             self.rule.bind(self.net, self.task, batch)
         self.rule.to(self.device)  # bind may have made tensors on the CPU
-        self.mesh.bind(self.net, self.rule)
+        self.mesh.bind(self.net, self.rule, batch)
         self._never_finite = set(find_non_finite(self.net, self.rule))
         updater = Updater(
             self.net,
@@ -168,6 +168,7 @@ class Stepper:
             self.clip,
             self.update,
             self.total_steps,
+            self.mesh.owned,
         )
         self.channels_last = allows_channels_last(
             self.net, self.rule, self.task, batch, self.precision, self.channels_last

@@ -102,6 +102,7 @@ class Trainer(Stepper):
         self.total_steps = epochs * len(train)
         # Before anything is written: a training that cannot begin leaves no trace.
         self.bind(next(train.epoch()))
+        self.mesh.refuse_trackers(trackers)
         if early_stopping is not None:
             self._try_early_stopping(early_stopping, validation)
         with settings(self.deterministic, self.device):
@@ -183,9 +184,8 @@ class Trainer(Stepper):
             self.progress.history.append(record)
             for listener in fit.listeners:
                 listener.on_epoch(self, record)
-        if fit.interrupted():
-            self.mesh.ask_to_stop()
-        if self.mesh.stops:
+        # Ctrl-C may have come while the epoch was recorded. Several processes then stop after the next step.
+        if self.mesh.stops or (self.mesh.world is None and fit.interrupted()):
             for listener in fit.listeners:
                 listener.on_interrupt(self)
             raise KeyboardInterrupt
@@ -203,10 +203,10 @@ class Trainer(Stepper):
                 listener.on_step(self, batch)
             if self._meter is not None:
                 self._meter.look()
-            if fit.interrupted():
-                self.mesh.ask_to_stop()
+            whole = self.progress.step % len(fit.train) == 0
+            self.mesh.look_for_stop(fit.interrupted(), self.progress.step, ends_epoch=whole)
             # After the last step the epoch is whole, and its record is made before the training stops.
-            if self.mesh.stops and self.progress.step % len(fit.train):
+            if self.mesh.stops and not whole:
                 break
         self._check_losses(pending, fit.train.batch_size)
 
@@ -217,6 +217,8 @@ class Trainer(Stepper):
             fit: the arguments of `fit`.
             pace: samples per second.
         """
+        self.mesh.gather()
+        self.progress.sums, self.progress.counts = self.mesh.joined(self.progress.sums, self.progress.counts)
         record: Record = {
             "kind": "epoch",
             "epoch": self.progress.step // len(fit.train),

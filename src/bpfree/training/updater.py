@@ -1,7 +1,9 @@
 """The second half of a step: gradients are clipped, the optimiser moves the parameters, the schedule goes on."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,10 +31,13 @@ class Updater:
         clip: largest gradient norm of each unit; None for no clipping.
         update: "together" or "fused".
         total_steps: steps of the whole training, for the schedule; None if unknown.
+        owned: the ids of the parameters that this process trains; None for all.
 
     Attributes:
         optimizer: the optimiser.
         schedule: the schedule of its learning rate.
+        numbers: the number of each of its parameters among those of all processes.
+        all_numbers: for each group of parameters, the numbers in all processes.
 
     Raises:
         UserError: a name or option is unknown, or the rule cannot train with "fused".
@@ -47,8 +52,12 @@ class Updater:
         clip: float | None,
         update: Update,
         total_steps: int | None,
+        owned: set[int] | None = None,
     ) -> None:
         groups = rule.optimizer_groups(net)
+        self.all_numbers, self.numbers = _numbered(groups, owned)
+        if owned is not None:
+            groups = [{**group, "params": [p for p in group["params"] if id(p) in owned]} for group in groups]
         if isinstance(optimizer, torch.optim.Optimizer):
             self.optimizer = optimizer
             add_groups(self.optimizer, groups, trainable(rule))
@@ -65,6 +74,11 @@ class Updater:
         device = self.optimizer.param_groups[0]["params"][0].device
         # Eager steps need them, too, to have the bits of captured ones: the rates are rounded to float32.
         self._rates = DeviceRates(self.optimizer, device) if device.type in RECORDERS else None
+
+    @property
+    def has_parts_only(self) -> bool:
+        """True if other processes train other parameters."""
+        return len(self.numbers) < sum(map(len, self.all_numbers))
 
     @property
     def not_capturable(self) -> str | None:
@@ -116,3 +130,11 @@ class Updater:
     def advance(self) -> None:
         """Step the schedule: the next step has another learning rate."""
         self.schedule.step()
+
+
+def _numbered(groups: list[dict[str, Any]], owned: set[int] | None) -> tuple[list[list[int]], list[int]]:
+    """The numbers of all parameters by group, and those of the owned ones, as torch's optimisers count them."""
+    count = itertools.count()
+    numbers = [[(next(count), id(p)) for p in group["params"]] for group in groups]
+    own = [number for group in numbers for number, key in group if owned is None or key in owned]
+    return [[number for number, _ in group] for group in numbers], own

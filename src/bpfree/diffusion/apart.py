@@ -1,0 +1,103 @@
+"""Denoising blocks that several processes train.
+
+A block with its own trunk needs nothing of the others. A shared trunk belongs to the process of block 1, which sends
+its features to the others and waits for nothing.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bpfree.diffusion.embeddings import Embedding
+from bpfree.diffusion.net import DenoisingNet
+from bpfree.errors import UserError
+from bpfree.grad import trainable
+from bpfree.mesh import Lane, Part
+from bpfree.nets.unchanged import unchanged_buffers
+from bpfree.noise import Noise
+from bpfree.types import Batch
+
+
+class BlocksApart(Protocol):
+    """The methods of `bpfree.diffusion.blocks.BlockRule` that this module calls; they are documented there."""
+
+    embedding: Embedding
+
+    @property
+    def lane(self) -> Lane | None: ...  # noqa: D102
+
+    def shared_features(self, blocks: DenoisingNet, batch: Batch) -> Tensor: ...  # noqa: D102
+
+
+def refuse_blocks(rule: BlocksApart, blocks: DenoisingNet) -> None:
+    """Raise UserError if the blocks do not train apart from each other.
+
+    Args:
+        rule: bound to the net.
+        blocks: the net.
+    """
+    if rule.embedding.learned:
+        raise UserError(
+            f"mesh: found 'blocks', but the embedding of {type(rule).__name__} learns from all blocks. Use "
+            "rule.embedding=one_hot, or train.mesh=data"
+        )
+    if blocks.local:
+        raise UserError(
+            "mesh: found 'blocks' on a net with trunk: local, whose stages and blocks have one order. Use "
+            "net.trunk=own or shared, or train.mesh=data"
+        )
+
+
+@torch.no_grad()
+def parts_of(rule: nn.Module, blocks: DenoisingNet, batch: Batch) -> list[Part]:
+    """Return the parts that processes train: the blocks, the last one with what the rule itself trains.
+
+    Args:
+        rule: bound to the net.
+        blocks: the net.
+        batch: samples, for their shapes.
+    """
+    found, features = [], None
+    few = batch.tensor[:2]
+    assert isinstance(blocks, nn.Module)
+    with unchanged_buffers(blocks), Noise().global_rng(few.device):
+        for t, head in enumerate(blocks.heads):
+            own: list[nn.Module] = [head]
+            with FlopCounterMode(display=False) as operations:
+                if t < len(blocks.trunks):
+                    own.append(blocks.trunks[t])
+                    features = blocks.trunks[t](few)
+                assert features is not None
+                head(features, features.new_zeros(len(few), blocks.embedding_dim))
+            if t == len(blocks.heads) - 1:
+                own.append(rule)
+            tensors = [t for module in own for t in (*module.parameters(), *module.buffers())]
+            found.append(Part(1 + operations.get_total_flops() / len(few), trainable(*own), tensors))
+    return found
+
+
+def send_features(
+    rule: BlocksApart, blocks: DenoisingNet, turns: range, features: Tensor | None, batch: Batch, noise: Noise
+) -> None:
+    """Send the features of a shared trunk to the processes whose blocks learn from this batch.
+
+    Args:
+        rule: with the lane of this process.
+        blocks: the net.
+        turns: the numbers of the blocks that learn, from 1 to T, in all processes.
+        features: [B, H], if this process has computed them already.
+        batch: the samples.
+        noise: the key of the step.
+    """
+    lane = rule.lane
+    if lane is None or lane.first or len(blocks.trunks) > 1:
+        return
+    others = sorted({lane.owner(t - 1) for t in turns} - {lane.group.rank})
+    if others and features is None:  # the turn is another process's, with the random numbers of its block
+        with noise.fold("block", turns[0]).global_rng(batch.device):
+            features = rule.shared_features(blocks, batch)
+    for other in others:
+        assert features is not None
+        lane.send(features.detach(), len(batch.y), other)
