@@ -1,30 +1,30 @@
 """One process and several processes train to the same weights, for every rule in every mode that it has."""
 
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.mesh.cases import CASES, Case, trained
+from tests.mesh.cases import CASES, REPLICAS, Case, trained
+from tests.mesh.helpers import run_processes
 
-SIZES = (2, 3)
+WORKER = "tests.mesh.worker"
 
 
-@pytest.fixture(scope="module", params=SIZES)
-def weights(request, tmp_path_factory) -> Path:
-    """The folder where several processes have written their weights."""
-    folder = tmp_path_factory.mktemp(f"mesh{request.param}")
-    run = [sys.executable, "-m", "tests.mesh.worker"]
-    started = [
-        subprocess.Popen([*run, str(rank), str(request.param), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(request.param)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in started]
-    assert not any(process.returncode for process in started), "\n".join(errors)
-    return folder
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    return run_processes(WORKER, 2, tmp_path_factory.mktemp("two"), CASES)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> Path:
+    return run_processes(WORKER, 3, tmp_path_factory.mktemp("three"), CASES)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> Path:
+    return run_processes(WORKER, 4, tmp_path_factory.mktemp("four"), REPLICAS)
 
 
 @cache
@@ -33,18 +33,28 @@ def alone(case: Case) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_process_and_several_have_the_same_weights(case, weights):
-    expected = alone(case)
-    for file in sorted(weights.glob(f"{case}.*.pt")):
-        found = torch.load(file)
-        assert found.keys() == expected.keys()
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12)
+def test_two_processes_and_one_have_the_same_weights(case, two):
+    compare(case, two)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_all_processes_have_the_same_bits(case, weights):
-    first, *others = [torch.load(file) for file in sorted(weights.glob(f"{case}.*.pt"))]
+def test_three_processes_and_one_have_the_same_weights(case, three):
+    compare(case, three)
+
+
+@pytest.mark.parametrize("case", REPLICAS, ids=str)
+def test_four_processes_split_parts_and_rows(case, four):
+    compare(case, four)
+
+
+def compare(case: Case, folder: Path) -> None:
+    """All processes have the same bits, and the weights of one process; blocks have its bits."""
+    first, *others = [torch.load(file) for file in sorted(folder.glob(f"{case}.*.pt"))]
     assert others
     for other in others:
         assert all(torch.equal(other[name], tensor) for name, tensor in first.items())
+    expected = alone(case)
+    assert first.keys() == expected.keys()
+    tolerance = 0 if case.mode == "blocks" and case.variant != "replicas" else 1e-12
+    for name, tensor in expected.items():
+        torch.testing.assert_close(first[name], tensor, rtol=tolerance, atol=tolerance)

@@ -1,4 +1,4 @@
-"""One of several processes: `python -m tests.mesh.worker RANK SIZE FOLDER`. It writes the weights of all cases."""
+"""One of several processes: `python -m tests.mesh.worker RANK SIZE FOLDER [CASE]...`. It writes the weights."""
 
 import sys
 from pathlib import Path
@@ -6,18 +6,17 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from tests.mesh.cases import CASES, trained
+from tests.mesh.cases import CASES, REPLICAS, trained
 
 
-def main(rank: int, size: int, folder: Path) -> None:
+def main(rank: int, size: int, folder: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    only = sys.argv[4:]
-    for case in CASES:
-        if not only or str(case) in only:
-            torch.save(trained(case), folder / f"{case}.{rank}.pt")
+    for case in [*CASES, *REPLICAS]:
+        if str(case) in only:
+            torch.save(trained(case, size), folder / f"{case}.{rank}.pt")
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

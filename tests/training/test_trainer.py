@@ -12,6 +12,7 @@ from bpfree.rules import RULES, Backprop, MonoForward
 from bpfree.spec import split_spec
 from bpfree.trackers import Tracker
 from bpfree.training.compute import Compute
+from bpfree.training.optim import SGD
 from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, same
 
@@ -347,3 +348,20 @@ def test_nets_and_labels_that_cannot_work_are_explained(batch32):
     for name in ("dfa", "mono_forward", "predsim", "local", "forward_forward"):
         with pytest.raises(UserError, match="net: it has no trainable parameters"):
             RULES[name]().bind(frozen, TASK, batch32)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_sgd_moves_parameters_that_get_their_first_gradient_later(fused):
+    """torch's fused form raises a TypeError; the other form is the reference."""
+    found = []
+    for kind, options in ((SGD, {"fused": fused}), (torch.optim.SGD, {"fused": False})):
+        torch.manual_seed(0)
+        first, second = (torch.nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
+        optimizer = kind([first, second], lr=0.1, momentum=0.9, dampening=0.5, weight_decay=0.01, **options)
+        for step in range(3):
+            first.grad = torch.randn(3, dtype=torch.float64)
+            second.grad = torch.randn(3, dtype=torch.float64) if step else None
+            optimizer.step()
+        found.append((first.detach(), second.detach()))
+    for own, reference in zip(*found, strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-14, atol=1e-15)

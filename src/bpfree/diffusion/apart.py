@@ -71,10 +71,10 @@ def parts_of(rule: nn.Module, blocks: DenoisingNet, batch: Batch) -> list[Part]:
                     features = blocks.trunks[t](few)
                 assert features is not None
                 head(features, features.new_zeros(len(few), blocks.embedding_dim))
-            if t == len(blocks.heads) - 1:
-                own.append(rule)
-            tensors = [t for module in own for t in (*module.parameters(), *module.buffers())]
-            found.append(Part(1 + operations.get_total_flops() / len(few), trainable(*own), tensors))
+            private = [tensor for module in own for tensor in (*module.parameters(), *module.buffers())]
+            shared = trainable(rule) if t == len(blocks.heads) - 1 else []
+            cost = 1 + operations.get_total_flops() / len(few)
+            found.append(Part(cost, trainable(*own) + shared, [*private, *shared], private))
     return found
 
 

@@ -40,10 +40,12 @@ class BlockRule(DiffusionRule):
             them learn from a batch. None, the default: on all devices but the CPU. The gradients are the same up to
             rounding. The activations of the heads are in memory together, but not more than about 1 GiB of them: then
             fewer heads are computed at once.
+        scores_by_readout: True if a block's scores come from the read-out, which the process of the last block has.
     """
 
     mesh_modes: ClassVar[tuple[str, ...]] = ("data", "blocks")
     side_by_side: bool | None = None
+    scores_by_readout: ClassVar[bool] = False
     _abar: Tensor  # [T + 1]: numbers of the levels that a step needs on the device
     _signal: Tensor
     _sigma: Tensor
@@ -134,7 +136,8 @@ class BlockRule(DiffusionRule):
             names = [f"loss/block{t}" for t in turns]
             scalars |= dict(zip(names, (losses.detach() / factor).unbind(), strict=True))
             total = total + loss.detach()
-            if turns[0] == 1 and classes_of(task) is not None:
+            readable = self.lane is None or self.lane.is_last or not self.scores_by_readout
+            if turns[0] == 1 and classes_of(task) is not None and readable:
                 right = self._block_scores(1, out[0].detach(), z[0]).argmax(1) == batch.y
                 scalars["accuracy"] = right.float().mean()
         if self.lane is not None:

@@ -303,7 +303,7 @@ class LocalRule(CutsNet, Rule):
             heads = [head for i in own if (head := self.head(i)) is not None]
             tensors = [t for i in own for t in held.tensors(i)] + [t for head in heads for t in _tensors(head)]
             trained = [p for i in own for p in self.unit(net, i)]
-            found.append(Part(sum(held.operations[i] for i in own), trained, tensors))
+            found.append(Part(sum(held.operations[i] for i in own), trained, tensors, tensors))
         return found
 
     def locality(self) -> Locality:

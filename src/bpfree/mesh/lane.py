@@ -17,7 +17,7 @@ from bpfree.mesh.group import Group
 
 _ON_THE_WAY = 2  # messages; more would hide longer hiccups of a process, and take memory
 _KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
-_HEADER = 16  # numbers: type, memory order, how many dimensions, and their sizes
+_HEADER = 32  # numbers: type, how many dimensions, their order in memory, and their sizes
 
 
 class Part(NamedTuple):
@@ -27,11 +27,13 @@ class Part(NamedTuple):
         cost: what its forward pass takes, in floating-point operations for a sample.
         parameters: what it trains, of the net and of the rule.
         tensors: all that it changes: its parameters and buffers.
+        private: those of the tensors that no other part looks at.
     """
 
     cost: float
     parameters: list[nn.Parameter]
     tensors: list[Tensor]
+    private: list[Tensor]
 
 
 class PassedOn(Exception):  # noqa: N818, it is not an error
@@ -93,12 +95,13 @@ class Lane:
             rows: the number of samples in the batch, by which both sides know what follows.
             to: the rank of that process.
         """
-        last = features.dim() == 4 and not features.is_contiguous()
-        flat = (features.movedim(1, -1) if last else features).contiguous().view(-1)
+        # The dimensions as they lie in memory: a layer may round differently if its input lies in another order.
+        order = sorted(range(features.dim()), key=features.stride, reverse=True)
+        flat = features.permute(order).reshape(-1)
         if (to, rows) not in self._headers:  # the form is the same for every batch of a size
-            header = torch.zeros(_HEADER, dtype=torch.int64)
-            sizes = list(features.shape)
-            header[: 3 + len(sizes)] = torch.tensor([_KINDS.index(features.dtype), int(last), len(sizes), *sizes])
+            form = [_KINDS.index(features.dtype), features.dim(), *order, *features.shape]
+            header = torch.zeros(_HEADER, dtype=torch.int64, device=features.device)
+            header[: len(form)] = torch.tensor(form)
             self._headers[to, rows] = header
             self._post(header, to)
         flag = flat.new_full((1,), float(self.stop))
@@ -115,15 +118,13 @@ class Lane:
         if (source, rows) not in self._headers:
             header = torch.zeros(_HEADER, dtype=torch.int64, device=device)
             self._headers[source, rows] = self.group.receive_(header, source).cpu()
-        kind, last, dims, *sizes = self._headers[source, rows].tolist()
-        shape = torch.Size(sizes[:dims])
+        kind, dims, *form = self._headers[source, rows].tolist()
+        order, shape = form[:dims], torch.Size(form[dims : 2 * dims])
         flat = torch.empty(shape.numel() + 1, dtype=_KINDS[kind], device=device)
         self.group.receive_(flat, source)
         self.stop |= bool(flat[-1])
-        if last:
-            n, c, h, w = shape
-            return flat[:-1].view(n, h, w, c).movedim(-1, 1)
-        return flat[:-1].view(shape)
+        placed = flat[:-1].view([shape[d] for d in order])
+        return placed.permute([order.index(d) for d in range(dims)])
 
     def finish(self) -> None:
         """Wait until all messages have arrived."""

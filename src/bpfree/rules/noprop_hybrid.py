@@ -50,6 +50,7 @@ class NoPropHybrid(BlockRule):
     """
 
     tasks: ClassVar[tuple[str, ...]] = LABELS_ONLY
+    scores_by_readout: ClassVar[bool] = True
     predicts: Literal["scores", "embedding"] = "embedding"
 
     def __init__(

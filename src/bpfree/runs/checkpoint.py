@@ -4,6 +4,8 @@ weights.safetensors     the net's state_dict
 rule.safetensors        the rule's state_dict: feedback matrices, heads
 optimizer.safetensors   tensors of the optimiser's state, as "<parameter>.<name>"
 state.json              all plain values: counters, those of the optimiser and the schedule, config, preprocessing
+
+Where several processes train different parts, each writes files of its own; see `bpfree.runs.tensor_files`.
 """
 
 import json
@@ -16,18 +18,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from bpfree.disk.atomic import refuse_to_replace, sync, write_error
 from bpfree.errors import UserError
-from bpfree.runs import optimizer_state, saved
+from bpfree.runs import optimizer_state, saved, tensor_files
 from bpfree.runs.saved import FORMAT, State
+from bpfree.runs.tensor_files import files_of
 from bpfree.training.trainer import Trainer
 
-_FILES = ("weights.safetensors", "rule.safetensors", "optimizer.safetensors", "state.json")
+STATE = "state.json"
 _SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # the values of a schedule that change while training
 
 
@@ -43,9 +43,7 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
         UserError: the checkpoint cannot be written; an older one stays.
     """
     with _new_folder(folder) as temporary:
-        _save_weights(trainer, temporary)
-        tensors, plain = optimizer_state.split(trainer.optimizer)
-        _save_tensors(tensors, temporary / _FILES[2])
+        plain = tensor_files.write(trainer, temporary)
         state = {
             "format": FORMAT,
             "progress": asdict(trainer.progress),
@@ -58,7 +56,7 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
             "schedule": {name: getattr(trainer.schedule, name) for name in _SCHEDULE},
             **extra,
         }
-        (temporary / _FILES[3]).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def copy(checkpoint: Path, folder: Path, weights_of: Trainer | None = None) -> None:
@@ -75,10 +73,10 @@ def copy(checkpoint: Path, folder: Path, weights_of: Trainer | None = None) -> N
     source = locate(checkpoint)
     with _new_folder(folder / checkpoint.name) as temporary:
         # The known files one by one: what else lies in the folder may be anybody's, and stays behind.
-        for name in _FILES:
-            shutil.copyfile(source / name, temporary / name)
+        for path in (source / STATE, *(path for name in tensor_files.NAMES for path in files_of(source, name))):
+            shutil.copyfile(path, temporary / path.name)
         if weights_of is not None:
-            _save_weights(weights_of, temporary)
+            tensor_files.write_weights(weights_of, temporary)
 
 
 @contextmanager
@@ -103,11 +101,6 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise write_error(folder, error) from error
-
-
-def _save_weights(trainer: Trainer, folder: Path) -> None:
-    _save_tensors(trainer.net.state_dict(), folder / _FILES[0])
-    _save_tensors(trainer.rule.state_dict(), folder / _FILES[1])
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -167,7 +160,8 @@ def locate(folder: Path) -> Path:
     place = next((path for path in (folder, _aside(folder)) if path.is_dir()), None)
     if place is None:
         raise UserError(f"{folder.parent}: no checkpoint {folder.name} in it, allowed: a run that trained at all")
-    if missing := [name for name in _FILES if not (place / name).is_file()]:  # False for a pipe or a device too
+    missing = [name for name in tensor_files.NAMES if not files_of(place, name)]
+    if missing := missing + ([] if (place / STATE).is_file() else [STATE]):
         raise UserError(f"{place}: damaged checkpoint, {', '.join(missing)} is missing")
     return place
 
@@ -184,7 +178,7 @@ def read_state(folder: Path) -> State:
     Raises:
         UserError: the checkpoint does not exist, is damaged, or it has another format.
     """
-    return saved.read_state(locate(folder) / _FILES[3])
+    return saved.read_state(locate(folder) / STATE)
 
 
 def load(trainer: Trainer, folder: Path) -> None:
@@ -208,8 +202,8 @@ def load(trainer: Trainer, folder: Path) -> None:
         raise UserError(f"{folder}: damaged: schedule._last_lr is of another optimiser")
     load_weights(trainer, folder)
     try:
-        tensors = _load_tensors(locate(folder) / _FILES[2])
-        optimizer_state.join(trainer.optimizer, tensors, state.optimizer)
+        tensors = tensor_files.read(locate(folder), tensor_files.NAMES[2])
+        optimizer_state.join(trainer.optimizer, tensors, state.optimizer, *trainer.parameter_numbers)
     except (ValueError, KeyError) as error:  # UserError among them
         raise UserError(f"{folder}: its optimiser does not fit the config ({_line(error)})") from error
     trainer.schedule.load_state_dict(state.schedule.model_dump(by_alias=True))
@@ -227,9 +221,9 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
         UserError: the checkpoint is missing, damaged, or of another net or rule.
     """
     place = locate(folder)
-    for module, file in ((trainer.net, _FILES[0]), (trainer.rule, _FILES[1])):
+    for module, file in zip((trainer.net, trainer.rule), tensor_files.NAMES, strict=False):
         try:
-            module.load_state_dict(_load_tensors(place / file))
+            module.load_state_dict(tensor_files.read(place, file))
         except RuntimeError as error:
             raise UserError(
                 f"{place / file}: its tensors do not fit {type(module).__name__}: {_line(error)}"
@@ -239,22 +233,3 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
 def _line(error: Exception) -> str:
     """Return the text of an error in one line, not too long: torch names every tensor that does not fit."""
     return " ".join(str(error).split())[:300]
-
-
-def _save_tensors(tensors: dict[str, Any], path: Path) -> None:
-    # Copies: safetensors refuses tensors that share memory, as tied weights do, and writes only contiguous ones.
-    save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, path)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        # This format holds numbers only. A file of torch.save is a pickle, which may execute code.
-        return load_file(path)
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-    ) as error:  # a damaged header can cause each of these
-        raise UserError(f"{path}: damaged ({_line(error)})") from error

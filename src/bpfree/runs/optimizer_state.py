@@ -4,6 +4,7 @@ Fused optimisers read parameter and state side by side in memory, without lookin
 would make them read beyond its end.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from bpfree.errors import UserError, shown
 from bpfree.runs.saved import SavedOptimizer
 
 
-def split(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split(
+    optimizer: Optimizer, numbers: Sequence[int], all_numbers: Sequence[Sequence[int]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split the state_dict of an optimiser into tensors and plain values.
 
     Args:
         optimizer: its state is read.
+        numbers: the number of each of its parameters; where other processes train others, among those of all.
+        all_numbers: for each group of parameters, the numbers in all processes.
 
     Returns:
         The tensors by "<number of the parameter>.<name>", and the rest of the state_dict.
@@ -26,23 +31,35 @@ def split(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[int, dict[str, Any]] = {}
-    for index, values in state["state"].items():
+    for place, values in state["state"].items():
+        index = numbers[place]
         plain[index] = {}
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{index}.{name}"] = value
             else:
                 plain[index][name] = value
-    return tensors, {"state": plain, "param_groups": state["param_groups"]}
+    groups = [
+        {**group, "params": list(all_of)} for group, all_of in zip(state["param_groups"], all_numbers, strict=True)
+    ]
+    return tensors, {"state": plain, "param_groups": groups}
 
 
-def join(optimizer: Optimizer, tensors: dict[str, Tensor], plain: SavedOptimizer) -> None:
+def join(
+    optimizer: Optimizer,
+    tensors: dict[str, Tensor],
+    plain: SavedOptimizer,
+    numbers: Sequence[int],
+    all_numbers: Sequence[Sequence[int]],
+) -> None:
     """Load a state that `split` made into an optimiser of the same parameters.
 
     Args:
         optimizer: gets the state.
         tensors: by "<number of the parameter>.<name>".
         plain: the rest of the state_dict.
+        numbers: the number of each of its parameters, and
+        all_numbers: for each group those in all processes; see `split`. The state of others is left out.
 
     Raises:
         UserError: the state is of another optimiser or of other parameters, or is damaged.
@@ -54,20 +71,25 @@ def join(optimizer: Optimizer, tensors: dict[str, Tensor], plain: SavedOptimizer
         if not index.isascii() or not index.isdigit() or len(index) > 9:
             raise UserError(f"found a tensor '{key}', allowed: <number>.<name>")
         state.setdefault(int(index), {})[name] = tensor
-    groups = _groups(optimizer, plain)
-    _check_state(optimizer, groups, state)
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    groups = _groups(optimizer, plain, all_numbers)
+    everyone = {number for group in all_numbers for number in group}
+    places = {number: place for place, number in enumerate(numbers)}
+    others = everyone - places.keys()
+    own = {places.get(number, number): values for number, values in state.items() if number not in others}
+    _check_state(optimizer, groups, own)
+    optimizer.load_state_dict({"state": own, "param_groups": groups})
     _restore_layouts(optimizer)
 
 
-def _groups(optimizer: Optimizer, plain: SavedOptimizer) -> list[dict[str, Any]]:
+def _groups(optimizer: Optimizer, plain: SavedOptimizer, all_numbers: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     """Return the saved groups of parameters, checked against the optimiser's and with tuples where it has tuples."""
     present = optimizer.state_dict()["param_groups"]
     if len(present) != len(plain.param_groups):
         raise UserError(f"found {len(plain.param_groups)} groups of parameters, allowed: {len(present)}")
     groups = []
-    for now, saved in zip(present, plain.param_groups, strict=True):
-        if saved.keys() != now.keys() or saved["params"] != now["params"]:
+    for now, read, all_of in zip(present, plain.param_groups, all_numbers, strict=True):
+        saved = {**read, "params": now["params"]}
+        if saved.keys() != now.keys() or read["params"] != list(all_of):
             raise UserError("a group of parameters is of another optimiser, or of other parameters")
         for key, value in saved.items():
             if not _is_alike(value, now[key]):

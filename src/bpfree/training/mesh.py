@@ -84,6 +84,8 @@ class Mesh:
         self._rows: Rows | None = None
         self._lane: Lane | None = None
         self._parts: list[Part] = []
+        self._released: list[tuple[torch.UntypedStorage, int]] = []
+        self._in_no_part: set[int] = set()  # the ids of tensors that do not change, such as frozen ones
         if launched() == 1:
             return
         if spec.name == "none":
@@ -98,6 +100,24 @@ class Mesh:
     def is_first(self) -> bool:
         """True in the process that prints and writes."""
         return self.world is None or self.world.rank == 0
+
+    @property
+    def lane(self) -> Lane | None:
+        """The parts of this process in blocks mode; None if it trains all of them."""
+        return self._lane
+
+    @property
+    def is_first_replica(self) -> bool:
+        """True if the parts of this process are written by it, and not by another one that has the same parts."""
+        return self.world is None or self._lane is None or self.world.rank < self._lane.group.size
+
+    @property
+    def own_tensors(self) -> set[int]:
+        """The ids of the tensors that this process writes in blocks mode: its parts; the first has what is in none."""
+        assert self._lane is not None
+        first, end = self._lane.first, self._lane.end
+        own = {id(tensor) for part in self._parts[first:end] for tensor in part.tensors}
+        return own | self._in_no_part if first == 0 else own
 
     @property
     def not_capturable(self) -> str | None:
@@ -136,6 +156,8 @@ class Mesh:
             lane, rows = _groups(self.world, self._spec.replicas)
             self._parts = rule.parts(net, batch)
             self._lane = Lane(lane, [part.cost for part in self._parts])
+            everything = {id(t) for module in (net, rule) for t in module.state_dict(keep_vars=True).values()}
+            self._in_no_part = everything - {id(tensor) for part in self._parts for tensor in part.tensors}
         if rows is not None:
             synchronised = self._spec.batch_norm == "synchronised"
             self._rows = Rows(rows, net, rule, synchronised=synchronised, owned=self.owned)
@@ -204,11 +226,34 @@ class Mesh:
         finally:
             rule.lane = None
 
+    def release(self) -> None:
+        """Free the memory of the parts that other processes train; `gather` fills it again.
+
+        In between, nothing may look at these parts.
+        """
+        if self._lane is None:
+            return
+        for index, part in enumerate(self._parts):
+            if self._lane.first <= index < self._lane.end:
+                continue
+            for tensor in part.private:
+                storage = tensor.untyped_storage()
+                if storage.nbytes() == tensor.numel() * tensor.itemsize:  # else other tensors lie in it, too
+                    self._released.append((storage, storage.nbytes()))
+                    storage.resize_(0)
+
+    def restore(self) -> None:
+        """Give the parts that other processes train memory again, with values of no meaning."""
+        for storage, size in self._released:
+            storage.resize_(size)
+        self._released.clear()
+
     def gather(self) -> None:
         """Give all processes the weights of all parts, which each process has trained by itself."""
         if self._lane is None:
             return
         self._lane.finish()
+        self.restore()
         for index, part in enumerate(self._parts):
             source = self._lane.owner(index)
             for kind in dict.fromkeys(tensor.dtype for tensor in part.tensors):
@@ -244,7 +289,7 @@ class Mesh:
         """
         if self.world is None or self._lane is None:
             return sums, counts
-        replicas = self._spec.replicas
+        replicas = self._spec.replicas  # each scalar is in so many processes, with a part of the rows
         total: dict[str, float] = {}
         number: dict[str, int] = {}
         for some, often in self.world.all_of((sums, counts)):
@@ -252,6 +297,16 @@ class Mesh:
                 total[name] = total.get(name, 0.0) + value / replicas
                 number[name] = max(number.get(name, 0), often[name])
         return total, number
+
+    def parted(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return this process's part of sums that `joined` returned, with which a resumed training goes on.
+
+        Args:
+            sums: of scalars over the first steps of an epoch.
+        """
+        if self.world is None or self._lane is None:
+            return sums
+        return {name: value * self._spec.replicas / self.world.size for name, value in sums.items()}
 
     def shared(self, predict: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
         """Return a function that predicts as `predict` does, where each process computes its rows.

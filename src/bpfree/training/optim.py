@@ -88,8 +88,28 @@ def _length(tensors: list[Tensor]) -> Tensor:
     return length
 
 
+class SGD(optim.SGD):
+    """torch's SGD, which also moves parameters that get their first gradient later than others.
+
+    With momentum, torch's fused form raises a TypeError there. NoProp with `order: random` is an example.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move all parameters that have a gradient; see `torch.optim.SGD`."""
+        for group in self.param_groups:
+            if group["fused"] and group["momentum"]:
+                moved = [p for p in group["params"] if p.grad is not None]
+                late = [p for p in moved if self.state[p].get("momentum_buffer") is None]
+                for p in late if len(late) < len(moved) else []:
+                    gradient = (-p.grad if group["maximize"] else p.grad) + group["weight_decay"] * p
+                    # So that the buffer becomes the gradient itself in this step, as in torch's other forms.
+                    self.state[p]["momentum_buffer"] = gradient * (group["dampening"] / group["momentum"])
+        return super().step(closure)
+
+
 OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
-    "sgd": optim.SGD,
+    "sgd": SGD,
     "adam": optim.Adam,
     "adamw": optim.AdamW,
     "nadam": optim.NAdam,

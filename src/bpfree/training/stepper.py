@@ -206,6 +206,7 @@ class Stepper:
             progress: of that training. The next step has the number `progress.step + 1`, and draws its random numbers.
         """
         self.progress = progress
+        progress.sums = self.mesh.parted(progress.sums)
 
     def step(self, batch: Batch | tuple[Any, Any]) -> Scalars:
         """Take one step of training on one batch.

@@ -125,8 +125,15 @@ class Trainer(Stepper):
             raise
         finally:  # listeners hold locks and files
             self.data, self._gradient_listeners, self._meter = None, (), None
+            self.mesh.restore()
             for tracker in trackers:
                 tracker.on_end()
+
+    @property
+    def parameter_numbers(self) -> tuple[list[int], list[list[int]]]:
+        """The numbers of the optimiser's parameters, and by group those in all processes; see `Updater`."""
+        updater = self._after_bind("parameter_numbers")
+        return updater.numbers, updater.all_numbers
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a training needs to go on: net, rule, optimiser, schedule, seed, and the steps taken.
@@ -172,6 +179,7 @@ class Trainer(Stepper):
         """Train to the end of the epoch, and tell the listeners; raise KeyboardInterrupt after Ctrl-C."""
         with self.progress.timed(self._meter):
             start, first = time.perf_counter(), self.progress.step
+            self.mesh.release()
             self._steps(fit)
             samples = (self.progress.step - first) * fit.train.batch_size
             pace = samples / (time.perf_counter() - start)
@@ -186,6 +194,8 @@ class Trainer(Stepper):
                 listener.on_epoch(self, record)
         # Ctrl-C may have come while the epoch was recorded. Several processes then stop after the next step.
         if self.mesh.stops or (self.mesh.world is None and fit.interrupted()):
+            self.mesh.gather()
+            self._join_sums()
             for listener in fit.listeners:
                 listener.on_interrupt(self)
             raise KeyboardInterrupt
@@ -218,7 +228,7 @@ class Trainer(Stepper):
             pace: samples per second.
         """
         self.mesh.gather()
-        self.progress.sums, self.progress.counts = self.mesh.joined(self.progress.sums, self.progress.counts)
+        self._join_sums()
         record: Record = {
             "kind": "epoch",
             "epoch": self.progress.step // len(fit.train),
@@ -233,6 +243,10 @@ class Trainer(Stepper):
         self.progress.compare_with_best(record, fit.early_stopping)
         self.progress.sums, self.progress.counts = {}, {}  # before a checkpoint, which begins the next epoch
         return record
+
+    def _join_sums(self) -> None:
+        """Let the sums of the running epoch be those of all parts of the net, which processes may train apart."""
+        self.progress.sums, self.progress.counts = self.mesh.joined(self.progress.sums, self.progress.counts)
 
     def _try_early_stopping(self, early_stopping: EarlyStopping, validation: Batches | None) -> None:
         """Raise UserError if early stopping cannot work: before training, and not after the first epoch."""
