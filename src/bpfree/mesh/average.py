@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from bpfree.errors import UserError
 from bpfree.mesh.group import Group
 
-_BUCKET = 8 * 2**20  # bytes that are sent together; a message has a fixed cost
+_BUCKET = 2**20  # bytes that are sent together at least; a message has a fixed cost
 
 
 def average_gradients(*modules: nn.Module, weight: float | None = None) -> None:

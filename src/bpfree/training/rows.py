@@ -80,10 +80,13 @@ class Rows:
 
     @contextmanager
     def _parts_sent(self, average: Average) -> Iterator[None]:
-        """Send the gradients of a segment as soon as it has learned, while later segments compute."""
+        """Send gradients as soon as they are complete, while others are computed: by segment, or on the way back."""
         rule = self._rule
         if not isinstance(rule, LocalRule):
-            yield
+            with ExitStack() as hooks:
+                for p in self._learned if rule.one_backward else []:
+                    hooks.callback(p.register_post_accumulate_grad_hook(lambda done: average.start([done])).remove)  # type: ignore[no-untyped-call]
+                yield
             return
         fused = rule.segment_done
 
