@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpfree.data.part import Part
 from bpfree.data.preprocess import Preprocess
 from bpfree.data.scaling import constant
 from bpfree.errors import UserError
@@ -76,12 +77,14 @@ class Augment:
     mixup: float = 0.0
     values: PixelValues = PixelValues()
 
-    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, x: Tensor, noise: Noise, part: Part | None = None) -> Tensor:
         """Return the changed images; mixup is not among these changes, see `mix`.
 
         Args:
             x: raw images [B, C, H, W].
             noise: the key of the draws.
+            part: the rows of a batch that x holds. Draws are those of the whole batch, so that the parts of a batch
+                change as the whole does. None if x is the whole batch.
 
         Returns:
             [B, C, H, W], floating if a change computes with values, else of the type of x.
@@ -97,12 +100,12 @@ class Augment:
                 f"{', '.join([*moved, *valued])}: samples have the shape {list(x.shape[1:])}, allowed: images "
                 "[channels, height, width]"
             )
-        x = _as_values(x, valued)
+        x, part = _as_values(x, valued), part or Part.of(len(x), None)
         # Each change has a key of its own: to switch one on or off leaves the draws of the others as they are.
-        x = _crop(x, self.crop, noise.fold("augment", "crop")) if self.crop < 1 else x
-        x = self._move(x, noise.fold("augment")) if moved else x
-        x = self._light(x, noise.fold("augment", "light")) if self.brightness or self.contrast else x
-        return self._cut_out(x, noise.fold("augment", "cutout")) if self.cutout else x
+        x = _crop(x, self.crop, noise.fold("augment", "crop"), part) if self.crop < 1 else x
+        x = self._move(x, noise.fold("augment"), part) if moved else x
+        x = self._light(x, noise.fold("augment", "light"), part) if self.brightness or self.contrast else x
+        return self._cut_out(x, noise.fold("augment", "cutout"), part) if self.cutout else x
 
     def mix(self, x: Tensor, y: Tensor, noise: Noise, classes: int) -> tuple[Tensor, Tensor]:
         """Return mixed samples and labels; without mixup, return both as they are.
@@ -144,15 +147,15 @@ class Augment:
         """Return the config keys of the changes that are switched on."""
         return [f"data.augment.{key}" for key in keys if getattr(self, key) != getattr(Augment, key)]
 
-    def _move(self, x: Tensor, noise: Noise) -> Tensor:
+    def _move(self, x: Tensor, noise: Noise, part: Part) -> Tensor:
         """Shift each image to a window of the image with a black frame, then flip some of them."""
         b, _, height, width = x.shape
         generator = None if counts(x.device) else noise.generator()  # one for both changes
-        flipped = self._flipped(b, x.device, noise, generator) if self.flip else None
+        flipped = self._flipped(part.whole, x.device, noise, generator)[part.rows] if self.flip else None
         if self.shift:
             _check_within("shift", self.shift, height, width)
             # The frame adds `shift` pixels on each side, so 0 to 2 * shift here are moves from -shift to +shift.
-            down, right = self._moves(b, x.device, noise, generator)
+            down, right = self._moves(part.whole, x.device, noise, generator)[:, part.rows]
             windows = F.pad(x, [self.shift] * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, S, S, H, W], a view
             x = windows.permute(0, 2, 3, 1, 4, 5)[_up_to(b, x.device), down, right]
         if flipped is not None:
@@ -174,22 +177,25 @@ class Augment:
             return noise.fold("shift").randint(most, 2, b, 1, device=device)[..., 0]
         return torch.randint(0, most, (2, b, 1), generator=generator)[..., 0]
 
-    def _light(self, x: Tensor, noise: Noise) -> Tensor:
+    def _light(self, x: Tensor, noise: Noise, part: Part) -> Tensor:
         """Change brightness, then contrast; each result is clamped between black and white."""
         black, white = self.values.black, self.values.white
-        brighter, starker = (2 * _uniform(noise, (2, len(x), 1, 1, 1), x) - 1).unbind()  # [B, 1, 1, 1], from -1 to 1
+        drawn = 2 * _uniform(noise, (2, part.whole, 1, 1, 1), x)[:, part.rows] - 1
+        brighter, starker = drawn.unbind()  # [B, 1, 1, 1], from -1 to 1
         x = (black + (x - black) * (1 + self.brightness * brighter)).clamp(black, white)
-        mean = x.mean((1, 2, 3), keepdim=True)
+        # torch splits the sum over a single image among threads, which rounds otherwise than the sums over several.
+        several = torch.cat([x, x]) if len(x) == 1 < part.whole else x
+        mean = several.mean((1, 2, 3), keepdim=True)[: len(x)]
         return (mean + (x - mean) * (1 + self.contrast * starker)).clamp(black, white)
 
-    def _cut_out(self, x: Tensor, noise: Noise) -> Tensor:
+    def _cut_out(self, x: Tensor, noise: Noise, part: Part) -> Tensor:
         """Fill a square with the mean; rows and columns inside the square are two masks that are multiplied."""
-        b, _, *sides = x.shape
+        sides = x.shape[2:]
         _check_within("cutout", self.cutout, *sides)
         within = []
         for axis, side in enumerate(sides):
             # Each axis has its own key. With one key for both, all centres would lie on the diagonal of the image.
-            centre = noise.fold(axis).randint(side, b, 1, device=x.device)
+            centre = noise.fold(axis).randint(side, part.whole, 1, device=x.device)[part.rows]
             from_top = _up_to(side, x.device) - (centre - self.cutout // 2)
             within.append((from_top >= 0) & (from_top < self.cutout))
         hidden = within[0][:, None, :, None] & within[1][:, None, None, :]  # [B, 1, H, W]
@@ -218,12 +224,12 @@ def _as_values(x: Tensor, names: list[str]) -> Tensor:
     return x.float()
 
 
-def _crop(x: Tensor, smallest: float, noise: Noise) -> Tensor:
+def _crop(x: Tensor, smallest: float, noise: Noise, part: Part) -> Tensor:
     """Return a random part of each image, scaled to the size of the image; the part has the image's proportions.
 
     The corners of the part are affine coordinates, in which the image reaches from -1 to 1.
     """
-    area, right, down = _uniform(noise, (3, len(x)), x).unbind()
+    area, right, down = _uniform(noise, (3, part.whole), x)[:, part.rows].unbind()
     side = (smallest + (1 - smallest) * area).sqrt()  # [B], as a share of the image's side
     frame = x.new_zeros(len(x), 2, 3)
     frame[:, 0, 0] = frame[:, 1, 1] = side

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bpfree.data.augment import Augment
+from bpfree.data.part import Part
 from bpfree.data.placement import Raw, gathered, on_device, one_ahead, placed, sent
 from bpfree.data.preprocess import Preprocess
 from bpfree.data.split import Split
@@ -67,28 +68,50 @@ class Batches:
         n = len(self.y)
         return n // self.batch_size if self.seed is not None else -(-n // self.batch_size)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int = 0, start: int = 0, part: tuple[int, int] | None = None) -> Iterator[Batch]:
         """Iterate over the batches of an epoch.
 
         Args:
             epoch: the number of the epoch, from 0; it decides the order and the random changes.
             start: the first batch, from 0. A resumed run starts in the middle, with the same draws.
+            part: the number of a process, from 0, and the number of processes; see `Part.of`. Each batch then has only
+                the rows of this process, and only they are read, unless mixup needs the others. The parts together are
+                the whole batch; on a CPU to the bit. None gives whole batches.
+
+        Raises:
+            UserError: there is no such process, or a training batch has fewer rows than there are processes.
         """
+        if part is not None and self.seed is not None and part[1] > self.batch_size:
+            raise UserError(f"batch_size: found {self.batch_size}, allowed: at least {part[1]}, one for each process")
         # The whole order is drawn even if `start` skips batches. So a resumed epoch has the batches that were left.
         orders = self._orders(epoch)
-        raw: Iterator[Raw] = (self._picked(orders, i) for i in range(start, len(self)))
+        # Mixup takes the partner of a sample from anywhere in the batch, so a part is cut from the mixed batch.
+        mixes = self.seed is not None and self.augment.mixup > 0
+        needed = None if mixes else part
+        raw: Iterator[Raw] = (self._picked(orders, i, needed) for i in range(start, len(self)))
         if any(place != self.device for place in orders):
             raw = (one_ahead if self.device.type == "cuda" else on_device)(raw, self.device)
         for i, (x, y) in enumerate(raw, start):
             if self.seed is not None and isinstance(x, Tensor):
-                x = x.to(self.dtype) if self.preprocess.scaling.has_numbers(x) else x
-                if self._changes:
-                    # Keyed by (seed, epoch, batch): neither a resume nor another batch changes the draws.
-                    noise = Noise(self.seed, epoch).fold("batch", i)
-                    x, y = self.augment.mix(self.augment(x, noise), y, noise, self.preprocess.classes)
+                # Keyed by (seed, epoch, batch): neither a resume nor another batch changes the draws.
+                x, y = self._changed(x, y, Noise(self.seed, epoch).fold("batch", i), self._part(i, needed))
+                if mixes:
+                    rows = self._part(i, part).rows
+                    x, y = x[rows], y[rows]
             # The target is what the net sees: an autoencoder rebuilds the augmented and mixed sample.
             y = self.preprocess.target(one_tensor(x), self.dtype) if self.rebuild else y
             yield Batch(self.preprocess(x, self.dtype), y)
+
+    def _part(self, i: int, share: tuple[int, int] | None) -> Part:
+        """Return which rows of batch i a process has; all rows without a share. The last batch may be smaller."""
+        return Part.of(min(self.batch_size, len(self.y) - i * self.batch_size), share)
+
+    def _changed(self, x: Tensor, y: Tensor, noise: Noise, part: Part) -> tuple[Tensor, Tensor]:
+        """Return the rows of a training batch after random changes."""
+        x = x.to(self.dtype) if self.preprocess.scaling.has_numbers(x) else x
+        if not self._changes:
+            return x, y
+        return self.augment.mix(self.augment(x, noise, part), y, noise, self.preprocess.classes)
 
     def _orders(self, epoch: int) -> dict[torch.device, Tensor]:
         """Return the order of the samples in an epoch, int64 [N], on each device where samples or labels lie."""
@@ -98,9 +121,9 @@ class Batches:
         order = Noise(self.seed, epoch).fold("shuffle").permutation(len(self.y))
         return {place: sent(order, place) for place in places}
 
-    def _picked(self, orders: dict[torch.device, Tensor], i: int) -> Raw:
-        """Return the raw samples of a batch, where they lie."""
-        batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
-        chosen = {place: order[batch] for place, order in orders.items()}
+    def _picked(self, orders: dict[torch.device, Tensor], i: int, share: tuple[int, int] | None) -> Raw:
+        """Return the raw samples of a batch, or of a share of it, where they lie."""
+        part, first = self._part(i, share), i * self.batch_size
+        chosen = {place: order[first + part.start : first + part.stop] for place, order in orders.items()}
         x = apply(self.x, lambda x: gathered(x, chosen[x.device], self.device))
         return Raw(x, gathered(self.y, chosen[self.y.device], self.device))
