@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from bpfree.data.augment import Augment
+from bpfree.data.files.rows import Rows
+from bpfree.data.order import local_order
 from bpfree.data.part import Part
 from bpfree.data.placement import Raw, gathered, on_device, one_ahead, placed, sent
 from bpfree.data.preprocess import Preprocess
@@ -20,7 +22,8 @@ class Batches:
     """The minibatches of a split.
 
     With a seed, the samples are shuffled anew in each epoch, by key, and a last batch that is not full is left out,
-    because batch norm cannot use a single sample. Without a seed they come in order, and every sample comes.
+    because batch norm cannot use a single sample. Without a seed they come in order, and every sample comes. Samples
+    that are slow to read one by one are shuffled within a window; see `bpfree.data.order`.
 
     Args:
         split: raw samples. They are moved to the device once if they fit there well; else, and if they lie in a file,
@@ -118,7 +121,9 @@ class Batches:
         places = {x.device for x in (*tensors_of(self.x), self.y)}
         if self.seed is None:
             return {place: torch.arange(len(self.y), device=place) for place in places}
-        order = Noise(self.seed, epoch).fold("shuffle").permutation(len(self.y))
+        noise = Noise(self.seed, epoch).fold("shuffle")
+        blocks = next((x.blocks for x in tensors_of(self.x) if isinstance(x, Rows)), None)
+        order = noise.permutation(len(self.y)) if blocks is None else local_order(blocks, noise, self.batch_size)
         return {place: sent(order, place) for place in places}
 
     def _picked(self, orders: dict[torch.device, Tensor], i: int, share: tuple[int, int] | None) -> Raw:

@@ -55,6 +55,7 @@ class Scaling:
             each = {name: cls.of(dataset, tensor) for name, tensor in named}
             main = next((one for one in each.values() if not one.has_tokens), next(iter(each.values())))
             return replace(main, inputs=tuple(each.items()))
+        x = statistics.for_statistics(x)
         is_image = x.dtype == torch.uint8
         mean, std = statistics.of_bytes(x) if is_image else ((0.0,), (1.0,))
         if dataset.columns is not None:

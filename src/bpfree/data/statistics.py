@@ -9,10 +9,29 @@ import torch
 from torch import Tensor
 
 from bpfree.data.columns import Column, are_numbers
-from bpfree.data.files.rows import chunks
+from bpfree.data.files.rows import Rows, chunks
+from bpfree.data.order import local_order
+from bpfree.noise import Noise
+
+SAMPLE = 8192
+"""The number of samples that statistics are computed from, if samples are slow to read."""
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation, each a tuple of one or more values."""
+
+
+def for_statistics(x: Tensor) -> Tensor:
+    """Return the samples that statistics are computed from: all samples, or `SAMPLE` by a fixed key if they are slow.
+
+    Args:
+        x: training samples [N, ...].
+    """
+    blocks = x.blocks if isinstance(x, Rows) else None
+    if not isinstance(x, Rows) or blocks is None or len(x) <= SAMPLE:
+        return x
+    # A window of that many samples, so that they come from few blocks.
+    order = local_order(blocks._replace(window=SAMPLE), Noise(0).fold("statistics"), 1)
+    return x.rows(order[:SAMPLE].sort().values)
 
 
 def of_bytes(x: Tensor) -> Moments:

@@ -4,11 +4,9 @@ Rows are read by their offset, and not through a memory map, for two reasons. Th
 the process, and random rows come twice as fast, because the system need not map pages (docs/own_data.md).
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 from torch.utils._pytree import tree_map
 
-from bpfree.errors import UserError
+from bpfree.data.files.open_file import OpenFile
 
 _CHUNK = 4 << 20  # bytes at a time, for code that reads all samples once
 _KEYS = (int, slice, Tensor, list, np.ndarray)  # an index of these types chooses rows; a tuple also looks into rows
@@ -30,8 +28,40 @@ _WITHOUT_VALUES = frozenset(
 )
 
 
+class Blocks(NamedTuple):
+    """Rows that are read well only if they are neighbours. A shuffled order then keeps neighbours close.
+
+    Attributes:
+        of: the number of the block in which each row lies, int64 [N], from 0.
+        window: the number of rows that a shuffled order mixes at a time; see `bpfree.data.order.local_order`.
+    """
+
+    of: Tensor
+    window: int
+
+
+class RowSource(Protocol):
+    """Files that rows are read from: `RowFile`, or files whose rows are decoded.
+
+    Attributes:
+        path: of the file or files, for messages.
+        shape: the shape of a row.
+        dtype: the type of the values.
+        blocks: the block of each row. None if rows are read well in any order. A source with blocks is slow to read as
+            a whole, so nothing does so before training. It refuses values that are not finite when it reads them.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Blocks | None
+
+    def read(self, index: Tensor) -> Tensor:
+        """Return the rows at the positions `index` [n], int64, as a tensor [n, ...] in memory."""
+
+
 class RowFile:
-    """An open file of rows of one size. Any number of threads and forked processes may read it at the same time.
+    """An open file of rows of one size, one after another.
 
     Args:
         path: of the file.
@@ -43,6 +73,8 @@ class RowFile:
         OSError: the file cannot be opened.
     """
 
+    blocks: Blocks | None = None
+
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.path = path
         self.offset = offset
@@ -51,13 +83,7 @@ class RowFile:
         self.bytes = torch.empty(0, dtype=dtype).element_size()
         for length in shape:
             self.bytes *= length
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 -- open as long as tensors of it exist
-        self._lock = Lock()
-
-    def __del__(self) -> None:
-        # Python calls __del__ also for an object whose __init__ failed, for example because `open` did.
-        if hasattr(self, "_file"):
-            self._file.close()
+        self._file = OpenFile(path)
 
     def read(self, index: Tensor) -> Tensor:
         """Return the rows at the positions `index` [n], int64, as a tensor [n, ...] in memory.
@@ -69,31 +95,14 @@ class RowFile:
         if not out.numel():
             return out
         into = bytes_of(out)
-        runs = list(_runs(index))
-        # Announce all places before the first read: the disk then fetches them at once and not one after another.
-        if len(runs) > 1 and hasattr(os, "posix_fadvise"):
-            for first, count in runs:
-                place = self.offset + first * self.bytes
-                os.posix_fadvise(self._file.fileno(), place, count * self.bytes, os.POSIX_FADV_WILLNEED)
+        pieces = [(self.offset + first * self.bytes, count * self.bytes) for first, count in _runs(index)]
+        if len(pieces) > 1:
+            self._file.announce(pieces)
         done = 0
-        for first, count in runs:
-            size = count * self.bytes
-            self._fill(into[done : done + size], self.offset + first * self.bytes)
+        for place, size in pieces:
+            self._file.fill(into[done : done + size], place)
             done += size
         return out
-
-    def _fill(self, into: memoryview, place: int) -> None:
-        """Read bytes from `place` on until the memory is full."""
-        while into:  # a read may return fewer bytes than asked for
-            if hasattr(os, "preadv"):  # it takes the place as an argument, so threads share no file position
-                count = os.preadv(self._file.fileno(), [into], place)
-            else:
-                with self._lock:
-                    self._file.seek(place)
-                    count = self._file.readinto(into) or 0
-            if not count:
-                raise UserError(f"{self.path}: truncated while it was in use. Start again")
-            into, place = into[count:], place + count
 
 
 def bytes_of(x: Tensor) -> memoryview:
@@ -111,14 +120,14 @@ def _runs(index: Tensor) -> Iterator[tuple[int, int]]:
 
 
 class Rows(Tensor):
-    """A tensor [N, ...] in a file. `x[index]` and `x[a:b]` read those rows; any other operation reads all rows.
+    """A tensor [N, ...] in files. `x[index]` and `x[a:b]` read those rows; any other operation reads all rows.
 
     It is a subclass of Tensor on the device "meta": it has a shape and a type, but no memory. So code for tensors works
     with it unchanged, and nothing can read its missing values by mistake.
 
     Args:
-        file: the open file.
-        positions: the positions of the rows in the file, int64 [N].
+        file: the open file or files.
+        positions: the positions of the rows there, int64 [N].
 
     Example:
         >>> import tempfile
@@ -129,17 +138,17 @@ class Rows(Tensor):
         (torch.Size([3, 2]), [[2, 3], [4, 5]], [4, 5])
     """
 
-    file: RowFile
+    file: RowSource
     positions: Tensor
 
     @staticmethod
-    def __new__(cls, file: RowFile, positions: Tensor) -> "Rows":
+    def __new__(cls, file: RowSource, positions: Tensor) -> "Rows":
         """Make a tensor of that shape and type without memory."""
         self = torch.empty(len(positions), *file.shape, dtype=file.dtype, device="meta").as_subclass(cls)
         self.file, self.positions = file, positions
         return self
 
-    def __init__(self, file: RowFile, positions: Tensor) -> None:
+    def __init__(self, file: RowSource, positions: Tensor) -> None:
         super().__init__()
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
@@ -150,8 +159,14 @@ class Rows(Tensor):
         """The device of rows that are read: the CPU, and not "meta"."""
         return self.positions.device
 
+    @property
+    def blocks(self) -> Blocks | None:
+        """The block of each row; None if rows are read well in any order."""
+        blocks = self.file.blocks
+        return None if blocks is None else blocks._replace(of=blocks.of[self.positions])
+
     def rows(self, index: Tensor) -> "Rows":
-        """Return some of the rows, which still stay in the file."""
+        """Return some of the rows, which still stay in their file."""
         return Rows(self.file, self.positions[index])
 
     def load(self) -> Tensor:
