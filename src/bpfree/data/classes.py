@@ -10,6 +10,7 @@ from bpfree.errors import UserError
 from bpfree.noise import Noise
 
 _TEST = 0.2
+_FEW_CLASSES = 10  # so few different labels are never numbers of the samples, however few samples there are
 
 
 def name_classes(labels: Sequence[str]) -> tuple[str, ...]:
@@ -45,6 +46,33 @@ def number_labels(labels: Sequence[str], names: Sequence[str], what: str) -> Ten
         if label not in number:
             raise UserError(f"{what}: found the label {label!r} (number {place}, from 0), allowed: those of training")
     return torch.tensor([number[label] for label in labels], dtype=torch.int64)
+
+
+def check_classes(names: Sequence[str], samples: int, what: str) -> None:
+    """Raise UserError unless labels can be classes: two or more, and several samples for each.
+
+    Args:
+        names: the different labels.
+        samples: the number of samples.
+        what: the data, for errors.
+    """
+    if len(names) < 2:
+        raise UserError(f"{what}: found labels of {len(names)} classes, allowed: of two or more")
+    if len(names) > _FEW_CLASSES and 2 * len(names) > samples:
+        raise UserError(
+            f"{what}: found {len(names):,} different labels for {samples:,} samples, such as {names[0]!r:.50}, "
+            "allowed: classes with several samples each. To predict numbers give data.values=true and task=regress"
+        )
+
+
+def shown_names(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names of classes; None if they are only the numbers of the classes, 0, 1, 2, ...
+
+    Example:
+        >>> shown_names(["0", "1"]), shown_names(["1", "2"])
+        (None, ('1', '2'))
+    """
+    return None if all(name == str(i) for i, name in enumerate(names)) else tuple(names)
 
 
 def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:

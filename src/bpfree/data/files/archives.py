@@ -97,7 +97,7 @@ def _zip_members(archive: Path, file: BinaryIO, largest: int) -> Iterator[tuple[
         for number, info in enumerate(opened.infolist()):
             _count(archive, number)
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made without Unix attributes
-            name = _inside(info.filename)
+            name = inside(info.filename)
             if info.is_dir() or kind not in (0, stat.S_IFREG) or name is None:
                 continue
             if info.flag_bits & 1:
@@ -119,7 +119,7 @@ def _tar_members(archive: Path, stream: Readable, largest: int) -> Iterator[tupl
             # Checked before tarfile looks for the content: it would read block after block of a size that is a lie.
             if info.size > metered.left:
                 raise _too_large(archive)
-            name = _inside(info.name)
+            name = inside(info.name)
             content = opened.extractfile(info) if info.isreg() and not info.issparse() and name else None
             if content is not None and name is not None:
                 yield name, _Metered(content, archive, largest)
@@ -139,8 +139,13 @@ def _count(archive: Path, number: int) -> None:
         raise UserError(f"{archive}: has more than {MOST_MEMBERS:,} members, which no data set here has")
 
 
-def _inside(name: str) -> str | None:
-    """Return the name of a member if it stays within its folder; None if it leads elsewhere."""
+def inside(name: str) -> str | None:
+    """Return the name of a member if it stays within its folder; None if it leads elsewhere.
+
+    Example:
+        >>> inside("./a/b.png"), inside("a/../../b.png"), inside("/etc/passwd")
+        ('a/b.png', None, None)
+    """
     return None if _ELSEWHERE.search(name) else name.removeprefix("./")
 
 

@@ -23,6 +23,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _SURELY_FEWER = 14  # of 16 bits: an image whose values need no more has fewer bits, such as 12, or is very dark
 _MODES = {1: "L", 3: "RGB"}
 _COLOUR = ("RGB", "RGBA", "LA")  # modes for which Pillow drops the lower 8 of 16 bits
+_GREY = ("1", "L", "LA", "La", "I", "F")
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 # Exceptions of decoders for files that are damaged or not images; Pillow has no common base class for them.
 _BROKEN = (
@@ -119,6 +120,15 @@ def decode(
         ) from error
     # A copy, since the array of Pillow is read-only, and torch warns about tensors that share such memory.
     return torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+
+
+def is_grey(file: BinaryIO | Path) -> bool:
+    """Return True if the header says that an image is grey, or if it cannot be read: decoding it will say why."""
+    try:
+        with _QUIET(), _open(file, "image") as image:
+            return image.mode in _GREY or image.mode.startswith("I;16")
+    except Exception:  # whatever Pillow raises
+        return True
 
 
 def _open(file: BinaryIO | Path, what: str) -> Image.Image:

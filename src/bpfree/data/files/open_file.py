@@ -1,7 +1,8 @@
 """A file that is read by offset. Any number of threads and forked processes may read it at the same time."""
 
 import os
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -58,3 +59,39 @@ class OpenFile:
             if not count:
                 raise UserError(f"{self.path}: truncated while it was in use. Start again")
             into, place = into[count:], place + count
+
+
+class OpenFiles:
+    """Many files, of which those that were used last stay open.
+
+    Args:
+        paths: the files.
+        most: how many stay open, at least 1. A system allows a process a few hundred.
+    """
+
+    def __init__(self, paths: Sequence[Path], most: int = 64) -> None:
+        self.paths = paths
+        self.most = most
+        self.opened = 0  # how often a file was opened, for measurements
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, number: int) -> OpenFile:
+        """Return a file by its place among the paths, open.
+
+        Raises:
+            UserError: the file cannot be opened.
+        """
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+            try:
+                self._open[number] = file = OpenFile(self.paths[number])
+            except OSError as error:
+                raise UserError(f"{self.paths[number]}: cannot be read ({error.strerror or error})") from error
+            self.opened += 1
+            # A file that a thread still reads is closed when the thread drops it.
+            if len(self._open) > self.most:
+                self._open.popitem(last=False)
+            return file

@@ -1,7 +1,6 @@
 """Decode many image files to one tensor, in memory or, if they take more than a limit, in a file written once."""
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,22 +9,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from PIL import Image
 from rich.progress import MofNCompleteColumn
 from torch import Tensor
 
 from bpfree.data.files.bars import bar
 from bpfree.data.files.cache import cache_folder, open_cache, write_cache
-from bpfree.data.files.images import UnknownRangeError, decode
+from bpfree.data.files.images import UnknownRangeError, decode, is_grey
 from bpfree.data.files.limits import fits
-from bpfree.disk.paths import check_regular
 from bpfree.errors import UserError
 
 Channels = Literal[1, 3, "auto"]
 
 _BLOCK_BYTES = 4 << 20  # decoded images that a thread returns at a time; for single images the overhead shows
 _SHOWN = 20  # broken images in an error
-_GREY = ("1", "L", "LA", "La", "I", "F")
 
 
 class Decoded(NamedTuple):
@@ -53,6 +49,24 @@ class PixelFormat(NamedTuple):
     channels: Channels
     size: tuple[int, int] | None
     bits: int | None = None
+
+    @classmethod
+    def of(cls, channels: Channels, size: int | list[int] | None, bits: int | None) -> "PixelFormat":
+        """Return the format for the options of a data set, or raise UserError if they do not make sense.
+
+        Args:
+            channels: see the class.
+            size: one length for squares, or [H, W].
+            bits: see the class.
+        """
+        if bits is not None and not 8 <= bits <= 16:
+            raise UserError(f"data.bits: found {bits}, allowed: 8 to 16")
+        if size is None:
+            return cls(channels, None, bits)
+        values = [size, size] if isinstance(size, int) else size
+        if len(values) != 2 or min(values) < 1:
+            raise UserError(f"data.size: found {size}, allowed: one length above 0 for squares, or [height, width]")
+        return cls(channels, (values[0], values[1]), bits)
 
 
 def read_pixels(
@@ -106,19 +120,7 @@ def _reason(error: str) -> str:
 
 def _channels(files: Sequence[str], root: Path) -> Literal[1, 3]:
     """Return 1 if all files are grey, else 3. Only headers are read, which is fast."""
-    return 1 if all(_is_grey(root / file) for file in files) else 3
-
-
-def _is_grey(file: Path) -> bool:
-    """Return True if the header says that an image is grey. A file that cannot be opened is reported when decoded."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_regular(file)
-            with Image.open(file) as image:
-                return image.mode in _GREY or image.mode.startswith("I;16")
-    except Exception:  # whatever Pillow raises; decoding will name the reason
-        return True
+    return 1 if all(is_grey(root / file) for file in files) else 3
 
 
 def _first_size(files: Sequence[str], root: Path, form: PixelFormat) -> tuple[int, int]:

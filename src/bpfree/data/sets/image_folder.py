@@ -47,15 +47,13 @@ def folder(
     Raises:
         UserError: the folder does not exist, files are not images, sizes differ, or a class or a split has no images.
     """
-    if bits is not None and not 8 <= bits <= 16:
-        raise UserError(f"data.bits: found {bits}, allowed: 8 to 16")
+    form = PixelFormat.of(channels, size, bits)
     # The cache belongs to a path, so one folder must not have two spellings.
     root = user_path(path, "data.path").resolve()
     # Before decoding: images that turn out to be broken do not change which of the others are test images.
     tree = _with_test(read_tree(root), test)
     files = [file for listed in tree.splits.values() for file in listed.files]
     kept = data_dir / "decoded" if cache is None else user_path(cache, "data.cache")
-    form = PixelFormat(channels, None if size is None else _height_and_width(size), bits)
     decoded = read_pixels(files, root, form, memory_limit=memory_limit, cache=kept)
     if not skip_broken:
         refuse_broken(decoded.broken, files, root)
@@ -67,14 +65,6 @@ def folder(
         Labels(len(tree.classes), tree.classes),
         validation=splits.get("validation"),
     )
-
-
-def _height_and_width(size: int | list[int]) -> tuple[int, int]:
-    """Return (H, W) for the option data.size, or raise UserError."""
-    values = [size, size] if isinstance(size, int) else size
-    if len(values) != 2 or min(values) < 1:
-        raise UserError(f"data.size: found {size}, allowed: one length above 0 for squares, or [height, width]")
-    return values[0], values[1]
 
 
 def _with_test(tree: Tree, share: float | None) -> Tree:

@@ -13,10 +13,12 @@ from bpfree.data.sets.digits import digits
 from bpfree.data.sets.image_folder import folder
 from bpfree.data.sets.lorenz import lorenz
 from bpfree.data.sets.mnist import emnist, fashion_mnist, kmnist, mnist
+from bpfree.data.sets.parquet_shards import parquet
 from bpfree.data.sets.photographs import caltech256, eurosat
 from bpfree.data.sets.stl10 import stl10
 from bpfree.data.sets.svhn import svhn
 from bpfree.data.sets.table import table
+from bpfree.data.sets.tar_shards import webdataset
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
@@ -35,5 +37,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "folder": folder,
     "arrays": arrays,
     "table": table,
+    "webdataset": webdataset,
+    "parquet": parquet,
 }
 """Readers by name. A reader takes the data directory, then options by keyword, which are keys of the section `data`."""
