@@ -361,6 +361,7 @@ def test_large_row_groups_are_refused(read, tmp_path, monkeypatch):
         read(path, test=0)
 
 
+@pytest.mark.filterwarnings("ignore")  # of pyarrow before 21, about such a file
 def test_types_of_strangers_are_not_unpickled(read, tmp_path, monkeypatch):
     """Old versions of pyarrow unpickled a description in the file (CVE-2023-47248)."""
     monkeypatch.chdir(tmp_path)

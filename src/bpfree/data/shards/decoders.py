@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from io import BytesIO
 from math import prod
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ _HEADERS: dict[tuple[int, int], Callable[[BytesIO], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+
+_BROKEN = (ValueError, KeyError, TypeError, OverflowError, EOFError, RecursionError, MemoryError)
 
 
 class Decoder(Protocol):
@@ -119,17 +122,26 @@ def npy(content: bytes | bytearray, what: str) -> "np.ndarray[Any, Any]":
     Raises:
         UserError: the file is damaged, or contains Python objects, which would have to be unpickled.
     """
-    stream = BytesIO(content)
     try:
-        shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
+        # Of version 1 the length of the header lies in bytes 8 and 9, of version 2 in bytes 8 to 11.
+        begin = 10 if content[6:7] == b"\x01" else 12
+        header = bytes(content[: begin + int.from_bytes(content[8:begin], "little")])
+        shape, is_fortran, dtype = _of_header(header)
         # The header may claim any size, so it is compared with the content before memory is reserved.
-        if dtype.hasobject or prod(shape) * dtype.itemsize != len(content) - stream.tell() or not dtype.itemsize:
+        if dtype.hasobject or prod(shape) * dtype.itemsize != len(content) - len(header) or not dtype.itemsize:
             raise ValueError(f"{dtype} {list(shape)} in {len(content):,} bytes")
-        array = np.frombuffer(content, dtype, offset=stream.tell())
+        array = np.frombuffer(content, dtype, offset=len(header))
         return array.reshape(shape, order="F" if is_fortran else "C")
-    except (ValueError, KeyError, TypeError, OverflowError, EOFError, RecursionError, MemoryError) as error:
+    except _BROKEN as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what}: not an array of numbers that numpy can read ({reason})") from error
+
+
+@lru_cache(maxsize=16)
+def _of_header(header: bytes) -> Any:
+    """Return shape, order and type in the header of a .npy file. To parse it takes longer than all the rest."""
+    stream = BytesIO(header)
+    return _HEADERS[np.lib.format.read_magic(stream)](stream)
 
 
 def as_samples(values: "np.ndarray[Any, Any]", what: str) -> Tensor:
