@@ -65,6 +65,7 @@ class Mesh:
         mode: "data", "population" or "blocks"; None for one process.
         world: all processes; None for one.
         stops: True if all processes stop after the step that was taken last.
+        total: B, if batches have only the rows of this process; None for whole batches.
 
     Raises:
         UserError: the rule cannot be split in this way.
@@ -75,6 +76,7 @@ class Mesh:
         self.mode: str | None = None
         self.world: Group | None = None
         self.stops = False
+        self.total: int | None = None
         self._spec = spec
         self._asked = False  # this process is to stop
         self._told = False  # one of the processes that share rows is to stop, and all of them know it
@@ -100,6 +102,11 @@ class Mesh:
     def is_first(self) -> bool:
         """True in the process that prints and writes."""
         return self.world is None or self.world.rank == 0
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """The rows of each batch that this process computes, as `Batches.epoch` takes them; None for all."""
+        return None if self._rows is None else self._rows.part
 
     @property
     def lane(self) -> Lane | None:
@@ -169,7 +176,7 @@ class Mesh:
             rule: the rule.
             net: the net.
             task: the task.
-            batch: the whole batch, the same in all processes.
+            batch: the whole batch, the same in all processes; or, with `total`, the rows of this process.
             noise: the key of the step.
 
         Returns:
@@ -195,7 +202,7 @@ class Mesh:
         if self._rows is None:
             scalars = compute(task, batch)
         else:
-            scalars, told = self._rows.step(compute, task, batch, self._asked)
+            scalars, told = self._rows.step(compute, task, batch, self._asked, self.total)
         self._told |= told or (self._members is not None and self._members.flag)
         # Through a lane, the flag travels with the features, so that later parts stop after the same step.
         self.stops |= self._told if self._lane is None else self._lane.stop and self._lane.has_messages

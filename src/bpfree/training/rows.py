@@ -49,20 +49,28 @@ class Rows:
         self._draws = True  # until a step has shown that the net does not draw random numbers
         self._checked = False
 
-    def step(self, compute: Compute, task: Task, batch: Batch, flag: bool) -> tuple[Scalars, bool]:
+    @property
+    def part(self) -> tuple[int, int]:
+        """The number of this process, and the number of processes, as `Batches.epoch` takes them."""
+        return self._group.rank, self._group.size
+
+    def step(
+        self, compute: Compute, task: Task, batch: Batch, flag: bool, total: int | None = None
+    ) -> tuple[Scalars, bool]:
         """Add the gradients of the whole batch to `.grad`, with the same bits in all processes.
 
         Args:
             compute: adds the gradients of some rows.
             task: the task.
-            batch: the whole batch, the same in all processes.
+            batch: the whole batch, the same in all processes; or, with `total`, the rows of this process.
             flag: something that this process tells the others.
+            total: B, of the whole batch. None: `batch` is the whole batch.
 
         Returns:
             The scalars of the rows of this process, and True if any process told the flag.
         """
-        share = Share.of(self._group, len(batch.y))
-        own = Batch(apply(batch.x, lambda x: x[share.rows]), batch.y[share.rows])
+        share = Share.of(self._group, total or len(batch.y))
+        own = batch if total else Batch(apply(batch.x, lambda x: x[share.rows]), batch.y[share.rows])
         average = Average(self._group, share.weight)
         with ExitStack() as stack:
             stack.enter_context(sharing(share))
@@ -70,7 +78,7 @@ class Rows:
                 stack.enter_context(SynchronisedNorms(share))
             draws = stack.enter_context(DrawsForWholeBatch(share)) if self._draws else None
             with self._parts_sent(average):
-                scalars = compute(task_of_rows(task, batch, own, share), own)
+                scalars = compute(task_of_rows(task, own, share), own)
         if draws is not None:  # a look at every operation takes time, so only nets that draw numbers have it
             self._draws = draws.drew
         if not self._checked:
@@ -104,24 +112,28 @@ class Rows:
             rule.segment_done = fused
 
 
-def task_of_rows(task: Task, whole: Batch, own: Batch, share: Share) -> Task:
+def task_of_rows(task: Task, own: Batch, share: Share) -> Task:
     """Return the task for the rows of a process: its means count so that their average is that of the whole batch.
 
     Means differ from means over samples if samples have weights, such as those of their classes.
 
     Args:
         task: the task.
-        whole: the whole batch.
-        own: its rows in this process.
+        own: the rows of this process.
         share: which rows these are.
     """
     if not isinstance(weight_of(task, "loss", own), Tensor):
         return task
 
-    def factor(metric: str) -> Tensor:
-        part, all_of_it = (torch.as_tensor(weight_of(task, metric, batch)).double() for batch in (own, whole))
-        return part / all_of_it.clamp_min(_TINY) / share.weight
+    factors: dict[str, Tensor] = {}
 
+    def factor(metric: str) -> Tensor:
+        if metric not in factors:
+            part = torch.as_tensor(weight_of(task, metric, own)).double()
+            factors[metric] = part / share.group.sum_(part.clone()).clamp_min(_TINY) / share.weight
+        return factors[metric]
+
+    factor("loss")  # now, and not in the middle of a pass that a rule transforms
     return _TaskOfRows(task, factor)
 
 

@@ -125,6 +125,7 @@ class Trainer(Stepper):
             raise
         finally:  # listeners hold locks and files
             self.data, self._gradient_listeners, self._meter = None, (), None
+            self.mesh.total = None
             self.mesh.restore()
             for tracker in trackers:
                 tracker.on_end()
@@ -204,7 +205,10 @@ class Trainer(Stepper):
         """Take the steps that are left of the running epoch, or those up to Ctrl-C."""
         epoch, done = divmod(self.progress.step, len(fit.train))
         pending: list[Scalars] = []
-        for batch in fit.train.epoch(epoch, start=done):
+        # Trackers of gradients see whole batches; else a process reads only its own rows.
+        part = None if self._gradient_listeners else self.mesh.part
+        self.mesh.total = fit.train.batch_size if part else None
+        for batch in fit.train.epoch(epoch, start=done, part=part):
             pending.append(self.step(batch))
             if len(pending) == _CHECK_EVERY:
                 self._check_losses(pending, fit.train.batch_size)
