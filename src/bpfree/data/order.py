@@ -12,6 +12,8 @@ from torch import Tensor
 from bpfree.data.files.rows import Blocks
 from bpfree.noise import Noise
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 def local_order(blocks: Blocks, noise: Noise, batch_size: int) -> Tensor:
     """Return an order of all samples, int64 [N].
@@ -24,38 +26,39 @@ def local_order(blocks: Blocks, noise: Noise, batch_size: int) -> Tensor:
     Example:
         >>> blocks = Blocks(torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]), window=6)
         >>> blocks.of[local_order(blocks, Noise(1), 3)].tolist()
-        [2, 2, 1, 2, 1, 1, 0, 0, 0]
+        [2, 1, 1, 2, 2, 1, 0, 0, 0]
     """
     of = blocks.of
-    window, height = _windows(torch.bincount(of), blocks.window, noise.fold("blocks"))
+    sizes = torch.bincount(of)  # [K]
+    place = torch.empty_like(sizes)
+    place[noise.fold("blocks").permutation(len(sizes))] = torch.arange(len(sizes))
+    window, height = _windows(sizes, place, blocks.window)
     # The samples of a block in a random order, block after block: a stable sort keeps the order within a block.
     rows = noise.permutation(len(of))
     rows = rows[of[rows].argsort(stable=True)]
-    # The i-th of n samples comes at a random time between i/n and (i+1)/n of its window. So each batch has about the
-    # same share of each block, and a process that needs certain rows of all batches needs the same blocks for all.
-    sizes = torch.bincount(of)
+    # The i-th of n samples comes at the time (i + u) / n of its window. So each batch has about the same share of each
+    # block, and a process that needs certain rows of all batches needs the same blocks for all. Multiples of the golden
+    # ratio as u: the blocks that have one sample more than others in a batch lie evenly between the others.
+    u = (place * _GOLDEN + noise.fold("within").rand(1, dtype=torch.float64)) % 1
     nth = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[of[rows]]
-    share = (nth + noise.fold("within").rand(len(rows), dtype=torch.float64)) / sizes[of[rows]]
-    rows = rows[(window[of[rows]] + share).argsort(stable=True)]
+    rows = rows[(window[of[rows]] + (nth + u[of[rows]]) / sizes[of[rows]]).argsort(stable=True)]
     full = rows[: len(rows) // batch_size * batch_size].view(-1, batch_size)
     by_block = height[of[full]].argsort(dim=1, stable=True)
     return torch.cat([full.gather(1, by_block).flatten(), rows[full.numel() :]])
 
 
-def _windows(sizes: Tensor, window: int, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Return for each of K blocks the number of its window, and the part of the window that comes before it.
+def _windows(sizes: Tensor, place: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Return for each of K blocks the number of its window, and the share of the window that comes before it.
 
     Args:
         sizes: the number of samples in each block, [K].
+        place: where each block comes, [K].
         window: the number of samples in a window, about.
-        noise: the key of the order of the blocks.
     """
-    order = noise.permutation(len(sizes))
+    order = place.argsort()
     before = sizes[order].cumsum(0) - sizes[order]
     number = before // window
     number = number.diff(prepend=number[:1]).bool().cumsum(0)  # without gaps, which a large block leaves
     whole = torch.zeros_like(sizes).index_add_(0, number, sizes[order])  # the samples in each window
     height = (before - (whole.cumsum(0) - whole)[number]).double() / whole.clamp(min=1)[number]
-    found = torch.empty_like(number), torch.empty_like(height)
-    found[0][order], found[1][order] = number, height
-    return found
+    return number[place], height[place]
