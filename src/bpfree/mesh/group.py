@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, distributed
 
 
+_FEW = 16  # processes; with more, each of them would send too many messages to reach all others
+
+
 class LostProcessError(RuntimeError):
     """Another process of the training has ended, or cannot be reached."""
 
@@ -56,9 +59,13 @@ class Group:
             rows: [counts[rank], ...] of this process.
             counts: the number of rows of each process.
         """
-        # Each process sends its rows to all others at once. A gathering of gloo passes them on from process to process,
-        # in two messages each, and takes tensors of one shape only.
         rows = rows.contiguous()
+        if self.size > _FEW:
+            most = max(counts)  # a gathering takes tensors of one shape only
+            padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+            return torch.cat([part[:n] for part, n in zip(self.gathered(padded), counts, strict=True)])
+        # Each process sends its rows to all others at once. A gathering of gloo passes them on from process to process,
+        # in two messages each.
         found = rows.new_empty(sum(counts), *rows.shape[1:])
         copies = rows.repeat(self.size, *[1] * (rows.dim() - 1))
         with _told():
