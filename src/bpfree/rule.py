@@ -228,6 +228,14 @@ class Rule(Checked, Described, nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has 'blocks' in its mesh_modes, and no parts")
 
+    def passes_features(self, net: nn.Module) -> bool:
+        """Return True if parts in several processes send features to each other; default: True.
+
+        Args:
+            net: the net that the rule is bound to.
+        """
+        return True
+
     def metadata(self) -> dict[str, str]:
         """Return what the rule chose by itself, such as its taps, for result.json; default: nothing."""
         return {}

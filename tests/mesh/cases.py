@@ -76,7 +76,7 @@ def new_net(case: Case) -> nn.Module:
         return NETS["resnet18"](IN_SHAPE, 10, width=4).double()
     if case.variant == "recurrent":
         return Rows().double()
-    if case.variant in ("shared", "random"):
+    if case.variant == "shared":
         return NETS["denoiser"](IN_SHAPE, 10, width=16, blocks=3, trunk="shared", backbone="conv").double()
     if case.rule == "forward_forward":  # its output layer is no part of its own
         return NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16, 12], activation="tanh", batch_norm=True, dropout=0.2).double()
@@ -124,7 +124,8 @@ def trained(case: Case, processes: int = 1) -> dict[str, Tensor]:
     )
     for batch in batches():
         trainer.step(batch)
-    trainer.mesh.gather()
+    if trainer.mesh.apart is not None:
+        trainer.mesh.apart.gather()
     return {
         f"{part}.{name}": tensor
         for part, module in (("net", trainer.net), ("rule", trainer.rule))

@@ -7,28 +7,26 @@ its features to the others and waits for nothing.
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpfree.diffusion.embeddings import Embedding
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.errors import UserError
 from bpfree.grad import trainable
-from bpfree.mesh import Lane, Part
+from bpfree.mesh import Part
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.types import Batch
 
 
 class BlocksApart(Protocol):
-    """The methods of `bpfree.diffusion.blocks.BlockRule` that this module calls; they are documented there."""
+    """The attributes of `bpfree.diffusion.blocks.BlockRule` that this module reads; they are documented there."""
 
     embedding: Embedding
 
     @property
-    def lane(self) -> Lane | None: ...  # noqa: D102
-
-    def shared_features(self, blocks: DenoisingNet, batch: Batch) -> Tensor: ...  # noqa: D102
+    def order(self) -> str: ...  # noqa: D102
 
 
 def refuse_blocks(rule: BlocksApart, blocks: DenoisingNet) -> None:
@@ -47,6 +45,11 @@ def refuse_blocks(rule: BlocksApart, blocks: DenoisingNet) -> None:
         raise UserError(
             "mesh: found 'blocks' on a net with trunk: local, whose stages and blocks have one order. Use "
             "net.trunk=own or shared, or train.mesh=data"
+        )
+    if len(blocks.trunks) == 1 and rule.order != "all":
+        raise UserError(
+            f"mesh: found 'blocks' with order: {rule.order} and a trunk that blocks share, so that only one process "
+            "would work in a step. Use rule.order=all, net.trunk=own, or train.mesh=data"
         )
 
 
@@ -76,28 +79,3 @@ def parts_of(rule: nn.Module, blocks: DenoisingNet, batch: Batch) -> list[Part]:
             cost = 1 + operations.get_total_flops() / len(few)
             found.append(Part(cost, trainable(*own) + shared, [*private, *shared], private))
     return found
-
-
-def send_features(
-    rule: BlocksApart, blocks: DenoisingNet, turns: range, features: Tensor | None, batch: Batch, noise: Noise
-) -> None:
-    """Send the features of a shared trunk to the processes whose blocks learn from this batch.
-
-    Args:
-        rule: with the lane of this process.
-        blocks: the net.
-        turns: the numbers of the blocks that learn, from 1 to T, in all processes.
-        features: [B, H], if this process has computed them already.
-        batch: the samples.
-        noise: the key of the step.
-    """
-    lane = rule.lane
-    if lane is None or lane.first or len(blocks.trunks) > 1:
-        return
-    others = sorted({lane.owner(t - 1) for t in turns} - {lane.group.rank})
-    if others and features is None:  # the turn is another process's, with the random numbers of its block
-        with noise.fold("block", turns[0]).global_rng(batch.device):
-            features = rule.shared_features(blocks, batch)
-    for other in others:
-        assert features is not None
-        lane.send(features.detach(), len(batch.y), other)

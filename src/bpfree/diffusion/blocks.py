@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from bpfree.diffusion.apart import parts_of, refuse_blocks, send_features
+from bpfree.diffusion.apart import parts_of, refuse_blocks
 from bpfree.diffusion.net import DenoisingNet
 from bpfree.diffusion.rule import DiffusionRule, Options, State, eps_like
 from bpfree.diffusion.schedules import MOVED_TO_SCHEDULE, ScheduleSpec
@@ -124,8 +124,9 @@ class BlockRule(DiffusionRule):
             # Keyed by the block: its dropout does not depend on which other blocks learn in this step.
             with noise.fold("block", turns[0]).global_rng(batch.device):
                 features = self._features(blocks, turns[0], task, batch, features, scalars)
-                if self.lane is not None and turns[0] == 1:
-                    send_features(self, blocks, self._turns(noise), features, batch, noise)
+                if self.lane is not None and turns[0] == 1 and self.passes_features(net):
+                    for rank in range(1, self.lane.group.size):
+                        self.lane.send(features.detach(), len(batch.y), rank)
                 # Block t sees level t - 1, as in inference, where it reads the z that block t - 1 made.
                 z, eps = self._noised(range(turns[0] - 1, turns[-1]), batch, noise)
                 out = self._outputs(blocks, turns, features, z)
@@ -140,11 +141,8 @@ class BlockRule(DiffusionRule):
             if turns[0] == 1 and classes_of(task) is not None and readable:
                 right = self._block_scores(1, out[0].detach(), z[0]).argmax(1) == batch.y
                 scalars["accuracy"] = right.float().mean()
-        if self.lane is not None:
-            if features is None:  # no block of this process has its turn
-                send_features(self, blocks, self._turns(noise), None, batch, noise)
-            if not self.lane.is_last:
-                return scalars | {"loss": total}
+        if self.lane is not None and not self.lane.is_last:
+            return scalars | {"loss": total}
         shared = self.shared_loss(net, task, batch, noise)
         backward(shared)
         return scalars | {"loss/readout": shared.detach(), "loss": total + shared.detach()}
@@ -158,6 +156,10 @@ class BlockRule(DiffusionRule):
     def parts(self, net: nn.Module, batch: Batch) -> list[Part]:
         """Return the blocks; the first one has a shared trunk, and the last one what the rule itself trains."""
         return parts_of(self, self._blocks(net), batch)
+
+    def passes_features(self, net: nn.Module) -> bool:
+        """Return True if the trunk is shared: the process of block 1 sends its features to the others."""
+        return len(self._blocks(net).trunks) == 1
 
     def forward_passes(self, net: nn.Module, task: Task) -> float:
         """Return 1 if every block learns from a batch, or 1/T if one of T blocks does."""
@@ -256,12 +258,6 @@ class BlockRule(DiffusionRule):
             return side_by_side(list(blocks.heads)[turns[0] - 1 : turns[-1]], features, z)
         return blocks.heads[turns[0] - 1](features, z[0]).unsqueeze(0)  # type: ignore[no-any-return]
 
-    def shared_features(self, blocks: DenoisingNet, batch: Batch) -> Tensor:
-        """Return the features [B, H] of a shared trunk, detached."""
-        # Block 1 owns the shared trunk and does not learn in this step, so nothing needs a graph through it.
-        with torch.no_grad():
-            return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
-
     def _features(
         self, blocks: DenoisingNet, t: int, task: Task, batch: Batch, before: Tensor | None, scalars: Scalars
     ) -> Tensor:
@@ -277,7 +273,9 @@ class BlockRule(DiffusionRule):
             return before.detach()
         if self.lane is not None and self.lane.first:
             return self.lane.receive(len(batch.y), 0, batch.device)
-        return self.shared_features(blocks, batch)
+        # Block 1 owns the shared trunk and does not learn in this step, so nothing needs a graph through it.
+        with torch.no_grad():
+            return blocks.trunks[0](batch.tensor)  # type: ignore[no-any-return]
 
     def _noised(self, levels: range, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
         """Samples z_t ~ q(z_t|y) of K levels t, and the noise in them, both [K, B, E]."""

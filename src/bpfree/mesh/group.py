@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-
 _FEW = 16  # processes; with more, each of them would send too many messages to reach all others
 
 

@@ -46,6 +46,7 @@ class Lane:
     Args:
         group: the processes.
         costs: what each part costs, such as its floating-point operations.
+        messages: True if the processes send features to each other.
 
     Attributes:
         group: the processes.
@@ -59,13 +60,14 @@ class Lane:
         UserError: there are more processes than parts.
     """
 
-    def __init__(self, group: Group, costs: Sequence[float]) -> None:
+    def __init__(self, group: Group, costs: Sequence[float], *, messages: bool) -> None:
         if len(costs) < group.size:
             raise UserError(
                 f"mesh: found {group.size} processes for a net of {len(costs)} parts, allowed: at most {len(costs)}. "
                 "Use fewer processes, more taps or blocks, or train.mesh.replicas"
             )
         self.group = group
+        self.messages = messages
         self.bounds = even_runs(costs, group.size)
         self.first, self.end = self.bounds[group.rank]
         self.losses: dict[str, Tensor] = {}
@@ -77,11 +79,6 @@ class Lane:
     def is_last(self) -> bool:
         """True if the last part is of this process."""
         return self.group.rank == self.group.size - 1
-
-    @property
-    def has_messages(self) -> bool:
-        """True if features have been sent or received."""
-        return bool(self._headers)
 
     def owner(self, part: int) -> int:
         """Return the rank of the process that trains a part."""

@@ -43,16 +43,16 @@ def write(trainer: Trainer, folder: Path | None) -> dict[str, Any]:
     mesh = trainer.mesh
     tensors, plain = optimizer_state.split(trainer.optimizer, *trainer.parameter_numbers)
     by_name = dict(zip(NAMES, (trainer.net.state_dict(), trainer.rule.state_dict(), tensors), strict=True))
-    if mesh.lane is None or mesh.world is None:
+    if mesh.apart is None or mesh.world is None:
         assert folder is not None
         for name, values in by_name.items():
             save(values, folder / name)
         return plain
     folder = Path(mesh.world.same(str(folder)))
-    lane, error = mesh.lane, None
+    lane, error = mesh.apart.lane, None
     try:
-        if mesh.is_first_replica:
-            own = mesh.own_tensors
+        if mesh.apart.is_first_replica:
+            own = mesh.apart.own_tensors
             for name, module in zip(NAMES, (trainer.net, trainer.rule, None), strict=True):
                 values = tensors if module is None else _own(module, own)
                 save(values, folder / part_name(name, lane.group.rank + 1, lane.group.size))

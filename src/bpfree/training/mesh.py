@@ -8,20 +8,21 @@ blocks      each process trains some parts of the net; features go forward, and 
 The weights become those of one process, up to the rounding of sums in another order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bpfree.errors import UserError, check_choice, check_positive
-from bpfree.inputs import Inputs, apply, main_input
-from bpfree.mesh import Group, Lane, Members, Part, PassedOn, Share, join, launched, members_apart, sharing
+from bpfree.inputs import Inputs, apply, main_input, tensors_of
+from bpfree.mesh import Group, Members, PassedOn, Share, join, launched, members_apart, sharing
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.spec import OptionGroup
+from bpfree.training.apart import Apart
 from bpfree.training.listener import Listener
 from bpfree.training.rows import Rows
 from bpfree.types import Batch, Scalars, Task
@@ -34,7 +35,8 @@ class MeshSpec(OptionGroup):
     """How several processes share a training.
 
     Attributes:
-        name: "data", "population" or "blocks"; "auto" for what suits the rule best; "none" to refuse several processes.
+        name: "data", "population" or "blocks"; "auto" for what suits the rule best; "none" lets each process train by
+            itself.
         batch_norm: "synchronised" for the statistics of the whole batch, as in one process; "per_process" for those of
             the rows of each process, which sends nothing.
         replicas: with "blocks", the number of groups of processes that train the same parts by different rows of each
@@ -54,49 +56,53 @@ class MeshSpec(OptionGroup):
             raise UserError(f"mesh.replicas: found {self.replicas} with mesh {self.name}, allowed: only with blocks")
 
 
+def world_of(spec: MeshSpec) -> Group | None:
+    """Connect the processes that torchrun started, and return their group; None if each process trains by itself.
+
+    Args:
+        spec: the options.
+    """
+    if launched() == 1 or spec.name == "none":
+        return None
+    join()
+    return Group()
+
+
 class Mesh:
     """What the processes of a training share. With one process, everything is as without a mesh.
 
     Args:
         spec: the options.
         rule: the rule of the training.
+        net: the net. If torch's `DistributedDataParallel` averages its gradients, there is no mesh.
 
     Attributes:
         mode: "data", "population" or "blocks"; None for one process.
         world: all processes; None for one.
         stops: True if all processes stop after the step that was taken last.
-        total: B, if batches have only the rows of this process; None for whole batches.
+        whole_rows: B, if batches have only the rows of this process; None for whole batches.
 
     Raises:
         UserError: the rule cannot be split in this way.
     """
 
-    def __init__(self, spec: MeshSpec, rule: Rule) -> None:
+    def __init__(self, spec: MeshSpec, rule: Rule, net: nn.Module) -> None:
         spec.check()
         self.mode: str | None = None
-        self.world: Group | None = None
         self.stops = False
-        self.total: int | None = None
+        self.whole_rows: int | None = None
         self._spec = spec
+        self._checked = False  # that all processes have the same batches
         self._asked = False  # this process is to stop
         self._told = False  # one of the processes that share rows is to stop, and all of them know it
         self._target: int | None = None  # the step after which blocks without messages stop
         self._agreed = False
         self._members: Members | None = None
         self._rows: Rows | None = None
-        self._lane: Lane | None = None
-        self._parts: list[Part] = []
-        self._released: list[tuple[torch.UntypedStorage, int]] = []
-        self._in_no_part: set[int] = set()  # the ids of tensors that do not change, such as frozen ones
-        if launched() == 1:
-            return
-        if spec.name == "none":
-            raise UserError(
-                f"mesh: found none, but {launched()} processes were started. Use train.mesh=auto, or start one process"
-            )
-        join()
-        self.mode = rule.mesh_modes[0] if spec.name == "auto" else spec.name
-        self.world = Group()
+        self._apart: Apart | None = None
+        self.world = None if isinstance(net, DistributedDataParallel) else world_of(spec)
+        if self.world is not None:
+            self.mode = rule.mesh_modes[0] if spec.name == "auto" else spec.name
 
     @property
     def is_first(self) -> bool:
@@ -104,39 +110,24 @@ class Mesh:
         return self.world is None or self.world.rank == 0
 
     @property
-    def part(self) -> tuple[int, int] | None:
+    def rows_of_batches(self) -> tuple[int, int] | None:
         """The rows of each batch that this process computes, as `Batches.epoch` takes them; None for all."""
         return None if self._rows is None else self._rows.part
 
     @property
-    def lane(self) -> Lane | None:
-        """The parts of this process in blocks mode; None if it trains all of them."""
-        return self._lane
+    def apart(self) -> Apart | None:
+        """The parts of the net that this process trains in blocks mode; None if it trains all of them."""
+        return self._apart
 
     @property
-    def is_first_replica(self) -> bool:
-        """True if the parts of this process are written by it, and not by another one that has the same parts."""
-        return self.world is None or self._lane is None or self.world.rank < self._lane.group.size
-
-    @property
-    def own_tensors(self) -> set[int]:
-        """The ids of the tensors that this process writes in blocks mode: its parts; the first has what is in none."""
-        assert self._lane is not None
-        first, end = self._lane.first, self._lane.end
-        own = {id(tensor) for part in self._parts[first:end] for tensor in part.tensors}
-        return own | self._in_no_part if first == 0 else own
+    def owned(self) -> set[int] | None:
+        """The ids of the parameters that this process trains; None for all."""
+        return None if self._apart is None else self._apart.owned
 
     @property
     def not_capturable(self) -> str | None:
         """Why a step cannot be captured as a graph; None if it can."""
         return None if self.world is None else "several processes exchange tensors within it"
-
-    @property
-    def owned(self) -> set[int] | None:
-        """The ids of the parameters that this process trains; None for all."""
-        if self._lane is None:
-            return None
-        return {id(p) for part in self._parts[self._lane.first : self._lane.end] for p in part.parameters}
 
     def bind(self, net: nn.Module, rule: Rule, batch: Batch) -> None:
         """Refuse what cannot be split, and give all processes the weights of the first one.
@@ -160,11 +151,8 @@ class Mesh:
         if self.mode == "population":
             self._members, rows = Members(self.world), None
         elif self.mode == "blocks":
-            lane, rows = _groups(self.world, self._spec.replicas)
-            self._parts = rule.parts(net, batch)
-            self._lane = Lane(lane, [part.cost for part in self._parts])
-            everything = {id(t) for module in (net, rule) for t in module.state_dict(keep_vars=True).values()}
-            self._in_no_part = everything - {id(tensor) for part in self._parts for tensor in part.tensors}
+            self._apart = Apart(self.world, self._spec.replicas, net, rule, batch)
+            rows = self._apart.rows
         if rows is not None:
             synchronised = self._spec.batch_norm == "synchronised"
             self._rows = Rows(rows, net, rule, synchronised=synchronised, owned=self.owned)
@@ -176,7 +164,7 @@ class Mesh:
             rule: the rule.
             net: the net.
             task: the task.
-            batch: the whole batch, the same in all processes; or, with `total`, the rows of this process.
+            batch: the whole batch, the same in all processes; or, with `whole_rows`, the rows of this process.
             noise: the key of the step.
 
         Returns:
@@ -184,28 +172,35 @@ class Mesh:
         """
         if self.world is None:
             return rule.gradients(net, task, batch, noise)
-        if self._lane is not None:
-            self._lane.losses = {}
-            self._lane.stop |= self._is_to_stop and self._lane.first == 0
-
-        def compute(task: Task, batch: Batch) -> Scalars:
-            with members_apart(self._members), self._apart(rule):
-                try:
-                    return rule.gradients(net, task, batch, noise)
-                except PassedOn:
-                    assert self._lane is not None
-                    return self._lane.losses
-
+        if self.whole_rows is None and not self._checked:
+            refuse_other_batches(self.world, batch)
+            self._checked = True
+        lane = None if self._apart is None else self._apart.lane
+        if lane is not None:
+            lane.losses = {}
+            lane.stop |= self._is_to_stop and lane.first == 0
         if self._members is not None:
             self._members.flag = self._asked
+
+        def compute(task: Task, batch: Batch) -> Scalars:
+            rule.lane = lane
+            try:
+                with members_apart(self._members):
+                    return rule.gradients(net, task, batch, noise)
+            except PassedOn:
+                assert lane is not None
+                return lane.losses
+            finally:
+                rule.lane = None
+
         told = False
         if self._rows is None:
             scalars = compute(task, batch)
         else:
-            scalars, told = self._rows.step(compute, task, batch, self._asked, self.total)
+            scalars, told = self._rows.step(compute, task, batch, self._asked, self.whole_rows)
         self._told |= told or (self._members is not None and self._members.flag)
         # Through a lane, the flag travels with the features, so that later parts stop after the same step.
-        self.stops |= self._told if self._lane is None else self._lane.stop and self._lane.has_messages
+        self.stops |= self._told if lane is None else lane.stop and lane.messages
         return scalars
 
     @property
@@ -219,56 +214,11 @@ class Mesh:
             trackers: what listens to the training.
         """
         wanting = [type(tracker).__name__ for tracker in trackers if tracker.listens_to_gradients]
-        if self._lane is not None and wanting:
+        if self._apart is not None and wanting:
             raise UserError(
                 f"trackers: found {', '.join(wanting)} with mesh blocks, where no process has all gradients. Leave "
                 "it out, or use train.mesh=data"
             )
-
-    @contextmanager
-    def _apart(self, rule: Rule) -> Iterator[None]:
-        rule.lane = self._lane
-        try:
-            yield
-        finally:
-            rule.lane = None
-
-    def release(self) -> None:
-        """Free the memory of the parts that other processes train; `gather` fills it again.
-
-        In between, nothing may look at these parts.
-        """
-        if self._lane is None:
-            return
-        for index, part in enumerate(self._parts):
-            if self._lane.first <= index < self._lane.end:
-                continue
-            for tensor in part.private:
-                storage = tensor.untyped_storage()
-                if storage.nbytes() == tensor.numel() * tensor.itemsize:  # else other tensors lie in it, too
-                    self._released.append((storage, storage.nbytes()))
-                    storage.resize_(0)
-
-    def restore(self) -> None:
-        """Give the parts that other processes train memory again, with values of no meaning."""
-        for storage, size in self._released:
-            storage.resize_(size)
-        self._released.clear()
-
-    def gather(self) -> None:
-        """Give all processes the weights of all parts, which each process has trained by itself."""
-        if self._lane is None:
-            return
-        self._lane.finish()
-        self.restore()
-        for index, part in enumerate(self._parts):
-            source = self._lane.owner(index)
-            for kind in dict.fromkeys(tensor.dtype for tensor in part.tensors):
-                some = [tensor for tensor in part.tensors if tensor.dtype == kind]
-                flat = torch.cat([tensor.detach().reshape(-1) for tensor in some])
-                self._lane.group.broadcast_(flat, source)
-                for tensor, values in zip(some, torch.split(flat, [t.numel() for t in some]), strict=True):
-                    tensor.data.copy_(values.view_as(tensor))
 
     def merged(self, pending: Sequence[Scalars], samples: int) -> Sequence[Scalars]:
         """Return the scalars of several steps as those of the whole batches; in blocks mode, as they are.
@@ -277,7 +227,7 @@ class Mesh:
             pending: the scalars of each step, of this process.
             samples: B, of a whole batch.
         """
-        if self.world is None or self._lane is not None or not pending:
+        if self.world is None or self._apart is not None or not pending:
             return pending
         values = torch.stack([value.double() for each in pending for value in each.values()])
         if self.mode == "population":
@@ -286,34 +236,6 @@ class Mesh:
             values = Share.of(self.world, samples).mean(values)
         found = iter(values.unbind())
         return [{name: next(found) for name in each} for each in pending]
-
-    def joined(self, sums: dict[str, float], counts: dict[str, int]) -> tuple[dict[str, float], dict[str, int]]:
-        """Return the sums of scalars over an epoch, and their numbers, of all parts of the net.
-
-        Args:
-            sums: of this process; a scalar of several processes, such as the loss, is the sum of theirs.
-            counts: how often each scalar was added.
-        """
-        if self.world is None or self._lane is None:
-            return sums, counts
-        replicas = self._spec.replicas  # each scalar is in so many processes, with a part of the rows
-        total: dict[str, float] = {}
-        number: dict[str, int] = {}
-        for some, often in self.world.all_of((sums, counts)):
-            for name, value in some.items():
-                total[name] = total.get(name, 0.0) + value / replicas
-                number[name] = max(number.get(name, 0), often[name])
-        return total, number
-
-    def parted(self, sums: dict[str, float]) -> dict[str, float]:
-        """Return this process's part of sums that `joined` returned, with which a resumed training goes on.
-
-        Args:
-            sums: of scalars over the first steps of an epoch.
-        """
-        if self.world is None or self._lane is None:
-            return sums
-        return {name: value * self._spec.replicas / self.world.size for name, value in sums.items()}
 
     def shared(self, predict: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
         """Return a function that predicts as `predict` does, where each process computes its rows.
@@ -336,6 +258,17 @@ class Mesh:
 
         return predict_rows
 
+    def parted(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return this process's part of the sums of a checkpoint; see `Apart.parted`."""
+        return sums if self._apart is None else self._apart.parted(sums)
+
+    def begin(self) -> None:
+        """Begin a training, perhaps after one that was stopped."""
+        self.stops = self._asked = self._told = self._agreed = False
+        self._target = None
+        if self._apart is not None:
+            self._apart.lane.stop = False
+
     def look_for_stop(self, asked: bool, step: int, *, ends_epoch: bool) -> None:
         """Agree with the other processes if, and after which step, all of them stop; `stops` says it.
 
@@ -348,7 +281,7 @@ class Mesh:
         if self.world is None:
             self.stops |= self._asked
             return
-        if self._lane is None or self._lane.has_messages:
+        if self._apart is None or self._apart.lane.messages:
             return  # the flag travels with the messages of a step
         # No step sends anything. So each process says once in an epoch where it is: when it is asked to stop, or at the
         # end; the one that is furthest decides.
@@ -361,20 +294,17 @@ class Mesh:
         self.stops |= self._target is not None and step >= self._target
 
 
-def _groups(world: Group, replicas: int) -> tuple[Group, Group | None]:
-    """The processes that train different parts by the same rows, and those that train the same parts.
+def refuse_other_batches(world: Group, batch: Batch) -> None:
+    """Raise UserError if the processes have different batches.
 
-    Raises:
-        UserError: the number of replicas does not divide that of the processes.
+    Args:
+        world: the processes.
+        batch: that of this process.
     """
-    if replicas == 1:
-        return world, None
-    if world.size % replicas or replicas == world.size:
+    own = [(*part.shape, repr(float(part.double().sum()))) for part in (*tensors_of(batch.x), batch.y)]
+    if any(other != own for other in world.all_of(own)):
         raise UserError(
-            f"mesh.replicas: found {replicas} for {world.size} processes, allowed: a divisor of {world.size} that is "
-            "less than it"
+            "batch: the processes have different ones, allowed: the same whole batch in all of them, of which each "
+            "takes its part. To train by batches of your own in each process, call rule.gradients and then "
+            "bpfree.mesh.average_gradients(net, rule)"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = (replicas, world.size // replicas)
-    mesh = distributed.device_mesh.init_device_mesh(device, shape, mesh_dim_names=("rows", "parts"))
-    return Group(mesh.get_group("parts")), Group(mesh.get_group("rows"))

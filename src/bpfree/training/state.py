@@ -21,7 +21,7 @@ KEYS = ("version", "net", "rule", "optimizer", "schedule", "progress", "seed", "
 
 def state_of(trainer: Stepper) -> dict[str, Any]:
     """Return the state of a bound trainer; see `bpfree.Trainer.state_dict`."""
-    if trainer.mesh.lane is not None:
+    if trainer.mesh.apart is not None:
         raise UserError(
             "state_dict: with mesh blocks each process has the state of its parts only. Train with a run folder "
             "(out=...), whose checkpoints hold all parts"

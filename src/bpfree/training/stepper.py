@@ -89,7 +89,7 @@ class Stepper:
         self.clip = clip
         self.precision: Precision = resolve(compute.precision, self.device)
         self.update = compute.update
-        self.mesh = Mesh(MeshSpec.of(compute.mesh, "compute.mesh"), self.rule)
+        self.mesh = Mesh(MeshSpec.of(compute.mesh, "compute.mesh"), self.rule, self.net)
         self.deterministic = compute.deterministic
         prepare(self.deterministic, self.device)
         self._graph_wanted = allowed(compute.graph, self.device)

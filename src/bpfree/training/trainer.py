@@ -108,6 +108,7 @@ class Trainer(Stepper):
         with settings(self.deterministic, self.device):
             self.rule.begin(train, steps=self.total_steps, resumed=self.progress.step > 0)
         self.data = train
+        self.mesh.begin()
         self._meter = open_meter(self.device)
         # Chosen once: a loop over all listeners in each step would slow down small nets.
         self._gradient_listeners = [each for each in trackers if each.listens_to_gradients]
@@ -125,8 +126,9 @@ class Trainer(Stepper):
             raise
         finally:  # listeners hold locks and files
             self.data, self._gradient_listeners, self._meter = None, (), None
-            self.mesh.total = None
-            self.mesh.restore()
+            self.mesh.whole_rows = None
+            if self.mesh.apart is not None:
+                self.mesh.apart.restore()
             for tracker in trackers:
                 tracker.on_end()
 
@@ -180,7 +182,8 @@ class Trainer(Stepper):
         """Train to the end of the epoch, and tell the listeners; raise KeyboardInterrupt after Ctrl-C."""
         with self.progress.timed(self._meter):
             start, first = time.perf_counter(), self.progress.step
-            self.mesh.release()
+            if self.mesh.apart is not None:
+                self.mesh.apart.release()
             self._steps(fit)
             samples = (self.progress.step - first) * fit.train.batch_size
             pace = samples / (time.perf_counter() - start)
@@ -195,8 +198,7 @@ class Trainer(Stepper):
                 listener.on_epoch(self, record)
         # Ctrl-C may have come while the epoch was recorded. Several processes then stop after the next step.
         if self.mesh.stops or (self.mesh.world is None and fit.interrupted()):
-            self.mesh.gather()
-            self._join_sums()
+            self._join_parts()
             for listener in fit.listeners:
                 listener.on_interrupt(self)
             raise KeyboardInterrupt
@@ -206,8 +208,8 @@ class Trainer(Stepper):
         epoch, done = divmod(self.progress.step, len(fit.train))
         pending: list[Scalars] = []
         # Trackers of gradients see whole batches; else a process reads only its own rows.
-        part = None if self._gradient_listeners else self.mesh.part
-        self.mesh.total = fit.train.batch_size if part else None
+        part = None if self._gradient_listeners else self.mesh.rows_of_batches
+        self.mesh.whole_rows = fit.train.batch_size if part else None
         for batch in fit.train.epoch(epoch, start=done, part=part):
             pending.append(self.step(batch))
             if len(pending) == _CHECK_EVERY:
@@ -231,8 +233,7 @@ class Trainer(Stepper):
             fit: the arguments of `fit`.
             pace: samples per second.
         """
-        self.mesh.gather()
-        self._join_sums()
+        self._join_parts()
         record: Record = {
             "kind": "epoch",
             "epoch": self.progress.step // len(fit.train),
@@ -248,9 +249,11 @@ class Trainer(Stepper):
         self.progress.sums, self.progress.counts = {}, {}  # before a checkpoint, which begins the next epoch
         return record
 
-    def _join_sums(self) -> None:
-        """Let the sums of the running epoch be those of all parts of the net, which processes may train apart."""
-        self.progress.sums, self.progress.counts = self.mesh.joined(self.progress.sums, self.progress.counts)
+    def _join_parts(self) -> None:
+        """Get the weights and the sums of the running epoch of those parts of the net that other processes train."""
+        if (apart := self.mesh.apart) is not None:
+            apart.gather()
+            self.progress.sums, self.progress.counts = apart.joined(self.progress.sums, self.progress.counts)
 
     def _try_early_stopping(self, early_stopping: EarlyStopping, validation: Batches | None) -> None:
         """Raise UserError if early stopping cannot work: before training, and not after the first epoch."""
