@@ -1,4 +1,4 @@
-"""Hostile files for the readers of people's own data: images, tables, arrays."""
+"""Hostile files for the readers of people's own data: images, tables, arrays, tars, Parquet files."""
 
 import os
 import random
@@ -70,6 +70,8 @@ def cases() -> list[Case]:
             (f"table: {name}", ["data={name: table, path: samples/t.csv, target: b}"], _at("t.csv", make)),
             (f"arrays: {name}", ["data={name: arrays, path: samples/x.npy, labels: samples/y.npy}"], _arrays(make)),
             (f"folder: {name}", ["data={name: folder, path: samples, size: 8}"], _images(make)),
+            (f"webdataset: {name}", ["data={name: webdataset, path: samples/t.tar}"], _at("t.tar", make)),
+            (f"parquet: {name}", ["data={name: parquet, path: samples/t.parquet}"], _at("t.parquet", make)),
         ]
     return [(name, ["digits/dfa", *arguments], make) for name, arguments, make in made]
 

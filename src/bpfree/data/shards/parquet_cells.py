@@ -1,7 +1,7 @@
 """Samples from columns of Parquet files: one column of images, one column of lists, or several columns of numbers."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,22 @@ from bpfree.data.shards.decoders import ImageDecoder, as_samples, in_threads
 from bpfree.data.shards.files import library
 from bpfree.data.shards.parquet_files import EXTRA, ParquetFiles
 from bpfree.errors import UserError
+
+
+class Chosen(NamedTuple):
+    """Rows of one row group that a batch needs.
+
+    Attributes:
+        loaded: what `Cells.load` has returned for the row group.
+        rows: the positions of the rows in it, int64 [n].
+        at: the positions of these rows in the batch, int64 [n].
+        what: the row group as the user knows it, for errors.
+    """
+
+    loaded: Any
+    rows: Tensor
+    at: Tensor
+    what: str
 
 
 class Cells(Protocol):
@@ -38,8 +54,16 @@ class Cells(Protocol):
             UserError: values are missing, or samples cannot be made of them.
         """
 
-    def rows(self, loaded: Any, index: Tensor, what: str) -> Tensor:
-        """Return samples [n, ...] at the positions `index` [n] of a row group that `load` has returned."""
+    def fill(self, out: Tensor, chosen: Sequence[Chosen]) -> None:
+        """Write samples to their places.
+
+        Args:
+            out: the samples of a batch, [B, ...].
+            chosen: which rows go where.
+
+        Raises:
+            UserError: a sample cannot be decoded, or differs from the first one.
+        """
 
 
 class ImageCells:
@@ -71,16 +95,19 @@ class ImageCells:
             _refuse_missing(array, what, "an image; only a path is there, which is not followed")
         return array
 
-    def rows(self, loaded: Any, index: Tensor, what: str) -> Tensor:
-        """Return images, uint8 [n, C, H, W]."""
-        out = torch.empty(len(index), *self.shape, dtype=self.dtype)
-        positions: list[int] = index.tolist()
+    def fill(self, out: Tensor, chosen: Sequence[Chosen]) -> None:
+        """Decode images to their places in uint8 [B, C, H, W]."""
+        work = [
+            (at, part.loaded[row], f"{part.what}, row {row:,} of it")
+            for part in chosen
+            for at, row in zip(part.at.tolist(), part.rows.tolist(), strict=True)
+        ]
 
-        def fill(i: int) -> None:
-            out[i] = self._decoder(loaded[positions[i]].as_py(), f"{what}, row {positions[i]:,} of it")
+        def decode(i: int) -> None:
+            at, content, what = work[i]
+            out[at] = self._decoder(content.as_py(), what)
 
-        in_threads(fill, len(positions))
-        return out
+        in_threads(decode, len(work))
 
 
 class ListCells:
@@ -109,9 +136,10 @@ class ListCells:
             raise UserError(f"{what}: found lists {list(x.shape[1:])}, allowed: {list(self.shape)}, as before")
         return x
 
-    def rows(self, loaded: Tensor, index: Tensor, what: str) -> Tensor:
-        """Return samples [n, ...]."""
-        return loaded[index]
+    def fill(self, out: Tensor, chosen: Sequence[Chosen]) -> None:
+        """Copy samples to their places."""
+        for part in chosen:
+            out[part.at] = part.loaded[part.rows]
 
 
 class TableCells:
@@ -138,9 +166,10 @@ class TableCells:
             )
         return x
 
-    def rows(self, loaded: Tensor, index: Tensor, what: str) -> Tensor:
-        """Return samples, float64 [n, F]."""
-        return loaded[index]
+    def fill(self, out: Tensor, chosen: Sequence[Chosen]) -> None:
+        """Copy samples to their places in float64 [B, F]."""
+        for part in chosen:
+            out[part.at] = part.loaded[part.rows]
 
 
 def cells_of(files: ParquetFiles, columns: Sequence[str], form: PixelFormat) -> Cells:

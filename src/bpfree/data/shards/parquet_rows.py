@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.data.files.rows import Blocks
-from bpfree.data.shards.parquet_cells import Cells
+from bpfree.data.shards.parquet_cells import Cells, Chosen
 from bpfree.data.shards.parquet_files import ParquetFiles
 
 
@@ -49,9 +49,11 @@ class ParquetRows:
         group = self.blocks.of[index]
         row = index - self._begins[group]
         # Those that are kept first: where two windows meet, new row groups take the place of old ones.
+        chosen = []
         for number in sorted(set(group.tolist()), key=lambda number: (number not in self._kept, number)):
             at = (group == number).nonzero().flatten()
-            out[at] = self.cells.rows(self._group(number), row[at], self.files.name(self.files.groups[number]))
+            chosen.append(Chosen(self._group(number), row[at], at, self.files.name(self.files.groups[number])))
+        self.cells.fill(out, chosen)
         return out
 
     def _group(self, number: int) -> Any:
