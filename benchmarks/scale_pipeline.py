@@ -1,0 +1,214 @@
+"""A training step on n ranks that each hold a piece of the net, computed event by event; see `scale_model.py`."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scale_model import Cost, Link, Part, Step, Sum, split, summed
+
+_BATCHES = 120  # that a stream runs to find its period
+
+
+class Stage(NamedTuple):
+    """The piece of a net on one rank, for a number of samples.
+
+    Attributes:
+        forward: seconds until its features can be sent.
+        backward: seconds of the rest, without the optimiser.
+        update: seconds of the optimiser and of the exchange with other ranks that hold the same piece.
+        features: bytes that it sends to the next rank, and that come back as gradients in backprop; 0 for the last.
+        weights: bytes of its gradients.
+    """
+
+    forward: float
+    backward: float
+    update: float
+    features: float
+    weights: float
+
+
+def stages_of(parts: Sequence[Part], samples: float, ranks: int, *, local: bool) -> list[Stage]:
+    """Return balanced stages of a net, at most one for each part.
+
+    Args:
+        parts: of the net.
+        samples: of a batch, or of a micro-batch.
+        ranks: n; those beyond the parts stay without a stage.
+        local: True for a local rule.
+    """
+
+    def rest(part: Part) -> Cost:
+        return part.learn if local else part.backward
+
+    costs = [part.forward.of(samples) + rest(part).of(samples) + part.update for part in parts]
+    ranges = split(costs, min(ranks, len(parts)))
+    return [
+        Stage(
+            sum(parts[i].forward.of(samples) for i in some),
+            sum(rest(parts[i]).of(samples) for i in some),
+            sum(parts[i].update for i in some),
+            parts[some[-1]].features * samples if some[-1] < len(parts) - 1 else 0.0,
+            sum(parts[i].weights + (parts[i].head if local else 0) for i in some),
+        )
+        for some in ranges
+    ]
+
+
+def one_forward_one_backward(stages: Sequence[Stage], micro: int, link: Link) -> float:
+    """Return the seconds from the first forward pass of a batch to its last backward pass, with the 1F1B schedule.
+
+    Args:
+        stages: with the seconds and bytes of one micro-batch.
+        micro: number of micro-batches.
+        link: of each rank.
+    """
+    size = len(stages)
+    todo = [_schedule(size - 1 - s, micro) for s in range(size)]
+    clock, port, done = [0.0] * size, [0.0] * size, [0] * size
+    arrived: dict[tuple[int, bool, int], float] = {(0, True, k): 0.0 for k in range(micro)}
+    while any(done[s] < len(todo[s]) for s in range(size)):
+        for s, stage in enumerate(stages):
+            while done[s] < len(todo[s]) and (s, *todo[s][done[s]]) in arrived:
+                forward, k = todo[s][done[s]]
+                begin = max(clock[s], arrived[s, forward, k])
+                clock[s] = begin + (stage.forward if forward else stage.backward)
+                done[s] += 1
+                to = s + 1 if forward else s - 1
+                if to == size:  # the last stage turns round
+                    arrived[s, False, k] = clock[s]
+                elif to >= 0:
+                    sent = stage.features if forward else stages[to].features
+                    port[s] = max(port[s], clock[s]) + link.occupied(sent)
+                    arrived[to, forward, k] = port[s] + link.trips * link.latency
+    return max(clock)
+
+
+def _schedule(warm_up: int, micro: int) -> list[tuple[bool, int]]:
+    """The passes of a stage: forward ones until the stages behind it are full, then one of each kind in turn."""
+    first = min(warm_up, micro)
+    order = [(True, k) for k in range(first)]
+    for k in range(micro - first):
+        order += [(True, first + k), (False, k)]
+    return order + [(False, k) for k in range(micro - first, micro)]
+
+
+def stream(stages: Sequence[Stage], link: Link, queue: int = 4, batches: int = _BATCHES) -> float:
+    """Return the seconds from batch to batch of a stream through stages that send features forward and nothing back.
+
+    Args:
+        stages: with the seconds and bytes of one batch.
+        link: of each rank.
+        queue: batches between two stages; a stage waits while so many are sent and not yet taken.
+        batches: number of batches to run; the second half of them counts.
+    """
+    size = len(stages)
+    clock, port = [0.0] * size, [0.0] * size
+    taken: list[list[float]] = [[] for _ in range(size)]
+    for k in range(batches):
+        arrival = 0.0
+        for s, stage in enumerate(stages):
+            begin = max(clock[s], arrival)
+            taken[s].append(begin)
+            ready = begin + stage.forward
+            if s < size - 1:
+                room = taken[s + 1][k - queue] + link.latency if k >= queue else 0.0
+                ready = max(ready, room)
+                port[s] = max(port[s], ready) + link.occupied(stage.features)
+                arrival = port[s] + link.trips * link.latency
+            clock[s] = ready + stage.backward + stage.update
+    half = batches // 2
+    return (taken[-1][-1] - taken[-1][half - 1]) / (batches - half)
+
+
+def pipeline(parts: Sequence[Part], samples: float, ranks: int, link: Link, *, micro: int = 4) -> Step:
+    """Return a step of backprop by 1F1B. Ranks beyond the parts hold copies of the stages, for other samples.
+
+    Args:
+        parts: of the net.
+        samples: of a micro-batch.
+        ranks: n.
+        link: of each rank.
+        micro: micro-batches of a step, for each stage.
+    """
+    stages = stages_of(parts, samples, ranks, local=False)
+    size = len(stages)
+    copies, number = ranks // size, micro * size
+    averages = [summed(stage.weights, copies, link) for stage in stages]
+    after = max(stage.update + average.seconds for stage, average in zip(stages, averages, strict=True))
+    seconds = one_forward_one_backward(stages, number, link) + after
+    busy = [number * (stage.forward + stage.backward) + stage.update for stage in stages]
+    forth = [number * stage.features for stage in stages]
+    sent, received = _both_ways(forth, averages)
+    return _step(seconds, copies * number * samples, busy, sent, received, copies, ranks)
+
+
+def _both_ways(forth: list[float], averages: list[Sum]) -> tuple[list[float], list[float]]:
+    """Bytes that each stage sends and receives: features go forth, gradients of the same size back."""
+    back = [0.0, *forth[:-1]]
+    sent = [f + b + a.sent for f, b, a in zip(forth, back, averages, strict=True)]
+    return sent, sent
+
+
+def local_blocks(
+    parts: Sequence[Part], samples: float, ranks: int, link: Link, *, queue: int = 4, batches: int = _BATCHES
+) -> Step:
+    """Return a step of a local rule in blocks mode. Ranks beyond the parts hold copies of the stages.
+
+    Args:
+        parts: of the net.
+        samples: of a batch, for each copy.
+        ranks: n.
+        link: of each rank.
+        queue: see `stream`.
+        batches: see `stream`.
+    """
+    stages = stages_of(parts, samples, ranks, local=True)
+    copies = ranks // len(stages)
+    averages = [summed(stage.weights, copies, link) for stage in stages]
+    busy = [stage.forward + stage.backward + stage.update for stage in stages]
+    with_average = [
+        stage._replace(update=stage.update + average.seconds) for stage, average in zip(stages, averages, strict=True)
+    ]
+    seconds = stream(with_average, link, queue, batches)
+    forth = [stage.features for stage in stages]
+    sent = [f + a.sent for f, a in zip(forth, averages, strict=True)]
+    received = [f + a.sent for f, a in zip([0.0, *forth[:-1]], averages, strict=True)]
+    return _step(seconds, copies * samples, busy, sent, received, copies, ranks)
+
+
+def denoising_blocks(parts: Sequence[Part], samples: float, ranks: int, link: Link, *, shared: bool) -> Step:
+    """Return a step of NoProp in blocks mode. Ranks beyond the blocks hold copies of them, for other samples.
+
+    Args:
+        parts: the blocks, each with its own trunk; with a shared trunk, the trunk and then the heads.
+        samples: of a batch, for each copy.
+        ranks: n.
+        link: of each rank.
+        shared: True if the blocks share the trunk of the first one, whose rank sends the features to all others.
+    """
+    stages = stages_of(parts, samples, ranks, local=True)
+    copies = ranks // len(stages)
+    averages = [summed(stage.weights, copies, link) for stage in stages]
+    busy = [stage.forward + stage.backward + stage.update for stage in stages]
+    seconds = max(b + a.seconds for b, a in zip(busy, averages, strict=True))
+    features = parts[0].features * samples if shared and len(stages) > 1 else 0.0
+    seconds = max(seconds, (len(stages) - 1) * link.occupied(features) if features else 0.0)
+    first = [(len(stages) - 1) * features] + [0.0] * (len(stages) - 1)
+    others = [0.0] + [features] * (len(stages) - 1)
+    sent = [f + a.sent for f, a in zip(first, averages, strict=True)]
+    received = [f + a.sent for f, a in zip(others, averages, strict=True)]
+    return _step(seconds, copies * samples, busy, sent, received, copies, ranks)
+
+
+def _step(
+    seconds: float,
+    samples: float,
+    busy: list[float],
+    sent: list[float],
+    received: list[float],
+    copies: int,
+    ranks: int,
+) -> Step:
+    idle = (0.0,) * (ranks - copies * len(busy))  # ranks that are left over
+    return Step(
+        seconds, samples, sum(busy) * copies / ranks, tuple(sent) * copies + idle, tuple(received) * copies + idle
+    )
