@@ -272,8 +272,8 @@ def by_members(
 ) -> Step:
     """Return a step where each rank evaluates some members, and all exchange the scores.
 
-    Each rank draws the noise of all members again to sum it up. That time does not shrink with the number of ranks. With
-    `weights`, each rank sums up the noise of its own members, and the sums are averaged: they have the size of the net.
+    Each rank draws the noise of all members again to sum it up. That time does not shrink with the number of ranks.
+    With `weights`, each rank sums up the noise of its own members, and these sums, as large as the net, are averaged.
 
     Args:
         population: the measured costs.

@@ -1,5 +1,6 @@
 """A training step on n ranks that each hold a piece of the net, computed event by event; see `scale_model.py`."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -91,14 +92,15 @@ def _schedule(warm_up: int, micro: int) -> list[tuple[bool, int]]:
     return order + [(False, k) for k in range(micro - first, micro)]
 
 
-def stream(stages: Sequence[Stage], link: Link, queue: int = 4, batches: int = _BATCHES) -> float:
+def stream(stages: Sequence[Stage], link: Link, queue: int = 4, batches: int = _BATCHES, for_update: int = 1) -> float:
     """Return the seconds from batch to batch of a stream through stages that send features forward and nothing back.
 
     Args:
         stages: with the seconds and bytes of one batch.
         link: of each rank.
         queue: batches between two stages; a stage waits while so many are sent and not yet taken.
-        batches: number of batches to run; the second half of them counts.
+        batches: number of batches to run; the second half of them counts. A multiple of 2 `for_update`.
+        for_update: batches whose gradients are added up before the optimiser moves the weights.
     """
     size = len(stages)
     clock, port = [0.0] * size, [0.0] * size
@@ -114,7 +116,7 @@ def stream(stages: Sequence[Stage], link: Link, queue: int = 4, batches: int = _
                 ready = max(ready, room)
                 port[s] = max(port[s], ready) + link.occupied(stage.features)
                 arrival = port[s] + link.trips * link.latency
-            clock[s] = ready + stage.backward + stage.update
+            clock[s] = ready + stage.backward + (0.0 if (k + 1) % for_update else stage.update)
     half = batches // 2
     return (taken[-1][-1] - taken[-1][half - 1]) / (batches - half)
 
@@ -149,7 +151,7 @@ def _both_ways(forth: list[float], averages: list[Sum]) -> tuple[list[float], li
 
 
 def local_blocks(
-    parts: Sequence[Part], samples: float, ranks: int, link: Link, *, queue: int = 4, batches: int = _BATCHES
+    parts: Sequence[Part], samples: float, ranks: int, link: Link, *, queue: int = 4, for_update: int = 1
 ) -> Step:
     """Return a step of a local rule in blocks mode. Ranks beyond the parts hold copies of the stages.
 
@@ -159,23 +161,26 @@ def local_blocks(
         ranks: n.
         link: of each rank.
         queue: see `stream`.
-        batches: see `stream`.
+        for_update: see `stream`; a step has so many batches.
     """
     stages = stages_of(parts, samples, ranks, local=True)
     copies = ranks // len(stages)
     averages = [summed(stage.weights, copies, link) for stage in stages]
-    busy = [stage.forward + stage.backward + stage.update for stage in stages]
+    busy = [for_update * (stage.forward + stage.backward) + stage.update for stage in stages]
     with_average = [
         stage._replace(update=stage.update + average.seconds) for stage, average in zip(stages, averages, strict=True)
     ]
-    seconds = stream(with_average, link, queue, batches)
-    forth = [stage.features for stage in stages]
+    batches = 2 * for_update * math.ceil(_BATCHES / for_update)
+    seconds = for_update * stream(with_average, link, queue, batches, for_update)
+    forth = [for_update * stage.features for stage in stages]
     sent = [f + a.sent for f, a in zip(forth, averages, strict=True)]
     received = [f + a.sent for f, a in zip([0.0, *forth[:-1]], averages, strict=True)]
-    return _step(seconds, copies * samples, busy, sent, received, copies, ranks)
+    return _step(seconds, copies * for_update * samples, busy, sent, received, copies, ranks)
 
 
-def denoising_blocks(parts: Sequence[Part], samples: float, ranks: int, link: Link, *, shared: bool) -> Step:
+def denoising_blocks(
+    parts: Sequence[Part], samples: float, ranks: int, link: Link, *, shared: bool, for_update: int = 1
+) -> Step:
     """Return a step of NoProp in blocks mode. Ranks beyond the blocks hold copies of them, for other samples.
 
     Args:
@@ -184,19 +189,21 @@ def denoising_blocks(parts: Sequence[Part], samples: float, ranks: int, link: Li
         ranks: n.
         link: of each rank.
         shared: True if the blocks share the trunk of the first one, whose rank sends the features to all others.
+        for_update: see `stream`; a step has so many batches.
     """
     stages = stages_of(parts, samples, ranks, local=True)
-    copies = ranks // len(stages)
+    size = len(stages)
+    copies = ranks // size
     averages = [summed(stage.weights, copies, link) for stage in stages]
-    busy = [stage.forward + stage.backward + stage.update for stage in stages]
-    seconds = max(b + a.seconds for b, a in zip(busy, averages, strict=True))
-    features = parts[0].features * samples if shared and len(stages) > 1 else 0.0
-    seconds = max(seconds, (len(stages) - 1) * link.occupied(features) if features else 0.0)
-    first = [(len(stages) - 1) * features] + [0.0] * (len(stages) - 1)
-    others = [0.0] + [features] * (len(stages) - 1)
-    sent = [f + a.sent for f, a in zip(first, averages, strict=True)]
-    received = [f + a.sent for f, a in zip(others, averages, strict=True)]
-    return _step(seconds, copies * samples, busy, sent, received, copies, ranks)
+    busy = [for_update * (stage.forward + stage.backward) + stage.update for stage in stages]
+    features = for_update * parts[0].features * samples if shared and size > 1 else 0.0
+    port = (size - 1) * for_update * link.occupied(features / for_update) if features else 0.0
+    seconds = max(port, *(b + a.seconds for b, a in zip(busy, averages, strict=True)))
+    forth = [(size - 1) * features] + [0.0] * (size - 1)
+    back = [0.0] + [features] * (size - 1)
+    sent = [f + a.sent for f, a in zip(forth, averages, strict=True)]
+    received = [f + a.sent for f, a in zip(back, averages, strict=True)]
+    return _step(seconds, copies * for_update * samples, busy, sent, received, copies, ranks)
 
 
 def _step(

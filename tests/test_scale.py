@@ -1,6 +1,7 @@
 """The simulator of benchmarks/scale.py: where the answer is known, it gives it."""
 
 import sys
+from itertools import combinations, pairwise
 from math import inf, log2
 from pathlib import Path
 
@@ -162,6 +163,16 @@ def test_stream_takes_the_time_of_its_slowest_stage_or_link():
     assert stream(stages, thin) == pytest.approx(max(thin.occupied(stage.features) for stage in stages[:-1]))
 
 
+def test_an_update_after_several_batches_takes_its_time_once():
+    for ranks in (1, 4):
+        one, three = (local_blocks(PARTS, SAMPLES, ranks, FREE, for_update=each) for each in (1, 3))
+        assert three.samples == 3 * one.samples
+        stages = stages_of(PARTS, SAMPLES, ranks, local=True)
+        assert three.seconds == pytest.approx(max(3 * (s.forward + s.backward) + s.update for s in stages))
+        blocks = denoising_blocks(PARTS, SAMPLES, ranks, FREE, shared=False, for_update=3)
+        assert blocks.seconds == pytest.approx(three.seconds)
+
+
 def test_batches_in_flight_bound_a_stream_over_a_long_link():
     stages = [Stage(0.0, 1e-3, 0, 1, 0), Stage(0.0, 1e-3, 0, 0, 0)]
     long = Link(inf, 1.0)
@@ -170,12 +181,14 @@ def test_batches_in_flight_bound_a_stream_over_a_long_link():
 
 
 def test_no_split_into_stages_is_better():
-    costs = [part.update for part in PARTS]  # 3, 1, 2, 4 ms
-    assert split(costs, 1) == [range(4)]
-    assert split(costs, 2) == [range(3), range(3, 4)]
-    assert split(costs, 3) == [range(1), range(1, 3), range(3, 4)]
-    assert split(costs, 4) == [range(i, i + 1) for i in range(4)]
-    assert split([1.0] * 10, 3) in ([range(4), range(4, 8), range(8, 10)], [range(4), range(4, 7), range(7, 10)])
+    for costs in ([3, 1, 2, 4], [1.0] * 10, [5, 1, 1, 1, 5], [9, 1, 1], [1, 1, 9]):
+        for ranks in range(1, len(costs) + 1):
+            found = split(costs, ranks)
+            assert [i for some in found for i in some] == list(range(len(costs)))
+            assert len(found) == ranks
+            cuts = combinations(range(1, len(costs)), ranks - 1)
+            best = min(max(sum(costs[a:b]) for a, b in pairwise([0, *cut, len(costs)])) for cut in cuts)
+            assert max(sum(costs[i] for i in some) for some in found) == best
 
 
 def test_copies_of_stages_exchange_gradients():
