@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scale_checks import Work, on_this_machine, over_a_slow_link
+from scale_checks import Work, name_of, on_this_machine, over_a_slow_link, predicted, shared_cores
 from scale_curves import draw, tables
+from scale_model import Link
+from scale_runs import Run
 from scale_work import measured, read
 
 WORK, CHECKS = (Path(__file__).with_name(f"scale-{name}.json") for name in ("work", "checks"))
@@ -34,14 +36,14 @@ def main() -> None:
     if options.part == "measure":
         _write(WORK, measured(options.rounds) | about())
         return
-    work = Work(*read(json.loads(WORK.read_text())))
     if options.part == "draw":
+        work = Work(*read(json.loads(WORK.read_text())))
         draw(work)
-        for table in (*tables(work), *map(table_of, _checks().items())):
-            Console(width=120).print(table)
+        for table in (*tables(work), *(table_of(name, found, work) for name, found in _checks().items())):
+            Console(width=130).print(table)
         return
-    rows = on_this_machine(work, options.ranks, print) if options.part == "here" else over_a_slow_link(work, print)
-    _write(CHECKS, _checks() | {options.part: {"rows": list(rows), **about()}})
+    found = on_this_machine(options.ranks) if options.part == "here" else over_a_slow_link()
+    _write(CHECKS, _checks() | {options.part: found | about()})
 
 
 def about() -> dict[str, str]:
@@ -58,26 +60,35 @@ def _write(path: Path, found: dict[str, Any]) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def table_of(part: tuple[str, dict[str, Any]]) -> Table:
+def table_of(name: str, found: dict[str, Any], work: Work) -> Table:
     """Return the table of real runs beside their simulation.
 
     Args:
-        part: "here" or "hosts", and what it found.
+        name: "here" or "hosts".
+        found: the runs.
+        work: the measured work.
     """
-    name, found = part
-    apart = name == "hosts"
+    apart, link = name == "hosts", Link(*found["link"])
     last = ["bytes on the link", "for each member"] if apart else ["CPU ms", "simulated", "used by others"]
-    table = Table("mode", "rule", "net", "ranks", "ms", "10 to 90 %", "simulated", "error", *last, title=name)
+    table = Table(
+        "mode", "rule", "net", "ranks", "ms", "undisturbed", "10 to 90 %", "simulated", "error", *last, title=name
+    )
     for row in found["rows"]:
-        error = f"{100 * (row['predicted'] / row['measured'] - 1):+.0f} %"
-        times = [f"{1e3 * row[key]:.1f}" for key in ("measured", "low", "high", "predicted", "cpu", "busy")]
+        run, ranks = Run(**row["run"]), row["ranks"]
+        step = predicted(run, work if apart else shared_cores(work, ranks), ranks, link)
+        error = f"{100 * (step.seconds / row['free'] - 1):+.0f} %"
+        times = (row["seconds"], row["free"], row["low"], row["high"], step.seconds)
+        ms, free, low, high, simulated = (f"{1e3 * each:.1f}" for each in times)
         if apart:
-            each = f"{row['bytes'] / row['members']:.1f}" if row["members"] else ""
-            rest = [f"{row['bytes']:,.0f}", each]
+            members = run.rule["population"] if isinstance(run.rule, dict) else 0
+            rest = [f"{row['bytes']:,.0f}", f"{row['bytes'] / members:.1f}" if members else ""]
         else:
-            rest = [*times[4:], f"{row['others']:.2f}"]
-        start = [row["mode"] if row["ranks"] > 1 else "", row["rule"], row["net"], str(row["ranks"])]
-        table.add_row(*start, times[0], f"{times[1]} to {times[2]}", times[3], error, *rest)
+            busy = predicted(run, work, ranks, link).busy
+            rest = [f"{1e3 * row['cpu']:.1f}", f"{1e3 * busy:.1f}", f"{row['others']:.2f}"]
+        mode = run.mode if ranks > 1 else "alone"
+        table.add_row(
+            mode, name_of(run), run.subject, str(ranks), ms, free, f"{low} to {high}", simulated, error, *rest
+        )
     return table
 
 

@@ -1,14 +1,14 @@
 """Real runs in several processes beside what the simulator says about them; `scale.py` calls it."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from math import inf
 from typing import Any, NamedTuple
 
 from scale_hosts import two_hosts
-from scale_model import FLOAT, Cost, Link, Part, Population, Step, by_members, by_rows
+from scale_model import Cost, Link, Part, Population, Step, by_members, by_rows
 from scale_pipeline import denoising_blocks, local_blocks
-from scale_runs import Run, here, median_step, on_two_hosts
+from scale_runs import Run, here, on_two_hosts
 from scale_subjects import SUBJECTS
 from scale_work import LOCAL
 
@@ -16,7 +16,7 @@ from bpfree.rules import RULES
 
 CORES = 2
 BUCKET = 8 * 2**20  # bytes that `bpfree.mesh` sends together
-RATE, DELAY = 100e6 / 8, 0.02  # of the slow link: bytes per second, and seconds in each direction
+DELAY = 0.02  # of the slow link, seconds in each direction
 IDLE = Run("idle", steps=100)
 SUMS = Run("sum", steps=9)
 
@@ -39,17 +39,16 @@ BLOCKS = [
 HERE = [
     Run("data", "backprop", "wide", 40),
     Run("data", LOCAL, "wide", 40),
-    Run("data", "backprop", "conv", 15),
     es(256),
     eggroll(1024, steps=30),
-    *BLOCKS,
+    *BLOCKS[:2],
 ]
 APART = [
     Run("data", "backprop", "small", 30),
     Run("data", "backprop", "wide", 10),
     Run("data", LOCAL, "wide", 10),
     Run("data", "backprop", "conv", 10),
-    *(eggroll(members, steps=40) for members in (32, 64, 128, 256, 1024, 4096)),
+    *(eggroll(members, steps=40) for members in (32, 64, 128, 1024)),
     es(256),
     *BLOCKS,
 ]
@@ -94,7 +93,8 @@ def predicted(run: Run, work: Work, ranks: int, link: Link) -> Step:
         bucket = BUCKET if local else inf  # only local rules send a part while others compute
         return by_rows(parts, samples, ranks, link, local=local, bucket=bucket, algorithm="ring")
     if run.rule == LOCAL:
-        return local_blocks(parts, samples, ranks, link)
+        # gloo sends when the receiver has asked, and a process asks when it needs the features. That is the queue of 0.
+        return local_blocks(parts, samples, ranks, link._replace(trips=1), queue=0)
     return denoising_blocks(parts, samples, ranks, link, shared=run.subject == "noprop_shared")
 
 
@@ -124,50 +124,50 @@ def shared_cores(work: Work, ranks: int) -> Work:
     return Work(parts, populations)
 
 
-def link_here() -> Link:
-    """Return the link between two processes of this machine, from sums of a small and a large tensor."""
-    sums = here(SUMS, 2)[0]["sums"]
-    small, *_, large = (sums[size] for size in sorted(sums, key=int))
-    size = max(map(int, sums))
-    return Link(size / (large - small), small / 2, header=0)
-
-
-def on_this_machine(
-    work: Work, sizes: Sequence[int], told: Callable[[dict[str, Any]], None]
-) -> Iterator[dict[str, Any]]:
-    """Run all trainings with several numbers of processes and yield rows of the table.
+def link_of(sums: dict[str, float], latency: float | None = None) -> Link:
+    """Return the link between two processes, from the measured seconds of sums over both.
 
     Args:
-        work: see `scale_work.read`.
-        sizes: numbers of processes.
-        told: called with each row as soon as it is there.
+        sums: seconds by bytes, from the mode "sum" of `scale_worker.py`.
+        latency: of the link, if it is known; otherwise half of the time of a tiny sum.
     """
-    link = link_here()
+    tiny, *_, middle, large = sorted(sums, key=int)
+    bandwidth = (int(large) - int(middle)) / (sums[large] - sums[middle])
+    if latency is None:
+        return Link(bandwidth, sums[tiny] / 2, header=0)
+    return Link(bandwidth, latency, trips=2, header=0)
+
+
+def on_this_machine(sizes: Sequence[int]) -> dict[str, Any]:
+    """Return the trainings with several numbers of processes, and the link between two of them.
+
+    Args:
+        sizes: numbers of processes.
+    """
+    link = link_of(here(SUMS, 2)[0]["sums"])
+    rows = []
     for run in filter(possible, HERE):
         for ranks in (1, *sizes):
-            single = run._replace(mode="auto")  # one process has no mesh
-            found = here(run if ranks > 1 else single, ranks)
-            row = _row(run, found, predicted(run, shared_cores(work, ranks), ranks, link), ranks)
-            row["busy"] = predicted(run, work, ranks, link).busy
-            told(row)
-            yield row
+            # One process has no mesh.
+            rows.append(_row(run, here(run if ranks > 1 else run._replace(mode="auto"), ranks)))
+            print(rows[-1])
+    return {"link": link, "rows": rows}
 
 
-def over_a_slow_link(work: Work, told: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
-    """Run all trainings on two hosts with a slow link and yield rows of the table; see `on_this_machine`."""
-    link = Link(RATE, DELAY, trips=2)
+def over_a_slow_link() -> dict[str, Any]:
+    """Return the trainings on two hosts with a slow link, the link, and its traffic while nothing is trained."""
+    rows = []
     with two_hosts("100mbit", DELAY):
+        link = link_of(on_two_hosts(SUMS)[0]["sums"], DELAY)
         idle = on_two_hosts(IDLE)
-        quiet = sum(_bytes(each) for each in idle) / len(idle) / idle[0]["passed"]  # bytes per second on the link
+        quiet = sum(map(_bytes, idle)) / len(idle) / idle[0]["passed"]
         for run in filter(possible, APART):
             found = on_two_hosts(run)
-            row = _row(run, found, predicted(run, work, 2, link), 2)
             counted = statistics.fmean(map(_bytes, found)) - quiet * found[0]["passed"]
-            row["bytes"] = counted / run.steps
-            row["packets"] = sum(found[0]["counted"][name] for name in ("rx_packets", "tx_packets")) / run.steps
-            row["idle"] = quiet
-            told(row)
-            yield row
+            packets = sum(found[0]["counted"][name] for name in ("rx_packets", "tx_packets"))
+            rows.append(_row(run, found) | {"bytes": counted / run.steps, "packets": packets / run.steps})
+            print(rows[-1])
+    return {"link": link, "idle": quiet, "rows": rows}
 
 
 def _bytes(found: dict[str, Any]) -> int:
@@ -176,22 +176,20 @@ def _bytes(found: dict[str, Any]) -> int:
     return counted["rx_bytes"] + counted["tx_bytes"]
 
 
-def _row(run: Run, found: list[dict[str, Any]], step: Step, ranks: int) -> dict[str, Any]:
-    seconds = sorted(max(each) for each in zip(*(rank["seconds"] for rank in found), strict=True))
-    tenth = len(seconds) // 10
+def _row(run: Run, found: list[dict[str, Any]]) -> dict[str, Any]:
+    wall, delays = (
+        [max(of_step) for of_step in zip(*(rank[kind] for rank in found), strict=True)]
+        for kind in ("seconds", "delays")
+    )
+    free = sorted(each - delay for each, delay in zip(wall, delays, strict=True))
+    tenth = len(free) // 10
     return {
-        "mode": run.mode,
-        "rule": name_of(run),
-        "net": run.subject,
-        "ranks": ranks,
-        "members": run.rule["population"] if isinstance(run.rule, dict) else None,
-        "predicted": step.seconds,
-        "measured": median_step(found),
-        "low": seconds[tenth],
-        "high": seconds[-1 - tenth],
-        "busy": step.busy,
+        "run": run._asdict(),
+        "ranks": len(found),
+        "seconds": statistics.median(wall),
+        "free": statistics.median(free),
+        "low": free[tenth],
+        "high": free[-1 - tenth],
         "cpu": statistics.fmean(each["cpu"] for each in found),
-        "sent": sum(step.sent),
         "others": found[0]["others"],
-        "weights": found[0].get("parameters", 0) * FLOAT,
     }

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from scale_subjects import SUBJECTS
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-RANKS = [1, 2, 3, 4, 6, 8, 9, 10, 16, 20, 30, 32, 64, 100, 128, 200, 256, 500, 512, 1000, 1024, 2000, 4096, 5000, 10000]
+RANKS = [*(2**k for k in range(14)), 10_000]
 LINKS = {
     "100 Mbit/s, 20 ms": Link(12.5e6, 0.02, 20e-6),
     "1 Gbit/s, 0.2 ms": Link(125e6, 200e-6, 20e-6),
@@ -35,15 +36,11 @@ def approaches(work: Work, net: str) -> dict[str, Approach]:
         net: the layered net.
     """
     parts, samples = work.parts[net], SUBJECTS[net].batch
-    own, one, blocks = work.parts["noprop"], work.parts["noprop_shared"], SUBJECTS["noprop"].batch
+    one, blocks = work.parts["noprop_shared"], SUBJECTS["noprop"].batch
     found: dict[str, Approach] = {
         **layered(parts, samples),
-        "NoProp, own trunks": lambda n, link: denoising_blocks(
-            own, blocks, n, link, shared=False, for_update=min(n, len(own))
-        ),
-        "NoProp, shared trunk": lambda n, link: denoising_blocks(
-            one, blocks, n, link, shared=True, for_update=min(n, len(one))
-        ),
+        "NoProp, own trunks": in_stages(partial(denoising_blocks, work.parts["noprop"], blocks, shared=False), 10),
+        "NoProp, shared trunk": in_stages(partial(denoising_blocks, one, blocks, shared=True), 10),
     }
     small = sum(part.weights for part in work.parts["small"])
     for name, population in work.populations.items():
@@ -60,12 +57,28 @@ def layered(parts: Sequence[Part], samples: int) -> dict[str, Approach]:
         "backprop, rows": lambda n, link: by_rows(
             parts, samples * n, n, link, local=False, bucket=BUCKET, spread=SPREAD
         ),
-        "backprop, 1F1B": lambda n, link: pipeline(parts, samples / 4, n, link),
+        "backprop, 1F1B": in_stages(lambda *a, for_update, **k: pipeline(parts, samples / 4, *a, **k), len(parts)),
         "local rule, rows": lambda n, link: by_rows(
             parts, samples * n, n, link, local=True, bucket=BUCKET, spread=SPREAD
         ),
-        "local rule, blocks": lambda n, link: local_blocks(parts, samples, n, link, for_update=min(n, len(parts))),
+        "local rule, blocks": in_stages(partial(local_blocks, parts, samples), len(parts)),
     }
+
+
+def in_stages(run: Callable[..., Step], parts: int) -> Approach:
+    """Return an approach with the number of stages that is fastest; a step has a batch for each stage.
+
+    Args:
+        run: (ranks, link, size=stages, for_update=batches) -> step.
+        parts: the largest number of stages.
+    """
+
+    def fastest(ranks: int, link: Link) -> Step:
+        most = min(ranks, parts)
+        some = range(max(1, most // 2), most + 1)
+        return max((run(ranks, link, size=size, for_update=size) for size in some), key=lambda step: step.rate)
+
+    return fastest
 
 
 def on_a_gpu() -> tuple[list[Part], int]:
@@ -126,14 +139,14 @@ def draw(work: Work) -> None:
 
 def draw_traffic(some: dict[str, Approach]) -> None:
     """Draw the bytes that a rank sends for each sample that it computes."""
-    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     panel = figure.subplots()
     link = LINKS["10 Gbit/s, 50 us"]
     for place, (name, approach) in enumerate(some.items()):
         steps = [(n, approach(n, link)) for n in RANKS]
         values = [(n, sum(step.sent) / step.samples) for n, step in steps]
         panel.plot(*zip(*values, strict=True), color=f"C{place}", lw=1.4, label=name)
-    panel.set(xscale="log", yscale="symlog", xlabel="ranks", ylabel="bytes sent for each sample (or member x sample)")
+    panel.set(xscale="log", yscale="symlog", xlabel="ranks", ylabel="bytes sent for each sample")
     panel.set_ylim(0, 1e7)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(IMAGES / "scale_traffic.png", dpi=80, metadata={"Software": None})
@@ -141,7 +154,7 @@ def draw_traffic(some: dict[str, Approach]) -> None:
 
 def tables(work: Work) -> list[Table]:
     """Return for each machine and link the speed of a rank, in percent of that of one rank alone."""
-    shown = [2, 8, 64, 1000, 10000]
+    shown = [2, 8, 64, 1024, 10_000]
     made = []
     for machine, (some, links) in machines(work).items():
         for link in links:

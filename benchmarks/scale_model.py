@@ -117,21 +117,16 @@ def summed(size: float, ranks: int, link: Link, algorithm: Algorithm = "best") -
         ranks: n.
         link: of each rank.
         algorithm: "ring" sends 2 (n - 1) messages of size / n one after the other, as gloo does; "halving" exchanges
-            halves, quarters, ..., in 2 log2(n) rounds, and two more if n is not a power of 2; "best" is the faster one.
+            halves, quarters, ... in 2 log2(n) rounds, and for other n than powers of 2 about as well, by trees; "best"
+            is the faster one.
     """
     if ranks == 1:
         return Sum(0.0, 0.0)
-    piece = size / ranks
-    ring = Sum(2 * (ranks - 1) * link.seconds(piece), 2 * (ranks - 1) * piece)
-    if algorithm == "ring":
-        return ring
-    rounds = math.floor(math.log2(ranks))
-    even = 2**rounds
-    each = [size / 2**k for k in range(1, rounds + 1)]
-    extra = 0 if even == ranks else 2  # the ranks beyond a power of 2 add their tensor to another one's
-    seconds = 2 * sum(map(link.seconds, each)) + extra * link.seconds(size)
-    halving = Sum(seconds, 2 * sum(each) + extra / 2 * size)
-    return halving if algorithm == "halving" else min(ring, halving)
+    sent = 2 * size * (ranks - 1) / ranks
+    ring = Sum(2 * (ranks - 1) * link.seconds(size / ranks), sent)
+    rounds = 2 * math.ceil(math.log2(ranks))
+    halving = Sum((rounds - 1) * link.seconds(0) + link.seconds(sent), sent)
+    return {"ring": ring, "halving": halving, "best": min(ring, halving)}[algorithm]
 
 
 def exchanged(own: float, ranks: int, link: Link) -> Sum:

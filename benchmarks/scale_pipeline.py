@@ -27,13 +27,13 @@ class Stage(NamedTuple):
     weights: float
 
 
-def stages_of(parts: Sequence[Part], samples: float, ranks: int, *, local: bool) -> list[Stage]:
-    """Return balanced stages of a net, at most one for each part.
+def stages_of(parts: Sequence[Part], samples: float, size: int, *, local: bool) -> list[Stage]:
+    """Return balanced stages of a net.
 
     Args:
         parts: of the net.
         samples: of a batch, or of a micro-batch.
-        ranks: n; those beyond the parts stay without a stage.
+        size: number of stages; at most that of the parts.
         local: True for a local rule.
     """
 
@@ -41,7 +41,7 @@ def stages_of(parts: Sequence[Part], samples: float, ranks: int, *, local: bool)
         return part.learn if local else part.backward
 
     costs = [part.forward.of(samples) + rest(part).of(samples) + part.update for part in parts]
-    ranges = split(costs, min(ranks, len(parts)))
+    ranges = split(costs, size)
     return [
         Stage(
             sum(parts[i].forward.of(samples) for i in some),
@@ -98,7 +98,8 @@ def stream(stages: Sequence[Stage], link: Link, queue: int = 4, batches: int = _
     Args:
         stages: with the seconds and bytes of one batch.
         link: of each rank.
-        queue: batches between two stages; a stage waits while so many are sent and not yet taken.
+        queue: batches between two stages; a stage waits while so many are sent and not yet taken. With 0 it waits
+            until the next stage has finished the batch before, and asks for more.
         batches: number of batches to run; the second half of them counts. A multiple of 2 `for_update`.
         for_update: batches whose gradients are added up before the optimiser moves the weights.
     """
@@ -112,8 +113,8 @@ def stream(stages: Sequence[Stage], link: Link, queue: int = 4, batches: int = _
             taken[s].append(begin)
             ready = begin + stage.forward
             if s < size - 1:
-                room = taken[s + 1][k - queue] + link.latency if k >= queue else 0.0
-                ready = max(ready, room)
+                if k >= max(queue, 1):
+                    ready = max(ready, (taken[s + 1][k - queue] if queue else clock[s + 1]) + link.latency)
                 port[s] = max(port[s], ready) + link.occupied(stage.features)
                 arrival = port[s] + link.trips * link.latency
             clock[s] = ready + stage.backward + (0.0 if (k + 1) % for_update else stage.update)
@@ -121,18 +122,21 @@ def stream(stages: Sequence[Stage], link: Link, queue: int = 4, batches: int = _
     return (taken[-1][-1] - taken[-1][half - 1]) / (batches - half)
 
 
-def pipeline(parts: Sequence[Part], samples: float, ranks: int, link: Link, *, micro: int = 4) -> Step:
-    """Return a step of backprop by 1F1B. Ranks beyond the parts hold copies of the stages, for other samples.
+def pipeline(
+    parts: Sequence[Part], samples: float, ranks: int, link: Link, *, size: int | None = None, micro: int = 4
+) -> Step:
+    """Return a step of backprop by 1F1B. Ranks beyond the stages hold copies of them, for other samples.
 
     Args:
         parts: of the net.
         samples: of a micro-batch.
         ranks: n.
         link: of each rank.
+        size: number of stages; as many as parts, if there are so many ranks.
         micro: micro-batches of a step, for each stage.
     """
-    stages = stages_of(parts, samples, ranks, local=False)
-    size = len(stages)
+    size = size or min(ranks, len(parts))
+    stages = stages_of(parts, samples, size, local=False)
     copies, number = ranks // size, micro * size
     averages = [summed(stage.weights, copies, link) for stage in stages]
     after = max(stage.update + average.seconds for stage, average in zip(stages, averages, strict=True))
@@ -151,20 +155,29 @@ def _both_ways(forth: list[float], averages: list[Sum]) -> tuple[list[float], li
 
 
 def local_blocks(
-    parts: Sequence[Part], samples: float, ranks: int, link: Link, *, queue: int = 4, for_update: int = 1
+    parts: Sequence[Part],
+    samples: float,
+    ranks: int,
+    link: Link,
+    *,
+    size: int | None = None,
+    queue: int = 4,
+    for_update: int = 1,
 ) -> Step:
-    """Return a step of a local rule in blocks mode. Ranks beyond the parts hold copies of the stages.
+    """Return a step of a local rule in blocks mode. Ranks beyond the stages hold copies of them.
 
     Args:
         parts: of the net.
         samples: of a batch, for each copy.
         ranks: n.
         link: of each rank.
+        size: see `pipeline`.
         queue: see `stream`.
         for_update: see `stream`; a step has so many batches.
     """
-    stages = stages_of(parts, samples, ranks, local=True)
-    copies = ranks // len(stages)
+    size = size or min(ranks, len(parts))
+    stages = stages_of(parts, samples, size, local=True)
+    copies = ranks // size
     averages = [summed(stage.weights, copies, link) for stage in stages]
     busy = [for_update * (stage.forward + stage.backward) + stage.update for stage in stages]
     with_average = [
@@ -179,9 +192,16 @@ def local_blocks(
 
 
 def denoising_blocks(
-    parts: Sequence[Part], samples: float, ranks: int, link: Link, *, shared: bool, for_update: int = 1
+    parts: Sequence[Part],
+    samples: float,
+    ranks: int,
+    link: Link,
+    *,
+    shared: bool,
+    size: int | None = None,
+    for_update: int = 1,
 ) -> Step:
-    """Return a step of NoProp in blocks mode. Ranks beyond the blocks hold copies of them, for other samples.
+    """Return a step of NoProp in blocks mode. Ranks beyond the stages hold copies of them.
 
     Args:
         parts: the blocks, each with its own trunk; with a shared trunk, the trunk and then the heads.
@@ -189,10 +209,11 @@ def denoising_blocks(
         ranks: n.
         link: of each rank.
         shared: True if the blocks share the trunk of the first one, whose rank sends the features to all others.
+        size: see `pipeline`.
         for_update: see `stream`; a step has so many batches.
     """
-    stages = stages_of(parts, samples, ranks, local=True)
-    size = len(stages)
+    size = size or min(ranks, len(parts))
+    stages = stages_of(parts, samples, size, local=True)
     copies = ranks // size
     averages = [summed(stage.weights, copies, link) for stage in stages]
     busy = [for_update * (stage.forward + stage.backward) + stage.update for stage in stages]

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -80,8 +79,3 @@ def _busy() -> float:
     """Return the seconds that all processors of the machine have worked since it started."""
     fields = [int(each) for each in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def median_step(found: list[dict[str, Any]]) -> float:
-    """Return the median seconds of a step, of the process where it is largest."""
-    return max(statistics.median(each["seconds"]) for each in found)

@@ -79,21 +79,23 @@ def layered(subject: Subject, rounds: int) -> dict[str, Any]:
                 rows[len(batch.y)].append(both)
     middle = {size: _medians(found) for size, found in rows.items()}
     widths = _features(true.net, taps, batches[-1])
-    parts, errors = [], []
+    parts = []
     for index, segment in enumerate(local.rule.segments):
         weights = sum(true.net.get_parameter(name).numel() for name in segment.parameters) * FLOAT
         head = local.rule.head(index)
         times = {kind: [middle[size][kind][index] for size in middle] for kind in ("forward", "backward", "segments")}
-        costs = {kind: fitted(list(middle), seconds) for kind, seconds in times.items()}
-        errors += [error for _, error in costs.values()]
-        forward, backward, whole = (costs[kind][0] for kind in ("forward", "backward", "segments"))
+        forward, backward, whole = (fitted(list(middle), seconds)[0] for seconds in times.values())
         learn = Cost(whole.fixed - forward.fixed, whole.sample - forward.sample)
         share = weights / (FLOAT * sum(p.numel() for p in true.net.parameters()))
         update = share * statistics.median(middle[size]["update"][0] for size in middle)
         of_head = FLOAT * sum(p.numel() for p in head.parameters()) if head else 0
         parts.append(Part(forward, backward, learn, update, weights, of_head, widths[index]))
+    fit = max(
+        abs(sum(p.forward.of(size) + p.backward.of(size) for p in parts) / sum(row["forward"] + row["backward"]) - 1)
+        for size, row in middle.items()
+    )
     spread = _spread([sum(row["forward"]) + sum(row["backward"]) for row in rows[subject.batch]])
-    return {"parts": parts, "batch": subject.batch, "fit": max(errors), "spread": spread, "raw": middle}
+    return {"parts": parts, "batch": subject.batch, "fit": fit, "spread": spread, "raw": middle}
 
 
 def _passes(net: nn.Module, taps: list[str], task: Any, batch: Batch) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bpfree.mesh import Group, join, rank_of_process
 
 WARM_UP = 4
 SETTLE = 0.4  # seconds after which the last confirmations of TCP have come
+SETTLE_BLOCKS = 2.0  # the same where features may be on their way
 SIZES = (8, 2**20, 2**23)  # bytes that the mode "sum" averages
 
 
@@ -35,23 +37,30 @@ def counters(device: str = DEVICE) -> dict[str, int]:
     return dict.fromkeys(names, 0)
 
 
-def timed(steps: int, step: Callable[[], object]) -> dict[str, Any]:
-    """Return the wall seconds of each step, the processor's seconds of all, and what the kernel counted."""
+def delayed() -> float:
+    """Return the seconds that this thread was ready to compute and waited for a core that other programs used."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+def timed(steps: int, step: Callable[[], object], settle: float = SETTLE) -> dict[str, Any]:
+    """Return the wall seconds of each step, those of them without a core, its processor seconds, and the traffic."""
     for _ in range(WARM_UP):
         step()
-    time.sleep(SETTLE)
+    time.sleep(settle)
     before, start, busy = counters(), time.perf_counter(), time.process_time()
-    ends = []
+    ends, waits = [], [delayed()]
     for _ in range(steps):
         step()
         ends.append(time.perf_counter())
+        waits.append(delayed())
     busy = time.process_time() - busy
-    time.sleep(SETTLE)
-    passed = time.perf_counter() - start + SETTLE
+    time.sleep(settle)
+    passed = time.perf_counter() - start
     after = counters()
-    seconds = [end - begin for begin, end in zip([start, *ends], ends, strict=False)]
+    seconds = [end - begin for begin, end in pairwise([start, *ends])]
     counted = {name: after[name] - before[name] for name in before}
-    return {"seconds": seconds, "cpu": busy / steps, "counted": counted, "passed": passed}
+    found = {"seconds": seconds, "delays": [end - begin for begin, end in pairwise(waits)], "cpu": busy / steps}
+    return found | {"counted": counted, "passed": passed}
 
 
 def averaged(steps: int) -> dict[str, Any]:
@@ -85,7 +94,8 @@ def main() -> None:
         subject = SUBJECTS[options.subject]
         rule = json.loads(options.rule) if options.rule.startswith("{") else options.rule
         trainer, batch = trainer_of(subject, rule, options.mode), batch_of(subject)
-        found = timed(options.steps, lambda: trainer.step(batch))
+        settle = SETTLE_BLOCKS if options.mode == "blocks" else SETTLE
+        found = timed(options.steps, lambda: trainer.step(batch), settle)
         found["parameters"] = sum(p.numel() for p in trainer.net.parameters())
     (options.out / f"{rank_of_process()}.json").write_text(json.dumps(found))
 

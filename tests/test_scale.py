@@ -178,6 +178,7 @@ def test_batches_in_flight_bound_a_stream_over_a_long_link():
     long = Link(inf, 1.0)
     for queue in (1, 2, 5):
         assert stream(stages, long, queue) == pytest.approx(2 / queue, rel=0.02)
+    assert stream(stages, long, 0) == pytest.approx(2 + 1e-3)
 
 
 def test_no_split_into_stages_is_better():
