@@ -9,13 +9,31 @@ from pydantic import BaseModel
 
 import bpfree
 from bpfree.rules import RULES, RuleTable
-from bpfree.runs.config import Config, EarlyStoppingConfig, TrainConfig
+from bpfree.runs.config import Config, EarlyStoppingConfig, MeshConfig, TrainConfig
 from bpfree.runs.data_config import AugmentConfig, DataConfig, SkewConfig
-from bpfree.runs.fit_options import OTHER_NAMES, AugmentOptions, EarlyStoppingOptions, FitOptions, SkewOptions
+from bpfree.runs.fit_options import (
+    OTHER_NAMES,
+    AugmentOptions,
+    EarlyStoppingOptions,
+    FitOptions,
+    MeshOptions,
+    SkewOptions,
+)
 from bpfree.tasks import TASKS, TaskTable
 
 ARGUMENTS = set(inspect.signature(bpfree.fit).parameters)
-BROADER = {"dir", "classes", "freeze", "skew", "augment", "early_stopping", "schedule", "task"}  # than in a config
+# The types of these are broader than in a config.
+BROADER = {
+    "dir",
+    "classes",
+    "freeze",
+    "skew",
+    "augment",
+    "early_stopping",
+    "mesh",
+    "schedule",
+    "task",
+}  # than in a config
 
 
 def test_the_options_of_fit_are_the_keys_of_a_config():
@@ -33,7 +51,12 @@ def test_the_types_of_options_are_those_of_the_config():
 
 @pytest.mark.parametrize(
     ("options", "model"),
-    [(AugmentOptions, AugmentConfig), (SkewOptions, SkewConfig), (EarlyStoppingOptions, EarlyStoppingConfig)],
+    [
+        (AugmentOptions, AugmentConfig),
+        (SkewOptions, SkewConfig),
+        (EarlyStoppingOptions, EarlyStoppingConfig),
+        (MeshOptions, MeshConfig),
+    ],
 )
 def test_sections_within_a_section_have_the_types_of_their_models(options, model: type[BaseModel]):
     assert typing.get_type_hints(options) == {name: field.annotation for name, field in model.model_fields.items()}

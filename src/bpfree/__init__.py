@@ -30,7 +30,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bpfree import data, nets, rules, tasks, trackers
+from bpfree import data, mesh, nets, rules, tasks, trackers
 from bpfree._version import __version__
 from bpfree.api import fit, load, resume
 from bpfree.errors import DivergedError, UserError
@@ -123,6 +123,7 @@ __all__ = [
     "fast_float32",
     "fit",
     "load",
+    "mesh",
     "nets",
     "owners",
     "report",

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,6 +21,7 @@ from bpfree.runs.train import train
 from bpfree.spec import Spec, without_foreign_code
 from bpfree.tasks import Loss
 from bpfree.trackers import Tracker
+from bpfree.training.mesh import agreed, world_of
 
 __all__ = ["fit", "load", "resume"]
 
@@ -64,9 +66,9 @@ def fit(
             standard error. False: show nothing. None: show a bar at a terminal or in a notebook, and elsewhere only
             what bpfree chose by itself.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
-            label_noise, augment; precision, update, graph, deterministic, device, clip, freeze, early_stopping), the
-            sections `schedule` and `task`, and `classes`: how many there are in arrays, or a list of those to keep of
-            any data.
+            label_noise, augment; precision, update, graph, deterministic, mesh, device, clip, freeze,
+            early_stopping), the sections `schedule` and `task`, and `classes`: how many there are in arrays, or a list
+            of those to keep of any data.
 
     Returns:
         The finished run.
@@ -87,6 +89,9 @@ def fit(
     arguments = [name for name in inspect.signature(fit).parameters if name != "options"]
     config, dataset = describe(net, data, rule, values, test=test, loss=loss, options=options, arguments=arguments)
     path = None if out is None else folder.place(out)
+    # One process looks at the folder: a moment later it may hold what this very training has begun.
+    world = world_of(config.train.mesh.build())
+    goes_on = path is not None and agreed(world, partial(folder.goes_on, path, resume=resume))
     return train(
         config,
         net=net if isinstance(net, nn.Module) else None,
@@ -95,7 +100,7 @@ def fit(
         trackers=[tracker for tracker in trackers if isinstance(tracker, Tracker)],
         loss=None if isinstance(loss, str) else loss,
         out=path,
-        resume=resume and path is not None and (path / folder.CONFIG).exists(),
+        resume=goes_on,
         verbose=verbose,
     )
 

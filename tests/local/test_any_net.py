@@ -241,7 +241,7 @@ def test_under_ddp_gradients_are_averaged_or_it_is_refused(tmp_path):
             assert value == 0, key
         else:
             assert "DistributedDataParallel" in value, key
-            assert "(net.module), and average .grad yourself" in value
+            assert "(net.module), and call bpfree.mesh.average_gradients(net, rule)" in value
     assert len(found) == 13
 
 

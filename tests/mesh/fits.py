@@ -1,60 +1,122 @@
-"""Trainings by `Trainer.fit`: `python -m tests.mesh.fits RANK SIZE FOLDER NAME...`. Each process writes a file."""
+"""Trainings by `bpfree.fit` and a plain loop: `python -m tests.mesh.fits RANK SIZE FOLDER` is one of several processes.
 
-import json
+Each process writes what came of each training.
+"""
+
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
-from bpfree import Trainer
-from bpfree.data import Batches, Preprocess
+import bpfree
+from bpfree import Batch, Noise
 from bpfree.data.sets.digits import digits
+from bpfree.rules import RULES
+from bpfree.runs.run import Run
 from bpfree.tasks import Classify
-from bpfree.training.listener import Listener
-from tests.helpers import net_for
 
-RUNS: dict[str, dict[str, Any]] = {
-    "mono_forward": {"mesh": "blocks"},
-    "noprop_dt": {"mesh": "blocks"},
-    "dfa": {"mesh": "data"},
+TASK = Classify(10)
+STOPPING: Any = {"patience": 2, "metric": "loss"}
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    train = digits(None).train
+    return train.x[:600].double(), train.y[:600]
+
+
+def net() -> nn.Module:
+    """In float64, with batch norm and dropout."""
+    torch.manual_seed(0)
+    layers = (nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.Tanh(), nn.Dropout(0.2), nn.Linear(24, 10))
+    return nn.Sequential(*layers).double()
+
+
+def fit(rule: Any, net: nn.Module, **options: Any) -> Run:
+    """Batches of 63 samples do not divide by the number of processes."""
+    optimizer = {"name": "sgd", "lr": 2.0}
+    return bpfree.fit(
+        net, data(), rule, epochs=10, optimizer=optimizer, batch_size=63, test=data(), verbose=False, **options
+    )
+
+
+def everything(folder: Path) -> Run:
+    """Augmentation, mixup, clipping, validation, early stopping, a ridge read-out and trackers."""
+    return fit(
+        "backprop",
+        net(),
+        augment={"shift": 1, "mixup": 0.3},
+        clip=1.0,
+        early_stopping=STOPPING,
+        readout="ridge",
+        trackers=[{"name": name, "every": 7} for name in ("bp_cosine", "gradients", "weights", "segment_accuracy")],
+    )
+
+
+def fused(folder: Path) -> Run:
+    """Each segment is updated as soon as it has learned."""
+    return fit("mono_forward", net(), update="fused", clip=0.5, trackers=[{"name": "local_loss", "every": 7}])
+
+
+def population(folder: Path) -> Run:
+    small = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    return fit(RULES["es"](population=8, evaluator="loop"), small, mesh="population", validation=0.2)
+
+
+def on_disk(folder: Path) -> Run:
+    """A run in a folder, where one may have begun."""
+    return fit("dfa", net(), out=folder / "run", resume=True, early_stopping=STOPPING)
+
+
+def loop(folder: Path) -> dict[str, Any]:
+    """A plain loop: each process has its own samples, and gradients are averaged."""
+    size = distributed.get_world_size() if distributed.is_initialized() else 1
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 10)).double()
+    rule, (x, y) = RULES["mono_forward"](), data()
+    rule.bind(plain, TASK, Batch(x[:4], y[:4]))
+    optimizer = torch.optim.SGD([*plain.parameters(), *rule.parameters()], lr=0.05)
+    for step in range(5):
+        own = slice(60 * step + 60 // size * rank, 60 * step + 60 // size * (rank + 1))
+        optimizer.zero_grad()
+        rule.gradients(plain, TASK, Batch(x[own], y[own]), Noise(0, step))
+        bpfree.mesh.average_gradients(plain, rule)
+        optimizer.step()
+    return {"weights": {**plain.state_dict(), **rule.state_dict()}}
+
+
+FITS: dict[str, Callable[[Path], Run | dict[str, Any]]] = {
+    each.__name__: each for each in (everything, fused, population, on_disk, loop)
 }
+TIMED = {"samples_per_second", "seconds", "cpu_seconds"}
 
 
-class Looks(Listener[Any]):
-    """Notes how many parameters have memory in the middle of an epoch."""
-
-    held = 0
-
-    def on_step(self, trainer: Any, batch: Any) -> None:
-        self.held = sum(p.numel() for p in trainer.net.parameters() if p.untyped_storage().nbytes())
-
-
-def run(rule: str) -> dict[str, Any]:
-    data = digits(None)
-    train, validation = data.train.take(slice(0, 300)), data.test.take(slice(0, 101))
-    preprocess = Preprocess.of(data, train)
-    net = net_for(rule)
-    trainer = Trainer(net, rule, Classify(10), {"name": "sgd", "lr": 0.05}, compute=RUNS[rule], seed=1)
-    batches = Batches(train, preprocess, 50, dtype=torch.float64, seed=1)
-    looks = Looks()
-    check = Batches(validation, preprocess, 40, dtype=torch.float64)
-    trainer.fit(batches, 2, validation=check, trackers=[looks])
+def outcome(name: str, folder: Path) -> dict[str, Any]:
+    """What came of a training, without what the clock tells."""
+    run = FITS[name](folder)
+    if not isinstance(run, Run):
+        return run
     return {
-        "history": trainer.progress.history,
-        "held": looks.held,
-        "norm": float(sum(p.detach().norm() for p in net.parameters())),
+        "weights": {**run.net.state_dict(), **run.trainer.rule.state_dict()},
+        "history": [{key: value for key, value in record.items() if key not in TIMED} for record in run.metrics],
+        "tracked": run.tracked,
+        "test": run.result["test"],
+        "ended": (run.weights, run.trainer.progress.best_epoch, run.trainer.progress.step),
+        "seconds": run.result["wall_seconds"],
+        "mesh": (run.result["processes"], run.result["mesh"]),
     }
 
 
-def main(rank: int, size: int, folder: Path, names: list[str]) -> None:
+def main(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    for name in names:
-        (folder / f"{name}.{rank}.json").write_text(json.dumps(run(name)))
+    for name in FITS:
+        torch.save(outcome(name, folder), folder / f"{name}.{rank}.pt")
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,28 +1,97 @@
-"""`fit` in two processes records what one process records."""
+"""`bpfree.fit` and a plain loop: several processes end as one does, in weights, records, trackers and the test."""
 
-import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tests.mesh.fits import RUNS, run
-from tests.mesh.helpers import run_processes
+from bpfree.runs import checkpoint
+from tests.helpers import same, without_pictures
+from tests.mesh.fits import FITS, outcome
+from tests.runs.test_run import power_cut
+
+EPOCHS, STEPS = 10, 8  # epochs, and steps in each
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return run_processes("tests.mesh.fits", 2, tmp_path_factory.mktemp("fits"), RUNS)
+def begun(tmp_path_factory) -> Path:
+    """A folder with a run that one process began."""
+    folder = tmp_path_factory.mktemp("begun")
+    patch = pytest.MonkeyPatch()
+    with without_pictures(), power_cut(patch, 5 * STEPS + 4), pytest.raises(RuntimeError, match="power cut"):
+        FITS["on_disk"](folder)
+    return folder
 
 
-@pytest.mark.parametrize("rule", RUNS)
-def test_two_processes_record_what_one_records(rule, folder):
-    alone = run(rule)
-    both = [json.loads((folder / f"{rule}.{rank}.json").read_text()) for rank in (0, 1)]
-    for found in both:
-        assert found["norm"] == pytest.approx(alone["norm"], rel=1e-12)
-        for own, expected in zip(found["history"], alone["history"], strict=True):
-            assert own.keys() == expected.keys()
-            assert own["train"] == pytest.approx(expected["train"], rel=1e-5)  # sums of float32 in another order
-            assert own["validation"] == pytest.approx(expected["validation"], rel=1e-10)
-    held = sum(found["held"] for found in both)
-    assert held == (alone["held"] if RUNS[rule]["mesh"] == "blocks" else 2 * alone["held"])
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """What comes of the trainings in one process, by their names."""
+    folder = tmp_path_factory.mktemp("alone")
+    with without_pictures():
+        return {name: outcome(name, folder) for name in FITS}
+
+
+@pytest.fixture(scope="module")
+def together(begun, tmp_path_factory) -> list[dict[str, dict[str, Any]]]:
+    """What comes of them in two processes. They go on with the run that one process began."""
+    folder = tmp_path_factory.mktemp("together")
+    shutil.copytree(begun / "run", folder / "run")
+    run = [sys.executable, "-m", "tests.mesh.fits"]
+    started = [
+        subprocess.Popen([*run, str(rank), "2", str(folder)], stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert not any(process.returncode for process in started), "\n".join(errors)
+    return [{name: torch.load(folder / f"{name}.{rank}.pt", weights_only=False) for name in FITS} for rank in range(2)]
+
+
+def expect_close(found: Any, expected: Any) -> None:
+    """Equal plain values, where numbers may differ by rounding; losses of records are rounded to float32."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            expect_close(found[key], expected[key])
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            expect_close(*pair)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_two_processes_end_as_one(name, alone, together):
+    timed = {"seconds", "mesh"}
+    expected = {key: value for key, value in alone[name].items() if key not in timed}
+    expect_close({key: value for key, value in together[0][name].items() if key not in timed}, expected)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_all_processes_return_the_same(name, together):
+    first, second = (each[name] for each in together)
+    assert same(first["weights"], second["weights"])
+    assert {**first, "weights": None} == {**second, "weights": None}
+
+
+def test_the_result_says_how_many_processes_and_how(alone, together):
+    assert alone["everything"]["mesh"] == (1, None)
+    assert together[0]["everything"]["mesh"] == (2, "data")
+    assert together[0]["population"]["mesh"] == (2, "population")
+
+
+def test_the_trainings_test_what_they_should(alone, begun):
+    for name in ("everything", "on_disk"):
+        weights, best, steps = alone[name]["ended"]
+        assert weights == "best"
+        assert best * STEPS < steps < EPOCHS * STEPS, "it stopped early"
+    assert len({record["tracker"] for record in alone["everything"]["tracked"]}) == 4
+    begun_at = checkpoint.read_state(begun / "run" / "last.ckpt").progress
+    assert begun_at.best_epoch == alone["on_disk"]["ended"][1], "the second process must find the best weights on disk"

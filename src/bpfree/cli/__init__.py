@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bpfree._version import __version__
+from bpfree.cli import several
 from bpfree.cli.certify import certify
 from bpfree.cli.compare import compare_rules
 from bpfree.cli.data import data
@@ -22,6 +23,7 @@ from bpfree.cli.training import train
 from bpfree.cli.tune import tune
 from bpfree.cli.using import evaluate, plots, predict
 from bpfree.screen import loading
+from bpfree.screen.first import is_first
 from bpfree.training.allocator import keep_freed_memory
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -64,10 +66,12 @@ def _version(is_wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
+    several.refuse_several(context.invoked_subcommand or "")
     # Here and not when bpfree is imported: a library must not change the memory allocation of its user's program.
     keep_freed_memory()
 
@@ -79,4 +83,6 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     # Python hides deprecations from users of a program, but the keys of a config are the user's own.
     warnings.filterwarnings("once", r"\S+ is now ", DeprecationWarning)
-    app()
+    if not is_first():
+        warnings.simplefilter("ignore")
+    several.run(app)

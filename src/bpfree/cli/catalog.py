@@ -10,11 +10,12 @@ from bpfree.data.subset import Skew
 from bpfree.nets import NETS
 from bpfree.rule import Rule
 from bpfree.rules import RULES
-from bpfree.runs.config import EarlyStoppingConfig, TrainConfig
+from bpfree.runs.config import EarlyStoppingConfig, MeshConfig, TrainConfig
 from bpfree.runs.data_config import AugmentConfig, DataConfig, SkewConfig
 from bpfree.spec import Option, fields_of, options_of, summary
 from bpfree.tasks import TASKS
 from bpfree.trackers import TRACKERS
+from bpfree.training.mesh import MeshSpec
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.progress import EarlyStopping
 
@@ -53,6 +54,7 @@ KINDS = (
 SECTIONS: dict[str, tuple[type[BaseModel], tuple[type, ...]]] = {
     "train": (TrainConfig, ()),
     "train.early_stopping": (EarlyStoppingConfig, (EarlyStopping,)),
+    "train.mesh": (MeshConfig, (MeshSpec,)),
     "data": (DataConfig, ()),
     "data.augment": (AugmentConfig, (Augment,)),
     "data.skew": (SkewConfig, (Skew,)),

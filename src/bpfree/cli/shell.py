@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from bpfree.cli import several
 from bpfree.data.split import Split
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
+from bpfree.mesh import LostProcessError
 from bpfree.runs.run import Run
 
 GO_ON = ". Finished and begun runs are kept. The same command goes on"
@@ -54,20 +56,27 @@ Jobs = Annotated[
 def errors_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
     """End the command with one line and exit code 2 after an error of the user, and with 130 after Ctrl-C.
 
+    If another process of the training is lost, the exit code is 1.
+
     Args:
         hint: returns a text to add to the line, such as how to go on.
 
     Raises:
-        typer.Exit: in place of a UserError, OSError or KeyboardInterrupt of the block. Other errors are defects of
-            bpfree and keep their traceback.
+        typer.Exit: in place of a UserError, OSError, LostProcessError or KeyboardInterrupt of the block. Other errors
+            are defects of bpfree and keep their traceback.
     """
     try:
         yield
     except (UserError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}{hint(error)}", err=True)
+        several.tell(f"error: {' '.join(str(error).split())}", hint(error))
+        if isinstance(error, UserError):
+            several.end_torchrun()
         raise typer.Exit(2) from error
+    except LostProcessError as error:
+        several.tell(f"error: {error}", hint(error), follows=True)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        typer.echo(f"interrupted{hint(error)}", err=True)
+        several.tell_stop(f"interrupted{hint(error)}")
         raise typer.Exit(130) from None  # 128 + SIGINT, as shells report it
 
 

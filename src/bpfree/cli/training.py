@@ -8,14 +8,18 @@ from typing import Annotated
 import typer
 
 from bpfree import api
+from bpfree.cli import several
 from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.errors import DivergedError, UserError
-from bpfree.runs import checkpoint
+from bpfree.mesh import Group, launched
+from bpfree.mesh.job import note, noted
+from bpfree.runs import checkpoint, folder
+from bpfree.runs.config import Config
 from bpfree.runs.config_file import load_config
-from bpfree.runs.folder import LAST, RESULT
 from bpfree.runs.run import Run
 from bpfree.runs.train import train as train_run
 from bpfree.tasks.class_metrics import BY_CLASS
+from bpfree.training.mesh import agreed, world_of
 
 
 def train(
@@ -58,12 +62,12 @@ def train(
                     "--resume: found also a CONFIG, KEY=VALUE or --out, allowed: --resume RUN alone. The run goes on "
                     "with its own config"
                 )
-            folder = resume
+            path = resume
             start: Callable[[], Run] = partial(api.resume, resume, data_dir, trust=trust, verbose=True)
         else:
-            folder, start = _new_run(config, overrides or [], out, data_dir)
+            path, start = _new_run(config, overrides or [], out, data_dir)
     # Two blocks: only a training that has begun can be resumed.
-    with errors_in_one_line(hint=partial(_how_to_go_on, folder)):
+    with errors_in_one_line(hint=partial(_how_to_go_on, path)):
         finished = start()
     _print_result(finished)
 
@@ -89,8 +93,28 @@ def _new_run(
     loaded = load_config(config, overrides)
     if data_dir is not None:
         loaded.data.dir = str(data_dir.resolve())  # absolute: a resume may be started in another folder
-    folder = out or _free_folder(f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}")
-    return folder, partial(train_run, loaded, out=folder, verbose=True)
+    world = _world(loaded)
+    name = f"{loaded.data.name}-{loaded.rule['name'].rpartition(':')[2]}"
+    chosen = out or agreed(world, partial(_own_folder, name))
+    goes_on = agreed(world, partial(folder.goes_on, chosen))
+    return chosen, partial(train_run, loaded, out=chosen, resume=goes_on, verbose=True)
+
+
+def _world(config: Config) -> Group | None:
+    """Return the processes that train together, or raise UserError if several would write one folder."""
+    if launched() > 1 and config.train.mesh.name == "none":
+        raise UserError(
+            f"train.mesh: found none, so each of the {launched()} processes would train by itself and write the same "
+            "run folder. Use train.mesh=auto, or start one process"
+        )
+    return world_of(config.train.mesh.build())
+
+
+def _own_folder(name: str) -> Path:
+    """Return a free folder in runs/, or the one that the same call of torchrun chose before it started again."""
+    path = noted("folder") or str(_free_folder(name))
+    note("folder", path)
+    return Path(path)
 
 
 def _free_folder(name: str) -> Path:
@@ -101,18 +125,18 @@ def _free_folder(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _how_to_go_on(folder: Path, error: BaseException) -> str:
+def _how_to_go_on(path: Path, error: BaseException) -> str:
     """Return how to resume a run that ended early; "" if it has no checkpoint or is finished.
 
     Args:
-        folder: the run folder.
+        path: the run folder.
         error: why the run ended.
     """
-    if not checkpoint.exists(folder / LAST) or (folder / RESULT).exists():
+    if not checkpoint.exists(path / folder.LAST) or (path / folder.RESULT).exists():
         return ""
     if isinstance(error, DivergedError):  # a resume would diverge again
-        return f". The last good checkpoint is kept in {folder}"
-    return f". The last good checkpoint is kept; go on with: bpfree train --resume {folder}"
+        return f". The last good checkpoint is kept in {path}"
+    return f". The last good checkpoint is kept; go on with: {several.command()} train --resume {path}"
 
 
 def _print_result(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, distributed, nn
@@ -10,10 +11,11 @@ from bpfree.errors import UserError
 from bpfree.mesh.group import Group
 
 _BUCKET = 2**20  # bytes that are sent together at least; a message has a fixed cost
+_checked: WeakSet[nn.Module] = WeakSet()  # modules whose gradients all processes have
 
 
 def average_gradients(*modules: nn.Module, weight: float | None = None) -> None:
-    """Average the gradients of modules over all processes, for a training loop of one's own.
+    """Average the gradients of modules over all processes, for your own training loop.
 
     Call it between `rule.gradients` and `optimizer.step`, in all processes. Without several processes it does nothing.
 
@@ -27,8 +29,13 @@ def average_gradients(*modules: nn.Module, weight: float | None = None) -> None:
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
     group = Group()
+    if any(module not in _checked for module in modules):
+        refuse_different(group, (named for module in modules for named in module.named_parameters()))
+        _checked.update(modules)
     average = Average(group, 1 / group.size if weight is None else weight)
-    average.finish(p for module in modules for p in module.parameters())
+    average.start(p for module in modules for p in module.parameters())
+    average.send()
+    average.wait()
 
 
 class Average:

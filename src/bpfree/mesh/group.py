@@ -1,12 +1,15 @@
 """A group of processes that exchange tensors, over torch.distributed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from bpfree.errors import UserError
+
+T = TypeVar("T")
 _FEW = 16  # processes; with more, each of them would send too many messages to reach all others
 
 
@@ -94,6 +97,27 @@ class Group:
             distributed.broadcast_object_list(values, self._global(source), group=self._group)
         return values[0]
 
+    def agreed(self, choose: Callable[[], T]) -> T:
+        """Return on all processes what a function returns in the first one; the others do not call it.
+
+        Args:
+            choose: returns a plain value.
+
+        Raises:
+            UserError: the function raised it; then all processes raise it.
+        """
+        value: Any = None
+        wrong: UserError | None = None
+        if self.rank == 0:
+            try:
+                value = choose()
+            except UserError as error:
+                wrong = error
+        value, wrong = self.same((value, wrong))
+        if wrong is not None:
+            raise wrong
+        return value  # type: ignore[no-any-return]
+
     def all_of(self, value: Any) -> list[Any]:
         """Return the plain values of all processes, in the order of their ranks."""
         values: list[Any] = [None] * self.size
@@ -119,8 +143,7 @@ class Group:
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
-        with _told():
-            distributed.barrier(self._group)
+        self.sum_(torch.zeros(1))  # on the CPU, where a device waits for nothing
 
     def _global(self, rank: int) -> int:
         return rank if self._group is None else distributed.get_global_rank(self._group, rank)

@@ -6,12 +6,15 @@ import os
 import torch
 from torch import distributed
 
+from bpfree.mesh.job import meeting_store
+from bpfree.screen.first import LAUNCHED
+
 
 def launched() -> int:
     """Return how many processes torchrun started for this training; 1 without torchrun."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
-    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else 1
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
 
 
 def rank_of_process() -> int:
@@ -26,18 +29,18 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if launched() > 1 else 0
 
 
-def restarted() -> bool:
-    """Return True if torchrun starts the training again, because one of its processes had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def join() -> None:
     """Connect the processes that torchrun started; without torchrun, or at a second call, do nothing."""
     if launched() == 1 or distributed.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    rank, size = rank_of_process(), launched()
+    if (store := meeting_store(rank)) is None:
+        distributed.init_process_group(backend)
+    else:
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     atexit.register(_leave)
 
 

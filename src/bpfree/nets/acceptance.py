@@ -74,7 +74,8 @@ def refuse_wrapped(net: nn.Module, rule: str, *, deep: bool = True) -> None:
         raise UserError(
             f"net: found {wrapper}, which averages only the gradients of a backward pass through it. {rule} writes "
             ".grad by itself, so the processes would drift apart. Give the rule the net without the wrapper "
-            "(net.module), and average .grad yourself with torch.distributed.all_reduce before optimizer.step"
+            "(net.module), and call bpfree.mesh.average_gradients(net, rule) before optimizer.step. bpfree.Trainer and "
+            "bpfree.fit need neither: they average by themselves when torchrun starts the program; see docs/mesh.md"
         )
 
 

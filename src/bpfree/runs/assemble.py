@@ -20,6 +20,7 @@ from bpfree.spec import build
 from bpfree.tasks import TASKS, DataTask, Loss
 from bpfree.training.compute import Compute
 from bpfree.training.freeze import freeze
+from bpfree.training.mesh import MeshSpec
 from bpfree.training.trainer import Trainer
 
 _EVALUATION_BATCH = 500  # samples; evaluation keeps no activations, so more fit into memory than in training
@@ -102,6 +103,8 @@ def assemble(
     rule: Rule | None = None,
     loss: Loss | None = None,
     from_python: Sequence[str] = (),
+    *,
+    mesh: MeshSpec | None = None,
 ) -> Setup:
     """Build the net, the rule, the task and the trainer, on the device that the config names.
 
@@ -112,6 +115,7 @@ def assemble(
         rule: used instead of the rule that the config names.
         loss: used instead of the task's loss.
         from_python: names of the parts that were passed as Python objects.
+        mesh: how several processes share the training; None for what the config says.
 
     Returns:
         The parts. The rule is not bound yet.
@@ -142,7 +146,7 @@ def assemble(
         config.optimizer,
         schedule=config.schedule,
         clip=config.train.clip,
-        compute=Compute(train.precision, train.update, train.graph, train.deterministic),
+        compute=Compute(train.precision, train.update, train.graph, train.deterministic, mesh or train.mesh.build()),
         seed=seed,
     )
     return Setup(config, trainer, preprocess, tuple(from_python))

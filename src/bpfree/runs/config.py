@@ -21,6 +21,7 @@ from bpfree.tasks.abilities import check_loss, check_task
 from bpfree.trackers import TRACKERS, Tracker
 from bpfree.training.compute import Update
 from bpfree.training.graphs import Graph
+from bpfree.training.mesh import BatchNorm, MeshName, MeshSpec
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.precision import Precision, refuse_float16
 from bpfree.training.progress import EarlyStopping
@@ -34,6 +35,7 @@ MACHINE_KEYS = (
     "data.memory_limit",
     "train.device",
     "train.graph",
+    "train.mesh",
 )
 """Keys that may change when a run is resumed: they say where its data are and what computes."""
 
@@ -49,6 +51,18 @@ class EarlyStoppingConfig(Section):
         return EarlyStopping(self.metric, self.patience)
 
 
+class MeshConfig(Section):
+    """The section `train.mesh`; see `bpfree.training.mesh.MeshSpec`."""
+
+    name: MeshName = "auto"
+    batch_norm: BatchNorm = "synchronised"
+    replicas: int = Field(default=1, ge=1)
+
+    def build(self) -> MeshSpec:
+        """Return the options in the form that the trainer takes."""
+        return MeshSpec(self.name, self.batch_norm, self.replicas)
+
+
 class TrainConfig(Section):
     """The section `train`: how long, on what device, from which seed, and what happens in the end.
 
@@ -59,6 +73,7 @@ class TrainConfig(Section):
         update: when parameters are stepped; see `bpfree.training.compute.Compute`.
         graph: whether a step on CUDA is captured and replayed; see `bpfree.training.compute.Compute`.
         deterministic: the same bits in each run on one device; see `bpfree.training.compute.Compute`.
+        mesh: how the processes that torchrun started share the training; see docs/mesh.md.
         device: name of a device; "auto" takes a GPU if there is one.
         clip: largest gradient norm, for each of the rule's units by itself.
         early_stopping: when to stop before `epochs`; None: never.
@@ -73,6 +88,7 @@ class TrainConfig(Section):
     update: Update = "together"
     graph: Graph = "auto"
     deterministic: bool = False
+    mesh: MeshConfig = MeshConfig()
     device: str = "auto"
     clip: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStoppingConfig | None = None
@@ -85,6 +101,11 @@ class TrainConfig(Section):
     def _words(cls, value: Any) -> Any:
         """YAML reads the words on and off as true and false."""
         return ("off", "on")[value] if isinstance(value, bool) else value
+
+    @field_validator("mesh", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -309,6 +330,7 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
         "augment": AugmentConfig,
         "train": TrainConfig,
         "early_stopping": EarlyStoppingConfig,
+        "mesh": MeshConfig,
     }
     for part in path:
         model = nested.get(part, model)

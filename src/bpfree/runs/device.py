@@ -3,10 +3,13 @@
 import torch
 
 from bpfree.errors import UserError
+from bpfree.mesh import launched, local_rank
 
 
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name; "auto" takes a GPU if the machine has one.
+
+    Of several processes on a machine, "auto" gives each one its own GPU.
 
     Args:
         name: "auto", or a name that torch knows, such as "cpu", "cuda:1" or "mps".
@@ -22,8 +25,7 @@ def resolve_device(name: str) -> torch.device:
         device(type='cpu')
     """
     if name == "auto":
-        accelerators = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-        name = next((kind for kind, is_available in accelerators if is_available), "cpu")
+        name = _fastest()
     try:
         device = torch.device(name)
         # torch.device accepts any well-formed name, such as cuda:7; only an allocation shows that the device exists.
@@ -33,3 +35,11 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, AttributeError, ImportError) as error:
         raise UserError(f"device: found '{name}', which this machine does not have. Allowed: auto, cpu") from error
     return device
+
+
+def _fastest() -> str:
+    """Return the name of a GPU for this process; "cpu" if there is none."""
+    if torch.cuda.is_available():
+        return "cuda" if launched() == 1 else f"cuda:{local_rank() % torch.cuda.device_count()}"
+    # Processes cannot exchange tensors of MPS.
+    return "mps" if torch.backends.mps.is_available() and launched() == 1 else "cpu"

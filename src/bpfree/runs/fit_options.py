@@ -16,6 +16,7 @@ from bpfree.spec import Spec, options_of
 from bpfree.tasks import TASKS
 from bpfree.training.compute import Update
 from bpfree.training.graphs import Graph
+from bpfree.training.mesh import BatchNorm, MeshName
 from bpfree.training.optim import OPTIMIZERS, SCHEDULES
 from bpfree.training.precision import Precision
 from bpfree.training.ridge_readout import Readout
@@ -26,6 +27,14 @@ class EarlyStoppingOptions(TypedDict, total=False):
 
     metric: str | None
     patience: int
+
+
+class MeshOptions(TypedDict, total=False):
+    """The keys of `mesh`; see `bpfree.training.mesh.MeshSpec`."""
+
+    name: MeshName
+    batch_norm: BatchNorm
+    replicas: int
 
 
 class SkewOptions(TypedDict, total=False):
@@ -62,6 +71,7 @@ class FitOptions(TypedDict, total=False):
     update: Update
     graph: Graph
     deterministic: bool
+    mesh: MeshName | MeshOptions
     device: str
     clip: float | None
     early_stopping: EarlyStoppingOptions | None

@@ -10,6 +10,7 @@ from bpfree.disk.atomic import refuse_to_replace, write_text
 from bpfree.disk.paths import refuse_system_folder, user_path
 from bpfree.disk.plain import read_yaml
 from bpfree.errors import UserError
+from bpfree.mesh.job import note, noted
 from bpfree.runs import saved
 from bpfree.runs.lock import FolderLock
 from bpfree.training.progress import Progress
@@ -75,6 +76,25 @@ def take(path: Path, *, new: bool) -> FolderLock:
         lock.release()
         raise
     return lock
+
+
+def goes_on(path: Path, *, resume: bool = False) -> bool:
+    """Return True if a training goes on with the run in a folder, and False if it begins a new one there.
+
+    It goes on with a run that the same call of torchrun began: one of its processes had died, and torchrun has started
+    all of them again.
+
+    Args:
+        path: the run folder, which need not exist.
+        resume: True to go on with any run there.
+    """
+    key = f"begun {path.absolute()}"
+    is_run = (path / CONFIG).exists()
+    if is_run and (resume or noted(key) is not None):
+        return True
+    if not is_run:  # a run that was there before is not one to go on with after a restart, but an error again
+        note(key, "")
+    return False
 
 
 def create(path: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bpfree.data import Batches
 from bpfree.disk.atomic import write_text
 from bpfree.errors import DivergedError, UserError
-from bpfree.runs import checkpoint
+from bpfree.runs import checkpoint, tensor_files
 from bpfree.runs.assemble import Setup
 from bpfree.runs.config import MACHINE_KEYS, Config
 from bpfree.runs.events import Events, wait_for_a_new_second
@@ -137,17 +137,21 @@ class RunWriter(Listener[Trainer]):
 
 
 class BestInMemory(Listener[Trainer]):
-    """Holds the best weights in memory, for a training without a folder."""
+    """Holds the best weights in memory: for a training without a folder, or in a process that does not write it."""
 
     def __init__(self) -> None:
         self._best: list[dict[str, Any]] = []
 
+    def hold(self, trainer: Trainer) -> None:
+        """Copy the weights of net and rule."""
+        modules = (trainer.net, trainer.rule)
+        # Clones: a state_dict holds the weights themselves, which the next step changes.
+        self._best = [{k: v.clone() for k, v in module.state_dict().items()} for module in modules]
+
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Copy the weights if this epoch is the best."""
         if trainer.progress.best_epoch == record["epoch"]:
-            modules = (trainer.net, trainer.rule)
-            # Clones: a state_dict holds the weights themselves, which the next step changes.
-            self._best = [{k: v.clone() for k, v in module.state_dict().items()} for module in modules]
+            self.hold(trainer)
 
     def restore_best(self, trainer: Trainer) -> None:
         """Put the weights of the best epoch back into net and rule."""
@@ -164,6 +168,37 @@ class BestInMemory(Listener[Trainer]):
         """Do nothing: a training without a folder holds no lock."""
 
 
+class PartWriter(BestInMemory):
+    """Writes the parts of a process into the checkpoints of the first process, which says where they are.
+
+    It writes when `RunWriter` does. In other modes than blocks the first process writes everything.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Write the parts into the checkpoint before the first step."""
+        self._write(trainer)
+
+    def on_epoch(self, trainer: Trainer, record: Record) -> None:
+        """Write the parts into the checkpoints of the epoch, and hold the weights if it is the best."""
+        super().on_epoch(trainer, record)
+        if trainer.progress.best_epoch == record["epoch"]:
+            self._write(trainer)
+        self._write(trainer)
+
+    def on_interrupt(self, trainer: Trainer) -> None:
+        """Write the parts into the last checkpoint."""
+        self._write(trainer)
+
+    def replace(self, trainer: Trainer, name: str) -> None:
+        """Write the parts into a checkpoint that is written anew."""
+        self._write(trainer)
+
+    @staticmethod
+    def _write(trainer: Trainer) -> None:
+        if trainer.mesh.apart is not None:
+            tensor_files.write(trainer, None)
+
+
 Keeper = RunWriter | BestInMemory
 
 
@@ -172,7 +207,8 @@ def keeping(setup: Setup, batches: Batches, out: Path | None, resume: bool) -> I
     """Give the keeper of a training: memory, a new folder, or a folder whose last checkpoint is now in the trainer.
 
     The rule is bound first, and a new folder is made when training starts: a run that cannot begin leaves no folder. A
-    folder is locked from before it is read or written until the training is over.
+    folder is locked from before it is read or written until the training is over. Of several processes, the first one
+    locks and writes it, and all of them read the checkpoint.
 
     Args:
         setup: the parts of the training; its trainer is bound if `out` is given.
@@ -189,8 +225,9 @@ def keeping(setup: Setup, batches: Batches, out: Path | None, resume: bool) -> I
         return
     trainer = setup.trainer
     # A resume locks before it reads: another process could still write the checkpoint.
-    lock = take(out, new=False) if resume else None
+    lock = take(out, new=False) if resume and trainer.mesh.is_first else None
     writer = RunWriter(out, None if resume else setup.config.dump(), setup.checkpoint_extra(), lock)
+    keeper = writer if trainer.mesh.is_first else PartWriter()
     try:
         if resume:
             state = checkpoint.read_state(out / LAST)
@@ -200,8 +237,12 @@ def keeping(setup: Setup, batches: Batches, out: Path | None, resume: bool) -> I
         # Before `load`: binding makes the heads and the optimiser that the checkpoint fills.
         trainer.bind(next(batches.epoch()), total_steps=setup.config.train.epochs * len(batches))
         if resume:
+            if isinstance(keeper, BestInMemory) and checkpoint.exists(out / BEST):
+                checkpoint.load_weights(trainer, out / BEST)
+                keeper.hold(trainer)
             checkpoint.load(trainer, out / LAST)
-        yield writer
+            trainer.mesh.meet()  # before the first process writes it anew
+        yield keeper
     finally:
         writer.release()
 

@@ -17,6 +17,7 @@ from bpfree.runs.run import Run
 from bpfree.runs.saved import State
 from bpfree.spec import without_foreign_code
 from bpfree.tasks import Loss
+from bpfree.training.mesh import MeshSpec
 
 
 def load(
@@ -80,7 +81,9 @@ def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 def _bound(config: Config, state: State, net: nn.Module | None, rule: Rule | None, loss: Loss | None) -> Setup:
     """Build the parts of a run and bind its rule, so that all weights that a checkpoint holds exist."""
-    setup = assemble(config, state.preprocess, net, rule, loss, state.from_python)
+    # Each process loads by itself: of several, a user may let only one predict.
+    alone = MeshSpec("none")
+    setup = assemble(config, state.preprocess, net, rule, loss, state.from_python, mesh=alone)
     setup.trainer.compute_as(state.precision, state.channels_last)
     # The data are not read: samples of zeros have the right shape, which is all that binding needs.
     blank = state.preprocess.unlabelled(state.preprocess.blank(2))

@@ -46,7 +46,9 @@ def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -
         # Shares of a pass, such as 1/10 of a block, add up with rounding errors.
         "queries": round(progress.queries, 6),
         "wall_seconds": progress.wall_seconds,
-        "cpu_seconds": progress.cpu_seconds,
+        "cpu_seconds": progress.cpu_seconds,  # the sum over all processes; memory and energy are those of the first one
+        "processes": 1 if trainer.mesh.world is None else trainer.mesh.world.size,
+        "mesh": trainer.mesh.mode,
         # Of the whole GPU ("nvml") or of the whole processor ("rapl"), whoever used it; see `bpfree.training.energy`.
         "energy_joules": progress.energy_joules,
         "energy_source": progress.energy_source,

@@ -18,7 +18,7 @@ from bpfree.runs.assemble import Setup
 from bpfree.runs.config import Config
 from bpfree.runs.keeper import RunWriter
 from bpfree.tasks import DataTask, label_options
-from bpfree.training.evaluation import mean_metrics
+from bpfree.training.evaluation import evaluate_split, mean_metrics
 from bpfree.training.listener import Record
 from bpfree.training.progress import Progress
 from bpfree.training.trainer import Trainer
@@ -199,7 +199,8 @@ class Run:
             raise UserError("data: none given, and the run has no test split. Give a pair (samples, labels)")
         split = self.test if data is None else self._split(data)
         assert split is not None
-        return self.trainer.evaluate(self.batches(split))
+        # By this process alone: of several, a user may let only one evaluate.
+        return evaluate_split(self.task, self.batches(split).epoch(), self.trainer.predict, self.net).metrics
 
     def extra_metrics(self) -> dict[str, dict[str, float]]:
         """Return the test metrics of the rule's extra outputs, by their names; see `bpfree.Rule.extra_outputs`."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from bpfree.data import Batches, Dataset, Preprocess, Split
 from bpfree.memory import ProcessMemory, peak_process_memory
+from bpfree.mesh import rank_of_process
 from bpfree.rule import Rule
 from bpfree.runs.assemble import Setup, assemble
 from bpfree.runs.config import Config
@@ -71,7 +72,7 @@ def train(
         UserError: anything that cannot work; the folder cannot be written, or another process writes to it.
     """
     watching = make_trackers([*config.trackers, *trackers])  # first: a wrong option is found before data are read
-    screen = Screen(verbose)
+    screen = Screen(verbose if rank_of_process() == 0 else False)
     # Before the data are read, so that the user sees at once what begins.
     screen.say(_what_begins(config, net, rule))
     data = _read(config, dataset)
@@ -80,14 +81,17 @@ def train(
     setup = assemble(config, Preprocess.of(data.dataset, data.train), net, rule, loss, from_python)
     batches = setup.training_batches(data.train)
     make_first_optimizer()  # before the memory of the training is measured
+    mesh = setup.trainer.mesh
     with keeping(setup, batches, out, resume) as keeper, peak_process_memory(setup.trainer.device) as memory:
         weights = _fit(setup, data, batches, watching, keeper, screen)
+        # What was timed is that of the first process, so that all of them return the same.
+        setup.trainer.continue_from(mesh.same(setup.trainer.progress))
         run = Run(setup, setup.trainer.progress, data.dataset.test, weights=weights, folder=out)
-        run = replace(run, result=_measure(run, data, batches, memory))
+        run = replace(run, result=mesh.same(_measure(run, data, batches, memory)))
         # result.json says that the run is over, so it is written when nothing is left that could need a resume.
         # Pictures come after it: they can be drawn again.
         keeper.finish(run.result)
-        if out is not None:
+        if out is not None and mesh.is_first:
             run.plots(run.test or data.validation or data.train)
     return run
 
@@ -139,14 +143,15 @@ def _fit(
 def _measure(run: Run, data: _Data, batches: Batches, process_memory: Callable[[], ProcessMemory]) -> dict[str, Any]:
     """Evaluate on the test split, measure memory, and return all as result.json holds it."""
     trainer = run.trainer
-    test = run.test and evaluate_split(run.task, run.batches(run.test).epoch(), trainer.predict, trainer.net)
+    predict = trainer.mesh.shared(trainer.predict)
+    test = run.test and evaluate_split(run.task, run.batches(run.test).epoch(), predict, trainer.net)
     controls = run.extra_metrics()
     # The process is measured first: to measure the memory of one step copies the weights, which training never did.
     process = process_memory()
     memory = {
         "peak_memory_bytes": process.peak,
         "memory_growth_bytes": process.growth,
-        "step_memory_bytes": trainer.step_memory(next(batches.epoch())),
+        "step_memory_bytes": trainer.step_memory(trainer.mesh.part(next(batches.epoch()))),
     }
     summary = summarize(run, data.dataset.name, data.train.y, test)
     return summary | ({"controls": controls} if controls else {}) | memory

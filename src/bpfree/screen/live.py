@@ -12,6 +12,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
+from bpfree.screen.first import is_first
+
 Place = Literal["terminal", "notebook", "lines", "notes", "nowhere"]
 """A bar at a terminal, a bar in a notebook, plain lines, only notes about what bpfree chose by itself, or nothing."""
 
@@ -19,7 +21,7 @@ _REPLACE_EVERY = 0.2  # seconds between two states of a bar in a notebook; each 
 
 
 class Screen:
-    """The place where a command or a call shows its progress.
+    """The place where a command or a call shows its progress. Of several processes, only the first one has a place.
 
     Args:
         verbose: True: a live bar at a terminal or in a notebook, and lines elsewhere. False: nothing. None: a live bar
@@ -43,7 +45,7 @@ class Screen:
 
     def _choose(self, verbose: bool | None) -> Place:
         # Standard error is None in a Windows program without a console.
-        if verbose is False or sys.stderr is None:
+        if verbose is False or sys.stderr is None or not is_first():
             return "nowhere"
         if self.console.is_jupyter:
             return "notebook"

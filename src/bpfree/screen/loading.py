@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from bpfree.screen.first import is_first
+
 _is_shown = False
 
 
@@ -28,7 +30,7 @@ def begin(what: str) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         with suppress(ValueError):  # Python allows signal handlers in the main thread only
             signal.signal(signal.SIGINT, _interrupted)
-    if sys.stderr is not None and sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty() and is_first():
         _is_shown = True
         sys.stderr.write(f"loading {what} ...")
         sys.stderr.flush()
@@ -63,7 +65,7 @@ def loading(what: str) -> Iterator[None]:
 def _interrupted(_number: int, _frame: Any) -> None:
     """End the program: nothing was begun yet, so there is nothing to keep, and a traceback would help nobody."""
     end()
-    if sys.stderr is not None:
+    if sys.stderr is not None and is_first():
         sys.stderr.write("interrupted\n")
         sys.stderr.flush()
     os._exit(130)  # 128 + SIGINT, as shells report it

@@ -13,7 +13,8 @@ class Cost(Measure):
 
     The time of evaluations, checkpoints and other trackers counts, because this is the speed of the whole run. The
     speed is left out at the first step, and memory on systems that cannot report it. A query is a forward pass of the
-    minibatch through the net, as `Rule.forward_passes` counts them.
+    minibatch through the net, as `Rule.forward_passes` counts them. Of several processes, the CPU seconds are the sum,
+    and the memory is that of the first one.
 
     Args:
         every: number of steps from one measurement to the next. The first step is measured.
@@ -29,7 +30,7 @@ class Cost(Measure):
         """
         self._step, self._wall = trainer.progress.step, time.perf_counter()
         # CPU seconds of the processes before a resume, minus the clock: adding the clock gives those of the whole run.
-        self._cpu = trainer.progress.cpu_seconds - time.process_time()
+        self._cpu = trainer.progress.cpu_seconds - trainer.mesh.total(time.process_time())
 
     def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
         """Return `samples_per_second`, `cpu_seconds`, `queries` and `peak_memory_bytes`.
@@ -44,7 +45,7 @@ class Cost(Measure):
         if steps > 0:
             values["samples_per_second"] = steps * len(batch.y) / (wall - self._wall)
         self._step, self._wall = trainer.progress.step, wall
-        values["cpu_seconds"] = self._cpu + time.process_time()
+        values["cpu_seconds"] = self._cpu + trainer.mesh.total(time.process_time())
         values["queries"] = trainer.progress.queries
         if (peak := peak_so_far(trainer.device)) is not None:
             values["peak_memory_bytes"] = peak

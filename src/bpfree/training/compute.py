@@ -40,7 +40,7 @@ class Compute:
         deterministic: True for operations that give the same bits in each run on one device, also where others are
             faster. An operation that does not have such a form raises an error.
         mesh: how the processes that torchrun started share the training: "auto", "data", "blocks", "population", or
-            "none"; see `bpfree.training.mesh`.
+            "none"; see `bpfree.training.mesh.MeshSpec`.
 
     Raises:
         UserError: an unknown precision, update or graph, or a deterministic that is neither true nor false.

@@ -8,8 +8,11 @@ from typing import Any
 
 
 @contextmanager
-def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+def interrupt_between_steps(*, by_sigterm: bool = False) -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C set a flag within the block, so that no step is cut in half; a second Ctrl-C interrupts at once.
+
+    Args:
+        by_sigterm: True to take SIGTERM for Ctrl-C. It is what torchrun sends if it is terminated itself.
 
     Yields:
         A function that returns True after Ctrl-C.
@@ -23,7 +26,8 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
         return
     presses: list[bool] = []
     is_known = False  # by the block
-    before = signal.getsignal(signal.SIGINT)
+    signals = (signal.SIGINT, signal.SIGTERM) if by_sigterm else (signal.SIGINT,)
+    before = [signal.getsignal(each) for each in signals]
 
     def note(_number: int, _frame: Any) -> None:
         if presses:
@@ -35,11 +39,13 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
         is_known = bool(presses)
         return is_known
 
-    signal.signal(signal.SIGINT, note)
+    for each in signals:
+        signal.signal(each, note)
     try:
         yield was_pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
     if presses and not is_known:
         raise KeyboardInterrupt
 

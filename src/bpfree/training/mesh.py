@@ -10,7 +10,7 @@ The weights become those of one process, up to the rounding of sums in another o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ from bpfree.training.listener import Listener
 from bpfree.training.rows import Rows
 from bpfree.types import Batch, Scalars, Task
 
+T = TypeVar("T")
 MeshName = Literal["auto", "none", "data", "blocks", "population"]
+BatchNorm = Literal["synchronised", "per_process"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ class MeshSpec(OptionGroup):
     """
 
     name: MeshName = "auto"
-    batch_norm: Literal["synchronised", "per_process"] = "synchronised"
+    batch_norm: BatchNorm = "synchronised"
     replicas: int = 1
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
         check_choice("mesh.name", self.name, get_args(MeshName))
-        check_choice("mesh.batch_norm", self.batch_norm, ("synchronised", "per_process"))
+        check_choice("mesh.batch_norm", self.batch_norm, get_args(BatchNorm))
         check_positive("mesh.replicas", self.replicas)
         if self.replicas > 1 and self.name != "blocks":
             raise UserError(f"mesh.replicas: found {self.replicas} with mesh {self.name}, allowed: only with blocks")
@@ -66,6 +68,19 @@ def world_of(spec: MeshSpec) -> Group | None:
         return None
     join()
     return Group()
+
+
+def agreed(world: Group | None, choose: Callable[[], T]) -> T:
+    """Return on all processes what a function returns in the first one; see `bpfree.mesh.Group.agreed`.
+
+    Args:
+        world: the processes; None for one, which calls the function.
+        choose: returns a plain value.
+
+    Raises:
+        UserError: the function raised it.
+    """
+    return choose() if world is None else world.agreed(choose)
 
 
 class Mesh:
@@ -261,6 +276,46 @@ class Mesh:
     def parted(self, sums: dict[str, float]) -> dict[str, float]:
         """Return this process's part of the sums of a checkpoint; see `Apart.parted`."""
         return sums if self._apart is None else self._apart.parted(sums)
+
+    def tell_stops(self, asked: bool) -> None:
+        """Let all processes stop if any of them is to, where no step follows that would tell them.
+
+        Args:
+            asked: True if this process is to stop.
+        """
+        self._asked |= asked
+        self.stops |= self.total(float(self._asked)) > 0
+
+    def total(self, number: float) -> float:
+        """Return the sum of a number over the processes.
+
+        Args:
+            number: of this process.
+        """
+        return number if self.world is None else float(self.world.sum_(torch.tensor([number], dtype=torch.float64)))
+
+    def same(self, value: T) -> T:
+        """Return the plain value of the first process on all of them.
+
+        Args:
+            value: of this process.
+        """
+        return value if self.world is None else self.world.same(value)
+
+    def meet(self) -> None:
+        """Wait until all processes are here, such as after the first one has written a file."""
+        if self.world is not None:
+            self.world.barrier()
+
+    def part(self, batch: Batch) -> Batch:
+        """Return as many samples as one process computes of a batch, to measure the memory of its step.
+
+        Args:
+            batch: the whole batch.
+        """
+        if self._rows is None:
+            return batch
+        return batch.first(-(-len(batch.y) // self._rows.part[1]))
 
     def begin(self) -> None:
         """Begin a training, perhaps after one that was stopped."""

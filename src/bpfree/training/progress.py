@@ -53,8 +53,8 @@ class Progress:
         stale: epochs since the best.
         stopped: True after early stopping.
         queries: forward passes of the minibatch through the net so far; see `Rule.forward_passes`.
-        wall_seconds: seconds of training so far, over all processes that continued it.
-        cpu_seconds: CPU seconds likewise.
+        wall_seconds: seconds of training so far, over all processes that continued it one after the other.
+        cpu_seconds: CPU seconds likewise, and of all processes that train together.
         energy_joules: energy likewise, see `bpfree.training.energy`; None if a part of it was not measured.
         energy_source: where the energy was measured.
         history: a record of each epoch.

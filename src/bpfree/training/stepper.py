@@ -341,7 +341,7 @@ class Stepper:
         """Return the metrics of a split: the task's means over all samples, and for classes those of `ClassCounts`.
 
         Args:
-            batches: the batches of the split.
+            batches: the batches of the split. Several processes share the samples, so all of them must call this.
         """
         return evaluate_split(self.task, batches.epoch(), self.mesh.shared(self.predict), self.net).metrics
 

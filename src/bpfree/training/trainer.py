@@ -115,7 +115,8 @@ class Trainer(Stepper):
         try:
             for tracker in trackers:
                 tracker.on_start(self)
-            with same_modes(self.net), interrupt_between_steps() as interrupted:
+            # torchrun ends its processes by SIGTERM if it was ended so itself.
+            with same_modes(self.net), interrupt_between_steps(by_sigterm=self.mesh.world is not None) as interrupted:
                 self.net.train()
                 arguments = _Fit(train, validation, early_stopping, trackers, interrupted)
                 while self.progress.step < self.total_steps and not self.progress.stopped:
@@ -174,12 +175,15 @@ class Trainer(Stepper):
         return any(listener.wants_gradients(self.progress.step) for listener in self._gradient_listeners)
 
     def _show_gradients(self, batch: Batch, scalars: Scalars) -> None:
+        if self._gradients_are_wanted():
+            (scalars,) = self.mesh.merged([scalars], len(batch.y))
         for listener in self._gradient_listeners:
             if listener.wants_gradients(self.progress.step):
                 listener.on_gradients(self, batch, scalars)
 
     def _epoch(self, fit: _Fit) -> None:
         """Train to the end of the epoch, and tell the listeners; raise KeyboardInterrupt after Ctrl-C."""
+        cpu = self.progress.cpu_seconds
         with self.progress.timed(self._meter):
             start, first = time.perf_counter(), self.progress.step
             if self.mesh.apart is not None:
@@ -189,6 +193,7 @@ class Trainer(Stepper):
             pace = samples / (time.perf_counter() - start)
             whole = self.progress.step % len(fit.train) == 0  # False: Ctrl-C came within the epoch
             record = self._record(fit, pace) if whole else None
+        self.progress.cpu_seconds = cpu + self.mesh.total(self.progress.cpu_seconds - cpu)
         if record is not None:
             record["seconds"] = self.progress.wall_seconds
             record["cpu_seconds"] = self.progress.cpu_seconds
@@ -196,11 +201,13 @@ class Trainer(Stepper):
             self.progress.history.append(record)
             for listener in fit.listeners:
                 listener.on_epoch(self, record)
-        # Ctrl-C may have come while the epoch was recorded. Several processes then stop after the next step.
-        if self.mesh.stops or (self.mesh.world is None and fit.interrupted()):
+        # Ctrl-C may have come while the epoch was recorded.
+        self.mesh.tell_stops(fit.interrupted())
+        if self.mesh.stops:
             self._join_parts()
             for listener in fit.listeners:
                 listener.on_interrupt(self)
+            self.mesh.meet()  # a process that ends first must not take the others with it
             raise KeyboardInterrupt
 
     def _steps(self, fit: _Fit) -> None:
@@ -243,7 +250,8 @@ class Trainer(Stepper):
             "samples_per_second": pace,
         }
         if fit.validation is not None:
-            record["validation"] = self.evaluate(fit.validation)
+            # Of the first process: the others may have another processor, which rounds otherwise.
+            record["validation"] = self.mesh.same(self.evaluate(fit.validation))
         self._refuse_non_finite_weights()  # before any listener can save them
         self.progress.compare_with_best(record, fit.early_stopping)
         self.progress.sums, self.progress.counts = {}, {}  # before a checkpoint, which begins the next epoch

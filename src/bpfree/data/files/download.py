@@ -4,12 +4,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
 import pooch
+from filelock import FileLock
 
 from bpfree.data.files.abandoned import remove_abandoned
 from bpfree.data.files.archives import members
@@ -93,6 +94,27 @@ def find(name: str, source: Source, file: str, data_dir: Path) -> Path:
     """
     if path := existing_file(source.folders, file, data_dir):
         return path
+    lock = data_dir / f".{source.folders[0].replace('/', '-')}.lock"
+    with nullcontext() if _offline.get() else _alone(lock):
+        # Asked again: another process may have brought it in the meantime.
+        return existing_file(source.folders, file, data_dir) or _bring(name, source, file, data_dir)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process brings the same data set. On a disk without locks nothing is waited for."""
+    held = FileLock(lock)
+    with suppress(OSError, NotImplementedError):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _bring(name: str, source: Source, file: str, data_dir: Path) -> Path:
+    """Download a file, or the archive that contains it, which is then unpacked."""
     target = data_dir / source.folders[0]
     if source.archive is None:
         return _fetch(name, source, file, target)
