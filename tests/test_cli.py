@@ -53,13 +53,16 @@ def test_the_commands_and_options_are_frozen():
             commands[prefix + name] = list(command.callback.__annotations__)
     assert commands == {
         "train": ["config", "overrides", "out", "data_dir", "resume", "trust", "return"],
-        "tune": ["config", "overrides", "out", "storage", "workers", "data_dir", "return"],
+        "tune": ["config", "overrides", "out", "storage", "workers", "launcher", "slurm", "data_dir", "return"],
         "eval": ["run", "overrides", "data_dir", "trust", "return"],
         "plots": ["run", "data_dir", "trust", "return"],
         "predict": ["run", "files", "trust", "return"],
         "report": ["runs", "out", "data_dir", "trust", "return"],
         "board": ["runs", "port", "return"],
-        "compare": ["configs", "rules", "seeds", "out", "jobs", "target", "controls", "export", "data_dir", "return"],
+        "compare": [
+            *("configs", "rules", "seeds", "out", "jobs", "target", "controls", "export", "launcher", "slurm"),
+            *("data_dir", "return"),
+        ],
         "certify": ["config", "overrides", "out", "data_dir", "as_json", "trust", "return"],
         "ledger": ["run", "all_", "jobs", "data_dir", "return"],
         "list": ["what", "return"],

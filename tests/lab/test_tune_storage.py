@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,6 +83,32 @@ def test_machines_that_share_a_database_share_a_study(start, postgres, tmp_path)
     assert shell("train", first, "--out", tmp_path / "again").exit_code == 0
     best = max(trial["value"] for trial in found if trial["value"] is not None)
     assert json.loads((tmp_path / "again" / "result.json").read_text())["validation"]["accuracy"] == best
+
+
+@pytest.mark.slow
+def test_the_password_reaches_jobs_in_a_file_that_only_its_owner_can_read(postgres, tmp_path):
+    """Neither the arguments of a process nor another file of the search has it."""
+    from bpfree.lab.jobs.launcher import Launcher
+    from bpfree.lab.tune.plan import make_plan
+    from bpfree.lab.tune.study import search
+
+    pytest.importorskip("submitit")
+    plan = make_plan(str(config_file(tmp_path)), ["tune.trials=4"], out=tmp_path / "out", storage=postgres)
+    seen, listed = set(), set()
+
+    def look(finished, best):
+        for path in plan.out.rglob("*"):
+            with suppress(OSError):  # a folder, or a file that was just replaced
+                if b"secret" in path.read_bytes():
+                    seen.add((path.parent, oct(path.stat().st_mode & 0o777)))
+        listed.update(subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines())
+
+    search(plan, 2, look, Launcher.of("submitit"))
+    assert seen == {(plan.out, "0o600")}
+    jobs = [line for line in listed if "submitit.core._submit" in line]
+    assert jobs
+    assert not [line for line in jobs if "secret" in line]
+    assert not [path for path in plan.out.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
 
 
 @pytest.mark.skipif(DRIVER is None, reason="no driver: pip install 'bpfree[postgres]'")

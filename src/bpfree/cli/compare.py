@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bpfree.cli.shell import GO_ON, DataDir, Jobs, errors_in_one_line, path_of
+from bpfree.cli.shell import GO_ON, DataDir, Jobs, LauncherName, SlurmOptions, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.screen.loading import loading
 
@@ -21,6 +21,10 @@ Export = Annotated[
         help="Also write files for a paper: results.csv, results.tex, and the figures as PDF and SVG.",
         parser=path_of("--export"),
     ),
+]
+Target = Annotated[
+    float | None,
+    typer.Option(help="Validation metric to reach, for the column 'time to target'. Default: 95 % of backprop's best."),
 ]
 Controls = Annotated[
     bool,
@@ -49,14 +53,11 @@ def compare_rules(
         typer.Option(help="Folder of the comparison. Default: runs/compare-<config>.", parser=path_of("--out")),
     ] = None,
     jobs: Jobs = None,
-    target: Annotated[
-        float | None,
-        typer.Option(
-            help="Validation metric to reach, for the column 'time to target'. Default: 95 % of backprop's best."
-        ),
-    ] = None,
+    target: Target = None,
     controls: Controls = True,
     export: Export = None,
+    launcher: LauncherName = "local",
+    slurm: SlurmOptions = None,
     data_dir: DataDir = None,
 ) -> None:
     """Compare rules with backprop on the same net, data and epochs; write an HTML report.
@@ -66,6 +67,7 @@ def compare_rules(
       bpfree compare digits/mlp --rules dfa,mono_forward
       bpfree compare mnist/mlp train.epochs=5 --rules all --jobs 8
       bpfree compare mine.yaml other.yaml --export paper
+      bpfree compare mnist/mlp --rules all --launcher slurm --slurm partition=gpu --slurm time=60
       bpfree compare mnist/mlp 'net={name: "mynets:ResNet"}' --rules dfa,mono_forward
     """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with loading("matplotlib"):  # and jinja2, which would slow down the start of every other command
@@ -92,6 +94,8 @@ def compare_rules(
             overrides=overrides,
             controls=controls,
             command=command,
+            launcher=launcher,
+            slurm=slurm,
             verbose=True,
         )
         _export(done, export)
@@ -109,7 +113,7 @@ def _export(done: "Comparison", folder: Path | None) -> None:
 def _command(
     configs: Sequence[str], rules: str | None, seeds: int, out: Path | None, target: float | None, *, controls: bool
 ) -> str:
-    """Return the command line for the report, without options that fit one machine only (--jobs, --data-dir).
+    """Return the command line for the report, without options that fit one machine only (--jobs, --launcher, ...).
 
     Args:
         configs: configs and overrides, as the user gave them.

@@ -50,6 +50,24 @@ Jobs = Annotated[
         min=1, help="Runs at the same time, each with one thread. Default: one for each core, or one with a GPU."
     ),
 ]
+LauncherName = Annotated[
+    str,
+    typer.Option(
+        "--launcher",
+        metavar="local|slurm|submitit",
+        help="local: processes on this machine. slurm: jobs of a cluster, see docs/compare.md. submitit: a rehearsal "
+        "of slurm on this machine.",
+    ),
+]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm",
+        metavar="KEY=VALUE",
+        help="An option of Slurm, such as partition=gpu, gpus_per_node=1, or time=60 (minutes, required). Repeat it "
+        "for several.",
+    ),
+]
 
 
 @contextmanager

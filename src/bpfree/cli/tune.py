@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpfree.cli.shell import DataDir, errors_in_one_line, path_of
+from bpfree.cli.shell import DataDir, LauncherName, SlurmOptions, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan, make_plan
 from bpfree.screen.loading import loading
@@ -45,6 +45,8 @@ def tune(
         typer.Option(metavar="URL", help="A database that several machines can reach. Default: a file in --out."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that run trials, each with one thread.")] = 1,
+    launcher: LauncherName = "local",
+    slurm: SlurmOptions = None,
     data_dir: DataDir = None,
 ) -> None:
     """Search for the best values of options. The same command goes on with a search, or joins a running one.
@@ -53,17 +55,20 @@ def tune(
     Examples:
       bpfree tune examples/tune.yaml
       bpfree tune digits/dfa 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}' --workers 4
+      bpfree tune mine.yaml --workers 8 --storage URL --launcher slurm --slurm time=240
     """  # noqa: D301 -- \b keeps the lines of the examples apart in --help
     with loading("Optuna"):  # and its databases, which takes a while
+        from bpfree.lab.jobs.launcher import Launcher
         from bpfree.lab.tune.study import search
         from bpfree.lab.tune.trials_bar import trials_bar
 
     with errors_in_one_line(hint=_how_to_go_on):
         if config is None:
             raise UserError("CONFIG: found none. Try `bpfree tune examples/tune.yaml`; see docs/tune.md")
+        starts = Launcher.of(launcher, slurm)
         plan = make_plan(config, overrides or [], out=out, storage=storage, data_dir=data_dir)
         with trials_bar(plan, verbose=True) as on_progress:
-            tuned = search(plan, workers, on_progress)
+            tuned = search(plan, workers, on_progress, starts)
     _print(tuned, plan)
 
 

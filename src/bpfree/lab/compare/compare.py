@@ -32,9 +32,12 @@ from bpfree.lab.compare.own import NetChoice, Own, OwnOptions, refuse_other_obje
 from bpfree.lab.compare.page import write_comparison
 from bpfree.lab.compare.plan import plan, plan_rules
 from bpfree.lab.compare.recipes import RuleChoice
+from bpfree.lab.jobs.cluster import cluster
 from bpfree.lab.jobs.here import run_here
 from bpfree.lab.jobs.jobs import Job, Objects, OnProgress, run_jobs
+from bpfree.lab.jobs.launcher import Launcher
 from bpfree.lab.jobs.machine import cores, jobs_at_once, processor
+from bpfree.lab.jobs.on_cluster import run_on_cluster
 from bpfree.lab.jobs.runs_bar import RunsBar
 from bpfree.runs.folder import place
 
@@ -88,6 +91,8 @@ def compare(
     overrides: Sequence[str] = (),
     controls: bool = True,
     command: str | None = None,
+    launcher: str = "local",
+    slurm: Mapping[str, Any] | Sequence[str] | None = None,
     verbose: bool | None = None,
     **options: Unpack[OwnOptions],
 ) -> Comparison:
@@ -106,12 +111,15 @@ def compare(
         seeds: the number of runs of each rule; their seeds count up from the seed of the config.
         out: the folder of the comparison; default: runs/compare-<first config>, or runs/compare-<net>-<data>.
         jobs: the number of runs at the same time, each with one thread; default: one for each core, or one with a GPU.
-            Objects from Python train in this process, one after the other.
+            Objects from Python train in this process, one after the other. Jobs of Slurm have no limit by default.
         target: a value of the validation metric; the report shows the CPU seconds until it is reached. Default: 95 %
             of backprop's best.
         overrides: changes `section.key=value` of every config.
         controls: False to leave out the control experiments; see `bpfree.lab.compare.controls`.
         command: the command line that repeats the comparison, for the report.
+        launcher: "local" starts processes on this machine, "slurm" makes each run a job of a cluster, and "submitit"
+            starts processes as submitit does without a cluster; see docs/compare.md.
+        slurm: options of Slurm, such as {"partition": "gpu", "time": 60}.
         verbose: True: show a bar at a terminal or in a notebook, and elsewhere a line when a run begins or ends. False:
             show nothing. None: show only a bar.
         options: with `data`: further arguments of `bpfree.fit` (epochs, optimizer, test, task, loss, batch_size, ...).
@@ -134,6 +142,7 @@ def compare(
     check_positive("seeds", seeds)
     if jobs is not None:
         check_positive("jobs", jobs)
+    starts = Launcher.of(launcher, slurm)
     if data is None:
         own, names = None, _names(configs, options)
         groups = plan(names, rules, overrides, controls=controls)
@@ -148,11 +157,11 @@ def compare(
         g.name: {e.name: _jobs(g, e, seeds, root, own, alone=len(groups) == 1) for e in g.entries} for g in groups
     }
     with RunsBar(verbose) as bar:
-        failed = _train(planned, jobs, bar)
+        failed = _train(planned, root, jobs, starts, bar)
     record = {
         "command": command,
         "date": date.today().isoformat(),
-        "machine": _machine(),
+        "machine": _machine(starts),
         "groups": [_measure_group(group, planned[group.name], failed, root, target) for group in groups],
     }
     write_text(root / RECORD, json.dumps(record, indent=1) + "\n")
@@ -185,13 +194,19 @@ def _own(configs: Any, data: Any, rules: Sequence[RuleChoice], overrides: Sequen
 
 
 def _train(
-    planned: Mapping[str, Mapping[str, Sequence[Job]]], at_once: int | None, on_progress: OnProgress
+    planned: Mapping[str, Mapping[str, Sequence[Job]]],
+    root: Path,
+    at_once: int | None,
+    launcher: Launcher,
+    on_progress: OnProgress,
 ) -> dict[str, str]:
     """Train all jobs that are not over, and return the error of each job that failed, by its name.
 
     Args:
         planned: the jobs of each entry by its name, by the name of the group.
+        root: the folder of the comparison.
         at_once: the number of jobs at the same time, or None.
+        launcher: starts the processes.
         on_progress: called whenever a job begins or ends.
     """
     # A refused entry has no jobs, and the strict `zip` below would raise an error for its empty list.
@@ -199,7 +214,16 @@ def _train(
     # Seed by seed, so that a comparison that is stopped early has all rules with the first seeds.
     every = [job for group in rows for of_a_seed in zip(*group, strict=True) for job in of_a_seed]
     if not any(job.objects for job in every):
-        return run_jobs(every, at_once or jobs_at_once(), on_progress)
+        if launcher.is_local:
+            return run_jobs(every, at_once or jobs_at_once(), on_progress)
+        limit = at_once if launcher.name == "slurm" else at_once or jobs_at_once()
+        with cluster(launcher, root, limit) as jobs:
+            return run_on_cluster(every, jobs, on_progress)
+    if not launcher.is_local:
+        raise UserError(
+            f"launcher: found {launcher.name}, allowed: local, since nets, rules and data from Python train in this "
+            "process"
+        )
     if at_once not in (None, 1):
         raise UserError(
             f"jobs: found {at_once}, allowed: 1, since nets, rules and data from Python train in this process"
@@ -274,9 +298,10 @@ def _goodness(row: Row) -> float:
     return -mean if row["metric"] == "loss" else mean
 
 
-def _machine() -> dict[str, str]:
+def _machine(launcher: Launcher) -> dict[str, str]:
     """Return the machine and the versions for the record."""
-    return {
+    elsewhere = {"runs": "jobs of Slurm on machines that may differ from this one"} if launcher.name == "slurm" else {}
+    return elsewhere | {
         "processor": processor(),
         "cores": str(cores()),
         "system": platform.platform(),

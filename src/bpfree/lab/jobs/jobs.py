@@ -81,6 +81,16 @@ class Job:
         _refuse_another(self)
         return folder.read_result(self.folder) is not None
 
+    def prepare(self) -> None:
+        """Write the config file, and delete the log of an earlier try.
+
+        Raises:
+            UserError: the config file cannot be written.
+        """
+        make_folder(self.folder.parent)
+        self.log_file.unlink(missing_ok=True)  # the last words of an earlier try must not be reported again
+        write_text(self.config_file, self.config.dump())
+
     def load(self) -> Run:
         """Load the finished run; its config is that of this job, so names such as "module:Class" are imported."""
         return load(self.folder, **self.objects.made(), trust=True)
@@ -167,7 +177,7 @@ class _Queue:
         while (job := self._next()) is not None:
             error = ""
             try:
-                _prepare(job)
+                job.prepare()
                 if server is None:
                     server = Server()
                 if self._begin(job, server):
@@ -218,13 +228,6 @@ class _Queue:
     def _report(self) -> None:
         """Call `on_progress`; the caller holds the lock."""
         self._on_progress(list(self.running), self.total - len(self.waiting) - len(self.running), self.total)
-
-
-def _prepare(job: Job) -> None:
-    """Write the config file of a job, and delete its log."""
-    make_folder(job.folder.parent)
-    job.log_file.unlink(missing_ok=True)  # the last words of an earlier try must not be reported again
-    write_text(job.config_file, job.config.dump())
 
 
 def _last_words(job: Job) -> str:

@@ -15,6 +15,8 @@ def tune(
     out: str | Path | None = None,
     storage: str | None = None,
     workers: int = 1,
+    launcher: str = "local",
+    slurm: Mapping[str, Any] | Sequence[str] | None = None,
     data_dir: str | Path | None = None,
     verbose: bool | None = None,
 ) -> "Tuned":
@@ -26,7 +28,10 @@ def tune(
         overrides: changes of the config, each `section.key=value`, as on the command line.
         out: folder of the study. Default: runs/tune-<dataset>-<rule>.
         storage: URL of a database that Optuna supports, for workers on several machines. Default: SQLite in the folder.
-        workers: number of processes, each with one thread; with 1, this process trains.
+        workers: number of processes, each with one thread; with 1 and the launcher "local", this process trains.
+        launcher: "local" starts processes on this machine, "slurm" makes each worker a job of a cluster, and "submitit"
+            starts processes as submitit does without a cluster; see docs/tune.md.
+        slurm: options of Slurm, such as {"partition": "gpu", "time": 60}.
         data_dir: folder of the data sets. Default: the one that the config names.
         verbose: True: show a bar at a terminal or in a notebook, and elsewhere a line for each trial. False: show
             nothing. None: show only a bar.
@@ -43,10 +48,12 @@ def tune(
         >>> tuned.best["params"]  # doctest: +SKIP
         {'optimizer.lr': 0.0132...}
     """
+    from bpfree.lab.jobs.launcher import Launcher
     from bpfree.lab.tune.plan import make_plan
     from bpfree.lab.tune.study import search  # with Optuna and its databases, which take a while to import
     from bpfree.lab.tune.trials_bar import trials_bar
 
+    starts = Launcher.of(launcher, slurm)
     plan = make_plan(config, overrides, out=out, storage=storage, data_dir=data_dir)
     with trials_bar(plan, verbose) as on_progress:
-        return search(plan, workers, on_progress)
+        return search(plan, workers, on_progress, starts)

@@ -15,6 +15,8 @@ from bpfree.data import DATASETS
 from bpfree.disk.atomic import write_text
 from bpfree.errors import UserError, check_positive
 from bpfree.lab.jobs.fork_server import python
+from bpfree.lab.jobs.launcher import LOCAL, Launcher
+from bpfree.lab.tune.on_cluster import supervise_on_cluster
 from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.results import Tuned, conclude
 from bpfree.lab.tune.store import open_study
@@ -31,13 +33,19 @@ _PATIENCE = 20  # seconds until a worker that did not hear Ctrl-C gets it again
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def search(plan: Plan, workers: int = 1, on_progress: OnProgress = lambda finished, best: None) -> Tuned:
+def search(
+    plan: Plan,
+    workers: int = 1,
+    on_progress: OnProgress = lambda finished, best: None,
+    launcher: Launcher = LOCAL,
+) -> Tuned:
     """Carry out a plan, or continue it.
 
     Args:
         plan: the plan, from `make_plan`.
-        workers: number of processes, each with one thread; with 1, this process trains.
+        workers: number of processes, each with one thread; with 1 and the launcher "local", this process trains.
         on_progress: called before each trial, or twice a second with several workers.
+        launcher: starts the processes.
 
     Returns:
         The results, which are also in the plan's folder.
@@ -51,10 +59,13 @@ def search(plan: Plan, workers: int = 1, on_progress: OnProgress = lambda finish
     folder.create(plan.out)
     with open_study(plan) as study:
         write_text(plan.out / TEMPLATE, yaml.safe_dump(plan.template(), sort_keys=False))
-        if workers == 1:
+        if launcher.is_local and workers == 1:
             work(study, plan, on_progress=on_progress)
         elif report(study.get_trials(deepcopy=False), plan, on_progress) < plan.trials:
-            _supervise(study, plan, workers, on_progress)
+            if launcher.is_local:
+                _supervise(study, plan, workers, on_progress)
+            else:
+                supervise_on_cluster(study, plan, workers, launcher, on_progress)
         report(study.get_trials(deepcopy=False), plan, on_progress)
         return conclude(study, plan)
 

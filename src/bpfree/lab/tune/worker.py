@@ -20,6 +20,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from bpfree.errors import UserError
+from bpfree.lab.jobs.child import INTERRUPTED, USER_ERROR
 from bpfree.lab.tune.plan import Plan
 from bpfree.lab.tune.store import KIND, REASON, SURPLUS, open_study
 from bpfree.lab.tune.trial import run_trial
@@ -289,18 +290,33 @@ def _params(trial: FrozenTrial) -> dict[str, object]:
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
+def run_worker(plan: Plan, going: Callable[[], bool] = lambda: True) -> int:
+    """Take trials of a plan until enough are finished. Standard error gets an error that the user can correct.
+
+    Args:
+        plan: the plan of the search.
+        going: called before each trial; the worker ends when it returns False.
+
+    Returns:
+        The exit status: 0, 2 after a UserError or OSError, 130 after Ctrl-C.
+    """
+    keep_freed_memory()
+    try:
+        with open_study(plan) as study:
+            work(study, plan, going=going)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
 def main() -> None:
     """Run a worker in this process: read a plan as JSON from standard input, and end with the process that started it.
 
     The worker looks at the parent's process id, because a signal at the parent's end does not exist on every system.
     """
-    keep_freed_memory()
     parent = os.getppid()
     plan = Plan.model_validate_json(sys.stdin.read())
-    try:
-        with open_study(plan) as study:
-            work(study, plan, going=lambda: os.getppid() == parent)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run_worker(plan, going=lambda: os.getppid() == parent))
