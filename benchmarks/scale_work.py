@@ -170,7 +170,7 @@ def _features(net: nn.Module, taps: list[str], batch: Batch) -> list[int]:
     return [*sizes, 0]
 
 
-def _gradients(trainers: dict[str, Trainer], subjects: dict[str, Subject], rounds: int) -> Iterator[tuple[str, Any]]:
+def _steps(trainers: dict[str, Trainer], subjects: dict[str, Subject], rounds: int) -> Iterator[tuple[str, Any]]:
     """For each trainer, its seconds by batch size, and those of the optimiser."""
     found: dict[str, dict[int, list[float]]] = {name: {} for name in trainers}
     updates: Times = {name: [] for name in trainers}
@@ -178,18 +178,17 @@ def _gradients(trainers: dict[str, Trainer], subjects: dict[str, Subject], round
         for name, trainer in trainers.items():
             for fraction in FRACTIONS[:3]:
                 batch = batch_of(subjects[name], subjects[name].batch // fraction)
-                trainer.bind(batch)
-                trainer.optimizer.zero_grad()
                 start = time.thread_time()
-                trainer.rule.gradients(trainer.net, trainer.task, batch, trainer.noise)
+                trainer.step(batch)  # in the memory order and the precision of a training
                 taken = time.thread_time() - start
                 if round_:
                     found[name].setdefault(len(batch.y), []).append(taken)
                     updates[name].append(_update(trainer))
     for name, by_size in found.items():
         sizes = list(by_size)
-        cost, error = fitted(sizes, [statistics.median(by_size[size]) for size in sizes])
-        yield name, (cost, error, statistics.median(updates[name]), _spread(by_size[sizes[0]]))
+        update = statistics.median(updates[name])
+        cost, error = fitted(sizes, [statistics.median(by_size[size]) - update for size in sizes])
+        yield name, (cost, error, update, _spread(by_size[sizes[0]]))
 
 
 def denoising(rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -199,7 +198,7 @@ def denoising(rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     subjects = {name: SUBJECTS[name] for name in ("noprop_one", "noprop_shared")}
     trainers = {name: trainer_of(subject, "noprop_dt") for name, subject in subjects.items()}
-    found = dict(_gradients(trainers, subjects, rounds))
+    found = dict(_steps(trainers, subjects, rounds))
     (one, error, update, spread), (ten, error_ten, update_ten, _) = found["noprop_one"], found["noprop_shared"]
     nets = [trainers[name].net for name in subjects]
     weights = [FLOAT * sum(p.numel() for p in net.parameters()) for net in nets]
