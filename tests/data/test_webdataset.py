@@ -1,9 +1,11 @@
 """Tars in the layout of WebDataset: samples as in memory, batches for any number of processes, and hostile tars."""
 
+import hashlib
 import json
 import os
 import pickle
 import random
+import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -268,6 +270,35 @@ def test_of_several_processes_one_reads_the_tars(read, tmp_path, monkeypatch):
         found = list(pool.map(lambda _: read(path, test=0), range(4)))
     assert len(scans) == 1
     assert all(len(each.train.y) == 200 for each in found)
+
+
+PROCESS = """
+import hashlib, sys
+from pathlib import Path
+from bpfree.data import DATASETS, Batches, Preprocess
+path, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+data = DATASETS["webdataset"](path.parent, path=path, test=0, window=60)
+batches = Batches(data.train, Preprocess.of(data, data.train), 20, seed=3)
+for batch in batches.epoch(1, part=(rank, size)):
+    print(*(hashlib.sha256(x.numpy().tobytes()).hexdigest() + str(int(y)) for x, y in zip(batch.x, batch.y)))
+"""
+
+
+def test_real_processes_get_parts_of_the_same_batches(read, tmp_path):
+    """Started together, before there is an index: one of them makes it, and each finds what one process finds."""
+    path = write_shards(tmp_path / "x", "x", small(200), 30)
+    command = [sys.executable, "-c", PROCESS, str(path)]
+    started = [subprocess.Popen([*command, str(rank), "2"], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    found = [process.communicate()[0].splitlines() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    whole = batches_of(read(path, test=0, window=60), 20).epoch(1)
+    expected = [
+        " ".join(
+            hashlib.sha256(x.numpy().tobytes()).hexdigest() + str(int(y)) for x, y in zip(batch.x, batch.y, strict=True)
+        )
+        for batch in whole
+    ]
+    assert [" ".join(parts) for parts in zip(*found, strict=True)] == expected
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path):
