@@ -33,6 +33,11 @@ def weights(run: Path) -> dict[str, object]:
     }
 
 
+def history(run: Path) -> list[dict[str, float]]:
+    """The training metrics of each epoch."""
+    return [json.loads(line)["train"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """The run of one process."""
@@ -59,11 +64,7 @@ def test_a_killed_process_is_started_again_and_the_bits_are_those_of_one_process
     assert {"weights-1-of-2.safetensors", "weights-2-of-2.safetensors", "state.json"} <= files
     assert same(weights(run), weights(alone))
     assert same(bpfree.load(run).net.state_dict(), bpfree.load(alone).net.state_dict())
-    histories = [
-        [json.loads(line)["train"] for line in (each / "metrics.jsonl").read_text().splitlines()]
-        for each in (run, alone)
-    ]
-    for found, expected in zip(*histories, strict=True):
+    for found, expected in zip(history(run), history(alone), strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -130,6 +130,11 @@ class Group:
         with _told():
             return distributed.isend(tensor, self._global(to), group=self._group)
 
+    def start_receive(self, tensor: Tensor, source: int) -> Any:
+        """Begin to replace a tensor by one that a process sends, by its rank within the group; see `start_sum`."""
+        with _told():
+            return distributed.irecv(tensor, self._global(source), group=self._group)
+
     def receive_(self, tensor: Tensor, source: int) -> Tensor:
         """Replace a tensor by the next one that a process sent, by its rank within the group."""
         with _told():

@@ -55,6 +55,8 @@ class Lane:
         end: the end of its parts.
         losses: scalars of the parts of this process in the running step.
         stop: True if this process is asked to stop after the running step; the flag travels with the features.
+        coming: how many more messages of one form are sure to come. Some of them are waited for ahead of time, which
+            saves the time of a message to the other process and back.
 
     Raises:
         UserError: there are more processes than parts.
@@ -72,8 +74,10 @@ class Lane:
         self.first, self.end = self.bounds[group.rank]
         self.losses: dict[str, Tensor] = {}
         self.stop = False
+        self.coming = 0
         self._headers: dict[tuple[int, int], Tensor] = {}  # by the other process and the rows of a batch
         self._sent: deque[tuple[Any, Tensor]] = deque()
+        self._awaited: deque[tuple[Any, Tensor]] = deque()
 
     @property
     def is_last(self) -> bool:
@@ -117,8 +121,18 @@ class Lane:
             self._headers[source, rows] = self.group.receive_(header, source).cpu()
         kind, dims, *form = self._headers[source, rows].tolist()
         order, shape = form[:dims], torch.Size(form[dims : 2 * dims])
-        flat = torch.empty(shape.numel() + 1, dtype=_KINDS[kind], device=device)
-        self.group.receive_(flat, source)
+
+        def await_one() -> None:
+            flat = torch.empty(shape.numel() + 1, dtype=_KINDS[kind], device=device)
+            self._awaited.append((self.group.start_receive(flat, source), flat))
+
+        if not self._awaited:
+            await_one()
+        work, flat = self._awaited.popleft()
+        self.coming = max(0, self.coming - 1)
+        while len(self._awaited) < min(self.coming, _ON_THE_WAY):
+            await_one()
+        self.group.wait(work)
         self.stop |= bool(flat[-1])
         placed = flat[:-1].view([shape[d] for d in order])
         return placed.permute([order.index(d) for d in range(dims)])
@@ -129,7 +143,7 @@ class Lane:
             self._wait()
 
     def _post(self, tensor: Tensor, to: int) -> None:
-        while len(self._sent) >= _ON_THE_WAY * self.group.size:
+        while len(self._sent) >= _ON_THE_WAY * max(1, len(self._headers)):
             self._wait()
         self._sent.append((self.group.start_send(tensor, to), tensor))  # the tensor must live until it has been sent
 

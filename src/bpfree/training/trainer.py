@@ -188,6 +188,7 @@ class Trainer(Stepper):
             start, first = time.perf_counter(), self.progress.step
             if self.mesh.apart is not None:
                 self.mesh.apart.release()
+                self.mesh.apart.lane.coming = len(fit.train) - self.progress.step % len(fit.train)
             self._steps(fit)
             samples = (self.progress.step - first) * fit.train.batch_size
             pace = samples / (time.perf_counter() - start)
