@@ -242,8 +242,8 @@ def test_a_worker_that_waits_in_the_queue_is_cancelled_when_nothing_is_left_to_d
     with pytest.warns(UserWarning, match="a file of SQLite on a network disk"):
         search(plan, 2, launcher=slurm)
     assert states(plan.out) == {"complete": 3}
-    ends = sorted(path.read_text() for path in fake_slurm.state().glob("*.state"))
-    assert ends == ["CANCELLED by 0", "COMPLETED"]
+    ends = ["CANCELLED by 0", "COMPLETED"]
+    wait_for(lambda: sorted(path.read_text() for path in fake_slurm.state().glob("*.state")) == ends, PATIENCE)
 
 
 def test_a_job_has_one_thread_its_gpus_and_no_library_from_the_current_folder(tmp_path, monkeypatch):
