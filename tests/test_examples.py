@@ -12,6 +12,7 @@ import torch
 
 LEARNED = {
     "black_box": {"by_loss": 0.8, "by_accuracy": 0.6, "smooth": 0.9},
+    "many_processes": {"two": 0.9, "pipeline": 0.85, "population": 0.8},
     "noprop": {"dt": 0.9, "ct": 0.9, "fm": 0.9},
     "sequences": {"through_time": 0.6, "detached": 0.4, "local": 0.2, "black_box": 0.1},
 }
