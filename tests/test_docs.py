@@ -46,6 +46,16 @@ def test_links_of_the_docs_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_python_of_the_page_on_several_processes_runs(capsys):
+    """Lightning and accelerate are not installed."""
+    page = (ROOT / "docs" / "mesh.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        code = compile(block, "mesh.md", "exec")
+        if not re.search("import pytorch_lightning|from accelerate", block):
+            exec(code, {})
+    assert "'accuracy': 0.8" in capsys.readouterr().out
+
+
 def code_spans(page):
     """The text of each inline code span of a page."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))

@@ -21,7 +21,7 @@ from bpfree.runs.train import train
 from bpfree.spec import Spec, without_foreign_code
 from bpfree.tasks import Loss
 from bpfree.trackers import Tracker
-from bpfree.training.mesh import agreed, world_of
+from bpfree.training.together import agreed, world_of
 
 __all__ = ["fit", "load", "resume"]
 
@@ -90,7 +90,7 @@ def fit(
     config, dataset = describe(net, data, rule, values, test=test, loss=loss, options=options, arguments=arguments)
     path = None if out is None else folder.place(out)
     # One process looks at the folder: a moment later it may hold what this very training has begun.
-    world = world_of(config.train.mesh.build())
+    world = world_of(config.train.mesh.name)
     goes_on = path is not None and agreed(world, partial(folder.goes_on, path, resume=resume))
     return train(
         config,

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rich.console import Console
@@ -224,18 +226,48 @@ def _download(address, folder, results):
 
 
 def test_several_processes_at_once(server, tmp_path):
-    """They share one part file, and each ends with the whole file."""
+    """One of them goes on with the download; the others wait for it."""
     put_part(tmp_path, CONTENT[:1000])
+    assert at_once(_download, f"http://127.0.0.1:{server.server_port}", tmp_path) == [True] * 4
+    expect_whole(tmp_path, tmp_path / "there" / "file.gz")
+    assert server.asked == [("/ranges/file.gz", "bytes=1000-")]
+
+
+def at_once(target, *args):
+    """What four processes put into a queue."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    address = f"http://127.0.0.1:{server.server_port}"
-    processes = [context.Process(target=_download, args=(address, tmp_path, results)) for _ in range(4)]
+    processes = [context.Process(target=target, args=(*args, results)) for _ in range(4)]
     for process in processes:
         process.start()
-    assert [results.get(timeout=60) for _ in processes] == [True] * 4
+    found = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    expect_whole(tmp_path, tmp_path / "there" / "file.gz")
+    return found
+
+
+def _unpack(source, folder, results):
+    try:
+        results.put(find("set", source, "inside.txt", folder).read_text())
+    except Exception as error:
+        results.put(repr(error))
+
+
+def test_several_processes_unpack_one_archive(tmp_path):
+    """The defect: one removed the archive that another was about to open."""
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("all/inside.txt", "x" * 100_000)
+    (tmp_path / "served").mkdir()
+    (tmp_path / "all.zip").rename(tmp_path / "served" / "all.zip")
+    known = hashlib.md5((tmp_path / "served" / "all.zip").read_bytes()).hexdigest()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        mirror = f"http://127.0.0.1:{httpd.server_port}/"
+        source = Source(("there",), (mirror,), {"all.zip": f"md5:{known}"}, "all.zip", ("all/inside.txt",))
+        assert at_once(_unpack, source, tmp_path / "data") == ["x" * 100_000] * 4
+        httpd.shutdown()
+    assert [path.name for path in (tmp_path / "data" / "there").iterdir()] == ["inside.txt"]
 
 
 def test_a_part_that_somebody_else_fills_is_left_alone(server, tmp_path):

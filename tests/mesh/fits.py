@@ -70,6 +70,11 @@ def on_disk(folder: Path) -> Run:
     return fit("dfa", net(), out=folder / "run", resume=True, early_stopping=STOPPING)
 
 
+def own_norms(folder: Path) -> Run:
+    """Each process normalises by its own rows, so the weights are not those of one process."""
+    return fit("backprop", net(), mesh={"name": "data", "batch_norm": "per_process"})
+
+
 def loop(folder: Path) -> dict[str, Any]:
     """A plain loop: each process has its own samples, and gradients are averaged."""
     size = distributed.get_world_size() if distributed.is_initialized() else 1
@@ -89,7 +94,7 @@ def loop(folder: Path) -> dict[str, Any]:
 
 
 FITS: dict[str, Callable[[Path], Run | dict[str, Any]]] = {
-    each.__name__: each for each in (everything, fused, population, on_disk, loop)
+    each.__name__: each for each in (everything, fused, population, on_disk, own_norms, loop)
 }
 TIMED = {"samples_per_second", "seconds", "cpu_seconds"}
 

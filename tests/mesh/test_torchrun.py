@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import bpfree
 from bpfree.cli import app, several
-from bpfree.runs import checkpoint
+from bpfree.errors import UserError
+from bpfree.runs import checkpoint, device
 from bpfree.runs.config_file import load_config
 from bpfree.runs.train import train
 from tests.helpers import same
@@ -119,3 +120,14 @@ def test_several_processes_that_train_apart_do_not_write_one_folder(second_of_tw
     found = CliRunner().invoke(app, ["train", CONFIG, "train.mesh=none"])
     assert found.exit_code == 2
     assert "each of the 2 processes would train by itself" in found.stderr
+
+
+def test_each_process_of_a_machine_gets_its_own_gpu(second_of_two, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert device._fastest() == "cuda:1"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="found 'auto' in 3 processes on a machine with GPUs for 2"):
+        device._fastest()

@@ -47,3 +47,11 @@ def test_ctrl_c_that_the_block_did_not_ask_about_interrupts_at_its_end(context):
         once()
     assert done
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_counts_where_torchrun_may_send_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupt_between_steps(by_sigterm=True) as interrupted:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGTERM) is before

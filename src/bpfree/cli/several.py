@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from bpfree.mesh import launched, local_rank, rank_of_process
+from bpfree.mesh import launched, local_rank, processes_here, rank_of_process
 from bpfree.mesh.job import attempt, attempts_left, note, noted
 
 _WAIT = 5.0  # seconds in which the first process comes to an error that all processes have
@@ -47,13 +47,14 @@ def refuse_several(command: str) -> None:
         command: its name.
     """
     if launched() > 1 and command != "train":
-        tell(f"error: `bpfree {command}` runs in one process, found {launched()}. Start it without torchrun")
-        end_torchrun()
+        end_torchrun(
+            tell(f"error: `bpfree {command}` runs in one process, found {launched()}. Start it without torchrun")
+        )
         raise typer.Exit(2)
 
 
-def tell(text: str, hint: str = "", *, follows: bool = False) -> None:
-    """Print an error on standard error, once for all processes.
+def tell(text: str, hint: str = "", *, follows: bool = False) -> bool:
+    """Print an error on standard error, once for all processes, and return True if this process did.
 
     Args:
         text: one line.
@@ -65,8 +66,12 @@ def tell(text: str, hint: str = "", *, follows: bool = False) -> None:
     if rank == 0:
         typer.echo(text + hint, err=True)
         note(key, text)  # after it is printed: the other processes end now, and torchrun then ends this one
-    elif (first := noted(key, wait=_WAIT)) is None or not (follows or first == text):
-        typer.echo(f"process {rank}: {text}{hint}", err=True)
+        return True
+    first = noted(key, wait=_WAIT)
+    if first is not None and (follows or first == text):
+        return False
+    typer.echo(f"process {rank}: {text}{hint}", err=True)
+    return True
 
 
 def _tell_torchrun(text: str) -> None:
@@ -89,17 +94,22 @@ def tell_stop(text: str) -> None:
         typer.echo(text, err=True)
 
 
-def end_torchrun() -> None:
-    """End torchrun after an error that would come again if it started its processes again, as it would now."""
-    # torchrun starts each process as the leader of a session; one that such a process has started is not meant.
-    if attempts_left() > 0 and local_rank() == 0 and os.getsid(0) == os.getpid():
+def end_torchrun(has_told: bool) -> None:
+    """End torchrun after an error that would come again if it started its processes again, as it would now.
+
+    Args:
+        has_told: True if this process has told the error. On other machines the first process ends torchrun.
+    """
+    if attempts_left() > 0 and (has_told or local_rank() == 0) and _is_started_by_torchrun():
         os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _is_started_by_torchrun() -> bool:
+    """Return False for a program that a process of torchrun has started: torchrun makes its own leaders of sessions."""
+    session = getattr(os, "getsid", None)  # Windows has none
+    return session is not None and session(0) == os.getpid()
 
 
 def command() -> str:
     """Return how the user called bpfree, to show how to go on."""
-    return "bpfree" if launched() == 1 else f"torchrun --nproc-per-node {_on_this_machine()} -m bpfree"
-
-
-def _on_this_machine() -> str:
-    return os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return "bpfree" if launched() == 1 else f"torchrun --nproc-per-node {processes_here()} -m bpfree"

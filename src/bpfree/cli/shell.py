@@ -86,9 +86,9 @@ def errors_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> I
     try:
         yield
     except (UserError, OSError) as error:
-        several.tell(f"error: {' '.join(str(error).split())}", hint(error))
+        has_told = several.tell(f"error: {' '.join(str(error).split())}", hint(error))
         if isinstance(error, UserError):
-            several.end_torchrun()
+            several.end_torchrun(has_told)
         raise typer.Exit(2) from error
     except LostProcessError as error:
         several.tell(f"error: {error}", hint(error), follows=True)

@@ -19,7 +19,7 @@ from bpfree.runs.config_file import load_config
 from bpfree.runs.run import Run
 from bpfree.runs.train import train as train_run
 from bpfree.tasks.class_metrics import BY_CLASS
-from bpfree.training.mesh import agreed, world_of
+from bpfree.training.together import agreed, world_of
 
 
 def train(
@@ -107,7 +107,7 @@ def _world(config: Config) -> Group | None:
             f"train.mesh: found none, so each of the {launched()} processes would train by itself and write the same "
             "run folder. Use train.mesh=auto, or start one process"
         )
-    return world_of(config.train.mesh.build())
+    return world_of(config.train.mesh.name)
 
 
 def _own_folder(name: str) -> Path:

@@ -7,7 +7,7 @@ rules nor trainers: `bpfree.training.mesh` decides what a training splits.
 from bpfree.mesh.average import average_gradients
 from bpfree.mesh.group import Group, LostProcessError
 from bpfree.mesh.lane import Lane, Part, PassedOn
-from bpfree.mesh.launch import join, launched, local_rank, rank_of_process
+from bpfree.mesh.launch import join, launched, local_rank, processes_here, rank_of_process
 from bpfree.mesh.members import Members, members_apart, own_members
 from bpfree.mesh.share import Share, drawn_for_samples, share_of_batch, sharing, summed, whole
 
@@ -26,6 +26,7 @@ __all__ = [
     "local_rank",
     "members_apart",
     "own_members",
+    "processes_here",
     "rank_of_process",
     "share_of_batch",
     "sharing",

@@ -29,6 +29,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if launched() > 1 else 0
 
 
+def processes_here() -> int:
+    """Return how many processes torchrun started on this machine; 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() > 1 else 1
+
+
 def join() -> None:
     """Connect the processes that torchrun started; without torchrun, or at a second call, do nothing."""
     if launched() == 1 or distributed.is_initialized():

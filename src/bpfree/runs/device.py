@@ -3,7 +3,7 @@
 import torch
 
 from bpfree.errors import UserError
-from bpfree.mesh import launched, local_rank
+from bpfree.mesh import launched, local_rank, processes_here
 
 
 def resolve_device(name: str) -> torch.device:
@@ -18,7 +18,7 @@ def resolve_device(name: str) -> torch.device:
         The device. A tensor has been made on it, so it works.
 
     Raises:
-        UserError: this machine does not have the device.
+        UserError: this machine does not have the device, or has too few GPUs for its processes.
 
     Example:
         >>> resolve_device("cpu")
@@ -40,6 +40,12 @@ def resolve_device(name: str) -> torch.device:
 def _fastest() -> str:
     """Return the name of a GPU for this process; "cpu" if there is none."""
     if torch.cuda.is_available():
-        return "cuda" if launched() == 1 else f"cuda:{local_rank() % torch.cuda.device_count()}"
+        gpus, processes = torch.cuda.device_count(), processes_here()
+        if processes > gpus:
+            raise UserError(
+                f"device: found 'auto' in {processes} processes on a machine with GPUs for {gpus}, allowed: a GPU for "
+                "each. Use fewer processes, or train.device=cpu"
+            )
+        return "cuda" if launched() == 1 else f"cuda:{local_rank()}"
     # Processes cannot exchange tensors of MPS.
     return "mps" if torch.backends.mps.is_available() and launched() == 1 else "cpu"

@@ -10,24 +10,25 @@ The weights become those of one process, up to the rounding of sums in another o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.inputs import Inputs, apply, main_input, tensors_of
-from bpfree.mesh import Group, Members, PassedOn, Share, join, launched, members_apart, sharing
+from bpfree.mesh import Group, Members, PassedOn, Share, members_apart, sharing
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.spec import OptionGroup
 from bpfree.training.apart import Apart
 from bpfree.training.listener import Listener
 from bpfree.training.rows import Rows
+from bpfree.training.together import Together, world_of
 from bpfree.types import Batch, Scalars, Task
 
-T = TypeVar("T")
 MeshName = Literal["auto", "none", "data", "blocks", "population"]
 BatchNorm = Literal["synchronised", "per_process"]
 
@@ -58,32 +59,7 @@ class MeshSpec(OptionGroup):
             raise UserError(f"mesh.replicas: found {self.replicas} with mesh {self.name}, allowed: only with blocks")
 
 
-def world_of(spec: MeshSpec) -> Group | None:
-    """Connect the processes that torchrun started, and return their group; None if each process trains by itself.
-
-    Args:
-        spec: the options.
-    """
-    if launched() == 1 or spec.name == "none":
-        return None
-    join()
-    return Group()
-
-
-def agreed(world: Group | None, choose: Callable[[], T]) -> T:
-    """Return on all processes what a function returns in the first one; see `bpfree.mesh.Group.agreed`.
-
-    Args:
-        world: the processes; None for one, which calls the function.
-        choose: returns a plain value.
-
-    Raises:
-        UserError: the function raised it.
-    """
-    return choose() if world is None else world.agreed(choose)
-
-
-class Mesh:
+class Mesh(Together):
     """What the processes of a training share. With one process, everything is as without a mesh.
 
     Args:
@@ -115,7 +91,7 @@ class Mesh:
         self._members: Members | None = None
         self._rows: Rows | None = None
         self._apart: Apart | None = None
-        self.world = None if isinstance(net, DistributedDataParallel) else world_of(spec)
+        super().__init__(None if isinstance(net, DistributedDataParallel) else world_of(spec.name))
         if self.world is not None:
             self.mode = rule.mesh_modes[0] if spec.name == "auto" else spec.name
 
@@ -286,26 +262,16 @@ class Mesh:
         self._asked |= asked
         self.stops |= self.total(float(self._asked)) > 0
 
-    def total(self, number: float) -> float:
-        """Return the sum of a number over the processes.
+    def share_statistics(self, net: nn.Module) -> None:
+        """Give all processes the running statistics of the first one, before an evaluation and a checkpoint.
 
         Args:
-            number: of this process.
+            net: the net, whose batch norm has other statistics in each process.
         """
-        return number if self.world is None else float(self.world.sum_(torch.tensor([number], dtype=torch.float64)))
-
-    def same(self, value: T) -> T:
-        """Return the plain value of the first process on all of them.
-
-        Args:
-            value: of this process.
-        """
-        return value if self.world is None else self.world.same(value)
-
-    def meet(self) -> None:
-        """Wait until all processes are here, such as after the first one has written a file."""
-        if self.world is not None:
-            self.world.barrier()
+        if self.world is not None and self._spec.batch_norm == "per_process":
+            for module in net.modules():
+                for statistic in module.buffers() if isinstance(module, _BatchNorm) else ():
+                    self.world.broadcast_(statistic, 0)
 
     def part(self, batch: Batch) -> Batch:
         """Return as many samples as one process computes of a batch, to measure the memory of its step.

@@ -250,6 +250,7 @@ class Trainer(Stepper):
             "train": self.progress.means(),
             "samples_per_second": pace,
         }
+        self.mesh.share_statistics(self.net)
         if fit.validation is not None:
             # Of the first process: the others may have another processor, which rounds otherwise.
             record["validation"] = self.mesh.same(self.evaluate(fit.validation))
