@@ -3,6 +3,8 @@
 Each process writes what came of each training.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,8 +95,52 @@ def loop(folder: Path) -> dict[str, Any]:
     return {"weights": {**plain.state_dict(), **rule.state_dict()}}
 
 
+class Press(bpfree.Tracker):
+    """Presses Ctrl-C in the last process: after a step, or while an epoch is recorded."""
+
+    def __init__(self, step: int = 0, epoch: int = 0) -> None:
+        self.step, self.epoch = step, epoch
+        self.stopped: int | None = None
+
+    def press(self) -> None:
+        if bpfree.mesh.rank_of_process() == bpfree.mesh.launched() - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_step(self, trainer: bpfree.Trainer, batch: Batch) -> None:
+        if trainer.progress.step == self.step:
+            self.press()
+
+    def on_epoch(self, trainer: bpfree.Trainer, record: dict[str, Any]) -> None:
+        if record["epoch"] == self.epoch:
+            self.press()
+
+    def on_interrupt(self, trainer: bpfree.Trainer) -> None:
+        self.stopped = trainer.progress.step
+
+
+def interrupted(folder: Path) -> dict[str, Any]:
+    """Ctrl-C in one process, within an epoch and at the ends of epochs, among them the last one."""
+    stops = []
+    for press in (Press(step=3), Press(step=8), Press(epoch=1), Press(step=80), Press(epoch=10)):
+        try:
+            fit("dfa", net(), trackers=[press])
+            stops.append("not interrupted")
+        except KeyboardInterrupt:
+            stops.append(press.stopped)
+    return {"weights": {}, "stops": stops}
+
+
+def diverged(folder: Path) -> dict[str, Any]:
+    small = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    try:
+        bpfree.fit(small, data(), "backprop", optimizer={"name": "sgd", "lr": 1e308}, verbose=False)
+    except bpfree.DivergedError as error:
+        return {"weights": {}, "error": str(error)}
+    return {"weights": {}, "error": ""}
+
+
 FITS: dict[str, Callable[[Path], Run | dict[str, Any]]] = {
-    each.__name__: each for each in (everything, fused, population, on_disk, own_norms, loop)
+    each.__name__: each for each in (everything, fused, population, on_disk, own_norms, loop, interrupted, diverged)
 }
 TIMED = {"samples_per_second", "seconds", "cpu_seconds"}
 
@@ -120,7 +166,12 @@ def main(rank: int, size: int, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     for name in FITS:
         torch.save(outcome(name, folder), folder / f"{name}.{rank}.pt")
-    distributed.destroy_process_group()
+    if rank:
+        os._exit(0)
+    try:
+        bpfree.mesh.Group().barrier()
+    except bpfree.mesh.LostProcessError as error:
+        (folder / "lost").write_text(str(error))
 
 
 if __name__ == "__main__":

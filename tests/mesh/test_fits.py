@@ -36,8 +36,8 @@ def alone(tmp_path_factory) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def together(begun, tmp_path_factory) -> list[dict[str, dict[str, Any]]]:
-    """What comes of them in two processes. They go on with the run that one process began."""
+def worked(begun, tmp_path_factory) -> Path:
+    """The folder in which two processes have trained. They go on with the run that one process began."""
     folder = tmp_path_factory.mktemp("together")
     shutil.copytree(begun / "run", folder / "run")
     run = [sys.executable, "-m", "tests.mesh.fits"]
@@ -46,7 +46,13 @@ def together(begun, tmp_path_factory) -> list[dict[str, dict[str, Any]]]:
     ]
     errors = [process.communicate(timeout=300)[1] for process in started]
     assert not any(process.returncode for process in started), "\n".join(errors)
-    return [{name: torch.load(folder / f"{name}.{rank}.pt", weights_only=False) for name in FITS} for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(worked) -> list[dict[str, dict[str, Any]]]:
+    """What comes of the trainings in two processes, by rank."""
+    return [{name: torch.load(worked / f"{name}.{rank}.pt", weights_only=False) for name in FITS} for rank in range(2)]
 
 
 def expect_close(found: Any, expected: Any) -> None:
@@ -67,7 +73,7 @@ def expect_close(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("name", [name for name in FITS if name != "own_norms"])
+@pytest.mark.parametrize("name", [name for name in FITS if name not in ("own_norms", "interrupted")])
 def test_two_processes_end_as_one(name, alone, together):
     timed = {"seconds", "mesh"}
     expected = {key: value for key, value in alone[name].items() if key not in timed}
@@ -85,6 +91,23 @@ def test_norms_of_each_process_are_others_than_those_of_all(alone, together):
     assert not torch.allclose(
         together[0]["own_norms"]["weights"]["2.weight"], alone["own_norms"]["weights"]["2.weight"]
     )
+
+
+def test_ctrl_c_in_one_process_stops_all_after_the_same_step(alone, together):
+    assert alone["interrupted"]["stops"] == [3, 8, 8, 80, 80]
+    # The others learn of it by the messages of the next step, or of the end of the epoch.
+    assert [each["interrupted"]["stops"] for each in together] == [[4, 8, 8, 80, 80]] * 2
+
+
+def test_a_training_that_diverges_is_the_same_error_everywhere(together):
+    first, second = (each["diverged"]["error"] for each in together)
+    assert first == second
+    assert first.startswith("training diverged")
+
+
+def test_a_process_that_ends_is_missed(worked):
+    lost = (worked / "lost").read_text()
+    assert lost.startswith("another process of this training has ended or cannot be reached")
 
 
 def test_the_result_says_how_many_processes_and_how(alone, together):

@@ -27,6 +27,7 @@ def test_notes(store):
     job.note("a", "one")
     job.note("a", "two")
     assert job.noted("a", wait=5) == "two"
+    assert [job.claim("b"), job.claim("b"), job.claim("c")] == [True, False, True]
 
 
 def test_without_torchrun_there_are_no_notes(monkeypatch):

@@ -99,20 +99,19 @@ def test_other_commands_are_refused(monkeypatch, second_of_two):
     assert found.stderr.splitlines() == ["error: `bpfree list` runs in one process, found 2. Start it without torchrun"]
 
 
-@pytest.mark.parametrize(
-    ("first", "follows", "told"),
-    [
-        ("error: a", False, ""),  # the first process has the same error
-        ("error: b", False, "process 1: error: a. Go on\n"),
-        (None, False, "process 1: error: a. Go on\n"),
-        ("error: b", True, ""),  # this one is lost because the first one ended
-        (None, True, "process 1: error: a. Go on\n"),
-    ],
-)
-def test_another_process_tells_what_the_first_does_not(first, follows, told, monkeypatch, second_of_two, capsys):
+@pytest.mark.parametrize("first", ["error: a", "error: b", None])
+def test_another_process_tells_what_the_first_does_not(first, monkeypatch, second_of_two, capsys):
     monkeypatch.setattr(several, "noted", lambda key, wait: first)
-    several.tell("error: a", ". Go on", follows=follows)
-    assert capsys.readouterr().err == told
+    assert several.tell("error: a", ". Go on") == (first != "error: a")
+    assert capsys.readouterr().err == ("" if first == "error: a" else "process 1: error: a. Go on\n")
+
+
+@pytest.mark.parametrize(("first", "is_claimed"), [("error: b", False), (None, False), (None, True)])
+def test_a_lost_process_is_told_once(first, is_claimed, monkeypatch, second_of_two, capsys):
+    monkeypatch.setattr(several, "noted", lambda key: first)
+    monkeypatch.setattr(several, "claim", lambda key: not is_claimed)
+    several.tell_lost("error: lost", ". Go on")
+    assert capsys.readouterr().err == ("error: lost. Go on\n" if first is None and not is_claimed else "")
 
 
 def test_several_processes_that_train_apart_do_not_write_one_folder(second_of_two, monkeypatch):

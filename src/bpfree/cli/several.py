@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from bpfree.mesh import launched, local_rank, processes_here, rank_of_process
-from bpfree.mesh.job import attempt, attempts_left, note, noted
+from bpfree.mesh.job import attempt, attempts_left, claim, note, noted
 
 _WAIT = 5.0  # seconds in which the first process comes to an error that all processes have
 
@@ -53,25 +53,41 @@ def refuse_several(command: str) -> None:
         raise typer.Exit(2)
 
 
-def tell(text: str, hint: str = "", *, follows: bool = False) -> bool:
-    """Print an error on standard error, once for all processes, and return True if this process did.
+def tell(text: str, hint: str = "") -> bool:
+    """Print an error on standard error, once if all processes have it, and return True if this process printed it.
 
     Args:
         text: one line.
         hint: is added to the line.
-        follows: True if the error may follow from that of another process, which then is the one to read.
     """
-    rank, key = rank_of_process(), f"told {attempt()}"
+    rank = rank_of_process()
     _tell_torchrun(text)
     if rank == 0:
         typer.echo(text + hint, err=True)
-        note(key, text)  # after it is printed: the other processes end now, and torchrun then ends this one
+        note(_told(), text)  # after it is printed: the other processes end now, and torchrun then ends this one
         return True
-    first = noted(key, wait=_WAIT)
-    if first is not None and (follows or first == text):
+    if noted(_told(), wait=_WAIT) == text:
         return False
     typer.echo(f"process {rank}: {text}{hint}", err=True)
     return True
+
+
+def tell_lost(text: str, hint: str = "") -> None:
+    """Print that another process is lost, once for all processes, unless the first one has ended with an error.
+
+    Args:
+        text: one line.
+        hint: is added to the line, unless torchrun starts the processes again by itself.
+    """
+    _tell_torchrun(text)
+    # Whichever comes first: torchrun ends the processes that are left within a tenth of a second.
+    if noted(_told()) is None and claim(f"lost {attempt()}"):
+        typer.echo(text + (hint if attempts_left() == 0 else ""), err=True)
+
+
+def _told() -> str:
+    """Return the name of the note with the error of the first process."""
+    return f"told {attempt()}"
 
 
 def _tell_torchrun(text: str) -> None:

@@ -91,7 +91,7 @@ def errors_in_one_line(hint: Callable[[BaseException], str] = lambda _: "") -> I
             several.end_torchrun(has_told)
         raise typer.Exit(2) from error
     except LostProcessError as error:
-        several.tell(f"error: {error}", hint(error), follows=True)
+        several.tell_lost(f"error: {error}", hint(error))
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         several.tell_stop(f"interrupted{hint(error)}")

@@ -47,6 +47,18 @@ def noted(key: str, *, wait: float = 0.0) -> str | None:
     return None
 
 
+def claim(key: str) -> bool:
+    """Return True in the first process that calls this with a key, and without torchrun in every process.
+
+    Args:
+        key: the name of what only one process is to do.
+    """
+    if (store := _store()) is not None:
+        with suppress(RuntimeError):  # torchrun has ended
+            return bool(store.add(f"bpfree/{key}", 1) == 1)
+    return True
+
+
 def attempt() -> int:
     """Return how often torchrun has started its processes again after a failure; 0 without torchrun."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
