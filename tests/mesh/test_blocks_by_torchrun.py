@@ -68,6 +68,7 @@ def test_a_killed_process_is_started_again_and_the_bits_are_those_of_one_process
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_resume_by_other_numbers_of_processes(alone, tmp_path, undrawn):
     run = tmp_path / "stopped"
     process = begun(run)

@@ -71,6 +71,7 @@ def check_kills(whole: Path, folder: Path, kills: int) -> Counter[str]:
     return hit
 
 
+@pytest.mark.slow
 def test_two_kills(whole, tmp_path):
     assert check_kills(whole.run, tmp_path, 2).total() == 2
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.mesh.helpers import run_processes
+from tests.mesh.helpers import made_once, run_processes
 from tests.mesh.loops import RUNS, run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return run_processes("tests.mesh.loops", 2, tmp_path_factory.mktemp("fits"), RUNS)
+    return made_once(tmp_path_factory, "loops", lambda folder: run_processes("tests.mesh.loops", 2, folder, RUNS))
 
 
 @pytest.mark.parametrize("rule", RUNS)
