@@ -18,6 +18,7 @@ import typer
 from bpfree.mesh import launched, local_rank, processes_here, rank_of_process
 from bpfree.mesh.job import attempt, attempts_left, claim, note, noted
 
+_PARENT = os.getppid()
 _WAIT = 5.0  # seconds in which the first process comes to an error that all processes have
 
 
@@ -121,9 +122,11 @@ def end_torchrun(has_told: bool) -> None:
 
 
 def _is_started_by_torchrun() -> bool:
-    """Return False for a program that a process of torchrun has started: torchrun makes its own leaders of sessions."""
+    """Return True if the parent of this process is the torchrun that started it."""
     session = getattr(os, "getsid", None)  # Windows has none
-    return session is not None and session(0) == os.getpid()
+    # torchrun makes its processes leaders of sessions, and what they start is not. If torchrun has died, the parent is
+    # another process, which must not be ended.
+    return session is not None and session(0) == os.getpid() and os.getppid() == _PARENT != 1
 
 
 def command() -> str:
