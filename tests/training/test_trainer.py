@@ -12,7 +12,7 @@ from bpfree.rules import RULES, Backprop, MonoForward
 from bpfree.spec import split_spec
 from bpfree.trackers import Tracker
 from bpfree.training.compute import Compute
-from bpfree.training.optim import SGD
+from bpfree.training.optim import make_optimizer
 from bpfree.types import Batch
 from tests.helpers import IN_SHAPE, TASK, same
 
@@ -354,10 +354,13 @@ def test_nets_and_labels_that_cannot_work_are_explained(batch32):
 def test_sgd_moves_parameters_that_get_their_first_gradient_later(fused):
     """torch's fused form raises a TypeError; the other form is the reference."""
     found = []
-    for kind, options in ((SGD, {"fused": fused}), (torch.optim.SGD, {"fused": False})):
+    for ours in (True, False):
         torch.manual_seed(0)
         first, second = (torch.nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
-        optimizer = kind([first, second], lr=0.1, momentum=0.9, dampening=0.5, weight_decay=0.01, **options)
+        options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01}
+        groups = [{"params": [first, second]}]
+        spec = {"name": "sgd", "fused": fused, **options}
+        optimizer = make_optimizer(spec, groups) if ours else torch.optim.SGD(groups, **options)
         for step in range(3):
             first.grad = torch.randn(3, dtype=torch.float64)
             second.grad = torch.randn(3, dtype=torch.float64) if step else None

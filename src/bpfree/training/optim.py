@@ -88,28 +88,24 @@ def _length(tensors: list[Tensor]) -> Tensor:
     return length
 
 
-class SGD(optim.SGD):
-    """torch's SGD, which also moves parameters that get their first gradient later than others.
+@torch.no_grad()
+def _start_late(optimizer: optim.Optimizer, *_: object) -> None:
+    """Let SGD move parameters that get their first gradient later than others, such as NoProp's with `order: random`.
 
-    With momentum, torch's fused form raises a TypeError there. NoProp with `order: random` is an example.
+    With momentum, torch's fused form raises a TypeError there.
     """
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Move all parameters that have a gradient; see `torch.optim.SGD`."""
-        for group in self.param_groups:
-            if group["fused"] and group["momentum"]:
-                moved = [p for p in group["params"] if p.grad is not None]
-                late = [p for p in moved if self.state[p].get("momentum_buffer") is None]
-                for p in late if len(late) < len(moved) else []:
-                    gradient = (-p.grad if group["maximize"] else p.grad) + group["weight_decay"] * p
-                    # So that the buffer becomes the gradient itself in this step, as in torch's other forms.
-                    self.state[p]["momentum_buffer"] = gradient * (group["dampening"] / group["momentum"])
-        return super().step(closure)
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            moved = [p for p in group["params"] if p.grad is not None]
+            late = [p for p in moved if optimizer.state[p].get("momentum_buffer") is None]
+            for p in late if len(late) < len(moved) else []:
+                gradient = (-p.grad if group["maximize"] else p.grad) + group["weight_decay"] * p
+                # So that the buffer becomes the gradient itself in this step, as in torch's other forms.
+                optimizer.state[p]["momentum_buffer"] = gradient * (group["dampening"] / group["momentum"])
 
 
 OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
-    "sgd": SGD,
+    "sgd": optim.SGD,
     "adam": optim.Adam,
     "adamw": optim.AdamW,
     "nadam": optim.NAdam,
@@ -143,6 +139,8 @@ def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> optim.Optimi
     able = has_fused and not chosen and all(p.device.type in fused_types for p in parameters)
     spec = {"name": name, **options, **({"fused": True} if able else {})}
     optimizer: optim.Optimizer = build(OPTIMIZERS, spec, groups, section="optimizer")
+    if isinstance(optimizer, optim.SGD):
+        optimizer.register_step_pre_hook(_start_late)
     return optimizer
 
 
