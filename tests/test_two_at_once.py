@@ -208,7 +208,7 @@ def test_every_writer_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "sync", full)
     with pytest.raises(UserError, match=r"a.txt: cannot be written \(No space left on device\)"):
         atomic.write_text(tmp_path / "a.txt", "x")
-    monkeypatch.setattr("bpfree.runs.checkpoint.save_file", full)
+    monkeypatch.setattr("bpfree.runs.tensor_files.save_file", full)
     with pytest.raises(UserError, match=r"last.ckpt: cannot be written \(No space left on device\)"):
         train(parse(SMALL), out=tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,17 +29,31 @@ def run(app: Callable[..., Any]) -> None:
     Args:
         app: the command line.
     """
-    if rank_of_process() == 0:
+    if launched() == 1:
         app()
         return
-    with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
-        try:
-            code = app(standalone_mode=False)
-        except Exception as error:
-            code = getattr(error, "exit_code", None)  # of an error of the arguments
-            if code is None:
-                raise
-    sys.exit(code)
+    code = _exit_code(app)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: threads of torch that still serve other processes abort an ordinary exit now and then.
+    os._exit(code)
+
+
+def _exit_code(app: Callable[..., Any]) -> int:
+    try:
+        if rank_of_process() == 0:
+            app()
+            return 0
+        with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
+            return app(standalone_mode=False) or 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:
+        if (code := getattr(error, "exit_code", None)) is None:  # else it is an error of the arguments
+            traceback.print_exc()
+        return 1 if code is None else int(code)
+    finally:
+        sys.stdout = sys.__stdout__ if sys.__stdout__ is not None else sys.stdout
 
 
 def refuse_several(command: str) -> None:

@@ -247,7 +247,7 @@ class BlockRule(DiffusionRule):
         return [turns[start : start + most] for start in range(0, len(turns), most)]
 
     def _own(self, turns: range) -> range:
-        """Those of the blocks that this process trains."""
+        """The blocks among them that this process trains."""
         if self.lane is None:
             return turns
         return range(max(turns.start, self.lane.first + 1), min(turns.stop, self.lane.end + 1))

@@ -1,4 +1,4 @@
-"""How several processes share a training. `torchrun` starts them; see docs/mesh.md.
+"""The ways in which several processes share a training. `torchrun` starts them; see docs/mesh.md.
 
 data        each process computes its rows of every batch; gradients are averaged while other parts still compute
 population  each process runs some members of a population; the scores are exchanged, the noise is drawn again
@@ -35,7 +35,7 @@ BatchNorm = Literal["synchronised", "per_process"]
 
 @dataclass(frozen=True)
 class MeshSpec(OptionGroup):
-    """How several processes share a training.
+    """The way in which several processes share a training.
 
     Attributes:
         name: "data", "population" or "blocks"; "auto" for what suits the rule best; "none" lets each process train by
@@ -60,7 +60,7 @@ class MeshSpec(OptionGroup):
 
 
 class Mesh(Together):
-    """What the processes of a training share. With one process, everything is as without a mesh.
+    """A training's link to the other processes. With one process, everything is as without it.
 
     Args:
         spec: the options.
