@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply, forward
 from bpfree.local.cut import cut
 from bpfree.local.segments import Segment, rehearsal
@@ -92,6 +93,9 @@ class EarlierSegments:
     Args:
         net: the net.
         names: the parameters and buffers of those segments.
+
+    Attributes:
+        are_over: True from where the pass goes on with real features; the user of `skipped` sets it.
     """
 
     def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
@@ -105,10 +109,16 @@ class EarlierSegments:
                 meta = nn.Parameter(meta, requires_grad=False)
             self._hidden.append((module, own, tensor, meta))
         self._draws = True  # until a pass has shown that these segments do not draw
+        self.are_over = False
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
-        """While active, forward passes of the net compute only shapes in these segments."""
+        """While active, forward passes of the net compute only shapes in these segments.
+
+        Raises:
+            UserError: an operation in these segments needs values.
+        """
+        self.are_over = False
         handle = self._net.register_forward_pre_hook(_on_meta, with_kwargs=True)
         draws = DrawsOfEarlierParts() if self._draws else None
         try:
@@ -118,6 +128,13 @@ class EarlierSegments:
                 if draws is not None:
                     stack.enter_context(draws)
                 yield
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            if self.are_over or isinstance(error, UserError):
+                raise
+            raise UserError(
+                "mesh: found 'blocks', but this net cannot skip the segments that another process trains, since its "
+                f"forward needs their values ({' '.join(str(error).split())[:200]}). Use train.mesh=data"
+            ) from error
         finally:
             handle.remove()
             for module, own, tensor, _ in self._hidden:

@@ -1,5 +1,6 @@
 """Random numbers that a net draws in `forward` for the rows of one process, as if it ran the whole batch."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,23 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bpfree.mesh.share import Share
 
 
-class DrawsForWholeBatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context in which a net's random operations draw for the whole batch, and keep the rows of this process.
-
-    So a dropout mask is that of one process with the whole batch. It is for operations that fill a tensor in place, as
-    dropout on a CPU, or draw in the shape of a tensor. A tensor whose first dimension does not have the rows of the
-    samples is drawn as it is, which is the same in all processes.
-
-    Args:
-        share: the rows of this process.
+class RandomOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context in which `random` runs torch's random operations, unless they take their numbers from a generator.
 
     Attributes:
         drew: True if a random operation ran.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._share = share
         self.drew = False
 
     def __torch_dispatch__(
@@ -36,6 +29,30 @@ class DrawsForWholeBatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         options = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags or options.get("generator") is not None:
             return func(*args, **options)
+        return self.random(func, args, options)
+
+    @abstractmethod
+    def random(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Run one random operation of torch."""
+
+
+class DrawsForWholeBatch(RandomOperations):  # type: ignore[no-untyped-call]
+    """A context in which a net's random operations draw for the whole batch, and keep the rows of this process.
+
+    So a dropout mask is that of one process with the whole batch. It is for operations that fill a tensor in place, as
+    dropout on a CPU, or draw in the shape of a tensor. A tensor whose first dimension does not have the rows of the
+    samples is drawn as it is, which is the same in all processes.
+
+    Args:
+        share: the rows of this process.
+    """
+
+    def __init__(self, share: Share) -> None:
+        super().__init__()
+        self._share = share
+
+    def random(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Run one random operation of torch for the whole batch."""
         self.drew = True
         x = args[0] if args and isinstance(args[0], Tensor) else None
         total = None if x is None or not x.dim() else self._share.widened(len(x))
@@ -48,28 +65,17 @@ class DrawsForWholeBatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **options)
 
 
-class DrawsOfEarlierParts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DrawsOfEarlierParts(RandomOperations):  # type: ignore[no-untyped-call]
     """A context in which parts of a net that other processes train still use up their random numbers.
 
     Those parts run on the meta device, where nothing is drawn, and the parts behind them must find torch's generator
-    where one process would have it.
-
-    Attributes:
-        drew: True if a random operation ran on the meta device.
+    where one process would have it. `drew` is about operations on the meta device.
     """
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.drew = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run one operation of torch."""
-        options = kwargs or {}
+    def random(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Run one random operation of torch; on the meta device, draw and forget its numbers."""
         x = args[0] if args and isinstance(args[0], Tensor) else None
-        random = torch.Tag.nondeterministic_seeded in func.tags and options.get("generator") is None
-        if random and x is not None and x.is_meta:
+        if x is not None and x.is_meta:
             self.drew = True
             func(torch.empty_like(x, device="cpu"), *args[1:], **options)
         return func(*args, **options)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.mesh import drawn_for_samples
+from bpfree.mesh.draws import RandomOperations
 from bpfree.noise import philox
 
 aten = torch.ops.aten
@@ -22,7 +22,7 @@ class NotCapturable(RuntimeError):  # noqa: N818, it is a reason and not always 
     """The reason why a step cannot be captured once and replayed: it needs a number that only the host has."""
 
 
-class KeyedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class KeyedDraws(RandomOperations):  # type: ignore[no-untyped-call]
     """A context in which torch's random operations take their numbers from a key.
 
     Operations that are not known here run as torch runs them, after `otherwise` was called.
@@ -36,18 +36,13 @@ class KeyedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, draw: Callable[[philox.Kind, int, int], Tensor], otherwise: Callable[[str], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._draw = draw
         self._otherwise = otherwise
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run one operation of torch."""
-        options = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or options.get("generator") is not None:
-            return func(*args, **options)
+    def random(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Run one random operation of torch with numbers from the key."""
         if (keyed := _KEYED.get(func)) is not None:
             return keyed(self, *args, **options)
         if not _without_dropout(func, args, options):

@@ -95,8 +95,10 @@ class ProgressBar(EpochLines):
     def on_step(self, trainer: Trainer, batch: Batch) -> None:
         """Move the bar on by one step."""
         if time.monotonic() - self.changed > _CHANGE_EVERY:
-            # The trainer looks at losses only now and then. Until then those of the last epoch stay.
-            self.train = trainer.progress.means() or self.train
+            # The trainer looks at losses only now and then. Until then those of the last epoch stay. In blocks mode a
+            # process has the losses of its own parts only, until the epoch is over.
+            if trainer.mesh.apart is None:
+                self.train = trainer.progress.means() or self.train
             self._show(trainer)
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:

@@ -42,19 +42,17 @@ def write(trainer: Trainer, folder: Path | None) -> dict[str, Any]:
     """
     mesh = trainer.mesh
     tensors, plain = optimizer_state.split(trainer.optimizer, *trainer.parameter_numbers)
-    by_name = dict(zip(NAMES, (trainer.net.state_dict(), trainer.rule.state_dict(), tensors), strict=True))
     if mesh.apart is None or mesh.world is None:
         assert folder is not None
-        for name, values in by_name.items():
+        for name, values in zip(NAMES, (trainer.net.state_dict(), trainer.rule.state_dict(), tensors), strict=True):
             save(values, folder / name)
         return plain
     folder = Path(mesh.world.same(str(folder)))
-    lane, error = mesh.apart.lane, None
+    lane, own, error = mesh.apart.lane, mesh.apart.own_tensors, None
     try:
         if mesh.apart.is_first_replica:
-            own = mesh.apart.own_tensors
-            for name, module in zip(NAMES, (trainer.net, trainer.rule, None), strict=True):
-                values = tensors if module is None else _own(module, own)
+            parts = (_own(trainer.net, own), _own(trainer.rule, own), tensors)
+            for name, values in zip(NAMES, parts, strict=True):
                 save(values, folder / part_name(name, lane.group.rank + 1, lane.group.size))
     except (OSError, SafetensorError) as failure:
         error = str(write_error(folder, failure))
@@ -85,8 +83,8 @@ def _own(module: nn.Module, own: set[int]) -> dict[str, Tensor]:
 
 
 def _refuse_another_disk(folder: Path, parts: int) -> None:
-    missing = [part_name(NAMES[0], part, parts) for part in range(1, parts + 1)]
-    if missing := [name for name in missing if not (folder / name).is_file()]:
+    expected = [part_name(NAMES[0], part, parts) for part in range(1, parts + 1)]
+    if missing := [name for name in expected if not (folder / name).is_file()]:
         raise UserError(
             f"{folder}: found no {missing[0]}, so another process writes to another disk. With mesh blocks, give all "
             "processes a run folder on a disk that they share"

@@ -76,11 +76,6 @@ class Updater:
         self._rates = DeviceRates(self.optimizer, device) if device.type in RECORDERS else None
 
     @property
-    def has_parts_only(self) -> bool:
-        """True if other processes train other parameters."""
-        return len(self.numbers) < sum(map(len, self.all_numbers))
-
-    @property
     def not_capturable(self) -> str | None:
         """Why the update cannot be part of a captured step; None if it can."""
         if self._fused is not None:
