@@ -176,10 +176,8 @@ def local_blocks(
         for_update: see `stream`; a step has so many batches.
     """
     size = size or min(ranks, len(parts))
-    stages = stages_of(parts, samples, size, local=True)
     copies = ranks // size
-    averages = [summed(stage.weights, copies, link) for stage in stages]
-    busy = [for_update * (stage.forward + stage.backward) + stage.update for stage in stages]
+    stages, averages, busy = _copied(parts, samples, size, copies, link, for_update)
     with_average = [
         stage._replace(update=stage.update + average.seconds) for stage, average in zip(stages, averages, strict=True)
     ]
@@ -213,10 +211,8 @@ def denoising_blocks(
         for_update: see `stream`; a step has so many batches.
     """
     size = size or min(ranks, len(parts))
-    stages = stages_of(parts, samples, size, local=True)
     copies = ranks // size
-    averages = [summed(stage.weights, copies, link) for stage in stages]
-    busy = [for_update * (stage.forward + stage.backward) + stage.update for stage in stages]
+    _, averages, busy = _copied(parts, samples, size, copies, link, for_update)
     features = for_update * parts[0].features * samples if shared and size > 1 else 0.0
     port = (size - 1) * for_update * link.occupied(features / for_update) if features else 0.0
     seconds = max(port, *(b + a.seconds for b, a in zip(busy, averages, strict=True)))
@@ -225,6 +221,16 @@ def denoising_blocks(
     sent = [f + a.sent for f, a in zip(forth, averages, strict=True)]
     received = [f + a.sent for f, a in zip(back, averages, strict=True)]
     return _step(seconds, copies * for_update * samples, busy, sent, received, copies, ranks)
+
+
+def _copied(
+    parts: Sequence[Part], samples: float, size: int, copies: int, link: Link, for_update: int
+) -> tuple[list[Stage], list[Sum], list[float]]:
+    """Return the stages, the average over the copies of each stage, and how long each one computes in a step."""
+    stages = stages_of(parts, samples, size, local=True)
+    averages = [summed(stage.weights, copies, link) for stage in stages]
+    busy = [for_update * (stage.forward + stage.backward) + stage.update for stage in stages]
+    return stages, averages, busy
 
 
 def _step(

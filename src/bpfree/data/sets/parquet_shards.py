@@ -7,12 +7,11 @@ from bpfree.data.columns import Column
 from bpfree.data.dataset import Dataset
 from bpfree.data.files.pixels import Channels, PixelFormat
 from bpfree.data.shards.assemble import ShardSplit, dataset_of
-from bpfree.data.shards.files import check_window, shard_files
+from bpfree.data.shards.files import check_window, files_of_splits
 from bpfree.data.shards.parquet_cells import Cells, TableCells, cells_of
 from bpfree.data.shards.parquet_files import EXTRA, ParquetFiles
 from bpfree.data.shards.parquet_labels import class_names, read_classes, read_numbers
 from bpfree.data.shards.parquet_rows import ParquetRows
-from bpfree.disk.paths import user_path
 from bpfree.errors import unknown
 
 
@@ -66,14 +65,8 @@ def parquet(
     train: ParquetFiles | None = None
     cells: Cells | None = None
     names: tuple[str, ...] | None = None
-    for split, option, where in (
-        ("train", "data.path", path),
-        ("validation", "data.validation_path", validation_path),
-        ("test", "data.test_path", test_path),
-    ):
-        if where is None:
-            continue
-        files = ParquetFiles(shard_files(user_path(where, option), ".parquet", option, EXTRA), train)
+    for split, paths in files_of_splits(path, validation_path, test_path, ".parquet", EXTRA):
+        files = ParquetFiles(paths, train)
         train = train or files
         chosen = _chosen(train, label, columns, ignore)
         files.check([label, *chosen])

@@ -6,7 +6,7 @@ from bpfree.data.dataset import Dataset
 from bpfree.data.files.pixels import Channels, PixelFormat
 from bpfree.data.shards.assemble import ShardSplit, dataset_of
 from bpfree.data.shards.decoders import Decoder
-from bpfree.data.shards.files import check_window, shard_files
+from bpfree.data.shards.files import check_window, files_of_splits
 from bpfree.data.shards.tar_index import Wanted, read_index
 from bpfree.data.shards.tar_rows import TarRows
 from bpfree.data.shards.tar_samples import EXTRA
@@ -63,15 +63,9 @@ def webdataset(
     kept = data_dir / "indexes" if cache is None else user_path(cache, "data.cache")
     read: dict[str, ShardSplit] = {}
     decoder: Decoder | None = None
-    for split, option, where in (
-        ("train", "data.path", path),
-        ("validation", "data.validation_path", validation_path),
-        ("test", "data.test_path", test_path),
-    ):
-        if where is not None:
-            tars = shard_files(user_path(where, option), ".tar", option, EXTRA)
-            index = read_index(tars, wanted, kept, f"{split}-{tars[0].stem}")
-            source = TarRows(tars, index, window, decoder=decoder, form=form)
-            decoder = source.decoder  # samples of all splits have the form of the first training sample
-            read[split] = ShardSplit(source, index.y, index.names)
+    for split, tars in files_of_splits(path, validation_path, test_path, ".tar", EXTRA):
+        index = read_index(tars, wanted, kept, f"{split}-{tars[0].stem}")
+        source = TarRows(tars, index, window, decoder=decoder, form=form)
+        decoder = source.decoder  # samples of all splits have the form of the first training sample
+        read[split] = ShardSplit(source, index.y, index.names)
     return dataset_of("webdataset", read, test)

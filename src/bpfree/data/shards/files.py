@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
 
 MOST = 100_000
@@ -72,6 +73,30 @@ def shard_files(path: Path, suffix: str, key: str, extra: str) -> list[Path]:
         twice = next(file for i, file in enumerate(files) if file in files[:i])
         raise UserError(f"{key}: found {twice} twice in {path}, allowed: each file once")
     return files
+
+
+def files_of_splits(
+    path: Path, validation_path: Path | None, test_path: Path | None, suffix: str, extra: str
+) -> Iterator[tuple[str, list[Path]]]:
+    """Yield the name and the files of each split that has a path, the training split first.
+
+    Args:
+        path: of the training split; see `shard_files`.
+        validation_path: of the validation split.
+        test_path: of the test split.
+        suffix: see `shard_files`.
+        extra: see `shard_files`.
+
+    Raises:
+        UserError: there are no such files, too many, or one of them twice.
+    """
+    for split, option, where in (
+        ("train", "data.path", path),
+        ("validation", "data.validation_path", validation_path),
+        ("test", "data.test_path", test_path),
+    ):
+        if where is not None:
+            yield split, shard_files(user_path(where, option), suffix, option, extra)
 
 
 def _stars(text: str, key: str) -> list[Path]:
