@@ -126,7 +126,7 @@ def _folder(module: str) -> str:
 
 def test_there_are_few_rooms():
     """The first two levels fit on one page: folders and loose modules, and the benchmarks."""
-    assert len(FLOOR) + 1 <= 30
+    assert len(FLOOR) + 1 <= 34
 
 
 def test_files_and_functions_are_small():
