@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scale_checks import Work, name_of, on_this_machine, over_a_slow_link, predicted, shared_cores
+from scale_checks import CORES, Work, name_of, on_this_machine, over_a_slow_link, predicted, shared_cores
 from scale_curves import draw, tables
 from scale_model import Link
 from scale_runs import Run
@@ -76,7 +76,9 @@ def table_of(name: str, found: dict[str, Any], work: Work) -> Table:
     for row in found["rows"]:
         run, ranks = Run(**row["run"]), row["ranks"]
         step = predicted(run, work if apart else shared_cores(work, ranks), ranks, link)
-        error = f"{100 * (step.seconds / row['free'] - 1):+.0f} %"
+        # More ranks than cores wait for each other: this waiting belongs to the time, and "free" is without it.
+        real = row["free"] if apart or ranks <= CORES else row["seconds"]
+        error = f"{100 * (step.seconds / real - 1):+.0f} %"
         times = (row["seconds"], row["free"], row["low"], row["high"], step.seconds)
         ms, free, low, high, simulated = (f"{1e3 * each:.1f}" for each in times)
         if apart:
