@@ -61,5 +61,5 @@ $(READY): pyproject.toml constraints.txt
 
 .venv-lowest/.ready: pyproject.toml constraints-lowest.txt
 	$(LOWEST) -m venv .venv-lowest
-	PIP_CONSTRAINT=$(CURDIR)/constraints-lowest.txt .venv-lowest/bin/python $(INSTALL) -e '.[dev]' click pyparsing setuptools
+	PIP_CONSTRAINT=$(CURDIR)/constraints-lowest.txt .venv-lowest/bin/python $(INSTALL) -e '.[test]' click pyparsing setuptools
 	touch $@
