@@ -16,6 +16,7 @@ DIGITS = {
     "noprop_dt": 0.96,
     "recombine": 0.88,
 }
+SLOW = ("forward_forward", "cwcomp", "pepita")  # test_contract.py shows in less time that they learn
 MNIST = {
     "fa": 0.983,
     "dfa": 0.983,
@@ -28,7 +29,7 @@ MNIST = {
 }
 
 
-@pytest.mark.parametrize("rule", DIGITS)
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in SLOW)) for rule in DIGITS])
 def test_digits(rule):
     result = train(load_config(f"digits/{rule}")).result
     assert result["test"]["accuracy"] >= DIGITS[rule]

@@ -85,7 +85,7 @@ def assert_whole(folder):
         assert torch.equal(ours, whole)
 
 
-@with_slow("slurm")
+@with_slow("submitit")
 def test_a_job_that_is_killed_is_told_with_its_log_and_the_others_go_on(tmp_path, launcher):
     all_jobs = [job(tmp_path, "dfa", 60), job(tmp_path, "drtp", 1)]
     most = []
@@ -138,7 +138,8 @@ def options_of(launcher):
     return ["--launcher", launcher.name, *slurm]
 
 
-@with_slow("submitit")
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit", "slurm"], indirect=True)
 def test_ctrl_c_cancels_the_jobs_and_the_same_command_goes_on(tmp_path, launcher, terminal):
     out = tmp_path / "out"
     small = ["train.epochs=30", "net.width=8", "data.fraction=0.3", "--seeds", 2, "--jobs", 1]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.mesh.helpers import made_once
 from tests.mesh.torchrun import finished, started, training
 
 
@@ -18,5 +19,10 @@ class Whole(NamedTuple):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> Whole:
-    run = tmp_path_factory.mktemp("several") / "whole"
-    return Whole(run, *finished(started(*training(run))))
+    def make(folder: Path) -> None:
+        out, errors = finished(started(*training(folder / "run")))
+        (folder / "out").write_text(out)
+        (folder / "errors").write_text(errors)
+
+    folder = made_once(tmp_path_factory, "whole", make)
+    return Whole(folder / "run", (folder / "out").read_text(), (folder / "errors").read_text())
