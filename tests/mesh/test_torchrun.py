@@ -99,6 +99,13 @@ def test_other_commands_are_refused(monkeypatch, second_of_two):
     assert found.stderr.splitlines() == ["error: `bpfree list` runs in one process, found 2. Start it without torchrun"]
 
 
+@pytest.mark.parametrize("start", [bpfree.compare, bpfree.tune])
+def test_many_trainings_are_not_started_by_each_process(start, second_of_two, tmp_path):
+    with pytest.raises(UserError, match="found 2 processes of torchrun, which would all start the same trainings"):
+        start("digits/dfa", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("first", ["error: a", "error: b", None])
 def test_another_process_tells_what_the_first_does_not(first, monkeypatch, second_of_two, capsys):
     monkeypatch.setattr(several, "noted", lambda key, wait: first)

@@ -8,6 +8,7 @@ from typing import Any
 
 from bpfree.disk.plain import parse_yaml
 from bpfree.errors import UserError, check_choice, shown, similar
+from bpfree.mesh import launched
 from bpfree.spec.values import convert
 
 LAUNCHERS = ("local", "slurm", "submitit")
@@ -52,13 +53,19 @@ class Launcher:
             slurm: options of Slurm, such as {"partition": "gpu", "time": 60} or ["partition=gpu", "time=60"].
 
         Raises:
-            UserError: an unknown name or option, an option of a wrong type, or submitit or Slurm are not installed.
+            UserError: an unknown name or option, an option of a wrong type, submitit or Slurm are not installed, or
+                torchrun started this process and others, which would all start the same trainings.
 
         Example:
             >>> Launcher.of("local")
             Launcher(name='local', slurm={})
         """
         check_choice("launcher", name, LAUNCHERS)
+        if launched() > 1:
+            raise UserError(
+                f"launcher: found {launched()} processes of torchrun, which would all start the same trainings, "
+                "allowed: one process. Start the program without torchrun"
+            )
         if slurm and name != "slurm":
             raise UserError(
                 f"slurm: found options, but the launcher is {name}. Add --launcher slurm, or leave them out"
