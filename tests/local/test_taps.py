@@ -189,6 +189,11 @@ def test_what_runs_twice_or_never_is_not_in_the_list():
     assert [tap.name for tap in taps(Twice(), torch.randn(2, 3))] == ["output"]
 
 
+def test_the_list_prints_as_a_table_in_a_notebook_too(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "sound" in str(taps(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))))
+
+
 def test_a_submodule_may_be_called_output(batch):
     class Named(nn.Module):
         def __init__(self):

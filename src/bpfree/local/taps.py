@@ -63,7 +63,7 @@ class TapList(list[Tap]):
 
     def __repr__(self) -> str:
         text = StringIO()
-        Console(file=text, width=_WIDTH, color_system=None).print(self)
+        Console(file=text, width=_WIDTH, color_system=None, force_jupyter=False).print(self)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
