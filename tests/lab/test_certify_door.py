@@ -188,7 +188,7 @@ def test_a_net_without_derivatives(batch):
 
 
 def test_the_certificate_as_plain_values_and_as_a_picture(batch, tmp_path):
-    from bpfree.lab.certify.picture import plot_dependencies
+    from bpfree.lab.certify.picture import draw_dependencies, plot_dependencies
 
     found = certified("usf", batch)
     plain = json.loads(json.dumps(found.to_json()))
@@ -197,6 +197,8 @@ def test_the_certificate_as_plain_values_and_as_a_picture(batch, tmp_path):
     assert plain["memory"]["curve"][0]["layer"] == "fc1"
     assert isinstance(found, Certificate)
     assert plot_dependencies(found, tmp_path / "plots" / "x.png").read_bytes().startswith(b"\x89PNG")
+    draw_dependencies(found).savefig(tmp_path / "x.pdf")
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_samples_are_moved_to_where_the_net_is(batch, monkeypatch):

@@ -36,6 +36,15 @@ def plot_dependencies(certificate: Certificate, path: Path) -> Path:
     Returns:
         The path.
     """
+    return write_figure(draw_dependencies(certificate), path)
+
+
+def draw_dependencies(certificate: Certificate) -> Figure:
+    """Return the picture as a figure, which can also be written as a vector file.
+
+    Args:
+        certificate: the certificate of a rule that could be bound, so that it has measurements.
+    """
     measured = certificate.measurements
     assert measured is not None
     layers = rows = measured.structure.layers
@@ -53,7 +62,7 @@ def plot_dependencies(certificate: Certificate, path: Path) -> Path:
     _mark_transport(right, measured, rows)
     for axes in (left, right):
         axes.tick_params(labelsize=10)
-    return write_figure(figure, path)
+    return figure
 
 
 def _objective_cells(measured: Measurements) -> list[list[int]]:
