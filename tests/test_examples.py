@@ -60,7 +60,14 @@ CLAIMS = {
     ],
 }
 """What the text of each notebook says about its outputs, as expressions of the names that its cells define."""
-QUICK = {"feedback_alignment": range(6), "figures": (0, 6, 9, 10), "local_learning": range(7)}
+QUICK = {
+    "feedback_alignment": range(6),
+    "figures": (0, 6, 9, 10),
+    "local_learning": range(7),
+    "many_processes": range(2),
+    "noprop": range(5),
+    "sequences": range(2),
+}
 """The code cells of long notebooks that each test runs. All cells run in a slow test."""
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
