@@ -64,7 +64,7 @@ QUICK = {
     "feedback_alignment": range(6),
     "figures": (0, 6, 9, 10),
     "local_learning": range(7),
-    "many_processes": range(2),
+    "many_processes": range(1),
     "noprop": range(5),
     "sequences": range(2),
 }
