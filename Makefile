@@ -8,7 +8,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 VERSIONS := 3.11 3.12 3.13 3.14
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
-.PHONY: demo test test-avx2 lint matrix lowest peers clean
+.PHONY: demo test test-avx2 lint docs docs-serve matrix lowest peers clean
 
 demo: $(READY)  ## train a net with rules of four kinds and with backprop on the digits, and write a report
 	$(BIN)/bpfree compare digits/mlp train.epochs=20 --rules dfa,mono_forward,noprop_dt,eggroll --seeds 3 --out runs/demo
@@ -23,6 +23,13 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Strict: a broken link or anchor, a page outside the nav and a public name without documentation are errors.
+docs: $(READY)  ## build the site of the documentation; open site/index.html, no server is needed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY)  ## show the site while you write; a page that you save is built again
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # Each Python has its own environment: .venv-3.12 and so on. The loop calls `--version`, because pyenv puts a shim for every
 # installed version on the path, and a shim runs only if its version is selected.
@@ -51,7 +58,7 @@ peers: $(READY)  ## install the libraries that the benchmarks compare with
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python $(INSTALL) evotorch==0.6.1 evox==1.4.0
 
 clean:
-	rm -rf $(VENV) .venv-* runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* runs site .pytest_cache .mypy_cache .ruff_cache
 
 # PIP_CONSTRAINT is used instead of -c, because -c does not reach the isolated build environment.
 $(READY): pyproject.toml constraints.txt

@@ -5,7 +5,8 @@
 The script replaces the text between `<!-- options -->` and `<!-- /options -->`, and between `<!-- figures -->` and
 `<!-- /figures -->`, in the pages of the rules. In config.md it replaces what is between `<!-- net -->` and
 `<!-- /net -->`, and so on for each part of a config. In README.md and results/README.md it writes what `bpfree compare`
-printed for the comparisons whose compare.json is in results/. The rest of a page is written by hand.
+printed for the comparisons whose compare.json is in results/. In choose.md it writes tables of rules that trained one
+net, from results.md. The rest of a page is written by hand.
 """
 
 import json
@@ -23,6 +24,21 @@ _KINDS = {kind.plural: kind for kind in KINDS}
 COMPARISONS = {"demo": DOCS.parent / "README.md", "mnist": DOCS / "results" / "README.md"}
 """The name of a file in results/, and the page that shows it."""
 Row = tuple[str, str, str, str]  # data, config, test accuracy %, seeds
+ONE_NET = {
+    "mlp": ("mnist", "backprop", r"1,796,010"),
+    "conv": ("cifar10", "backprop", r"620,810"),
+    "black_box": ("mnist", None, r"25,450"),
+    "noprop": ("mnist", "backprop_denoiser", r"[\d,]+"),
+}
+"""Tables of choose.md: the data, the config of the baseline, and how many parameters the net has."""
+BY_DEPTH = (
+    "`backprop`",
+    "`dfa`",
+    "`drtp`, update: fused",
+    "`mono_forward`",
+    "`mono_forward`, update: fused",
+    "`predsim`",
+)
 
 
 def main() -> None:
@@ -35,6 +51,54 @@ def main() -> None:
     page.write_text(reference(page.read_text(encoding="utf-8")), encoding="utf-8")
     for name, page in COMPARISONS.items():
         page.write_text(with_comparison(page.read_text(encoding="utf-8"), name), encoding="utf-8")
+    page = DOCS / "choose.md"
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    page.write_text(choice(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def choice(text: str, results: str) -> str:
+    """Return choose.md with tables of the measurements in results.md."""
+    for name in ONE_NET:
+        text = _between(text, name, _one_net(results, name))
+    return _between(text, "depth", _by_depth(results))
+
+
+def _one_net(results: str, name: str) -> str:
+    """Return the rules that trained one net, the best first, with differences and ratios to the baseline."""
+    data, baseline, parameters = ONE_NET[name]
+    cells = r"`(\w+)` \| ([\d.]+(?: ± [\d.]+)?) \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d.]+)"
+    rows = re.findall(rf"^\| {data} \| {cells} \| {parameters} \|", results, re.MULTILINE)
+    if name == "noprop":
+        rows = [row for row in rows if row[0] == baseline or row[0].startswith("noprop_")]
+    unit = next((row for row in rows if row[0] == baseline), None)
+    heads = ["config", "test accuracy, %", *(["difference"] if unit else []), "seeds", "epochs"]
+    heads += ["CPU time, ratio", "memory, ratio"] if unit else ["CPU s", "memory, MB"]
+    return _table(heads, [_cells(row, unit) for row in sorted(rows, key=lambda row: -float(row[1].split()[0]))])
+
+
+def _cells(row: list[str], unit: list[str] | None) -> list[str]:
+    config, accuracy, seeds, epochs, seconds, memory = row
+    rule = next(rule for rule in RULES if belongs(config, rule))
+    shown = [f"[`{config}`](rules/{rule}.md)", accuracy]
+    if not unit:
+        return [*shown, seeds, epochs, seconds, memory]
+    difference = "baseline" if row == unit else f"{float(accuracy.split()[0]) - float(unit[1].split()[0]):+.2f}"
+    ratios = [_number(mine) / _number(theirs) for mine, theirs in zip(row[4:], unit[4:], strict=True)]
+    return [*shown, difference, seeds, epochs, *(f"{ratio:.2g}" for ratio in ratios)]
+
+
+def _number(cell: str) -> float:
+    return float(cell.replace(",", ""))
+
+
+def _by_depth(results: str) -> str:
+    """Return the memory of a step by depth: the second number of each cell of the table in results.md."""
+    section = results.partition("## Memory by depth")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\|(.*)\|$", section, re.MULTILINE)
+    heads, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return _table(
+        heads, [[row[0], *(cell.partition(" / ")[2] for cell in row[1:])] for row in rows if row[0] in BY_DEPTH]
+    )
 
 
 def filled(text: str, name: str, rows: list[Row]) -> str:

@@ -29,6 +29,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "int8_mlp": int8_mlp,
     "spiking_mlp": SpikingMLP,
 }
+"""The nets that a config can name. `bpfree list nets` shows them."""
 
 __all__ = [
     "NETS",

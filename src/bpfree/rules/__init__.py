@@ -127,6 +127,7 @@ class RuleTable(dict[str, type[Rule]]):
 
 
 RULES = RuleTable(_TABLE)
+"""Every rule by its name. `bpfree list rules` shows them."""
 DeepSupervision.table = RULES  # it trains by another rule's losses, and its file cannot import this table
 
 __all__ = [

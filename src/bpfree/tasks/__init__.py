@@ -47,6 +47,7 @@ class TaskTable(dict[str, AnyTask]):
 
 
 TASKS = TaskTable(_TABLE)
+"""Every task by its name. `bpfree list tasks` shows them."""
 
 
 def label_options(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ TRACKERS: dict[str, type[Measure]] = {
     "segment_accuracy": SegmentAccuracy,
     "cost": Cost,
 }
+"""Every tracker by its name. `bpfree list trackers` shows them."""
 
 
 def make_trackers(listed: Sequence[Spec | Tracker]) -> list[Tracker]:
