@@ -24,9 +24,10 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Strict: a broken link or anchor, a page outside the nav and a public name without documentation are errors.
+# Strict: a broken link or anchor, a page outside the nav and a public name without documentation are errors. Not with
+# --quiet, which hides warnings from --strict.
 docs: $(READY)  ## build the site of the documentation; open site/index.html, no server is needed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(READY)  ## show the site while you write; a page that you save is built again
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

@@ -25,6 +25,12 @@ DOCS = ROOT / "docs"
 OF_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PUBLIC = ("bpfree", "bpfree.data", "bpfree.mesh", "bpfree.nets", "bpfree.rules", "bpfree.tasks", "bpfree.trackers")
 """The modules whose names in `__all__` must be in the API reference."""
+RANKS = {
+    **dict.fromkeys(("own_net.md", "own_data.md", "memory.md", "gpu.md", "cite.md", "choose.md", "rules"), 2),
+    **dict.fromkeys(("config.md", "api"), 0.5),
+    **dict.fromkeys(("ledger.md", "CHANGELOG.md"), 0.1),
+}
+"""How much hits of search on a page or in a folder count, if not 1: guides come before lists that name everything."""
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".json": "json"}
 _DOCTEST = re.compile(r"^( *)>>> .*\n(?:\1(?! ).+\n|\1\.\.\..*\n)*", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
@@ -55,7 +61,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links between files of the repository lead to their pages."""
+    """Let links between files of the repository lead to their pages, and set the rank of the page in search."""
+    if rank := RANKS.get(page.file.src_uri) or RANKS.get(posixpath.dirname(page.file.src_uri)):
+        page.meta["search"] = {"boost": rank}
     source = source_of(page.file.src_uri)
 
     def moved(match: re.Match[str]) -> str:
