@@ -89,6 +89,12 @@ def test_the_citation_has_the_present_version():
     assert f"version = {{{bpfree.__version__}}}" in (DOCS / "cite.md").read_text("utf-8")
 
 
+def test_the_python_of_the_first_page_runs(capsys):
+    (python,) = re.findall(r"```python\n(.*?)```", (DOCS / "index.md").read_text("utf-8"), re.DOTALL)
+    exec(compile(python, "index.md", "exec"), {})
+    assert "'accuracy': 0.9" in capsys.readouterr().out
+
+
 def test_a_newcomer_finds_everything_from_the_readme():
     readme = (ROOT / "README.md").read_text("utf-8")
     for page in ("own_net", "own_data", "gpu"):
@@ -161,7 +167,7 @@ def build(out, config=ROOT / "mkdocs.yml"):
 
 
 def test_mistakes_fail_the_build(tmp_path):
-    """A small site with the settings of the whole one; it has a broken link, a broken anchor, a page outside the nav."""
+    """A small site with the settings of the whole one has a broken link, a broken anchor, a page outside the nav."""
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
     docs = tmp_path / "docs"
     docs.mkdir()
