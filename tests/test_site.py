@@ -210,6 +210,13 @@ def test_a_newcomer_finds_it_in_three_clicks(site, wish):
     assert answer in parsed(site / page).get_text()
 
 
+def test_examples_of_docstrings_are_code(site):
+    page = parsed(site / "api" / "train.html")
+    assert "bpfree.fit" in [each.get("id") for each in page.find_all("h2")]
+    assert [each for each in page.select(".language-pycon") if ">>> run = fit(" in each.get_text()]
+    assert not page.find_all("blockquote")
+
+
 def test_the_search_index_has_the_pages(site):
     entries = json.loads((site / "search" / "search_index.json").read_text("utf-8"))["docs"]
     assert {"config.html", "api/train.html#bpfree.fit", "examples/noprop.html"} <= {
