@@ -162,4 +162,4 @@ def _listing(path: Path) -> str:
     """Return a page that shows the text of a file. Search does not find it, since it finds the API reference."""
     front = "---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n"
     language = LANGUAGES.get(path.suffix, "text")
-    return f"{front}# `{path.relative_to(ROOT)}`\n\n``````{language}\n{path.read_text('utf-8')}\n``````\n"
+    return f"{front}# `{path.relative_to(ROOT).as_posix()}`\n\n``````{language}\n{path.read_text('utf-8')}\n``````\n"
