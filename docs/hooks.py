@@ -19,6 +19,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
+from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -43,6 +44,11 @@ class Doctests(griffe.Extension):
         """Put fences around the doctests of an object's docstring."""
         if obj.docstring is not None and ">>> " in obj.docstring.value:
             obj.docstring.value = _DOCTEST.sub(r"\1```pycon\n\g<0>\1```\n", obj.docstring.value + "\n")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Give headings the anchors that GitHub gives them, so that one link works in both places."""
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -143,6 +143,12 @@ def test_a_link_between_files_leads_to_their_pages(page, link, place):
     assert moved == f"[a]({place.removeprefix('docs/')}) [b](https://x.y/z.md)"
 
 
+def test_headings_have_the_anchors_of_github():
+    config = SimpleNamespace(mdx_configs={"toc": {"permalink": True}})
+    hooks().on_config(config)
+    assert config.mdx_configs["toc"]["slugify"]("Weights & Biases, or `x_y`: why?", "-") == "weights--biases-or-x_y-why"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The whole site, built strictly."""
