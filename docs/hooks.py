@@ -24,7 +24,10 @@ from pymdownx.slugs import slugify
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 OF_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-PUBLIC = ("bpfree", "bpfree.data", "bpfree.mesh", "bpfree.nets", "bpfree.rules", "bpfree.tasks", "bpfree.trackers")
+PUBLIC = (
+    *("bpfree", "bpfree.data", "bpfree.mesh", "bpfree.nets", "bpfree.rules", "bpfree.sklearn", "bpfree.tasks"),
+    "bpfree.trackers",
+)
 """The modules whose names in `__all__` must be in the API reference."""
 RANKS = {
     **dict.fromkeys(("own_net.md", "own_data.md", "memory.md", "gpu.md", "cite.md", "choose.md", "rules"), 2),
