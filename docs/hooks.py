@@ -127,7 +127,7 @@ def public_names() -> Iterator[tuple[str, str]]:
                 continue
             full = f"{module.__name__}.{name}"
             yield full, f"{thing.__module__}.{name}" if callable(thing) else full
-            if inspect.isclass(thing) and module.__name__ == "bpfree":
+            if inspect.isclass(thing):
                 yield from ((f"{full}.{member}", f"{thing.__module__}.{name}.{member}") for member in _members(thing))
 
 
