@@ -16,7 +16,7 @@ from bpfree.population.rule import Running
 from bpfree.rules import RULES
 from bpfree.spec import check_options, shared_options
 from bpfree.tasks import Classify, Multilabel, Reconstruct, Regress, Segment, Sequence
-from bpfree.trackers import TRACKERS
+from bpfree.trackers import MEASURES
 from tests.helpers import bound, net_for
 
 
@@ -118,7 +118,7 @@ def test_tasks_and_trackers():
     assert [repr(task) for task in tasks.values()] == list(tasks)
     for text, task in tasks.items():
         assert repr(eval(text, {type(task).__name__: type(task)})) == text
-    for cls in TRACKERS.values():
+    for cls in MEASURES.values():
         assert repr(cls()) == f"{cls.__name__}()"
         assert repr(cls(every=7)) == f"{cls.__name__}(every=7)"
 

@@ -22,7 +22,7 @@ from bpfree.nets import NETS
 from bpfree.noise import counting_everywhere
 from bpfree.rules import RULES
 from bpfree.runs.config_file import load_config
-from bpfree.trackers import TRACKERS, Measure, Tracker
+from bpfree.trackers import MEASURES, Measure, Tracker
 from bpfree.trackers.alignment import angle
 from bpfree.trackers.depth import probe
 from tests.helpers import IN_SHAPE, TASK, net_for, same
@@ -53,7 +53,7 @@ def plain_net(hidden=(30, 20, 15)):
 @pytest.mark.parametrize("randomness", [nullcontext, counting_everywhere], ids=["generators", "keys"])
 def test_backprop_is_backprop_with_dropout_and_batch_norm(randomness, digits_data):
     with randomness():
-        trainer = watched("backprop", [TRACKERS["bp_cosine"](every=3)], digits_data, epochs=2, clip=0.01)
+        trainer = watched("backprop", [MEASURES["bp_cosine"](every=3)], digits_data, epochs=2, clip=0.01)
     records = trainer.progress.tracked
     assert [record["step"] for record in records] == [1, 4, 7, 10, 13, 16, 19]
     for record in records:
@@ -63,7 +63,7 @@ def test_backprop_is_backprop_with_dropout_and_batch_norm(randomness, digits_dat
 
 def test_feedback_that_is_the_weight_is_backprop(digits_data):
     """FA with B = W: a cosine of 1 and an angle of 0, before B and W part."""
-    trackers = [TRACKERS[name](every=1) for name in ("bp_cosine", "weight_alignment")]
+    trackers = [MEASURES[name](every=1) for name in ("bp_cosine", "weight_alignment")]
     trainer = watched({"name": "fa", "feedback": "aligned"}, trackers, digits_data)
     cosines, angles = values(trainer, "bp_cosine"), values(trainer, "weight_alignment")
     assert list(cosines[0].values()) == pytest.approx([1] * 5, abs=1e-9)
@@ -91,7 +91,7 @@ def test_angles_of_random_feedback_and_of_its_signs(digits_data):
     """|R| sign(W), R and W both uniform: cos = E|r|^2 / E r^2 = 3/4. Without the signs it would read 90 degrees."""
     expected = {"fa": 90, "frsf": 41.4, "brsf": 41.4, "usf": 30}
     for rule, degrees in expected.items():
-        trainer = watched(rule, [TRACKERS["weight_alignment"](every=100)], digits_data, net=plain_net((200, 200, 200)))
+        trainer = watched(rule, [MEASURES["weight_alignment"](every=100)], digits_data, net=plain_net((200, 200, 200)))
         assert trainer.progress.tracked[0]["values"] == pytest.approx({f"fc{i}": degrees for i in (2, 3, 4)}, abs=4)
 
 
@@ -122,7 +122,7 @@ def test_a_population_points_where_the_gradient_does_and_a_larger_one_more_so(di
     cosines = []
     for population in (20, 600):
         rule = {"name": "recombine", "population": population, "mirrored": True, "sigma": 1e-4, "p": 1.0}
-        trainer = watched(rule, [TRACKERS["bp_cosine"](every=100)], digits_data)
+        trainer = watched(rule, [MEASURES["bp_cosine"](every=100)], digits_data)
         cosines.append(values(trainer, "bp_cosine")[0]["fc3"])
     assert cosines[1] > max(0.4, cosines[0] + 0.2)
 
@@ -141,7 +141,7 @@ def test_norms_and_losses_are_those_of_the_step(digits_data):
             moved.append({n: float((after[n] - p).detach().norm()) / 0.5 for n, p in self.before.items()})
             self.before = after
 
-    trackers = [*(TRACKERS[name](every=1) for name in names), Moves()]
+    trackers = [*(MEASURES[name](every=1) for name in names), Moves()]
     trainer = watched("mono_forward", trackers, digits_data, optimizer=optimizer)
     for norms, move in zip(values(trainer, "gradients"), moved, strict=True):
         assert {n: norm for n, norm in norms.items() if not n.startswith("rule.")} == pytest.approx(move, rel=1e-6)
@@ -168,7 +168,7 @@ def test_a_probe_is_ridge_regression():
 
 
 def test_segment_accuracy_reads_heads_and_probes(digits_data):
-    head, read = TRACKERS["segment_accuracy"](every=10, samples=300), {}
+    head, read = MEASURES["segment_accuracy"](every=10, samples=300), {}
 
     class Check(Tracker):
         def on_gradients(self, trainer, batch, scalars):
@@ -183,7 +183,7 @@ def test_segment_accuracy_reads_heads_and_probes(digits_data):
     trainer = watched("mono_forward", [head, Check()], digits_data, epochs=2)
     assert list(values(trainer, "segment_accuracy")[1]) == ["act1", "act2", "output"]
     assert {name: values(trainer, "segment_accuracy")[1][name] for name in read} == read
-    probes = TRACKERS["segment_accuracy"](every=10, samples=300, read="probe")
+    probes = MEASURES["segment_accuracy"](every=10, samples=300, read="probe")
     accuracies = values(watched("mono_forward", [probes], digits_data, epochs=2), "segment_accuracy")
     assert all(accuracies[0][tap] > 0.7 for tap in ("act1", "act2")), "random features of digits can be read"
     assert accuracies[0]["output"] < 0.3
@@ -224,7 +224,7 @@ class Rude(Measure):
 
 def admitted(rule):
     """All trackers that the rule admits on the net of the tests."""
-    trackers = {name: TRACKERS[name](every=2) for name in TRACKERS} | {"rude": Rude(every=3)}
+    trackers = {name: MEASURES[name](every=2) for name in MEASURES} | {"rude": Rude(every=3)}
     reads_net = RULES[rule]().predicts_with_net
     has_feedback = rule in ("fa", "usf", "brsf", "frsf", "dfa", "drtp")
     has_no_losses = rule in ("backprop", "fa", "usf", "brsf", "frsf", "shallow", "pepita", "noprop_fm")
@@ -261,7 +261,7 @@ def test_a_watched_training_comes_to_the_same_bits(rule, digits_data):
 def test_bfloat16_is_watched_in_bfloat16(digits_data):
     names = ("bp_cosine", "gradients", "segment_accuracy")
     trainer = watched(
-        "backprop", [TRACKERS[n](every=5) for n in names], digits_data, dtype=torch.float32, compute="bfloat16"
+        "backprop", [MEASURES[n](every=5) for n in names], digits_data, dtype=torch.float32, compute="bfloat16"
     )
     assert list(values(trainer, "bp_cosine")[0].values()) == pytest.approx([1] * 5, abs=1e-6)
 
@@ -279,7 +279,7 @@ def test_nothing_is_paid_when_off(digits_data):
     assert off == 10
     assert trainer.progress.tracked == []
     assert trainer.progress.tracker_cost == {}
-    trainer, on = train([TRACKERS["bp_cosine"](every=4)])
+    trainer, on = train([MEASURES["bp_cosine"](every=4)])
     assert on == 10 + 3
     x = digits_data.train.x[:32].double()
     trainer.step(bpfree.Batch(x, digits_data.train.y[:32]))  # by hand, after fit
@@ -392,7 +392,7 @@ def test_more_that_is_refused(digits_data):
     with pytest.raises(UserError, match="but the task is reconstruct"):
         bpfree.fit("mlp", "digits", "dfa", task="reconstruct", trackers=["segment_accuracy"])
     with pytest.raises(UserError, match="trackers: found cost 2 times, allowed: once"):
-        bpfree.fit("mlp", "digits", "dfa", trackers=["cost", TRACKERS["cost"](every=3)])
+        bpfree.fit("mlp", "digits", "dfa", trackers=["cost", MEASURES["cost"](every=3)])
     with pytest.raises(UserError, match="every: found 0, allowed: a number above 0"):
         bpfree.fit("mlp", "digits", "dfa", trackers=[{"name": "cost", "every": 0}])
 
@@ -445,8 +445,8 @@ def test_configs_and_the_shell(tmp_path):
 
 
 def test_every_tracker_says_what_it_measures():
-    for name, tracker in TRACKERS.items():
+    for name, tracker in MEASURES.items():
         assert tracker.name == name
         assert "every: number of steps from one measurement to the next" in tracker.__doc__
     with warnings.catch_warnings(), contextlib.suppress(UserError):
-        assert all(tracker().every == 100 for tracker in TRACKERS.values())
+        assert all(tracker().every == 100 for tracker in MEASURES.values())

@@ -20,7 +20,7 @@ from bpfree.runs.run import Run
 from bpfree.runs.train import train
 from bpfree.spec import Spec, without_foreign_code
 from bpfree.tasks import Loss
-from bpfree.trackers import Tracker
+from bpfree.trackers import Tracker, refuse_others
 from bpfree.training.together import agreed, world_of
 
 __all__ = ["fit", "load", "resume"]
@@ -68,7 +68,8 @@ def fit(
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
             label_noise, augment; precision, update, graph, deterministic, mesh, device, clip, freeze,
             early_stopping), the sections `schedule` and `task`, and `classes`: how many there are in arrays, or a list
-            of those to keep of any data.
+            of those to keep of any data. `augment` is a section, a function of a batch of images [B, C, H, W], or a
+            list of a section and functions; see docs/callbacks.md.
 
     Returns:
         The finished run.
@@ -81,24 +82,26 @@ def fit(
         >>> run.result["test"]["accuracy"] > 0.5
         True
     """
+    refuse_others(trackers)
     values = {
         "optimizer": optimizer,
         "train": {"epochs": epochs, "seed": seed},
         "trackers": [tracker for tracker in trackers if not isinstance(tracker, Tracker)],
     }
     arguments = [name for name in inspect.signature(fit).parameters if name != "options"]
-    config, dataset = describe(net, data, rule, values, test=test, loss=loss, options=options, arguments=arguments)
+    described = describe(net, data, rule, values, test=test, loss=loss, options=options, arguments=arguments)
     path = None if out is None else folder.place(out)
     # One process looks at the folder: a moment later it may hold what this very training has begun.
-    world = world_of(config.train.mesh.name)
+    world = world_of(described.config.train.mesh.name)
     goes_on = path is not None and agreed(world, partial(folder.goes_on, path, resume=resume))
     return train(
-        config,
+        described.config,
         net=net if isinstance(net, nn.Module) else None,
         rule=rule if isinstance(rule, Rule) else None,
-        dataset=dataset,
+        dataset=described.dataset,
         trackers=[tracker for tracker in trackers if isinstance(tracker, Tracker)],
         loss=None if isinstance(loss, str) else loss,
+        transforms=described.transforms,
         out=path,
         resume=goes_on,
         verbose=verbose,

@@ -130,6 +130,39 @@ def interrupted(folder: Path) -> dict[str, Any]:
     return {"weights": {}, "stops": stops}
 
 
+class Stop(bpfree.Tracker):
+    """Stops the training from the last process: after a step, or after an epoch."""
+
+    def __init__(self, step: int = 0, epoch: int = 0) -> None:
+        self.step, self.epoch = step, epoch
+
+    def stop(self, trainer: bpfree.Trainer) -> None:
+        if bpfree.mesh.rank_of_process() == bpfree.mesh.launched() - 1:
+            trainer.stop("enough")
+
+    def on_step(self, trainer: bpfree.Trainer, batch: Batch) -> None:
+        if trainer.progress.step == self.step:
+            self.stop(trainer)
+
+    def on_epoch(self, trainer: bpfree.Trainer, record: dict[str, Any]) -> None:
+        if record["epoch"] == self.epoch:
+            self.stop(trainer)
+
+
+def stopped(folder: Path) -> Run:
+    """A logger listens, too: of several processes, only that of the first one."""
+    board = {"name": "tensorboard", "folder": str(folder / "boards")}
+    return fit("dfa", net(), trackers=[Stop(epoch=3), board])
+
+
+def stopped_within(folder: Path) -> dict[str, Any]:
+    """Within an epoch, at its end, and with blocks between which nothing is sent."""
+    apart = {"name": "denoiser", "blocks": 2, "width": 16}
+    trainings: Any = [("dfa", net(), 11, "auto"), ("dfa", net(), 16, "auto"), ("noprop_dt", apart, 11, "blocks")]
+    runs = [fit(rule, net, mesh=mesh, trackers=[Stop(step=step)]) for rule, net, step, mesh in trainings]
+    return {"weights": {}, "ends": [(run.progress.step, len(run.metrics), run.result["stopped"]) for run in runs]}
+
+
 def diverged(folder: Path) -> dict[str, Any]:
     small = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
     try:
@@ -140,7 +173,19 @@ def diverged(folder: Path) -> dict[str, Any]:
 
 
 FITS: dict[str, Callable[[Path], Run | dict[str, Any]]] = {
-    each.__name__: each for each in (everything, fused, population, on_disk, own_norms, loop, interrupted, diverged)
+    each.__name__: each
+    for each in (
+        everything,
+        fused,
+        population,
+        on_disk,
+        own_norms,
+        loop,
+        interrupted,
+        stopped,
+        stopped_within,
+        diverged,
+    )
 }
 TIMED = {"samples_per_second", "seconds", "cpu_seconds"}
 

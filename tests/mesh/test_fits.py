@@ -73,7 +73,7 @@ def expect_close(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("name", [name for name in FITS if name not in ("own_norms", "interrupted")])
+@pytest.mark.parametrize("name", [name for name in FITS if name not in ("own_norms", "interrupted", "stopped_within")])
 def test_two_processes_end_as_one(name, alone, together):
     timed = {"seconds", "mesh"}
     expected = {key: value for key, value in alone[name].items() if key not in timed}
@@ -91,6 +91,19 @@ def test_norms_of_each_process_are_others_than_those_of_all(alone, together):
     assert not torch.allclose(
         together[0]["own_norms"]["weights"]["2.weight"], alone["own_norms"]["weights"]["2.weight"]
     )
+
+
+def test_of_two_processes_the_first_one_logs(together, worked):
+    assert [path.name for path in (worked / "boards").iterdir()] == ["1"]
+
+
+def test_a_tracker_of_one_process_stops_all_after_the_same_step(alone, together):
+    assert alone["stopped"]["ended"][2] == 3 * STEPS
+    assert alone["stopped_within"]["ends"] == [(11, 2, "enough"), (16, 2, "enough"), (11, 2, "enough")]
+    for steps, epochs, why in together[0]["stopped_within"]["ends"]:
+        assert steps in (11, 12, 16, 17)
+        assert epochs == -(-steps // STEPS)
+        assert why == "enough"
 
 
 def test_ctrl_c_in_one_process_stops_all_after_the_same_step(alone, together):

@@ -10,6 +10,7 @@ from bpfree.data.preprocess import Preprocess
 from bpfree.data.sets.facts import FACTS, Facts
 from bpfree.data.sets.readers import DATASETS
 from bpfree.data.split import Split
+from bpfree.data.transforms import PerSample
 
 __all__ = [
     "DATASETS",
@@ -19,6 +20,7 @@ __all__ = [
     "Dataset",
     "Facts",
     "Labels",
+    "PerSample",
     "Preprocess",
     "Split",
     "data_directory",

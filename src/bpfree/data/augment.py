@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from bpfree.data.part import Part
 from bpfree.data.preprocess import Preprocess
 from bpfree.data.scaling import constant
+from bpfree.data.transforms import Transform, transformed
 from bpfree.errors import UserError
 from bpfree.noise import Noise, counts
 
@@ -61,6 +62,8 @@ class Augment:
             of the square may lie outside the image.
         mixup: alpha; each sample is mixed with another one of its batch by shares from Beta(alpha, alpha), and the
             labels are mixed alike. 0 turns it off. Samples need not be images.
+        transforms: functions of the user, which change samples behind all of these except mixup. They get images of
+            bytes as numbers from 0 to 1, and other samples as they are.
         values: the raw values of black, white and the mean.
 
     Example:
@@ -75,23 +78,36 @@ class Augment:
     contrast: float = 0.0
     cutout: int = 0
     mixup: float = 0.0
+    transforms: tuple[Transform, ...] = ()
     values: PixelValues = PixelValues()
 
     def __call__(self, x: Tensor, noise: Noise, part: Part | None = None) -> Tensor:
-        """Return the changed images; mixup is not among these changes, see `mix`.
+        """Return the changed samples; mixup is not among these changes, see `mix`.
 
         Args:
-            x: raw images [B, C, H, W].
+            x: raw images [B, C, H, W]; with no changes but `transforms`, samples [B, ...].
             noise: the key of the draws.
             part: the rows of a batch that x holds. Draws are those of the whole batch, so that the parts of a batch
-                change as the whole does. None if x is the whole batch.
+                change as the whole does. None if x is the whole batch, which `transforms` need.
 
         Returns:
             [B, C, H, W], floating if a change computes with values, else of the type of x.
 
         Raises:
-            UserError: the samples are not images, or cutout or shift leaves nothing of them.
+            UserError: the samples are not images, cutout or shift leaves nothing of them, or a transform returns
+                something else than samples.
         """
+        white = self.values.white if x.dtype == torch.uint8 else None
+        x = self._changed(x, noise, part)
+        return transformed(x, self.transforms, noise, white) if self.transforms else x
+
+    @property
+    def needs_whole_batches(self) -> bool:
+        """True if the rows of a batch cannot be changed apart: mixup takes others, and transforms draw as they like."""
+        return self.mixup > 0 or bool(self.transforms)
+
+    def _changed(self, x: Tensor, noise: Noise, part: Part | None) -> Tensor:
+        """Return images after the changes of bpfree's own, but mixup."""
         moved, valued = self._names(("shift", "flip")), self._names(("crop", "brightness", "contrast", "cutout"))
         if not moved and not valued:
             return x
@@ -137,7 +153,7 @@ class Augment:
 
     def refuse_several(self) -> None:
         """Raise UserError if a change is switched on; samples of several inputs cannot be changed."""
-        if names := self._names(("shift", "flip", "crop", "brightness", "contrast", "cutout", "mixup")):
+        if names := self._names(("shift", "flip", "crop", "brightness", "contrast", "cutout", "mixup", "transforms")):
             raise UserError(
                 f"{', '.join(names)}: samples are several inputs, allowed: samples that are one array of images. Leave "
                 "it out, and change the samples in your own torch Dataset"

@@ -78,8 +78,8 @@ class Batches:
             epoch: the number of the epoch, from 0; it decides the order and the random changes.
             start: the first batch, from 0. A resumed run starts in the middle, with the same draws.
             part: the number of a process, from 0, and the number of processes; see `Part.of`. Each batch then has only
-                the rows of this process, and only they are read, unless mixup needs the others. The parts together are
-                the whole batch; on a CPU to the bit. None gives whole batches.
+                the rows of this process, and only they are read, unless mixup or a transform needs the others. The
+                parts together are the whole batch; on a CPU to the bit. None gives whole batches.
 
         Raises:
             UserError: there is no such process, or a training batch has fewer rows than there are processes.
@@ -89,8 +89,8 @@ class Batches:
         # The whole order is drawn even if `start` skips batches. So a resumed epoch has the batches that were left.
         orders = self._orders(epoch)
         # Mixup takes the partner of a sample from anywhere in the batch, so a part is cut from the mixed batch.
-        mixes = self.seed is not None and self.augment.mixup > 0
-        needed = None if mixes else part
+        is_whole = self.seed is not None and self.augment.needs_whole_batches
+        needed = None if is_whole else part
         raw: Iterator[Raw] = (self._picked(orders, i, needed) for i in range(start, len(self)))
         if any(place != self.device for place in orders):
             raw = (one_ahead if self.device.type == "cuda" else on_device)(raw, self.device)
@@ -98,7 +98,7 @@ class Batches:
             if self.seed is not None and isinstance(x, Tensor):
                 # Keyed by (seed, epoch, batch): neither a resume nor another batch changes the draws.
                 x, y = self._changed(x, y, Noise(self.seed, epoch).fold("batch", i), self._part(i, needed))
-                if mixes:
+                if is_whole:
                     rows = self._part(i, part).rows
                     x, y = x[rows], y[rows]
             # The target is what the net sees: an autoencoder rebuilds the augmented and mixed sample.

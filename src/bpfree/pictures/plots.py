@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bpfree.disk.atomic import make_folder, write_atomically
 from bpfree.pictures.scales import linear_scale, value_scale
-from bpfree.trackers import TRACKERS
+from bpfree.trackers import MEASURES
 from bpfree.training.listener import Record
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#717581"  # colour-blind readers can tell them apart (Okabe & Ito)
@@ -72,7 +72,7 @@ def plot_tracked(records: Sequence[Record], folder: Path) -> list[Path]:
     written = []
     for tracker, measurements in by_tracker.items():
         layers = list(dict.fromkeys(layer for record in measurements for layer in record["values"]))
-        kind = TRACKERS.get(tracker)  # None: a tracker of the user's
+        kind = MEASURES.get(tracker)  # None: a tracker of the user's
         unit = kind.unit if kind else ""
         if layers:
             # A shipped tracker without a unit measures several quantities, and one axis cannot serve them all.

@@ -9,6 +9,7 @@ from torch import nn
 from bpfree._version import __version__
 from bpfree.data import Batches, Preprocess, Split
 from bpfree.data.tokens import preprocess_for_net
+from bpfree.data.transforms import Transform
 from bpfree.errors import UserError
 from bpfree.nets import NETS
 from bpfree.nets.acceptance import inner, refuse_meta
@@ -35,14 +36,16 @@ class Setup:
         config: complete; what `bpfree train` would run.
         trainer: holds the net, the rule and the task.
         preprocess: turns raw samples into the input of the net.
-        from_python: names of the parts that were passed as Python objects ("net", "rule", "data", "trackers", "loss").
-            No config can rebuild them.
+        from_python: names of the parts that were passed as Python objects ("net", "rule", "data", "trackers", "loss",
+            "augment"). No config can rebuild them.
+        transforms: functions that change training samples; None for those that the config names.
     """
 
     config: Config
     trainer: Trainer
     preprocess: Preprocess
     from_python: tuple[str, ...] = ()
+    transforms: tuple[Transform, ...] | None = None
 
     @property
     def net(self) -> nn.Module:
@@ -78,7 +81,7 @@ class Setup:
             data.batch_size,
             device=self.trainer.device,
             dtype=self.trainer.dtype,
-            augment=data.augment.build(self.preprocess),
+            augment=data.augment.build(self.preprocess, self.transforms),
             seed=self.config.train.seed,
             rebuild=self.task.rebuilds,
         )

@@ -1,15 +1,16 @@
 """The section `data` of a config: which data set, how much of it, and how batches are made."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bpfree.data import DATASETS, Augment, Dataset, Preprocess, Split, data_directory
 from bpfree.data.augment import PixelValues
 from bpfree.data.subset import Skew, SkewKind, mislabel, select, thin
+from bpfree.data.transforms import Transform, make_transform
 from bpfree.disk.paths import user_path
 from bpfree.errors import unknown
 from bpfree.noise import Noise
@@ -39,17 +40,30 @@ class AugmentConfig(Section):
     contrast: float = Field(default=0.0, ge=0, le=1)
     cutout: int = Field(default=0, ge=0)
     mixup: float = Field(default=0.0, ge=0, le=1000)
+    transforms: list[str | dict[str, Any]] = []
 
-    def build(self, preprocess: Preprocess) -> Augment:
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        specs = value if isinstance(value, list) else [value]
+        return [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
+
+    def build(self, preprocess: Preprocess, transforms: Sequence[Transform] | None = None) -> Augment:
         """Return the changes in the form that batches take.
 
         Args:
             preprocess: of the samples; it knows the range of their values.
+            transforms: used instead of those that the config names.
+
+        Raises:
+            UserError: a transform cannot be imported.
         """
-        return Augment(**self.model_dump(), values=PixelValues.of(preprocess))
+        ours = self.model_dump(exclude={"transforms"})
+        made = [make_transform(spec) for spec in self.transforms] if transforms is None else transforms
+        return Augment(**ours, transforms=tuple(made), values=PixelValues.of(preprocess))
 
 
-OLD_DATA_KEYS = {key: f"augment.{key}" for key in AugmentConfig.model_fields}
+OLD_DATA_KEYS = {key: f"augment.{key}" for key in AugmentConfig.model_fields if key != "transforms"}
 """Keys of the section `data` in earlier versions, and their places now; see `bpfree.spec.move_old_keys`."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from bpfree.data import DATASETS
 from bpfree.data.subset import SkewKind
+from bpfree.data.transforms import Transform
 from bpfree.errors import UserError, shown, similar, unknown
 from bpfree.nets import NETS
 from bpfree.rules import RULES
@@ -54,6 +55,7 @@ class AugmentOptions(TypedDict, total=False):
     contrast: float
     cutout: int
     mixup: float
+    transforms: list[str | dict[str, Any]]
 
 
 class FitOptions(TypedDict, total=False):
@@ -66,7 +68,7 @@ class FitOptions(TypedDict, total=False):
     fraction: float
     skew: SkewOptions | None
     label_noise: float
-    augment: AugmentOptions
+    augment: AugmentOptions | Transform | Sequence[AugmentOptions | Transform]
     precision: Precision
     update: Update
     graph: Graph

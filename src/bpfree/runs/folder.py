@@ -26,15 +26,16 @@ def write_metrics(path: Path, progress: Progress, *, stopped: str = "") -> None:
     Args:
         path: the run folder.
         progress: holds the records.
-        stopped: why the training ended early; a resume writes the file anew without it.
+        stopped: why the training ended before it was over; a resume writes the file anew without it. Default: what
+            early stopping or a tracker gave as the reason.
 
     Raises:
         UserError: the file cannot be written.
     """
     # The sort is stable and trackers come first: the last step of an epoch is measured before the epoch is over.
     records = sorted([*progress.tracked, *progress.history], key=itemgetter("step"))
-    if stopped:
-        records.append({"kind": "stopped", "step": progress.step, "why": stopped})
+    if why := stopped or progress.why_stopped:
+        records.append({"kind": "stopped", "step": progress.step, "why": why})
     write_text(path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
 
 

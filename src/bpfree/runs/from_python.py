@@ -8,6 +8,7 @@ from torch import nn
 
 from bpfree.data import Dataset, make_dataset
 from bpfree.data.records import is_data
+from bpfree.data.transforms import Transform, described, make_transform, split_augment
 from bpfree.errors import UserError
 from bpfree.runs.config import Config, TrainConfig, parse
 from bpfree.runs.data_config import OLD_DATA_KEYS, DataConfig
@@ -22,10 +23,13 @@ class Described(NamedTuple):
     Attributes:
         config: its config. Sections of objects have the names of their classes, for readers alone.
         dataset: the data, if they are Python objects; None if the config names them.
+        transforms: all changes to training samples by functions, if some are Python objects; None if the config names
+            all of them.
     """
 
     config: Config
     dataset: Dataset | None
+    transforms: list[Transform] | None
 
 
 def describe(
@@ -58,6 +62,9 @@ def describe(
     # `classes` means two things: a number of classes for arrays, or a list of classes to keep, a key of the config.
     classes = options["classes"] if isinstance(options.get("classes"), int) else None
     others = {key: value for key, value in options.items() if key != "classes" or classes is None}
+    functions: list[Transform] = []
+    if "augment" in others:
+        others["augment"], functions = split_augment(others["augment"])
     sections: dict[str, Any] = {
         **values,
         "data": {"name": data} if isinstance(data, str) else dict(data) if named else {},
@@ -79,7 +86,12 @@ def describe(
             setattr(config, section, {"name": f"{type(value).__module__}:{type(value).__qualname__}"})
     if dataset is not None:
         config.data.name = dataset.name
-    return Described(config, dataset)
+    if not functions:
+        return Described(config, dataset, None)
+    augment = config.data.augment
+    transforms = [*(make_transform(spec) for spec in augment.transforms), *functions]
+    augment.transforms += [described(function) for function in functions]
+    return Described(config, dataset, transforms)
 
 
 def _place(sections: dict[str, Any], options: Mapping[str, Any], arguments: Sequence[str]) -> None:

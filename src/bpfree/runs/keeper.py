@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from bpfree.data import Batches
 from bpfree.disk.atomic import write_text
+from bpfree.disk.events import Events, wait_for_a_new_second
 from bpfree.errors import DivergedError, UserError
 from bpfree.runs import checkpoint, tensor_files
 from bpfree.runs.assemble import Setup
 from bpfree.runs.config import MACHINE_KEYS, Config
-from bpfree.runs.events import Events, wait_for_a_new_second
 from bpfree.runs.folder import BEST, CONFIG, LAST, METRICS, PLOTS, RESULT, take, write_metrics
 from bpfree.runs.lock import FolderLock
+from bpfree.trackers.logger import scalars_of
 from bpfree.training.listener import Listener, Record
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch
@@ -70,8 +71,8 @@ class RunWriter(Listener[Trainer]):
         """Write events for what trackers measured in this step."""
         assert self._events is not None
         for record in trainer.progress.tracked[self._sent :]:
-            for name, value in record["values"].items():
-                self._events.add(f"{record['tracker']}/{name}", value, record["step"])
+            for name, value in scalars_of(record).items():
+                self._events.add(name, value, record["step"])
         self._sent = len(trainer.progress.tracked)
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
@@ -128,10 +129,7 @@ class RunWriter(Listener[Trainer]):
 
     def _write_events(self, record: Record) -> None:
         assert self._events is not None
-        scalars = {"lr": record["lr"], "samples_per_second": record["samples_per_second"]}
-        for split in ("train", "validation"):
-            scalars |= {f"{split}/{name}": value for name, value in record.get(split, {}).items()}
-        for name, value in scalars.items():
+        for name, value in scalars_of(record).items():
             self._events.add(name, value, record["step"])
         self._events.flush()
 

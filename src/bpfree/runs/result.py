@@ -41,6 +41,7 @@ def summarize(run: Run, dataset: str, labels: Tensor, test: Evaluation | None) -
         "seed": run.config.train.seed,
         "epochs": len(progress.history),
         "best_epoch": progress.best_epoch,
+        "stopped": progress.why_stopped or None,
         "parameters": sum(p.numel() for p in trainable(trainer.net)),
         "rule_parameters": sum(p.numel() for p in trainable(trainer.rule)),
         # Shares of a pass, such as 1/10 of a block, add up with rounding errors.

@@ -17,7 +17,7 @@ from bpfree.training.precision import Precision
 from bpfree.training.progress import Progress
 
 FORMAT = 2
-Name = Literal["net", "rule", "data", "trackers", "loss"]
+Name = Literal["net", "rule", "data", "trackers", "loss", "augment"]
 Numbers = dict[str, float]
 # JSON has integers of any size, and torch's steps are 64 bits. strict: True and 3.0 are not counts.
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -70,6 +70,14 @@ class Cost(BaseModel):
     measurements: Count
 
 
+class Logged(BaseModel):
+    """The state of a logger: the id of its run, and how many records it has got."""
+
+    id: str
+    epochs: Count
+    measurements: Count
+
+
 class SavedProgress(BaseModel):
     """The saved form of `bpfree.training.progress.Progress`."""
 
@@ -82,6 +90,7 @@ class SavedProgress(BaseModel):
     best_epoch: Count
     stale: Count
     stopped: Annotated[bool, Field(strict=True)]
+    why_stopped: str = ""
     queries: Number = 0.0
     wall_seconds: Number
     cpu_seconds: Number = 0.0
@@ -90,6 +99,7 @@ class SavedProgress(BaseModel):
     history: list[Epoch]
     tracked: list[Measurement] = []
     tracker_cost: dict[str, Cost] = {}
+    logged: dict[str, Logged] = {}
 
     @model_validator(mode="after")
     def _agrees(self) -> "SavedProgress":

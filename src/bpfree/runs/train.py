@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from bpfree.data import Batches, Dataset, Preprocess, Split
+from bpfree.data.transforms import Transform, make_transform
 from bpfree.memory import ProcessMemory, peak_process_memory
 from bpfree.mesh import rank_of_process
 from bpfree.rule import Rule
@@ -48,6 +49,7 @@ def train(
     dataset: Dataset | None = None,
     trackers: Sequence[Tracker] = (),
     loss: Loss | None = None,
+    transforms: Sequence[Transform] | None = None,
     out: Path | None = None,
     resume: bool = False,
     verbose: bool | None = None,
@@ -61,6 +63,7 @@ def train(
         dataset: used instead of the data set that the config names.
         trackers: listen in addition to those that the config names.
         loss: used instead of the task's loss.
+        transforms: change training samples, instead of those that the config names.
         out: the run folder; it must be new, unless the run is to be resumed. None trains in memory.
         resume: go on from the folder's last checkpoint.
         verbose: show the progress; see `bpfree.screen.live.Screen`.
@@ -71,17 +74,23 @@ def train(
     Raises:
         UserError: anything that cannot work; the folder cannot be written, or another process writes to it.
     """
-    watching = make_trackers([*config.trackers, *trackers])  # first: a wrong option is found before data are read
+    # First: a wrong option is found before data are read.
+    watching = make_trackers([*config.trackers, *trackers])
+    changes = [make_transform(spec) for spec in config.data.augment.transforms] if transforms is None else transforms
     screen = Screen(verbose if rank_of_process() == 0 else False)
     # Before the data are read, so that the user sees at once what begins.
     screen.say(_what_begins(config, net, rule))
     data = _read(config, dataset)
-    objects = {"net": net, "rule": rule, "data": dataset, "trackers": trackers or None, "loss": loss}
+    objects: dict[str, Any] = {"net": net, "rule": rule, "data": dataset, "trackers": trackers or None, "loss": loss}
+    objects["augment"] = transforms
     from_python = [name for name, value in objects.items() if value is not None]
     setup = assemble(config, Preprocess.of(data.dataset, data.train), net, rule, loss, from_python)
+    setup = replace(setup, transforms=tuple(changes))
     batches = setup.training_batches(data.train)
     make_first_optimizer()  # before the memory of the training is measured
     mesh = setup.trainer.mesh
+    for tracker in watching:
+        tracker.on_config(config.plain())
     with keeping(setup, batches, out, resume) as keeper, peak_process_memory(setup.trainer.device) as memory:
         weights = _fit(setup, data, batches, watching, keeper, screen)
         # What was timed is that of the first process, so that all of them return the same.
@@ -91,6 +100,8 @@ def train(
         # result.json says that the run is over, so it is written when nothing is left that could need a resume.
         # Pictures come after it: they can be drawn again.
         keeper.finish(run.result)
+        for tracker in watching:
+            tracker.on_result(run.result)
         if out is not None and mesh.is_first:
             run.plots(run.test or data.validation or data.train)
     return run
@@ -131,8 +142,9 @@ def _fit(
         early_stopping=stopping,
         trackers=[*trackers, *([readout] if readout else []), progress_of(screen, config.epochs, batches), keeper],
     )
-    weights: Literal["last", "best"] = "best" if stopping else "last"
-    if stopping:
+    # A tracker may stop a training before its first step: then no epoch is the best.
+    weights: Literal["last", "best"] = "best" if stopping and trainer.progress.history else "last"
+    if weights == "best":
         keeper.restore_best(trainer)
     if readout:
         readout.fit(trainer)

@@ -124,7 +124,7 @@ class BPFreeEstimator(BaseEstimator):  # type: ignore[misc]
         options["classes"] = labels.classes
         net = self._net(samples, labels, seed)
         rule = copy.deepcopy(self.rule) if isinstance(self.rule, Rule) else self.rule
-        config, dataset = describe(
+        config, dataset, transforms = describe(
             net,
             (samples.x, samples.y),
             rule,
@@ -147,6 +147,7 @@ class BPFreeEstimator(BaseEstimator):  # type: ignore[misc]
             dataset=dataset,
             trackers=[*(tracker for tracker in trackers if isinstance(tracker, Tracker)), *draws],
             loss=None if isinstance(loss, str) else loss,
+            transforms=transforms,
             verbose=verbose,
         )
         self.n_iter_ = len(self.run_.metrics)

@@ -5,7 +5,7 @@ The constructor's own signature is the schema. There is not a second description
 
 from bpfree.spec.described import Described
 from bpfree.spec.moved import move_old_keys, moved_keys
-from bpfree.spec.names import build, lookup, split_spec, without_foreign_code
+from bpfree.spec.names import build, imported, lookup, refuse_untrusted, split_spec, without_foreign_code
 from bpfree.spec.options import Checked, OptionGroup, absolute_paths, check_options, shared_options
 from bpfree.spec.reference import REQUIRED, Option, fields_of, options_of, summary
 from bpfree.spec.values import Spec, convert, describe
@@ -23,10 +23,12 @@ __all__ = [
     "convert",
     "describe",
     "fields_of",
+    "imported",
     "lookup",
     "move_old_keys",
     "moved_keys",
     "options_of",
+    "refuse_untrusted",
     "shared_options",
     "split_spec",
     "summary",

@@ -32,6 +32,23 @@ def without_foreign_code(source: Path, *, trust: bool = False) -> Iterator[None]
         _untrusted_source.reset(token)
 
 
+def refuse_untrusted(section: str, what: str) -> None:
+    """Refuse an option that sends or writes somewhere, if the config comes from a folder that nobody vouched for.
+
+    Args:
+        section: the section of the config; errors name it.
+        what: the rest of the sentence, such as "logs to http://localhost:5000".
+
+    Raises:
+        UserError: the config is untrusted; see `without_foreign_code`.
+    """
+    if source := _untrusted_source.get():
+        raise UserError(
+            f"{section}: the config {source} {what}, which whoever wrote it has chosen. If you trust them, or wrote it "
+            "yourself, allow it by --trust, in Python by trust=True"
+        )
+
+
 def split_spec(spec: Spec, section: str) -> tuple[str, dict[str, Any]]:
     """Split a spec into its name and its options.
 
@@ -57,8 +74,6 @@ def split_spec(spec: Spec, section: str) -> tuple[str, dict[str, Any]]:
 def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | None = None) -> Callable[..., Any]:
     """Return the constructor with a name: an entry of the table, or an outside class written "package.module:Class".
 
-    No other place imports a module because a config names it; see `without_foreign_code`.
-
     Args:
         table: the constructors of this package by name.
         name: a key of the table, or "package.module:Class".
@@ -76,6 +91,27 @@ def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | No
         return table[name]  # type: ignore[no-any-return]
     if outside is None or ":" not in name:
         raise unknown(section, name, table)
+    constructor = imported(name, section)
+    if not (isinstance(constructor, type) and issubclass(constructor, outside)):
+        raise UserError(
+            f"{section}.name: '{name}' is not a {outside.__name__}; allowed: a class that derives from "
+            f"{outside.__name__}"
+        )
+    return constructor
+
+
+def imported(name: str, section: str) -> Any:
+    """Return what a config names as "package.module:Name", which executes that module.
+
+    No other place imports a module because a config names it; see `without_foreign_code`.
+
+    Args:
+        name: "package.module:Name".
+        section: the section of the config; errors name it.
+
+    Raises:
+        UserError: it cannot be imported, or the config is untrusted.
+    """
     if source := _untrusted_source.get():
         raise UserError(
             f"{section}.name: found '{name}' in {source}, which names code that is not part of bpfree. It is not "
@@ -85,15 +121,9 @@ def lookup(table: Mapping[str, Any], name: str, section: str, outside: type | No
         sys.path.append(str(Path.cwd()))  # at the end, so that a file in the current folder never hides a library
     module, _, attribute = name.partition(":")
     try:
-        constructor = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:  # ValueError: empty; TypeError: relative name
         raise UserError(f"{section}.name: '{name}' cannot be imported ({error})") from error
-    if not (isinstance(constructor, type) and issubclass(constructor, outside)):
-        raise UserError(
-            f"{section}.name: '{name}' is not a {outside.__name__}; allowed: a class that derives from "
-            f"{outside.__name__}"
-        )
-    return constructor
 
 
 def build(table: Mapping[str, Any], spec: Spec, *args: Any, section: str, outside: type | None = None) -> Any:

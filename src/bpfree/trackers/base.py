@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,32 @@ from bpfree.training.listener import Listener, Record
 from bpfree.training.trainer import Trainer
 from bpfree.types import Batch, Scalars
 
-__all__ = ["Measure", "Record", "Tracker", "read"]
+__all__ = ["OTHER_NAMES", "Measure", "Record", "Tracker", "read"]
+
+
+OTHER_NAMES = {
+    "on_train_begin": "on_start",
+    "on_train_start": "on_start",
+    "on_fit_start": "on_start",
+    "on_train_batch_end": "on_step",
+    "on_batch_end": "on_step",
+    "on_after_backward": "on_gradients",
+    "on_before_optimizer_step": "on_gradients",
+    "on_epoch_end": "on_epoch",
+    "on_train_epoch_end": "on_epoch",
+    "on_validation_epoch_end": "on_epoch",
+    "on_validation_end": "on_epoch",
+    "on_train_end": "on_end",
+    "on_fit_end": "on_end",
+}
+"""The names that methods of a tracker have in Keras and Lightning, and ours."""
 
 
 class Tracker(Described, Listener[Trainer]):
     """A base for objects that follow a training. Every method does nothing unless a subclass overrides it.
+
+    Raises:
+        UserError: a subclass defines a method by its name in Keras or Lightning, which would never be called.
 
     Example:
         >>> class Count(Tracker):
@@ -30,6 +51,15 @@ class Tracker(Described, Listener[Trainer]):
         ...     def on_step(self, trainer: Trainer, batch: Batch) -> None:
         ...         self.steps += 1
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for other, name in OTHER_NAMES.items():
+            if other in vars(cls) and name not in vars(cls):
+                raise UserError(
+                    f"{cls.__name__}.{other}: bpfree never calls it. Its name here is {name}; docs/callbacks.md shows "
+                    "the names of Keras and Lightning beside ours"
+                )
 
 
 class Measure(Tracker, ABC):

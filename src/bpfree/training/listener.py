@@ -9,7 +9,7 @@ from bpfree.errors import DivergedError
 from bpfree.types import Batch, Scalars
 
 Record = dict[str, Any]
-"""One line of metrics.jsonl: plain values."""
+"""One line of metrics.jsonl, or another mapping of plain values."""
 
 TrainerT = TypeVar("TrainerT")
 
@@ -36,6 +36,15 @@ class Listener(Generic[TrainerT]):
         """
         return self.listens_to_gradients
 
+    def on_config(self, config: Record) -> None:
+        """Receive the config before `on_start`, in a run: `bpfree.fit`, `resume` and the command line call it.
+
+        A `Trainer` by itself has no config and does not call it. After it comes `on_result`, unless the run fails.
+
+        Args:
+            config: the sections of the config as plain values.
+        """
+
     def on_start(self, trainer: TrainerT) -> None:
         """Receive the trainer before the first step: the rule is bound; in a resumed run, the checkpoint is loaded.
 
@@ -60,7 +69,7 @@ class Listener(Generic[TrainerT]):
         """
 
     def on_step(self, trainer: TrainerT, batch: Batch) -> None:
-        """Note that a step was taken.
+        """Note that a step was taken. `trainer.stop(why)` ends the training after it.
 
         Args:
             trainer: the trainer. `trainer.progress.step` counts this step too.
@@ -68,7 +77,7 @@ class Listener(Generic[TrainerT]):
         """
 
     def on_epoch(self, trainer: TrainerT, record: Record) -> None:
-        """React to the end of an epoch whose losses and weights are all finite.
+        """React to the end of an epoch whose losses and weights are all finite. `trainer.stop(why)` ends the training.
 
         Args:
             trainer: the trainer.
@@ -88,3 +97,10 @@ class Listener(Generic[TrainerT]):
 
     def on_end(self) -> None:
         """Release resources: the training is over, whatever the reason."""
+
+    def on_result(self, result: Record) -> None:
+        """Receive the result of a run, after `on_end`: the net was evaluated on the test split.
+
+        Args:
+            result: as result.json holds it.
+        """

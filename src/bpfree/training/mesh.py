@@ -253,15 +253,6 @@ class Mesh(Together):
         """Return this process's part of the sums of a checkpoint; see `Apart.parted`."""
         return sums if self._apart is None else self._apart.parted(sums)
 
-    def tell_stops(self, asked: bool) -> None:
-        """Let all processes stop if any of them is to, where no step follows that would tell them.
-
-        Args:
-            asked: True if this process is to stop.
-        """
-        self._asked |= asked
-        self.stops |= self.total(float(self._asked)) > 0
-
     def share_statistics(self, net: nn.Module) -> None:
         """Give all processes the running statistics of the first one, before an evaluation and a checkpoint.
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from bpfree.errors import UserError
 from bpfree.training.energy import EnergyMeter, Source
@@ -51,7 +52,8 @@ class Progress:
         best_score: score of the best epoch so far; see `EarlyStopping.score`.
         best_epoch: number of that epoch; the first is 1.
         stale: epochs since the best.
-        stopped: True after early stopping.
+        stopped: True after early stopping, or after `Trainer.stop`.
+        why_stopped: the reason, such as "no better accuracy for 10 epochs"; "" if nothing stopped the training.
         queries: forward passes of the minibatch through the net so far; see `Rule.forward_passes`.
         wall_seconds: seconds of training so far, over all processes that continued it one after the other.
         cpu_seconds: CPU seconds likewise, and of all processes that train together.
@@ -60,6 +62,7 @@ class Progress:
         history: a record of each epoch.
         tracked: records of the trackers' measurements.
         tracker_cost: by tracker, the `seconds` it took and the number of `measurements`.
+        logged: by logger, the `id` of its run, and how many `epochs` and `measurements` it has got.
     """
 
     step: int = 0
@@ -69,6 +72,7 @@ class Progress:
     best_epoch: int = 0
     stale: int = 0
     stopped: bool = False
+    why_stopped: str = ""
     queries: float = 0.0
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -77,6 +81,7 @@ class Progress:
     history: list[Record] = field(default_factory=list)
     tracked: list[Record] = field(default_factory=list)
     tracker_cost: dict[str, dict[str, float]] = field(default_factory=dict)
+    logged: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, value: float) -> None:
         """Add a scalar of one step to the sums of the running epoch.
@@ -132,4 +137,14 @@ class Progress:
         # Strictly above: an equal score is not an improvement, so a training that stands still stops.
         if self.best_score is None or score > self.best_score:
             self.best_score, self.best_epoch, self.stale = score, record["epoch"], 0
-        self.stopped = early_stopping is not None and self.stale >= early_stopping.patience
+        if early_stopping is not None and self.stale >= early_stopping.patience:
+            self.stop(f"early stopping: no better epoch for {self.stale} epochs")
+
+    def stop(self, why: str) -> None:
+        """Note that the training stops, and why. The first reason stays.
+
+        Args:
+            why: the reason.
+        """
+        self.why_stopped = self.why_stopped if self.stopped else why
+        self.stopped = True

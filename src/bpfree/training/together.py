@@ -61,6 +61,14 @@ class Together:
         """
         return number if self.world is None else float(self.world.sum_(torch.tensor([number], dtype=torch.float64)))
 
+    def first_of(self, text: str) -> str:
+        """Return the first text of the processes that is not empty.
+
+        Args:
+            text: of this process; may be empty.
+        """
+        return text if self.world is None else next(filter(None, self.world.all_of(text)), "")
+
     def meet(self) -> None:
         """Wait until all processes are here, such as after the first one has written a file."""
         if self.world is not None:

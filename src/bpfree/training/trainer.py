@@ -133,6 +133,29 @@ class Trainer(Stepper):
             for tracker in trackers:
                 tracker.on_end()
 
+    def stop(self, why: str) -> None:
+        """End the training early, from a tracker: after the running step, or after the epoch that is over.
+
+        The steps since the last epoch become an epoch of their own, with its record and its checkpoint. The run then
+        ends as usual: the net is evaluated, and result.json says why it stopped. Of several processes, any may call it,
+        and all end after the same step, which may be the next one.
+
+        Args:
+            why: the reason, such as "1,000 steps are enough".
+
+        Raises:
+            UserError: `fit` is not running.
+
+        Example:
+            >>> class Budget(Listener[Trainer]):
+            ...     def on_step(self, trainer: Trainer, batch: Batch) -> None:
+            ...         if trainer.progress.step == 1000:
+            ...             trainer.stop("1,000 steps are enough")
+        """
+        if self.data is None:
+            raise UserError("trainer.stop: no training is running. Call it from a tracker, while fit runs")
+        self.progress.stop(why)
+
     @property
     def parameter_numbers(self) -> tuple[list[int], list[list[int]]]:
         """The numbers of the optimiser's parameters, and by group those in all processes; see `Updater`."""
@@ -192,8 +215,9 @@ class Trainer(Stepper):
             self._steps(fit)
             samples = (self.progress.step - first) * fit.train.batch_size
             pace = samples / (time.perf_counter() - start)
-            whole = self.progress.step % len(fit.train) == 0  # False: Ctrl-C came within the epoch
-            record = self._record(fit, pace) if whole else None
+            self._agree_to_stop()
+            whole = self.progress.step % len(fit.train) == 0  # False: it stops within the epoch
+            record = self._record(fit, pace) if whole or self.progress.stopped else None
         self.progress.cpu_seconds = cpu + self.mesh.total(self.progress.cpu_seconds - cpu)
         if record is not None:
             record["seconds"] = self.progress.wall_seconds
@@ -202,9 +226,9 @@ class Trainer(Stepper):
             self.progress.history.append(record)
             for listener in fit.listeners:
                 listener.on_epoch(self, record)
+            self._agree_to_stop()
         # Ctrl-C may have come while the epoch was recorded.
-        self.mesh.tell_stops(fit.interrupted())
-        if self.mesh.stops:
+        if self.mesh.total(float(fit.interrupted())) > 0:
             self._join_parts()
             for listener in fit.listeners:
                 listener.on_interrupt(self)
@@ -228,11 +252,17 @@ class Trainer(Stepper):
             if self._meter is not None:
                 self._meter.look()
             whole = self.progress.step % len(fit.train) == 0
-            self.mesh.look_for_stop(fit.interrupted(), self.progress.step, ends_epoch=whole)
+            asked = fit.interrupted() or self.progress.stopped
+            self.mesh.look_for_stop(asked, self.progress.step, ends_epoch=whole)
             # After the last step the epoch is whole, and its record is made before the training stops.
             if self.mesh.stops and not whole:
                 break
         self._check_losses(pending, fit.train.batch_size)
+
+    def _agree_to_stop(self) -> None:
+        """Let all processes know if a tracker of one of them has stopped the training, and why."""
+        if self.mesh.total(float(self.progress.stopped)) > 0:
+            self.progress.stop(self.mesh.first_of(self.progress.why_stopped))
 
     def _record(self, fit: _Fit, pace: float) -> Record:
         """Evaluate the epoch that is over; return its line of metrics.jsonl and start the next epoch's sums.
@@ -244,7 +274,7 @@ class Trainer(Stepper):
         self._join_parts()
         record: Record = {
             "kind": "epoch",
-            "epoch": self.progress.step // len(fit.train),
+            "epoch": -(-self.progress.step // len(fit.train)),  # upwards: the last one may be stopped within
             "step": self.progress.step,
             "lr": self.optimizer.param_groups[0]["lr"],
             "train": self.progress.means(),

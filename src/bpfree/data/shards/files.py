@@ -3,13 +3,13 @@
 import os
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bpfree.disk.paths import user_path
 from bpfree.errors import UserError
+from bpfree.spec import extras
 
 MOST = 100_000
 """The largest number of files that a pattern may stand for."""
@@ -20,22 +20,8 @@ _STARS = re.compile(r"[*?\[]")
 
 
 def library(module: str, extra: str) -> Any:
-    """Return a module of an optional package.
-
-    Args:
-        module: its name.
-        extra: the extra of bpfree that installs the package.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise UserError(
-            f"data: needs the package {package}, which is not installed. Install it: pip install 'bpfree[{extra}]'"
-        ) from error
+    """Return a module of an optional package that reads data; see `bpfree.spec.extras.library`."""
+    return extras.library(module, extra, "data")
 
 
 def shard_files(path: Path, suffix: str, key: str, extra: str) -> list[Path]:

@@ -78,9 +78,14 @@ class Own:
         make_net = None if isinstance(net, str | Mapping) else net_maker(net)
         example = net if make_net is None else make_net(train.get("seed", 0))
         arguments = [name for name in OwnOptions.__annotations__ if name not in FitOptions.__annotations__]
-        config, dataset = describe(
+        config, dataset, transforms = describe(
             example, data, "backprop", values, test=test, loss=loss, options=others, arguments=arguments
         )
+        if transforms is not None:
+            raise UserError(
+                "augment: found functions, allowed in a comparison: a section, which may name them, such as "
+                '{"transforms": ["my_module:noise"]}'
+            )
         objects = [name for name, part in (("net", make_net), ("data", dataset)) if part is not None]
         return cls(Recipes(config, objects), make_net, dataset, loss if callable(loss) else None)
 

@@ -13,7 +13,7 @@ from bpfree.pictures.labels import SIZE, Named, label_ends, labelled_panel
 from bpfree.pictures.plots import BLUE, GREY, LINES, plain
 from bpfree.pictures.scales import linear_scale, range_of_curves, value_scale
 from bpfree.tasks.class_metrics import BY_CLASS
-from bpfree.trackers import TRACKERS, Record
+from bpfree.trackers import MEASURES, Record
 
 _SIZE = (4.8, 3.2)
 _STYLES = ("-", "--", ":", "-.")
@@ -114,7 +114,7 @@ def tracked_curves(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
     shown: list[tuple[str, str, Figure]] = []
     for tracker, measured in by_tracker.items():
         layers = list(dict.fromkeys(layer for record in measured for layer in record["values"]))
-        kind = TRACKERS.get(tracker)  # None for a tracker of the user, or of another version
+        kind = MEASURES.get(tracker)  # None for a tracker of the user, or of another version
         of_layers = kind is None or bool(kind.unit) or tracker != "cost"
         for group in [layers] if of_layers else [[layer] for layer in layers]:
             if group:

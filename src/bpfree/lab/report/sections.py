@@ -22,7 +22,7 @@ from bpfree.pictures.confusion import MOST_CLASSES, ClassPredictions, confusion_
 from bpfree.pictures.numbers import predict_numbers, rollout
 from bpfree.runs.folder import CONFIG
 from bpfree.tasks import Classify, Regress, Sequence
-from bpfree.trackers import TRACKERS
+from bpfree.trackers import MEASURES
 
 if TYPE_CHECKING:
     from bpfree.runs.run import Run
@@ -156,7 +156,7 @@ def _tracked(recorded: Recorded) -> list[Markup]:
     """
     parts = []
     for tracker, quantity, figure in tracked_curves([r for r in recorded.tracked if r["tracker"] != _COST]):
-        kind = TRACKERS.get(tracker)
+        kind = MEASURES.get(tracker)
         about = (kind.__doc__ or "").strip().partition("\n")[0] if kind and kind.unit != "" else ""
         caption = f"{tracker}. {about}" if about else f"{tracker}: {quantity}" if quantity != tracker else tracker
         parts.append(html.picture(figure, alt=f"{tracker}: {quantity} by layer over the steps", caption=caption))

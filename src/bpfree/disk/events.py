@@ -18,10 +18,10 @@ _numbers = itertools.count()
 
 
 class Events:
-    """An events file of a run folder.
+    """An events file in a folder.
 
     Args:
-        folder: the run folder.
+        folder: the folder, such as a run folder.
         first_step: the first step that is written here. After a resume, steps from this one on are taken again, and
             TensorBoard hides what other files of the run say of them.
 
@@ -62,6 +62,25 @@ class Events:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         self._write(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
+
+    def add_text(self, name: str, text: str, step: int) -> None:
+        """Write a text to the events file.
+
+        Args:
+            name: the tag in TensorBoard.
+            text: Markdown.
+            step: training steps taken.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        about = create_summary_metadata(name, "")
+        value = Summary.Value(tag=name, metadata=about, tensor=make_tensor_proto(text))
+        self._write(step=step, summary=Summary(value=[value]))
 
     def _write(self, **content: object) -> None:
         try:
