@@ -50,7 +50,6 @@ app = typer.Typer(
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a traceback with the values of all variables would print whole tensors
-    add_completion=False,
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

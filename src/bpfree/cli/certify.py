@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from bpfree import api
+from bpfree.cli import completion
 from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.data import Preprocess, Split
 from bpfree.disk.atomic import make_folder, refuse_to_replace, write_text
@@ -29,11 +30,19 @@ _WIDTH = 160  # of the tables where standard output is not a terminal
 def certify(
     config: Annotated[
         str,
-        typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config such as digits/dfa, or a run folder."),
+        typer.Argument(
+            metavar="CONFIG|RUN",
+            help="A YAML file, a shipped config such as digits/dfa, or a run folder.",
+            autocompletion=completion.configs,
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the config, such as net.hidden=[64,64] rule=dfa."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Changes of the config, such as net.hidden=[64,64] rule=dfa.",
+            autocompletion=completion.changes,
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bpfree.cli import completion
 from bpfree.cli.shell import GO_ON, DataDir, Jobs, LauncherName, SlurmOptions, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.screen.loading import loading
@@ -14,6 +15,14 @@ from bpfree.screen.loading import loading
 if TYPE_CHECKING:
     from bpfree.lab.compare import Comparison
 
+Configs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG...",
+        help="YAML files or shipped configs such as digits/mlp; also KEY=VALUE for all of them.",
+        autocompletion=completion.configs_and_changes,
+    ),
+]
 Export = Annotated[
     Path | None,
     typer.Option(
@@ -33,18 +42,13 @@ Controls = Annotated[
 
 
 def compare_rules(
-    configs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CONFIG...",
-            help="YAML files or shipped configs such as digits/mlp; also KEY=VALUE for all of them.",
-        ),
-    ],
+    configs: Configs,
     rules: Annotated[
         str | None,
         typer.Option(
             help="Rules to train on the net and data of each config, such as dfa,eggroll; or all. Default: each config "
-            "as it is."
+            "as it is.",
+            autocompletion=completion.rules,
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each rule, with different seeds.")] = 3,

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bpfree.cli import completion
 from bpfree.cli.shell import DataDir, errors_in_one_line
 from bpfree.data import FACTS, data_directory
 from bpfree.data.sets.checks import check, is_readable
@@ -19,7 +20,10 @@ data = typer.Typer(help="List, download and check data sets.", no_args_is_help=T
 
 _NARROWEST = 120  # letters; the table of data sets needs so many
 _GO_ON = ". The part that was downloaded is kept. The same command goes on"
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `bpfree data list`.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A name from `bpfree data list`.", autocompletion=completion.datasets),
+]
 
 
 @data.command("list")
@@ -78,7 +82,12 @@ def get(
 
 @data.command("check")
 def check_data(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: every data set that is here.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Default: every data set that is here.", autocompletion=completion.datasets
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Compare data sets on this machine with the published ones. The exit code is 1 if one is damaged or missing."""

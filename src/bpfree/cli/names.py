@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bpfree.cli import completion
 from bpfree.cli.catalog import KINDS, describe_in_a_line, tasks_of
 from bpfree.cli.shell import errors_in_one_line
 from bpfree.cli.show import explain
@@ -21,6 +22,7 @@ def list_names(
         typer.Argument(
             metavar="[rules|nets|tasks|datasets|trackers|optimizers|schedules|configs]",
             help="The names to show. Default: all.",
+            autocompletion=completion.kinds,
         ),
     ] = None,
 ) -> None:

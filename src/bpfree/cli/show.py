@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from bpfree.cli import completion
 from bpfree.cli.catalog import KINDS, SECTIONS, Kind, describe_in_a_line, keys, options, tasks_of
 from bpfree.cli.shell import errors_in_one_line
 from bpfree.data import FACTS
@@ -31,6 +32,7 @@ def show(
             metavar="NAME",
             help="A rule, net, task, data set, tracker, optimizer, schedule, shipped config, or a section "
             "such as train or data.augment.",
+            autocompletion=completion.names,
         ),
     ],
 ) -> None:

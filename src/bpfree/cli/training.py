@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpfree import api
-from bpfree.cli import several
+from bpfree.cli import completion, several
 from bpfree.cli.shell import DataDir, Trust, errors_in_one_line, path_of
 from bpfree.errors import DivergedError, UserError
 from bpfree.mesh import Group, launched
@@ -24,11 +24,20 @@ from bpfree.training.together import agreed, world_of
 
 def train(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="A YAML file or a shipped config such as digits/dfa.")
+        str | None,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A YAML file or a shipped config such as digits/dfa.",
+            autocompletion=completion.configs,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the config, such as train.epochs=3 rule=backprop."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Changes of the config, such as train.epochs=3 rule=backprop.",
+            autocompletion=completion.changes,
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bpfree.cli import completion
 from bpfree.cli.shell import DataDir, LauncherName, SlurmOptions, errors_in_one_line, path_of
 from bpfree.errors import UserError
 from bpfree.lab.tune.plan import Plan, make_plan
@@ -27,6 +28,7 @@ def tune(
         typer.Argument(
             metavar="CONFIG",
             help="A YAML file or a shipped config. Values to search for are markers, see docs/tune.md.",
+            autocompletion=completion.configs,
         ),
     ] = None,
     overrides: Annotated[
@@ -34,6 +36,7 @@ def tune(
         typer.Argument(
             metavar="[KEY=VALUE]...",
             help="Changes of the config, such as tune.trials=50 'optimizer.lr={search: log, low: 1e-4, high: 1e-1}'.",
+            autocompletion=completion.changes,
         ),
     ] = None,
     out: Annotated[

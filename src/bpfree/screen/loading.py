@@ -30,7 +30,8 @@ def begin(what: str) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         with suppress(ValueError):  # Python allows signal handlers in the main thread only
             signal.signal(signal.SIGINT, _interrupted)
-    if sys.stderr is not None and sys.stderr.isatty() and is_first():
+    # While the shell completes a command, its line is on the terminal.
+    if sys.stderr is not None and sys.stderr.isatty() and is_first() and "_BPFREE_COMPLETE" not in os.environ:
         _is_shown = True
         sys.stderr.write(f"loading {what} ...")
         sys.stderr.flush()
