@@ -15,6 +15,7 @@ from bpfree.runs.config import parse
 from bpfree.runs.train import train
 from tests.helpers import TASK, net_for, same
 from tests.runs.test_run import power_cut, weights
+from tests.test_cli import shell
 
 pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
 EPOCH = 20  # steps
@@ -113,11 +114,24 @@ def test_early_stopping_says_so_and_the_best_weights_are_the_result():
     run = bpfree.fit(
         "mlp", "digits", "dfa", epochs=40, early_stopping={"patience": 1}, optimizer={"name": "sgd", "lr": 1.0}
     )
-    assert run.result["stopped"] == "early stopping: no better epoch for 1 epochs"
+    assert run.result["stopped"] == "early stopping: no better epoch for 1 epoch"
     run = bpfree.fit("mlp", "digits", "dfa", epochs=9, early_stopping={"patience": 9}, trackers=[Stop(step=3 * EPOCH)])
     assert run.result["stopped"] == "60 steps are enough"
     assert run.weights == "best"
     assert run.result["test"] == run.evaluate()
+
+
+def test_the_shell_and_the_report_say_why(tmp_path):
+    args = [
+        "train",
+        "digits/dfa",
+        "trackers=[{name: 'tests.training.test_stop:Stop', step: 57}]",
+        "--out",
+        tmp_path / "run",
+    ]
+    assert "stopped after 2 epochs: 57 steps are enough\n" in shell(*args).stdout
+    report = bpfree.report(tmp_path / "run", trust=True).read_text("utf-8")
+    assert "stopped early, after 2 of 40 epochs: 57 steps are enough" in report
 
 
 def test_the_first_reason_stays_and_no_training_no_stop(digits_data):

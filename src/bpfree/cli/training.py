@@ -149,7 +149,7 @@ def _how_to_go_on(path: Path, error: BaseException) -> str:
 
 
 def _print_result(run: Run) -> None:
-    """Print the test metrics, the controls, the time of the trackers, and the run folder.
+    """Print the controls, the time of the trackers, why the training stopped early, the test metrics and the folder.
 
     A control is a metric of another output of the rule, such as that of a faster inference.
 
@@ -168,6 +168,8 @@ def _print_result(run: Run) -> None:
         )
     for name, cost in result.get("trackers", {}).items():
         typer.echo(f"tracker {name}: {cost['seconds']:.1f} s in {cost['measurements']} measurements")
+    if why := result.get("stopped"):
+        typer.echo(f"stopped after {len(run.metrics)} epoch{'s' * (len(run.metrics) != 1)}: {why}")
     typer.echo(f"{result['rule']} on {result['dataset']}: {test}, {result['wall_seconds']:.1f} s. Run: {run.folder}")
 
 

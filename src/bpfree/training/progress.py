@@ -138,7 +138,7 @@ class Progress:
         if self.best_score is None or score > self.best_score:
             self.best_score, self.best_epoch, self.stale = score, record["epoch"], 0
         if early_stopping is not None and self.stale >= early_stopping.patience:
-            self.stop(f"early stopping: no better epoch for {self.stale} epochs")
+            self.stop(f"early stopping: no better epoch for {self.stale} epoch{'s' * (self.stale != 1)}")
 
     def stop(self, why: str) -> None:
         """Note that the training stops, and why. The first reason stays.

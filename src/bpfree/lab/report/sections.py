@@ -92,7 +92,8 @@ def state_of(recorded: Recorded) -> str:
     if recorded.is_over:
         # A damaged config may name no number, or a number as text.
         stopped = is_number(planned) and done < planned
-        return f"stopped early, after {done} of {planned} epochs" if stopped else "finished"
+        why = f": {recorded.stopped}" if recorded.stopped else ""
+        return f"stopped early, after {done} of {planned} epochs{why}" if stopped else "finished"
     return f"not finished: {done} of {planned if is_number(planned) else '?'} epochs"
 
 
