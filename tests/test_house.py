@@ -31,7 +31,7 @@ ORDER = (  # from the bottom to the top; the rooms of one line do not import eac
     ("diffusion",),
     ("rules",),
     ("training",),
-    ("evolution", "trackers"),
+    ("evolution", "trackers", "export"),
     ("pictures",),
     ("runs",),
     ("lab",),

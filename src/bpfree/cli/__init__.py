@@ -15,6 +15,7 @@ from bpfree.cli import several
 from bpfree.cli.certify import certify
 from bpfree.cli.compare import compare_rules
 from bpfree.cli.data import data
+from bpfree.cli.export import export
 from bpfree.cli.ledger import ledger
 from bpfree.cli.names import list_names
 from bpfree.cli.report import board, report
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "plots": plots,
     "predict": predict,
+    "export": export,
     "report": report,
     "board": board,
     "compare": compare_rules,

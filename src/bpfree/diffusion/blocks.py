@@ -205,7 +205,7 @@ class BlockRule(DiffusionRule):
             stochastic: True to start from noise and add more at each step; False to start from z_0 = 0 without noise.
         """
         blocks = self._blocks(net)
-        z = x.new_zeros(len(x), self.embedding.dim)
+        z = x.new_zeros(x.shape[0], self.embedding.dim)
         # Noise without the seed of the run: the same samples always get the same prediction.
         z = eps_like(z, Noise().fold("walk", 0)) if stochastic else z
         yield State(0.0, z, None)

@@ -138,13 +138,13 @@ class TimeRule(DiffusionRule):
         """The path of z, [steps + 1, B, E]."""
         # At least float32: in half precision many small steps would be lost in rounding.
         dtype = torch.promote_types(features.dtype, torch.float32)
-        z = features.new_zeros(len(features), self.embedding.dim, dtype=dtype)
+        z = features.new_zeros(features.shape[0], self.embedding.dim, dtype=dtype)
         z = eps_like(z, Noise().fold("walk", 0)) if stochastic else z
         return solve(lambda z, time: self.field(blocks, features, z, time), z, self.steps, self.solver)
 
     def _at(self, blocks: DenoisingNet, features: Tensor, z: Tensor, time: Tensor) -> Tensor:
         """The head's output for times [B], or for one time for all points."""
-        return blocks.heads[0](features, z, time.expand(len(z)))  # type: ignore[no-any-return]
+        return blocks.heads[0](features, z, time.expand(z.shape[0]))  # type: ignore[no-any-return]
 
 
 def stratified(n: int, like: Tensor, noise: Noise) -> Tensor:

@@ -133,7 +133,7 @@ class Denoiser(Checked, nn.Module):
             x: samples [B, ...].
         """
         z = x.new_zeros(len(x), self.embedding_dim)  # [B, E], where inference starts without noise
-        time = [x.new_zeros(len(x))] if self.timed else []
+        time = [x.new_zeros(x.shape[0])] if self.timed else []
         # Start values for the type checker: there is at least one block, and block 1 has a trunk.
         features, scores = x, z
         for t, head in enumerate(self.heads):

@@ -186,7 +186,7 @@ class LiquidLayer(RecurrentLayer):
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Take one step; see `RecurrentLayer`."""
-        h = x.new_zeros(len(x), self.hidden) if state is None else state[0]
+        h = x.new_zeros(x.shape[0], self.hidden) if state is None else state[0]
         # The last argument is dt. Steps of all samples have equal length here.
         h, _ = self.cell(x, h, 1.0)
         return h, (h,)

@@ -125,7 +125,7 @@ def rollout(run: TrainedRun, split: Split) -> Rollout:
     """
     assert isinstance(run.task, Sequence)
     few = split.take(torch.arange(min(_WINDOWS, len(split.y))))
-    truth, net = few.y.float().cpu(), run.net
+    truth, net = few.y.float().cpu(), run.trainer.net
     (batch,) = run.batches(few).epoch()
     # To go on, the net's output must be its next input, so both need the same width.
     if not can_step(net) or batch.tensor.shape[-1] != run.task.dim:

@@ -79,7 +79,7 @@ def follow(run: TrainedRun, split: Split, count: int, *, stochastic: bool) -> Tr
     first = split.take(torch.arange(min(count, len(split.y))))
     batch = next(run.batches(first).epoch())
     with run.trainer.evaluating():
-        states = list(rule.walk(run.net, batch.tensor, stochastic=stochastic))
+        states = list(rule.walk(run.trainer.net, batch.tensor, stochastic=stochastic))
         steps = _spread(len(states), _STEPS)
         outputs = torch.stack([output_at(rule, states[step]).float().cpu() for step in steps])
     z = torch.stack([states[step].z.float().cpu() for step in steps])
@@ -131,7 +131,7 @@ def judge_steps(run: TrainedRun, split: Split) -> StepMetrics:
         by_name: dict[str, Tensor] = {}
         with run.trainer.evaluating():
             for kind in kinds:
-                states = list(rule.walk(run.net, one_tensor(x), stochastic=kind == "stochastic"))
+                states = list(rule.walk(run.trainer.net, one_tensor(x), stochastic=kind == "stochastic"))
                 for step in _spread(len(states), _JUDGED_STEPS):
                     by_name[f"outputs {kind} {step}"] = output_at(rule, states[step])
                     if (scores := states[step].scores) is not None:

@@ -127,7 +127,7 @@ def even_groups(x: Tensor, count: int) -> list[Tensor]:
     end = larger * (size + 1)
     shapes = ((larger, size + 1), (count - larger, size))
     parts = zip((x[:, :end], x[:, end:]), shapes, strict=True)
-    return [part.view(len(x), *shape, *x.shape[2:]) for part, shape in parts if shape[0]]
+    return [part.view(x.shape[0], *shape, *x.shape[2:]) for part, shape in parts if shape[0]]
 
 
 class _GroupMeans(torch.autograd.Function):

@@ -178,7 +178,7 @@ class ForwardForward(LocalRule):
                 return self.pass_on(index, h)
 
             with cut(net, self.taps, look):
-                labels = samples.new_full((len(samples),), label, dtype=torch.int64)
+                labels = samples.new_full((samples.shape[0],), label, dtype=torch.int64)
                 forward(net, self.write(samples, self._one_hot(labels)))
             scores.append(torch.stack(layers[1:] or layers).sum(0))
         return torch.stack(scores, dim=1)

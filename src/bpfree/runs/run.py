@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bpfree.data import Batches, Preprocess, Split, make_dataset
 from bpfree.data.tensors import in_shape, to_inputs, to_tensor
 from bpfree.errors import UserError
+from bpfree.export import Exported, Predictor, watched, write
 from bpfree.inputs import Inputs, tensors_of
 from bpfree.pictures.draw import draw
 from bpfree.rule import Rule
@@ -82,8 +83,12 @@ class Run:
 
     @property
     def net(self) -> nn.Module:
-        """The net, with the weights that `weights` names."""
-        return self.setup.net
+        """The net, with the weights that `weights` names.
+
+        A rule may predict by more than net(x), as the NoProp rules do. Then the first call of this net from outside of
+        bpfree gives a UserWarning; reading its weights does not. `as_module` returns what predicts.
+        """
+        return watched(self.setup.net, self.trainer.rule)
 
     @property
     def task(self) -> DataTask:
@@ -183,6 +188,33 @@ class Run:
             self.task.probabilities(torch.zeros(0))  # raises the error before the net computes anything
         return self.task.probabilities(self.scores(x))
 
+    def as_module(self) -> Predictor:
+        """Return one `nn.Module` from raw samples to probabilities, or to numbers or rebuilt samples.
+
+        It holds copies of the net and of what the rule predicts with, and gives the numbers of `predict_proba`, or of
+        `predict` for a task without classes. It needs neither the run nor its data; see `bpfree.export.Predictor`.
+        """
+        return Predictor(self.trainer, self.preprocess)
+
+    def export(self, path: str | Path, format: Literal["onnx", "torch"] | None = None) -> Exported:  # noqa: A002
+        """Write `as_module` to a file for other programs, which takes batches of any size.
+
+        The file holds preprocessing, net, the rule's inference and decoding, and facts about the run as metadata. It is
+        checked against torch before it is written.
+
+        Args:
+            path: the file; a file that is there is replaced.
+            format: "onnx", or "torch" for a program of torch.export. Default: by the end of the path, .onnx or .pt2.
+
+        Returns:
+            The path, and the largest difference from torch.
+
+        Raises:
+            UserError: the net or its inference cannot be exported, a package is missing, the file computes something
+                else than the run, or it cannot be written.
+        """
+        return write(self.as_module(), self.preprocess.scaling, path, summary.origin(self.setup), format)
+
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """Return the metrics of the run on a pair (samples, labels), or on the test split.
 
@@ -200,7 +232,7 @@ class Run:
         split = self.test if data is None else self._split(data)
         assert split is not None
         # By this process alone: of several, a user may let only one evaluate.
-        return evaluate_split(self.task, self.batches(split).epoch(), self.trainer.predict, self.net).metrics
+        return evaluate_split(self.task, self.batches(split).epoch(), self.trainer.predict, self.setup.net).metrics
 
     def extra_metrics(self) -> dict[str, dict[str, float]]:
         """Return the test metrics of the rule's extra outputs, by their names; see `bpfree.Rule.extra_outputs`."""

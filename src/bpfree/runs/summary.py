@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from bpfree._version import __version__
 from bpfree.grad import trainable
 from bpfree.runs.assemble import Setup
 from bpfree.spec import split_spec
@@ -64,3 +65,21 @@ def _cost(result: Mapping[str, Any]) -> str:
     seconds, memory = result.get("wall_seconds"), result.get("step_memory_bytes")
     parts = [] if seconds is None else [f"{seconds:.1f} s"]
     return ", ".join(parts if memory is None else [*parts, f"{memory / 1e6:.1f} MB for a step"])
+
+
+def origin(setup: Setup) -> dict[str, Any]:
+    """Return where a trained net comes from, as plain values for the metadata of an exported file.
+
+    Args:
+        setup: the parts of the training.
+    """
+    config = setup.config
+    names = setup.preprocess.class_names
+    return {
+        "bpfree": __version__,
+        "rule": split_spec(config.rule, "rule")[0],
+        "net": split_spec(config.net, "net")[0],
+        "data": config.data.name,
+        "task": setup.task.name,
+        "classes": None if names is None else list(names),
+    }

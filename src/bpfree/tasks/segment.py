@@ -172,7 +172,7 @@ class Segment(DataTask):
         return self._maps(out).softmax(1)
 
     def _maps(self, out: Tensor) -> Tensor:
-        return out.reshape(len(out), self.classes, *self.pixels)
+        return out.reshape(out.shape[0], self.classes, *self.pixels)
 
 
 class Overlaps:
