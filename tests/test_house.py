@@ -35,7 +35,7 @@ ORDER = (  # from the bottom to the top; the rooms of one line do not import eac
     ("pictures",),
     ("runs",),
     ("lab",),
-    ("api", "sklearn"),
+    ("api", "hub", "sklearn"),
     ("cli",),
     ("__init__", "__main__"),
 )
