@@ -11,8 +11,12 @@ import pytest
 import bpfree
 
 HEAVY = {
+    "huggingface_hub",
     "jinja2",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "optuna",
     "pandas",
     "requests",

@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,6 +179,14 @@ def test_samples_of_another_form_are_refused():
     tokens = bpfree.fit(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)), (x["tokens"], y), "backprop")
     with pytest.raises(UserError, match=r"samples are torch.float32, allowed: integers"):
         tokens.as_module()(torch.zeros(2, 5))
+
+
+def test_the_python_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "export.md", "exec"), {})
+    first, second = re.findall(r"tensor\((.*?)\)", capsys.readouterr().out)
+    assert first == second
 
 
 @pytest.mark.slow

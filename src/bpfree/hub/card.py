@@ -112,7 +112,7 @@ def _use(run: Run, name: str) -> str:
     needed = f" Its {' and '.join(objects)} came from Python: give the same here." if objects else ""
     answer = "predict" if run.task.classes is None else "predict_proba"
     lines = (
-        "from bpfree import hub",
+        "from bpfree import hub  # pip install 'bpfree[hub]'",
         "",
         f"run = hub.load({name!r}{given})",
         f"run.{answer}(x)  # raw samples [N, ...]",
