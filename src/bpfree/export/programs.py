@@ -23,7 +23,7 @@ Answer = Callable[[tuple[Tensor, ...]], Tensor]
 
 METADATA = "metadata.json"  # in a .pt2 file, which is a zip archive
 _TRACED = 2  # samples of the batch that is traced; torch.export would keep a batch of 1 as a constant
-_FIXED_STEPS = ("euler", "heun", "midpoint", "rk4")
+_OWN_SOLVERS = ("euler", "heun")
 _LARGEST = 2 * 1024**3  # bytes of an ONNX file, which is a protobuf message
 
 
@@ -94,10 +94,10 @@ def _refuse(predictor: Predictor) -> None:
             + cure.format("rule.inference=deterministic")
         )
     solver = getattr(rule, "solver", "euler")
-    if solver not in _FIXED_STEPS:
+    if solver not in _OWN_SOLVERS:
         raise UserError(
-            f"export: found rule.solver={solver}, which chooses its steps by the values that it computes, allowed: "
-            f"{', '.join(_FIXED_STEPS)}. " + cure.format("rule.solver=heun")
+            f"export: found rule.solver={solver} of torchdiffeq, which looks at the values that it computes, allowed: "
+            f"{', '.join(_OWN_SOLVERS)}. " + cure.format("rule.solver=heun")
         )
 
 

@@ -33,6 +33,9 @@ def _one(scaling: Scaling, count: int, noise: Noise) -> Tensor:
     if dtype == torch.bool:
         return shares < 0.5
     low, high = (0.0, scaling.white) if dtype == torch.uint8 else scaling.limits
+    if dtype.is_floating_point or dtype == torch.uint8:
+        # Faint samples beside strong ones: for strong noise alone a net may be so sure that errors vanish.
+        contrast = noise.fold("contrast").rand(count, *[1] * len(scaling.shape), dtype=torch.float64)
+        return (low + shares * contrast * (high - low)).to(dtype)
     # Integers from low to high, both of them as likely as the others.
-    values = low + shares * (high - low) if dtype.is_floating_point else (low + shares * (high - low + 1)).floor()
-    return values.to(dtype)
+    return (low + shares * (high - low + 1)).floor().to(dtype)
