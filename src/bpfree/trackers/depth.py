@@ -89,7 +89,7 @@ class SegmentAccuracy(Measure):
             self._taps = rule.taps
         else:
             assert trainer.data is not None  # within `fit`
-            self._taps = tuple(self.taps or _automatic(trainer.net, next(trainer.data.epoch())))
+            self._taps = tuple(self.taps or automatic_taps(trainer.net, next(trainer.data.epoch())))
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, batch: Batch, scalars: Scalars) -> dict[str, float]:
@@ -125,7 +125,7 @@ class SegmentAccuracy(Measure):
 
         def visit(index: int, h: Tensor) -> Tensor | None:
             scores = rule.scores(index, h) if isinstance(rule, LocalRule) and self.read == "head" else None
-            values[self._taps[index]] = (True, scores) if scores is not None else (False, _features(h))
+            values[self._taps[index]] = (True, scores) if scores is not None else (False, features_of(h))
             # Some rules change the input of the next segment; forward-forward scales features to a mean square of 1.
             return rule.pass_on(index, h) if isinstance(rule, LocalRule) else None
 
@@ -136,13 +136,13 @@ class SegmentAccuracy(Measure):
         return values
 
 
-def _automatic(net: nn.Module, batch: Batch) -> tuple[str, ...]:
+def automatic_taps(net: nn.Module, batch: Batch) -> tuple[str, ...]:
     """Return the taps that a local rule would choose by itself."""
     return tuple(segment.name for segment in find_segments(net, batch.first(2).x).segments[:-1])
 
 
-def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:
-    """Return the scores [M, D] of unseen samples, by ridge regression from features to targets.
+class Probe:
+    """A linear read-out of features, by ridge regression to targets.
 
     The linear system has the size of the samples, N x N, and not of the features, which can be many more. It is solved
     on the CPU in float64, because MPS does not have this type.
@@ -150,21 +150,40 @@ def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:
     Args:
         features: features of the samples to fit, [N, H].
         target: their targets, [N, D].
+    """
+
+    def __init__(self, features: Tensor, target: Tensor) -> None:
+        self.mean, self.offset = features.mean(0), target.cpu().mean(0)
+        # Centred, so that the offset does not have a penalty.
+        self.features = features - self.mean
+        kernel = (self.features @ self.features.T).double().cpu()  # [N, N]
+        # Relative to the kernel, so that the scale of the features does not matter; above 0 if all features are equal.
+        ridge = _RIDGE * kernel.diagonal().mean() + torch.finfo(torch.float32).tiny
+        self.weights = torch.linalg.solve(kernel + ridge * torch.eye(len(kernel)), target.cpu() - self.offset)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the scores [M, D] of other samples.
+
+        Args:
+            features: their features, [M, H].
+        """
+        between = ((features - self.mean) @ self.features.T).double().cpu()  # [M, N]
+        scores: Tensor = between @ self.weights + self.offset
+        return scores
+
+
+def probe(features: Tensor, target: Tensor, unseen: Tensor) -> Tensor:
+    """Return the scores [M, D] of unseen samples, by ridge regression from features to targets; see `Probe`.
+
+    Args:
+        features: features of the samples to fit, [N, H].
+        target: their targets, [N, D].
         unseen: features of other samples, [M, H].
     """
-    mean, offset = features.mean(0), target.cpu().mean(0)
-    # Centred, so that the offset does not have a penalty.
-    features, unseen = features - mean, unseen - mean
-    # [N, N] and [M, N]
-    kernel, between = (features @ features.T).double().cpu(), (unseen @ features.T).double().cpu()
-    # Relative to the kernel, so that the scale of the features does not matter; above 0 if all features are equal.
-    ridge = _RIDGE * kernel.diagonal().mean() + torch.finfo(torch.float32).tiny
-    weights = torch.linalg.solve(kernel + ridge * torch.eye(len(kernel)), target.cpu() - offset)
-    scores: Tensor = between @ weights + offset
-    return scores
+    return Probe(features, target)(unseen)
 
 
-def _features(h: Tensor) -> Tensor:
+def features_of(h: Tensor) -> Tensor:
     """Return features [B, ...] as vectors [B, H], in float32 or wider; feature maps as averages over a grid."""
     h = h.float() if h.itemsize < 4 else h
     return (F.adaptive_avg_pool2d(h, _GRID) if h.dim() == 4 else h).flatten(1)
