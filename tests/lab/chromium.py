@@ -27,6 +27,18 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
+_KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    " ": 32,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Delete": 46,
+}
+
+
 class Browser:
     """A Chromium process; use it in a `with`."""
 
@@ -99,6 +111,10 @@ class Browser:
         """A page that shows a file, loaded."""
         return Page(self, Path(path).resolve().as_uri())
 
+    def visit(self, address):
+        """A page at an address of HTTP, loaded. It may load further files of the same server."""
+        return Page(self, address)
+
 
 class Page:
     """A tab with one document."""
@@ -108,7 +124,7 @@ class Page:
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._target = target
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self._call(f"{domain}.enable")
         self.set_width(1280)
         self._call("Page.navigate", url=url)
@@ -142,12 +158,56 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def press(self, key):
-        """Press a key, as a reader would: "Enter"."""
-        code = {"Enter": 13}[key]
+    @property
+    def foreign(self):
+        """Requests for anything but the page; a page of HTTP may ask its own server."""
+        own = self.url.split("/", 3)[:3] if self.url.startswith("http") else None
+        asked = [url for url in self.requests if not url.startswith("blob:")]
+        return [url for url in asked if (url.split("/", 3)[:3] != own if own else url != self.url)]
+
+    def wait_for(self, script):
+        """The value of a JavaScript expression, as soon as it is true."""
+        deadline = time.monotonic() + _TIMEOUT
+        while not (value := self.evaluate(script)):
+            assert time.monotonic() < deadline, f"never true: {script}"
+            time.sleep(0.05)
+        return value
+
+    def press(self, key, *, shift=False):
+        """Press a key, as a reader would: "Enter", "Tab", " ", "ArrowUp"."""
+        code = _KEYS[key]
         for kind in ("keyDown", "keyUp"):
-            text = {"text": "\r"} if kind == "keyDown" else {}
-            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+            text = {"text": {"Enter": "\r"}.get(key, key)} if kind == "keyDown" and key in ("Enter", " ") else {}
+            name = "Space" if key == " " else key
+            codes = {"windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=name, **codes, **text)
+
+    def drag(self, places, *, touch=False):
+        """Move the pressed pointer, or a finger, along places (x, y) of the window in CSS pixels."""
+        if touch:
+            for kind, points in (
+                ("touchStart", places[:1]),
+                *(("touchMove", [at]) for at in places[1:]),
+                ("touchEnd", []),
+            ):
+                self._call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y} for x, y in points])
+            return
+        for kind, (x, y) in zip(
+            ("mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"), (*places, places[-1]), strict=True
+        ):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def box(self, selector):
+        """Left, top, width and height of the first element of a selector, scrolled into the window."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"{element}.scrollIntoView({{block: 'center'}})")
+        return self.evaluate(f"(({{x, y, width, height}}) => [x, y, width, height])({element}.getBoundingClientRect())")
+
+    def choose_file(self, selector, path):
+        """Give a file to a field for files."""
+        root = self._call("DOM.getDocument")["root"]["nodeId"]
+        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._call("DOM.setFileInputFiles", nodeId=node, files=[str(Path(path).resolve())])
 
     def set_width(self, width, height=900):
         """Of the window, in CSS pixels; below 600 it is a phone."""
@@ -189,7 +249,7 @@ def check_page(page):
         page.set_width(width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"scrolls sideways at {width} px"
     _nothing("errors", page.errors)
-    _nothing("requests", [url for url in page.requests if url != page.url])
+    _nothing("requests", page.foreign)
 
 
 def check_pictures(page):
@@ -217,7 +277,8 @@ def _check_structure(page):
     assert page.evaluate("document.compatMode") == "CSS1Compat", "its doctype"
     assert page.evaluate("document.querySelectorAll('h1').length") == 1, "one h1"
     assert page.evaluate("document.title === document.querySelector('h1').textContent"), "its title"
-    silent = "[...document.querySelectorAll('img, svg')].filter((e) => !(e.alt || e.getAttribute('aria-label')))"
+    spoken = "e.alt || e.getAttribute('aria-label') || e.closest('[aria-hidden=true]')"
+    silent = f"[...document.querySelectorAll('img, svg')].filter((e) => !({spoken}))"
     _nothing("pictures without words", page.evaluate(f"{silent}.map((e) => e.outerHTML.slice(0, 80))"))
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
     assert len(ids) == len(set(ids)), "ids are unique"
@@ -278,7 +339,11 @@ def _luminance(color):
 
 # Texts whose contrast with what is behind them is below 4.5, the least that the WCAG allow (AA).
 _PALE_TEXT = """(() => {
-  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  // A mixed colour is "color(srgb 0.5 0.5 0.5 / 1)", any other "rgb(127, 127, 127)".
+  const parts = (color) => {
+    const numbers = color.match(/[\\d.]+(?:e-?\\d+)?/g).map(Number);
+    return color.startsWith("color(srgb") ? numbers.map((n, at) => (at < 3 ? 255 * n : n)) : numbers;
+  };
   const luminance = (color) => {
     const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     const [r, g, b] = parts(color).slice(0, 3).map((v) => linear(v / 255));
