@@ -12,6 +12,7 @@ PYTEST := -m pytest -n 2 --dist worksteal -q
 
 demo: $(READY)  ## train a net with rules of four kinds and with backprop on the digits, and write a report
 	$(BIN)/bpfree compare digits/mlp train.epochs=20 --rules dfa,mono_forward,noprop_dt,eggroll --seeds 3 --out runs/demo
+	@echo "Draw a digit and see what each of these nets answers: $(BIN)/bpfree serve runs/demo"
 
 test: $(READY)  ## run all tests except those marked slow
 	$(BIN)/python $(PYTEST)

@@ -60,6 +60,11 @@ def test_the_commands_and_options_are_frozen():
         "export": ["run", "overrides", "format_", "out", "trust", "return"],
         "report": ["runs", "out", "data_dir", "trust", "return"],
         "board": ["runs", "port", "return"],
+        "serve": [
+            *("runs", "host", "port", "allow_host", "max_mb", "max_samples", "max_seconds", "data_dir", "trust"),
+            "return",
+        ],
+        "watch": ["runs", "host", "port", "allow_host", "return"],
         "compare": [
             *("configs", "rules", "seeds", "out", "jobs", "target", "controls", "export", "launcher", "slurm"),
             *("data_dir", "return"),

@@ -36,6 +36,7 @@ ORDER = (  # from the bottom to the top; the rooms of one line do not import eac
     ("runs",),
     ("lab",),
     ("api", "hub", "sklearn"),
+    ("serve",),
     ("cli",),
     ("__init__", "__main__"),
 )

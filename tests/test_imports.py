@@ -11,6 +11,7 @@ import pytest
 import bpfree
 
 HEAVY = {
+    "fastapi",
     "huggingface_hub",
     "jinja2",
     "matplotlib",
@@ -19,11 +20,13 @@ HEAVY = {
     "onnxscript",
     "optuna",
     "pandas",
+    "prometheus_client",
     "requests",
     "scipy",
     "sklearn",
     "sqlalchemy",
     "tensorboard",
+    "uvicorn",
 }
 WATCHED = """
 import json, sys

@@ -19,10 +19,12 @@ from bpfree.cli.export import export
 from bpfree.cli.ledger import ledger
 from bpfree.cli.names import list_names
 from bpfree.cli.report import board, report
+from bpfree.cli.serve import serve
 from bpfree.cli.show import show
 from bpfree.cli.training import train
 from bpfree.cli.tune import tune
 from bpfree.cli.using import evaluate, plots, predict
+from bpfree.cli.watch import watch
 from bpfree.screen import loading
 from bpfree.screen.first import is_first
 from bpfree.training.allocator import keep_freed_memory
@@ -36,6 +38,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "report": report,
     "board": board,
+    "serve": serve,
+    "watch": watch,
     "compare": compare_rules,
     "certify": certify,
     "ledger": ledger,
