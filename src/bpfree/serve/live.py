@@ -11,7 +11,7 @@ from bpfree.lab.report.records import Recorded, is_number, numbers, read_run
 from bpfree.runs.folder import CONFIG, METRICS, RESULT
 from bpfree.serve.found import Found
 from bpfree.tasks.class_metrics import BY_CLASS
-from bpfree.trackers import TRACKERS
+from bpfree.trackers import MEASURES
 
 _POINTS = 400  # of a line, at most; more cannot be told apart on a screen
 _SILENT = 120.0  # seconds; a run that wrote nothing for so long, and for many epochs, may be dead
@@ -192,7 +192,7 @@ def _tracker_curves(run: Recorded) -> list[Curve]:
     curves = []
     for tracker, records in by_tracker.items():
         layers = list(dict.fromkeys(layer for record in records for layer in record["values"]))
-        kind = TRACKERS.get(tracker)  # None for a tracker of the user, or of another version
+        kind = MEASURES.get(tracker)  # None for a tracker of the user, or of another version
         groups = [[layer] for layer in layers] if tracker == "cost" else [layers] if layers else []
         for group in groups:
             unit = group[0] if tracker == "cost" else (kind and kind.unit) or tracker
