@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 
 import bpfree
-from bpfree import UserError
+from bpfree import UserError, hub
+from bpfree.serve.packages import require_packages
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 pytestmark = pytest.mark.skipif(not PROJECT.is_file(), reason="not in a checkout")
 NO_DOOR = {"dev", "test", "docs", "notebooks", "energy"}
 """Extras that no function asks for: tools for this repository, and the meter, without which energy is not measured."""
-ELSEWHERE = {"export", "hub", "serve"}
-"""Extras whose errors are tested with the parts that need them."""
 
 
 def fit(**options):
-    bpfree.fit(**{"net": "mlp", "data": "digits", "verbose": False, **options})
+    return bpfree.fit(**{"net": "mlp", "data": "digits", "verbose": False, **options})
 
 
 SEARCH, DATABASE = ["optimizer.lr={search: log, low: 1e-4, high: 1e-1}"], "postgresql+psycopg://host/name"
@@ -34,6 +33,9 @@ DOORS = {
     "parquet": (["pyarrow"], lambda folder: fit(data={"name": "parquet", "path": shard(folder)})),
     "mlflow": (["mlflow"], lambda folder: fit(trackers=["mlflow"])),
     "wandb": (["wandb"], lambda folder: fit(trackers=["wandb"])),
+    "export": (["onnx"], lambda folder: fit(epochs=1).export(folder / "model.onnx")),
+    "hub": (["huggingface_hub"], lambda folder: hub.load("user/name")),
+    "serve": (["fastapi"], lambda folder: require_packages()),
 }
 
 
@@ -56,6 +58,6 @@ def test_a_missing_extra_is_named(extra, tmp_path, monkeypatch):
 
 def test_every_extra_is_here_and_on_the_page_of_installation():
     extras = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
-    assert set(extras) == set(DOORS) | NO_DOOR | ELSEWHERE
+    assert set(extras) == set(DOORS) | NO_DOOR
     page = (PROJECT.parent / "docs" / "install.md").read_text("utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(extras) - {"dev", "test"}

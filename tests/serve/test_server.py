@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from bpfree.errors import UserError
-from bpfree.serve import packages, server
+from bpfree.serve import server
 from bpfree.serve.found import find_runs
 from bpfree.serve.served import load_runs
 from tests.test_cli import refused
@@ -72,7 +72,7 @@ def test_folders_and_hosts_that_do_not_exist(tmp_path, digit_runs):
 
 
 def test_a_missing_package_names_the_extra(monkeypatch, digit_runs):
-    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "uvicorn" else True)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     error = refused("serve", digit_runs)
     assert (
         error

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bpfree.diffusion import DiffusionRule
 from bpfree.errors import UserError
 from bpfree.export.predictor import Predictor
+from bpfree.spec.extras import library
 
 Facts = Mapping[str, Any]
 """Plain values about a run, which become metadata of the file."""
@@ -114,7 +115,7 @@ def _open_torch(data: bytes) -> Answer:
 
 def _encode_onnx(program: Any, predictor: Predictor, facts: Facts) -> bytes:
     for package in ("onnx", "onnxscript"):
-        _package(package)
+        library(package, "export", "export")
     size = sum(t.numel() * t.itemsize for t in program.state_dict.values())
     if size > _LARGEST:
         raise UserError(
@@ -155,15 +156,6 @@ FORMS = {
     "onnx": Form(".onnx", _encode_onnx, _open_onnx, "onnxruntime"),
     "torch": Form(".pt2", _encode_torch, _open_torch, "torch.export"),
 }
-
-
-def _package(name: str) -> None:
-    try:
-        import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"export: needs the package {name}, which is not installed. Install it: pip install 'bpfree[export]'"
-        ) from error
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from bpfree.rule import Rule
 from bpfree.runs import folder as run_folder
 from bpfree.runs.load import load as load_run
 from bpfree.runs.run import Run
+from bpfree.spec.extras import library
 
 CARD = "README.md"
 CHECKPOINTS = [f"{name}/{end}" for name in (run_folder.LAST, run_folder.BEST) for end in ("*.safetensors", "*.json")]
@@ -132,12 +132,7 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
 
 def _library(part: str = "") -> Any:
     """Return the package of the Hub, or a module in it, which the package does not import by itself."""
-    try:
-        return import_module(f"huggingface_hub{part}")
-    except ImportError as error:
-        raise UserError(
-            "hub: needs the package huggingface_hub, which is not installed. Install it: pip install 'bpfree[hub]'"
-        ) from error
+    return library(f"huggingface_hub{part}", "hub", "hub")
 
 
 @contextmanager

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_positive
+from bpfree.spec.extras import library
 
 State = tuple[Tensor, ...]
 """The state of a layer after a step: one or more tensors, each [B, H]."""
@@ -176,13 +177,7 @@ class LiquidLayer(RecurrentLayer):
 
     def __init__(self, features: int, hidden: int, detach: bool, *, backbone: int) -> None:
         super().__init__(hidden, detach)
-        try:
-            from ncps.torch import CfCCell
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "net: found liquid, which needs the package ncps. Install it: pip install 'bpfree[liquid]'"
-            ) from error
-        self.cell = CfCCell(features, hidden, backbone_units=backbone)
+        self.cell = library("ncps.torch", "liquid", "net liquid").CfCCell(features, hidden, backbone_units=backbone)
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Take one step; see `RecurrentLayer`."""

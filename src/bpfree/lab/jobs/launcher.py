@@ -9,6 +9,7 @@ from typing import Any
 from bpfree.disk.plain import parse_yaml
 from bpfree.errors import UserError, check_choice, shown, similar
 from bpfree.mesh import launched
+from bpfree.spec.extras import library
 from bpfree.spec.values import convert
 
 LAUNCHERS = ("local", "slurm", "submitit")
@@ -74,7 +75,7 @@ class Launcher:
             return cls()
         if not hasattr(signal, "pthread_sigmask"):
             raise UserError(f"launcher: found {name}, which needs Linux or macOS; allowed on this system: local")
-        _need_submitit()
+        library("submitit", "slurm", "launcher")
         if name == "submitit":
             return cls(name)
         options = slurm if isinstance(slurm, Mapping) else _parsed(slurm or ())
@@ -126,14 +127,6 @@ def _checked(key: str, value: Any) -> Any:
     if key == "time" and value < 1:
         raise UserError(f"slurm.time: found {value}, allowed: minutes, a whole number above 0")
     return value
-
-
-def _need_submitit() -> None:
-    """Import submitit, or raise UserError with the extra that installs it."""
-    try:
-        import submitit  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"launcher: submitit is not installed ({error}): pip install 'bpfree[slurm]'") from error
 
 
 def _need_slurm() -> None:
