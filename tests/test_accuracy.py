@@ -16,7 +16,7 @@ DIGITS = {
     "noprop_dt": 0.96,
     "recombine": 0.88,
 }
-SLOW = ("forward_forward", "cwcomp", "pepita")  # test_contract.py shows in less time that they learn
+SLOW = ("forward_forward", "cwcomp", "pepita", "recombine")  # test_contract.py shows in less time that they learn
 MNIST = {
     "fa": 0.983,
     "dfa": 0.983,

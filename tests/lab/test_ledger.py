@@ -175,6 +175,7 @@ def test_a_run_that_fails_is_reported_and_the_others_count(root):
     assert (root / RESULTS / "digits-dfa.json").exists()
 
 
+@pytest.mark.slow  # test_compare.py has this for the same queue of jobs
 def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(root):
     write(root, [{**OTHER, "overrides": ["train.epochs=15"], "seeds": [0]}])
     command = [sys.executable, "-m", "bpfree", "ledger", "--run", "digits-dfa", "--jobs", "1"]

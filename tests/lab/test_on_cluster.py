@@ -85,7 +85,8 @@ def assert_whole(folder):
         assert torch.equal(ours, whole)
 
 
-@with_slow("submitit")
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit", "slurm"], indirect=True)
 def test_a_job_that_is_killed_is_told_with_its_log_and_the_others_go_on(tmp_path, launcher):
     all_jobs = [job(tmp_path, "dfa", 60), job(tmp_path, "drtp", 1)]
     most = []

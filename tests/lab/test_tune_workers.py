@@ -133,6 +133,7 @@ def test_a_grid_that_two_workers_queued_at_once_is_gone_through_once(tmp_path):
     assert states(tmp_path) == {"complete": 2}
 
 
+@pytest.mark.slow
 def test_a_process_that_loses_a_worker_ends_with_the_others(start, tmp_path):
     path, out = config_file(tmp_path), tmp_path / "out"
     process = start(path, out, "tune.trials=10", "tune.grace=2", "--workers", "2")

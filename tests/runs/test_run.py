@@ -85,7 +85,7 @@ def test_the_config_of_a_run_runs_again_to_the_same_weights(tmp_path):
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("rule", ["mono_forward", "noprop_dt"])
+@pytest.mark.parametrize("rule", [pytest.param("mono_forward", marks=pytest.mark.slow), "noprop_dt"])
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(rule, tmp_path):
     """A real process is killed twice, mid-training; what it then comes to is what the undisturbed one came to.
 
