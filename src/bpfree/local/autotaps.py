@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, count, forward
-from bpfree.local.segments import Segment, begins_stage, owners, passes_on, rehearsal, stages
+from bpfree.local.segments import Segment, begins_stage, joins_next_stage, owners, passes_on, rehearsal, stages
 from bpfree.nets.acceptance import eager, inner
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -226,7 +226,7 @@ class Blocks:
         covered = 0
         for name in names:
             reached = self.reached[self.names[name]]
-            if reached & self.weights & ~covered:
+            if reached & self.weights & ~covered and not joins_next_stage(self.modules[name]):
                 taps.append(name)
             elif taps and not passes_on(self.modules[name]):
                 end = self.reached[self.names[taps[-1]]]

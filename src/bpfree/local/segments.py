@@ -72,7 +72,8 @@ def stages(net: nn.Module) -> tuple[str, ...]:
     """Return the default taps of a Sequential: the ends of all its stages but the last.
 
     A stage begins at a child with weights and runs through the normalisations and activations behind it. Pooling,
-    dropout and reshaping belong to the next stage, so a signal meets the features before they are pooled.
+    dropout and reshaping belong to the next stage, so a signal meets the features before they are pooled. So does an
+    embedding that says so, see `joins_next_stage`.
 
     Args:
         net: a Sequential.
@@ -90,7 +91,7 @@ def stages(net: nn.Module) -> tuple[str, ...]:
     for name, child in net._modules.items():
         if child is None:
             continue
-        if begins_stage(child):
+        if begins_stage(child) and not joins_next_stage(child):
             if end is not None:
                 taps.append(end)
             end = name
@@ -116,7 +117,18 @@ def passes_on(module: nn.Module) -> bool:
     Args:
         module: any module.
     """
-    return any(kind.__module__ in _PASS_ON for kind in type(module).__mro__)
+    return joins_next_stage(module) or any(kind.__module__ in _PASS_ON for kind in type(module).__mro__)
+
+
+def joins_next_stage(module: nn.Module) -> bool:
+    """Return True if the class of a module says by `joins_next_stage = True` that it belongs to the stage behind it.
+
+    The embeddings of bpfree's Transformers say so: alone they would learn from single tokens.
+
+    Args:
+        module: any module, with weights or without.
+    """
+    return getattr(type(module), "joins_next_stage", False) is True
 
 
 def owners(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Segment]:

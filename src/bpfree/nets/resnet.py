@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bpfree.errors import UserError, check_positive
 
@@ -27,9 +28,10 @@ class Residual(nn.Module):
         width: the number of channels inside. The output has `expansion` times as many.
         stride: the stride of the block; 2 halves height and width.
         bottleneck: True for convolutions 1x1, 3x3, 1x1 with expansion 4; False for 3x3, 3x3 with expansion 1.
+        pad: True for a shortcut without parameters where the shape changes; see `PaddedShortcut`.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int, *, bottleneck: bool) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, *, bottleneck: bool, pad: bool = False) -> None:
         super().__init__()
         outputs = expansion(bottleneck) * width
         if bottleneck:
@@ -43,13 +45,34 @@ class Residual(nn.Module):
         else:
             layers = [_conv(inputs, width, 3, stride), nn.ReLU(), _conv(width, outputs, 3)]
         self.body = nn.Sequential(*layers)
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else _conv(inputs, outputs, 1, stride)
+        self.shortcut: nn.Module
+        if stride == 1 and inputs == outputs:
+            self.shortcut = nn.Identity()
+        else:
+            self.shortcut = PaddedShortcut(outputs - inputs, stride) if pad else _conv(inputs, outputs, 1, stride)
         self.act = nn.ReLU()
 
     def forward(self, h: Tensor) -> Tensor:
         """Return relu(F(h) + S(h)), [B, outputs, height / stride, width / stride], for h [B, inputs, height, width]."""
         return self.act(self.body(h) + self.shortcut(h))  # type: ignore[no-any-return]
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut without parameters, which skips rows and columns and adds channels of zeros (option A of the paper).
+
+    Args:
+        added: the number of channels that are added.
+        stride: 2 to keep every second row and column.
+    """
+
+    def __init__(self, added: int, stride: int) -> None:
+        super().__init__()
+        self.added = added
+        self.stride = stride
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return [B, channels + added, height / stride, width / stride] for h [B, channels, height, width]."""
+        return F.pad(h[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
 
 
 def expansion(bottleneck: bool) -> int:
@@ -105,8 +128,16 @@ def _resnet(
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(inputs, out_features)
-    net = nn.Sequential(layers)
-    for module in net.modules():  # He's initialisation for ReLU, as in the paper
+    return he_init(nn.Sequential(layers))
+
+
+def he_init(net: nn.Sequential) -> nn.Sequential:
+    """Return the net with He's initial weights for ReLU in its convolutions, as in the paper.
+
+    Args:
+        net: it is changed in place.
+    """
+    for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net

@@ -11,7 +11,7 @@ from bpfree.data import Batches, Preprocess, Split
 from bpfree.data.tokens import preprocess_for_net
 from bpfree.data.transforms import Transform
 from bpfree.errors import UserError
-from bpfree.nets import NETS
+from bpfree.nets import NETS, TOKEN_NETS
 from bpfree.nets.acceptance import inner, refuse_meta
 from bpfree.noise import Noise
 from bpfree.rule import Rule
@@ -128,7 +128,8 @@ def assemble(
     """
     seed = config.train.seed
     if net is None and config.net["name"] in NETS:
-        preprocess = preprocess.as_numbers()  # no shipped net takes tokens, so integers are quantities for them
+        takes_tokens = config.net["name"] in TOKEN_NETS and len(preprocess.shape) == 1
+        preprocess = preprocess if takes_tokens else preprocess.as_numbers()  # else integers are quantities
     preprocess = preprocess_for_net(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     task.use_loss(loss)
