@@ -85,18 +85,12 @@ def test_a_local_rule_cuts_behind_each_block(name):
     assert sum(len(segment.parameters) for segment in segments) == len(list(net.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("net", "rule"),
-    [
-        ({"name": "vit", "depth": 1}, "mono_forward"),
-        ({"name": "mixer", "depth": 2}, "mono_forward"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else value["name"],
-)
-def test_it_learns_real_digits(net, rule, device):
+@pytest.mark.parametrize(("name", "depth"), [("vit", 1), ("mixer", 2)])
+def test_a_local_rule_trains_it_on_real_digits(name, depth, device):
+    net = {"name": name, "patch": 2, "width": 32, "depth": depth}
     options = {"optimizer": {"name": "adam", "lr": 5e-3}, "batch_size": 32, "device": str(device)}
-    run = fit({"patch": 2, "width": 32, **net}, "digits", rule, epochs=4, **options)
-    assert run.result["test"]["accuracy"] > 0.6
+    run = fit(net, "digits", "mono_forward", epochs=3, **options)
+    assert run.result["test"]["accuracy"] > 0.45
 
 
 @pytest.mark.parametrize("name", ["vit", "mixer"])

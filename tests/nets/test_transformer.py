@@ -242,15 +242,20 @@ def test_numbers_and_images_are_steps(tokens):
     torch.testing.assert_close(sequences(images.transpose(1, 2).flatten(2)), net(images))
 
 
-@pytest.mark.parametrize("rule", ["backprop", "mono_forward"])
-def test_it_finds_what_the_last_token_does_not_say(rule):
+def test_a_local_rule_finds_what_the_last_token_does_not_say():
     """The label is the first token, and the numbers reach the net as tokens."""
     x = torch.randint(4, (640, 6), generator=torch.Generator().manual_seed(0)).numpy()
     net = {"name": "transformer", "vocabulary": 4, "width": 32, "depth": 2}
     options = {"optimizer": {"name": "adam", "lr": 5e-3}, "batch_size": 32, "test": (x[512:], x[512:, 0])}
-    run = bpfree.fit(net, (x[:512], x[:512, 0]), rule, epochs=8, **options)
+    run = bpfree.fit(net, (x[:512], x[:512, 0]), "mono_forward", epochs=8, **options)
     assert run.preprocess.has_tokens
     assert run.result["test"]["accuracy"] > 0.8
+
+
+def test_integers_with_several_values_for_each_step_are_numbers():
+    x = torch.randint(4, (16, 6, 2), generator=torch.Generator().manual_seed(0)).numpy()
+    run = bpfree.fit({"name": "transformer", "width": 8, "depth": 1}, (x, x[:, 0, 0]), "backprop", epochs=1)
+    assert not run.preprocess.has_tokens
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,6 @@ class PlacedPatches(Patches):
         """Return the features of the patches [B, N, H], or [B, 1 + N, H] with a class token."""
         h = super().forward(x)
         if self.token is not None:
-            h = torch.cat([self.token.expand(len(h), -1, -1), h], 1)
+            h = torch.cat([self.token.expand(h.shape[0], -1, -1), h], 1)
         out: Tensor = self.drop(h + self.positions)
         return out
