@@ -50,7 +50,8 @@ def fit(
             arrays or tensors, a torch Dataset, or a DataLoader, which is read once. For several inputs, samples are
             a tuple or a dict of arrays; see docs/own_data.md. Labels depend on the task: a class for each sample,
             [N]; with `task="multilabel"` 0 or 1 for each of C labels, [N, C]; with "segment" a class for each pixel,
-            [N, H, W]; with "regress" and "sequence" numbers. With "reconstruct", samples without labels are enough.
+            [N, H, W]; with "language" the next token for each, [N, T]; with "regress" and "sequence" numbers. With
+            "reconstruct", samples without labels are enough.
         rule: a name or spec from `bpfree.rules.RULES`, or a Rule.
         epochs: passes over the training data.
         optimizer: a name or spec from `bpfree.training.optim.OPTIMIZERS`.

@@ -14,7 +14,7 @@ from torch import Tensor
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, apply, from_arrays, main_input, one_tensor, tensors_of
 
-ALL_TASKS = ("classify", "multilabel", "segment", "reconstruct", "regress", "sequence")
+ALL_TASKS = ("classify", "multilabel", "segment", "reconstruct", "regress", "sequence", "language")
 """All names in `bpfree.tasks.TASKS`. A rule lists the tasks that it can train for."""
 
 Scalars = dict[str, Tensor]
@@ -26,7 +26,8 @@ class Batch(NamedTuple):
 
     Attributes:
         x: samples [B, ...], or several tensors [B, ...]; see `bpfree.inputs`.
-        y: labels: class indices [B], one for each pixel [B, H, W], or the values to rebuild or predict [B, ...].
+        y: labels: class indices [B], one for each pixel [B, H, W] or token [B, T], or the values to rebuild or predict
+            [B, ...].
     """
 
     x: Inputs
@@ -123,7 +124,10 @@ class Task(Protocol):
         ...
 
     def target(self, batch: Batch) -> Tensor:
-        """Return the target [B, D]: one-hot labels, the flat image to rebuild, or numbers. [B*T, D] if `per_step`."""
+        """Return the target [B, D]: one-hot labels, the flat image to rebuild, or numbers.
+
+        It is [B*T, D] if the task is `per_step`. Of many classes at each step (`language`) it is their indices [B*T].
+        """
         ...
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:

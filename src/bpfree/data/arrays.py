@@ -45,7 +45,7 @@ def make_dataset(
         without_labels: True if samples without labels are enough, because the net rebuilds them.
         values: True if labels are numbers [N, ...], and not classes.
         answers: what a label is, if labels are classes; see `bpfree.data.labels`.
-        ignored: the label of pixels that do not count.
+        ignored: the label of pixels or tokens that do not count.
         names: the names of the classes, if labels may be text; default: the different labels of the training data.
 
     Returns:
@@ -74,7 +74,9 @@ def make_dataset(
     if classes is None:
         splits = [split.y for split in (train_split, test_split) if split is not None]
         classes, labels = count_classes(splits, answers, ignored)
-        if not without_labels:
+        if answers == "tokens":  # a token may occur only as an input, and a vocabulary may have gaps
+            classes = max(classes, *(int(split.tensor.max()) + 1 for split in (train_split, test_split) if split))
+        elif not without_labels:
             _check_gaps(labels, answers)
     fewest = 1 if answers == "several" else 2
     # With one class, softmax gives 1 whatever the net computes, and there is no gradient.

@@ -1,19 +1,21 @@
 """Labels of data: one class for each sample, several at once, one class for each pixel, or numbers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bpfree.data.files.rows import chunks
 from bpfree.errors import UserError
 
-Answers = Literal["class", "several", "pixels", "numbers"]
-"""What a label is: one class [N], yes or no for each of C classes [N, C], a class for each pixel [N, H, W], numbers."""
+Answers = Literal["class", "several", "pixels", "tokens", "numbers"]
+"""What a label is: one class [N], yes or no for each of C classes [N, C], a class for each pixel [N, H, W] or token
+[N, T], numbers."""
 
 IGNORED = -100
-"""The label of a pixel that does not count, as in torch; the default of `task.ignore_index`."""
+"""The label of a pixel or token that does not count, as in torch; the default of `task.ignore_index`."""
 
 _MOST_CLASSES = 1 << 24  # below which float32 has every integer
 _SHARES = 1e-3  # by which shares may differ from 1 in their sum
@@ -21,6 +23,7 @@ _DIMENSIONS: dict[Answers, tuple[int, str]] = {
     "class": (1, "[N]"),
     "several": (2, "[N, C]"),
     "pixels": (3, "[N, H, W]"),
+    "tokens": (2, "[N, T]"),
 }
 
 
@@ -32,9 +35,10 @@ class Labels:
         classes: C; 0 if labels are numbers.
         names: a name for each of the C classes, for people to read; None if classes have only numbers.
         answers: what a label is, where there are classes.
-        ignored: the label of pixels that do not count; None if all pixels count.
+        ignored: the label of pixels or tokens that do not count; None if all count.
         time_step: for sequences, how long a step is, in the unit in which predictions are judged (Lyapunov times for
             `lorenz`). 1 counts steps.
+        vocabulary: for tokens of a text, how they are made; see `bpfree.data.vocabulary`. None if that is not known.
 
     Example:
         >>> Labels(2, names=("cat", "dog")).counts(torch.tensor([0, 1, 1]))
@@ -46,6 +50,7 @@ class Labels:
     answers: Answers = "class"
     ignored: int | None = None
     time_step: float = 1.0
+    vocabulary: str | None = field(default=None, repr=False)
 
     @property
     def are_numbers(self) -> bool:
@@ -56,7 +61,7 @@ class Labels:
         """Count the samples (or pixels) of each class.
 
         Args:
-            y: labels [N], [N, C] or [N, H, W].
+            y: labels [N], [N, C], [N, H, W] or [N, T].
 
         Returns:
             C counts, or () if labels are numbers.
@@ -65,14 +70,17 @@ class Labels:
             return ()
         if self.answers == "several":
             return tuple(y.sum(0).tolist())
-        # Ignored pixels are taken out first, because bincount refuses negative labels such as -100.
-        return tuple(torch.bincount(counting_labels(y, self.ignored), minlength=self.classes).tolist())
+        counts = torch.zeros(self.classes, dtype=torch.int64)
+        for part in chunks(y):  # labels may lie in a file
+            # Ignored pixels are taken out first, because bincount refuses negative labels such as -100.
+            counts += torch.bincount(counting_labels(part, self.ignored), minlength=self.classes).cpu()
+        return tuple(counts.tolist())
 
     def check(self, y: Tensor, what: str) -> None:
         """Raise UserError unless labels are of this kind.
 
         Args:
-            y: [N], [N, C] or [N, H, W] of int64; floating numbers [N, ...].
+            y: [N], [N, C], [N, H, W] or [N, T] of int64; floating numbers [N, ...].
             what: the split, for the message, such as "digits (train)".
         """
         if self.are_numbers:
@@ -91,14 +99,16 @@ class Labels:
             if y.shape[1] != classes:
                 raise UserError(f"{what}: labels have the shape {list(y.shape)}, allowed: [N, {classes}]")
             classes = 2  # each value is 0 or 1, however many labels there are
-        counting = counting_labels(y, self.ignored)
-        if not len(counting):
+        parts = (counting_labels(part, self.ignored) for part in chunks(y))
+        limits = [(int(part.min()), int(part.max())) for part in parts if len(part)]
+        if not limits:
             raise UserError(
-                f"{what}: all pixels have the ignored label {self.ignored}, allowed: at least one that counts"
+                f"{what}: all {self.answers} have the ignored label {self.ignored}, allowed: at least one that counts"
             )
-        low, high = int(counting.min()), int(counting.max())
+        low, high = min(low for low, _ in limits), max(high for _, high in limits)
         if low < 0 or high >= classes:
-            cure = f", or set task.ignore_index={high if high >= classes else low}" if self.answers == "pixels" else ""
+            may_ignore = self.answers in ("pixels", "tokens")
+            cure = f", or set task.ignore_index={high if high >= classes else low}" if may_ignore else ""
             raise UserError(
                 f"{what}: labels run from {low} to {high}, allowed: 0 to {classes - 1} for {classes} classes{cure}"
             )
@@ -113,7 +123,7 @@ def read_labels(y: Tensor, answers: Answers, what: str) -> Tensor:
         what: the data, for errors, such as "data".
 
     Returns:
-        int64 [N], [N, C] or [N, H, W]; floating [N, ...] if the answers are numbers.
+        int64 [N], [N, C], [N, H, W] or [N, T]; floating [N, ...] if the answers are numbers.
 
     Raises:
         UserError: the labels are something else; the error names the task that would take them.
@@ -135,6 +145,13 @@ def read_labels(y: Tensor, answers: Answers, what: str) -> Tensor:
             )
         if bool(((y != 0) & (y != 1)).any()):
             raise UserError(f"{where}: found values from {int(y.min())} to {int(y.max())}, allowed: 0 and 1")
+        return y
+    if answers == "tokens":
+        if y.dim() != 2:
+            raise UserError(
+                f"{where}: found the shape {list(y.shape)}, allowed with task=language: [N, T], the next token for "
+                "each token of a sample"
+            )
         return y
     if y.dim() == 4 and y.shape[1] == 1:  # maps with a channel, as image readers give them
         y = y[:, 0]

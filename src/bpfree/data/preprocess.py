@@ -1,7 +1,7 @@
 """The preprocessing of data: how raw samples become inputs, and what the labels are. A run saves it."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from bpfree.data.columns import Column
 from bpfree.data.dataset import Dataset
 from bpfree.data.scaling import LARGEST_SAMPLE, Scaling
 from bpfree.data.split import Split
+from bpfree.data.vocabulary import bytes_of_tokens
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs, count
 
@@ -78,6 +79,7 @@ class Preprocess:
     Args:
         scaling: how raw samples become inputs.
         labels: facts about the training labels.
+        vocabulary: for tokens of a text, how they are made; see `bpfree.data.vocabulary`. None if that is not known.
 
     Example:
         >>> from bpfree.data import Labels
@@ -89,6 +91,7 @@ class Preprocess:
 
     scaling: Scaling
     labels: LabelFacts
+    vocabulary: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split) -> "Preprocess":
@@ -98,7 +101,7 @@ class Preprocess:
             dataset: where the split comes from.
             train: the samples and labels that statistics are computed from.
         """
-        return cls(Scaling.of(dataset, train.x), LabelFacts.of(dataset, train))
+        return cls(Scaling.of(dataset, train.x), LabelFacts.of(dataset, train), dataset.labels.vocabulary)
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Preprocess":
@@ -112,9 +115,13 @@ class Preprocess:
         """
         try:
             # Each adapter takes its fields from the same mapping, and passes over those of the other.
-            loaded = cls(TypeAdapter(Scaling).validate_python(saved), TypeAdapter(LabelFacts).validate_python(saved))
-            loaded.scaling.check()
-            loaded.labels.check()
+            scaling, labels = (
+                TypeAdapter(Scaling).validate_python(saved),
+                TypeAdapter(LabelFacts).validate_python(saved),
+            )
+            vocabulary: str | None = TypeAdapter(str | None).validate_python(saved.get("vocabulary"))
+            loaded = cls(scaling, labels, vocabulary)
+            loaded.check()
         except ValueError as error:  # ValidationError of pydantic is one
             first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             where = ".".join(str(part) for part in first["loc"])
@@ -132,7 +139,15 @@ class Preprocess:
         inputs = [(name, {**part, **labels}) for name, part in scaling.pop("inputs")]
         for _, part in inputs:
             part.pop("inputs")
-        return {**scaling, **labels, **({"inputs": tuple(inputs)} if inputs else {})}
+        vocabulary = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
+        return {**scaling, **labels, **vocabulary, **({"inputs": tuple(inputs)} if inputs else {})}
+
+    def check(self) -> None:
+        """Raise ValueError for values that no data set has; they come from files that may be damaged."""
+        self.scaling.check()
+        self.labels.check()
+        if self.vocabulary is not None and len(bytes_of_tokens(self.vocabulary)) != self.classes:
+            raise ValueError("vocabulary cannot be so")
 
     def __call__(self, x: Inputs, dtype: torch.dtype = torch.float32) -> Inputs:
         """Return the input of a net for raw samples [B, ...]; see `Scaling`."""

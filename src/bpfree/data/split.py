@@ -14,7 +14,8 @@ class Split(NamedTuple):
 
     Attributes:
         x: raw samples [N, ...], or several inputs; uint8 for images; `Rows` if samples stay in a file.
-        y: labels, int64 [N], [N, C] or [N, H, W]; floating [N, ...] if labels are numbers.
+        y: labels, int64 [N], [N, C], [N, H, W] or [N, T]; floating [N, ...] if labels are numbers. `Rows` for a text
+            in a file.
     """
 
     x: Inputs
@@ -31,10 +32,14 @@ class Split(NamedTuple):
 
     def take(self, index: Tensor) -> "Split":
         """Return the samples at the positions `index` [n], int64. Samples in a file stay there."""
-        return Split(apply(self.x, lambda x: x.rows(index) if isinstance(x, Rows) else x[index]), self.y[index])
+        return Split(apply(self.x, lambda x: _rows(x, index)), _rows(self.y, index))
 
     def slice(self, start: int, count: int) -> "Split":
         """Return `count` samples from position `start` on, without a copy."""
-        if isinstance(self.x, Rows):
+        if isinstance(self.x, Rows) or isinstance(self.y, Rows):
             return self.take(torch.arange(start, start + count))
         return Split(apply(self.x, lambda x: x[start : start + count]), self.y[start : start + count])
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.rows(index) if isinstance(x, Rows) else x[index]

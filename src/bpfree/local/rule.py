@@ -139,7 +139,8 @@ class LocalRule(CutsNet, Rule):
         Args:
             index: number of the segment, 0 for the first.
             h: [B, ...], the output of the segment. Its graph reaches the segment's own parameters only.
-            signal: [B, D], the output error dLoss/dout if the rule `needs_error`, else the target.
+            signal: [B, D], the output error dLoss/dout if the rule `needs_error`, else the target. The task `language`
+                has the indices [B*T] of the next tokens as its target.
         """
 
     def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor | None:
@@ -224,8 +225,11 @@ class LocalRule(CutsNet, Rule):
         return self.local_loss(index, *self._by_step(h, signal))
 
     def _by_step(self, h: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h as [B*T, ...] and the signal as [B*T, D] if the task has a target at each step."""
-        return (h := h.flatten(0, 1), signal.reshape(len(h), -1)) if self.per_step else (h, signal)
+        """Return h as [B*T, ...] and the signal as [B*T, D] or indices [B*T], if the task has a target at each step."""
+        if not self.per_step:
+            return h, signal
+        h = h.flatten(0, 1)
+        return h, signal if signal.dim() == 1 else signal.reshape(len(h), -1)
 
     def learn_segment(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
         """Add the gradients of a hidden segment and of its head. Rules that run the net themselves call it at a tap.

@@ -199,9 +199,11 @@ class Recurrent(nn.Sequential):
         detach: true if no error shall go back in time; see `RecurrentLayer`.
         each_step: true for an output at each step, [B, T, D], which the task `sequence` needs; false for one output
             after the last step, [B, D].
+        vocabulary: V, if samples are tokens [T], whole numbers below V. A table turns each into as many values as the
+            first layer has. Default: samples are values.
 
     Raises:
-        UserError: `hidden` is empty, or the samples are not sequences or images.
+        UserError: `hidden` is empty, or the samples are not sequences, images or tokens.
     """
 
     def __init__(
@@ -213,13 +215,18 @@ class Recurrent(nn.Sequential):
         hidden: Sequence[int] = (64,),
         detach: bool = False,
         each_step: bool = False,
+        vocabulary: int | None = None,
     ) -> None:
         for width in hidden:
             check_positive("net.hidden", width)
         if not hidden:
             raise UserError("net.hidden: found none, allowed: the width of at least one layer")
-        layers: OrderedDict[str, nn.Module] = OrderedDict(rows=Rows())
-        for i, (features, width) in enumerate(pairwise([_features(in_shape), *hidden]), start=1):
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if vocabulary is None:
+            first, layers["rows"] = _features(in_shape), Rows()
+        else:
+            first, layers["embed"] = hidden[0], _table(in_shape, vocabulary, hidden[0])
+        for i, (features, width) in enumerate(pairwise([first, *hidden]), start=1):
             layers[f"rnn{i}"] = make(features, width, detach)
         if not each_step:
             layers["last"] = LastStep()
@@ -233,7 +240,7 @@ class Recurrent(nn.Sequential):
         with T.
 
         Args:
-            x: the values of this step, [B, F].
+            x: the values of this step, [B, F], or its tokens, int64 [B].
             state: the states of the layers before it; None for zeros.
 
         Returns:
@@ -242,6 +249,8 @@ class Recurrent(nn.Sequential):
         states: list[State] = []
         # `rows` and `last` only change the dimension of time, and a single step does not have it.
         layers = [layer for layer in self if isinstance(layer, RecurrentLayer)]
+        if "embed" in self._modules:
+            x = self.get_submodule("embed")(x)
         for i, layer in enumerate(layers):
             x, after = layer.step(x, None if state is None else state[i])
             states.append(after)
@@ -255,6 +264,7 @@ class RecurrentOptions(TypedDict, total=False):
     hidden: Sequence[int]
     detach: bool
     each_step: bool
+    vocabulary: int | None
 
 
 def gru(in_shape: int | Sequence[int], out_features: int, **options: Unpack[RecurrentOptions]) -> Recurrent:
@@ -286,6 +296,17 @@ def _shape(in_shape: int | Sequence[int]) -> tuple[int, ...]:
     return (in_shape,) if isinstance(in_shape, int) else tuple(in_shape)
 
 
+def _table(in_shape: Sequence[int], vocabulary: int, width: int) -> nn.Embedding:
+    """Return the table of the tokens, [V, E]."""
+    check_positive("net.vocabulary", vocabulary)
+    if len(in_shape) != 1:
+        raise UserError(
+            f"net.vocabulary: found {vocabulary} with samples of shape {list(in_shape)}, allowed: tokens [steps]. "
+            "Leave it out for samples that are values"
+        )
+    return nn.Embedding(vocabulary, width)
+
+
 def _features(in_shape: Sequence[int]) -> int:
     """The number of values of a step, F."""
     if len(in_shape) == 2:
@@ -294,5 +315,5 @@ def _features(in_shape: Sequence[int]) -> int:
         return in_shape[0] * in_shape[2]
     raise UserError(
         f"net: found samples of shape {list(in_shape)}, allowed in a recurrent net: [steps, values], or images "
-        "[channels, height, width], whose rows are the steps"
+        "[channels, height, width], whose rows are the steps; or with net.vocabulary tokens [steps]"
     )

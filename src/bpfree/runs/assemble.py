@@ -8,7 +8,7 @@ from torch import nn
 
 from bpfree._version import __version__
 from bpfree.data import Batches, Preprocess, Split
-from bpfree.data.tokens import preprocess_for_net
+from bpfree.data.tokens import preprocess_for_net, takes_tokens
 from bpfree.data.transforms import Transform
 from bpfree.errors import UserError
 from bpfree.nets import NETS, TOKEN_NETS
@@ -128,8 +128,9 @@ def assemble(
     """
     seed = config.train.seed
     if net is None and config.net["name"] in NETS:
-        takes_tokens = config.net["name"] in TOKEN_NETS and len(preprocess.shape) == 1
-        preprocess = preprocess if takes_tokens else preprocess.as_numbers()  # else integers are quantities
+        # Shipped nets that take tokens look them up in a table; integers are quantities for all other nets.
+        of_tokens = config.net["name"] in TOKEN_NETS and len(preprocess.shape) == 1
+        preprocess = preprocess if of_tokens or takes_tokens(config.net) else preprocess.as_numbers()
     preprocess = preprocess_for_net(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     task.use_loss(loss)

@@ -6,13 +6,22 @@ from typing import Any, Literal, overload
 from bpfree.data.labels import IGNORED
 from bpfree.tasks.base import DataTask, Loss, custom_parts
 from bpfree.tasks.classify import Classify
+from bpfree.tasks.language import Language
 from bpfree.tasks.multilabel import Multilabel
 from bpfree.tasks.reconstruct import Reconstruct
 from bpfree.tasks.regress import Regress
 from bpfree.tasks.segment import Segment
 from bpfree.tasks.sequence import Sequence
 
-AnyTask = type[Classify] | type[Multilabel] | type[Segment] | type[Reconstruct] | type[Regress] | type[Sequence]
+AnyTask = (
+    type[Classify]
+    | type[Multilabel]
+    | type[Segment]
+    | type[Reconstruct]
+    | type[Regress]
+    | type[Sequence]
+    | type[Language]
+)
 
 
 _TABLE: dict[str, AnyTask] = {
@@ -22,6 +31,7 @@ _TABLE: dict[str, AnyTask] = {
     "reconstruct": Reconstruct,
     "regress": Regress,
     "sequence": Sequence,
+    "language": Language,
 }
 
 
@@ -40,6 +50,8 @@ class TaskTable(dict[str, AnyTask]):
     def __getitem__(self, name: Literal["regress"], /) -> type[Regress]: ...
     @overload
     def __getitem__(self, name: Literal["sequence"], /) -> type[Sequence]: ...
+    @overload
+    def __getitem__(self, name: Literal["language"], /) -> type[Language]: ...
     @overload
     def __getitem__(self, name: str, /) -> AnyTask: ...
     def __getitem__(self, name: str, /) -> AnyTask:
@@ -61,7 +73,7 @@ def label_options(spec: Mapping[str, Any]) -> dict[str, Any]:
         'several'
     """
     task = TASKS[spec["name"]]
-    ignored = spec.get("ignore_index", IGNORED) if task.answers == "pixels" else None
+    ignored = spec.get("ignore_index", IGNORED) if task.answers in ("pixels", "tokens") else None
     return {
         "without_labels": task.rebuilds,
         "values": task.values,
@@ -88,6 +100,7 @@ __all__ = [
     "TASKS",
     "Classify",
     "DataTask",
+    "Language",
     "Loss",
     "Multilabel",
     "Reconstruct",

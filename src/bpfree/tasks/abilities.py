@@ -14,6 +14,7 @@ ANY_LABELS = ("classify", "multilabel", "segment")
 
 _VERBS = {
     "sequence": "predict sequences",
+    "language": "predict the next token",
     "multilabel": "predict several labels for each sample",
     "segment": "predict the class of each pixel",
 }

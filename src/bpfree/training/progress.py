@@ -10,7 +10,7 @@ from bpfree.errors import UserError
 from bpfree.training.energy import EnergyMeter, Source
 from bpfree.training.listener import Record
 
-FALLING = ("loss", "rmse", "rollout")  # metrics of which less is better
+FALLING = ("loss", "rmse", "rollout", "perplexity", "bits_per_token", "bits_per_byte")  # of which less is better
 
 
 @dataclass

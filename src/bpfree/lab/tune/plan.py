@@ -28,6 +28,7 @@ _METRICS = {  # of the validation split, by task; the first is the default
     "reconstruct": ("loss",),
     "regress": ("loss", "rmse", "r2"),
     "sequence": ("loss", "rollout", "valid_time"),
+    "language": ("loss", "accuracy", "perplexity", "bits_per_token", "bits_per_byte"),
 }
 _OF_THE_MACHINE = (("data", "dir"), ("train", "device"))  # may differ between workers
 
