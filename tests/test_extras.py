@@ -31,12 +31,18 @@ DOORS = {
     "liquid": (["ncps"], lambda folder: fit(net="liquid", data="lorenz", task="sequence")),
     "webdataset": (["braceexpand"], lambda folder: fit(data={"name": "webdataset", "path": f"{folder}/{{0..1}}.tar"})),
     "parquet": (["pyarrow"], lambda folder: fit(data={"name": "parquet", "path": shard(folder)})),
+    "text": (["tokenizers"], lambda folder: fit(data={"name": "text", "path": page(folder), "vocabulary": 300})),
     "mlflow": (["mlflow"], lambda folder: fit(trackers=["mlflow"])),
     "wandb": (["wandb"], lambda folder: fit(trackers=["wandb"])),
     "export": (["onnx"], lambda folder: fit(epochs=1).export(folder / "model.onnx")),
     "hub": (["huggingface_hub"], lambda folder: hub.load("user/name")),
     "serve": (["fastapi"], lambda folder: require_packages()),
 }
+
+
+def page(folder):
+    (folder / "a.txt").write_text("a page " * 1000)
+    return str(folder)
 
 
 def shard(folder):

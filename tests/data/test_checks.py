@@ -41,14 +41,16 @@ def mnist(monkeypatch, tmp_path):
 
 
 def test_every_fact_is_of_a_data_set_and_its_sources_are_whole():
-    assert set(FACTS) == set(DATASETS) - {"folder", "arrays", "table", "webdataset", "parquet"}, (
+    assert set(FACTS) == set(DATASETS) - {"folder", "arrays", "table", "webdataset", "parquet", "text"}, (
         "all but data of one's own"
     )
     for name, facts in FACTS.items():
         assert bool(facts.published.megabytes) == bool(facts.published.sources), name
         for source in facts.published.sources + facts.published.further:
             assert all(mirror.startswith("http") and mirror.endswith("/") for mirror in source.mirrors)
-            assert all(len(value) == len("md5:") + 32 for value in {**source.hashes, **source.contents}.values())
+            lengths = {"md5": 32, "sha256": 64}
+            for kind, _, value in (h.partition(":") for h in {**source.hashes, **source.contents}.values()):
+                assert len(value) == lengths[kind]
             assert source.archive is None or (source.archive in source.hashes and source.members)
             assert source.folders[0] == name, "where it is downloaded to"
 
@@ -98,7 +100,7 @@ def test_damage_is_told_and_the_exit_code_is_1(how, mnist, tmp_path):
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert (
-        lines[0] == f"mnist: damaged: {path}: its md5 is not that of the published file. Delete it and fetch it again"
+        lines[0] == f"mnist: damaged: {path}: its hash is not that of the published file. Delete it and fetch it again"
     )
     assert len(lines) == (1 if how == "a byte" else 2)
     assert shell("data", "check", "--data-dir", tmp_path).exit_code == 1, "without a name, all that are here"

@@ -204,7 +204,7 @@ def test_a_rule_learns_language_or_refuses_it(name):
 
 def test_a_run_predicts_tokens(tmp_path):
     x, y = counted()
-    bpfree.fit(NET, (x, y), "mono_forward", epochs=25, task="language", batch_size=16, out=tmp_path / "run",
+    bpfree.fit(NET, (x, y), "mono_forward", epochs=15, task="language", batch_size=16, out=tmp_path / "run",
                      optimizer={"name": "adam", "lr": 2e-2})  # fmt: skip
     loaded = bpfree.load(tmp_path / "run")
     predicted = loaded.predict(x)

@@ -80,7 +80,7 @@ def _check_file(source: Source, file: str, data_dir: Path, findings: Findings) -
         findings.published.append(path)
     # An unzipped file without a known hash of its content cannot be judged, so it is not listed at all.
     elif path.name == file or content is not None:
-        findings.problems.append(f"{path}: its md5 is not that of the published file. Delete it and fetch it again")
+        findings.problems.append(f"{path}: its hash is not that of the published file. Delete it and fetch it again")
 
 
 def _md5_unzipped(path: Path) -> str:

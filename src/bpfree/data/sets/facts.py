@@ -8,6 +8,7 @@ from bpfree.data.sets.mnist import EMNIST, FASHION_MNIST, KMNIST, MNIST
 from bpfree.data.sets.photographs import CALTECH256, EUROSAT
 from bpfree.data.sets.stl10 import STL10
 from bpfree.data.sets.svhn import EXTRA, SVHN
+from bpfree.data.sets.text import ENWIK8, NAMED_SO, TEXT8, TINYSHAKESPEARE
 
 
 class Published(NamedTuple):
@@ -35,7 +36,7 @@ class Facts(NamedTuple):
         train: the number of samples for training, from which a validation split may be taken.
         test: the number of samples for the final evaluation.
         classes: C; 0 if labels are numbers.
-        shape: the shape of a sample, [channels, height, width] for an image.
+        shape: the shape of a sample, [channels, height, width] for an image, [tokens] for a text.
         published: where it is published.
     """
 
@@ -58,6 +59,8 @@ _EMNIST = "https://www.nist.gov/itl/products-and-services/emnist-dataset"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
 _CALTECH256 = "https://data.caltech.edu/records/nyy15-4j048"
 _STL10 = "https://cs.stanford.edu/~acoates/stl10/"
+_TINYSHAKESPEARE = "https://github.com/karpathy/char-rnn"
+_MAHONEY = "http://mattmahoney.net/dc/textdata.html"
 _NONE = "none stated"
 
 
@@ -84,5 +87,10 @@ FACTS: dict[str, Facts] = {
     ),
     "caltech256": Facts(23_824, 5_956, 256, (3, 64, 64), Published(1_184, "CC BY 4.0", _CALTECH256, (CALTECH256,))),
     "stl10": Facts(5_000, 8_000, 10, (3, 96, 96), Published(2_640, _NONE, _STL10, (STL10,))),
+    "tinyshakespeare": Facts(
+        7_842, 435, 256, (128,), Published(1, "public domain", _TINYSHAKESPEARE, (TINYSHAKESPEARE, NAMED_SO))
+    ),
+    "text8": Facts(703_124, 39_062, 256, (128,), Published(31, "GFDL", _MAHONEY, (TEXT8,))),
+    "enwik8": Facts(703_124, 39_062, 256, (128,), Published(36, "GFDL", _MAHONEY, (ENWIK8,))),
 }
 """Facts by name: the data sets of `DATASETS` that are not the user's own files."""

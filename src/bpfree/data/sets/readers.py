@@ -19,6 +19,7 @@ from bpfree.data.sets.stl10 import stl10
 from bpfree.data.sets.svhn import svhn
 from bpfree.data.sets.table import table
 from bpfree.data.sets.tar_shards import webdataset
+from bpfree.data.sets.text import enwik8, text, text8, tinyshakespeare
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
@@ -34,9 +35,13 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "eurosat": eurosat,
     "caltech256": caltech256,
     "stl10": stl10,
+    "tinyshakespeare": tinyshakespeare,
+    "text8": text8,
+    "enwik8": enwik8,
     "folder": folder,
     "arrays": arrays,
     "table": table,
+    "text": text,
     "webdataset": webdataset,
     "parquet": parquet,
 }
