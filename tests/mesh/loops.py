@@ -1,6 +1,7 @@
 """Trainings by `Trainer.fit`: `python -m tests.mesh.loops RANK SIZE FOLDER NAME...`. Each process writes a file."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,4 @@ def main(rank: int, size: int, folder: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    os._exit(0)  # torch aborts an ordinary exit of several processes now and then

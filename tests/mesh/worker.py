@@ -1,5 +1,6 @@
 """One of several processes: `python -m tests.mesh.worker RANK SIZE FOLDER [CASE]...`. It writes the weights."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,3 +21,4 @@ def main(rank: int, size: int, folder: Path, only: list[str]) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    os._exit(0)  # torch aborts an ordinary exit of several processes now and then
