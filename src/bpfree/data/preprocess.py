@@ -204,6 +204,11 @@ class Preprocess:
         return self.labels.class_names
 
     @property
+    def class_texts(self) -> tuple[str, ...]:
+        """A text for each of the C classes: its name, or its number if classes have no names."""
+        return self.class_names or tuple(map(str, range(self.classes)))
+
+    @property
     def has_tokens(self) -> bool:
         """True if samples are tokens, integers that stand for names and pass as is."""
         return self.scaling.has_tokens

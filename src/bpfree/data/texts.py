@@ -7,21 +7,19 @@ hash is that of the text and of the options. So a changed text or option gives a
 import hashlib
 import json
 import struct
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from bpfree.data.files.kept import kept_or_made
 from bpfree.data.files.rows import Blocks
 from bpfree.data.vocabulary import BYTES, Vocabulary, letter_at
 from bpfree.disk.atomic import write_atomically
-from bpfree.errors import UserError
 
 _FORMAT = 1  # to be raised when the file or the encoding changes, so that old files are not read
 SPLITS = ("train", "validation", "test")
@@ -79,22 +77,12 @@ def encoded(content: bytes, shares: tuple[float, ...], vocabulary: int | None, c
     key = hashlib.blake2b(repr((_FORMAT, shares, vocabulary)).encode(), digest_size=16)
     key.update(content)
     kept = cache / f"{name}-{key.hexdigest()}.safetensors"
-    if found := _load(kept):
-        return found
-    with ExitStack() as stack:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(kept.with_name(f".{kept.stem}.lock")))
-        except (OSError, NotImplementedError):
-            return _encode(content, shares, vocabulary, name)  # nothing can be kept there, so tokens stay in memory
-        if found := _load(kept):
-            return found
-        made = _encode(content, shares, vocabulary, name)
-        try:
-            write_atomically(kept, lambda file: save_file(made.splits, file, {"vocabulary": made.vocabulary}))
-        except (UserError, OSError, SafetensorError):
-            return made
-        return _load(kept) or made
+    return kept_or_made(
+        kept,
+        load=lambda: _load(kept),
+        make=lambda: _encode(content, shares, vocabulary, name),
+        save=lambda made: _save(made, kept),
+    )
 
 
 def _encode(content: bytes, shares: tuple[float, ...], size: int | None, name: str) -> Encoded:
@@ -104,6 +92,10 @@ def _encode(content: bytes, shares: tuple[float, ...], size: int | None, name: s
     vocabulary = Vocabulary(BYTES) if size is None else Vocabulary.train(parts[0], size, name)
     tokens = {split: vocabulary.encode(part, name) for split, part in zip(SPLITS, parts, strict=True) if part}
     return Encoded(tokens, vocabulary.text)
+
+
+def _save(made: Encoded, kept: Path) -> None:
+    write_atomically(kept, lambda file: save_file(made.splits, file, {"vocabulary": made.vocabulary}))
 
 
 def _load(kept: Path) -> Encoded | None:

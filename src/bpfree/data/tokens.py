@@ -1,7 +1,6 @@
 """Find out if integer samples are tokens, which a net looks up in a table, or numbers, which it computes with."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,15 +10,6 @@ from bpfree.data.preprocess import Preprocess
 from bpfree.inputs import one_tensor
 
 _LOOK_UP = (nn.Embedding, nn.EmbeddingBag)
-
-
-def takes_tokens(spec: Mapping[str, Any]) -> bool:
-    """Return True if a net of `bpfree.nets.NETS` is to look up tokens: if the config says how many there are.
-
-    Args:
-        spec: the section `net` of a config.
-    """
-    return spec.get("vocabulary") is not None
 
 
 def preprocess_for_net(preprocess: Preprocess, net: nn.Module | None) -> Preprocess:

@@ -40,12 +40,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 }
 """The nets that a config can name. `bpfree list nets` shows them."""
 
-TOKEN_NETS = frozenset({"transformer"})
-"""The nets that take integers [B, T] as tokens. For the other nets, integers are numbers."""
-
 __all__ = [
     "NETS",
-    "TOKEN_NETS",
     "Backbone",
     "BlockHead",
     "Denoiser",

@@ -8,10 +8,10 @@ from torch import nn
 
 from bpfree._version import __version__
 from bpfree.data import Batches, Preprocess, Split
-from bpfree.data.tokens import preprocess_for_net, takes_tokens
+from bpfree.data.tokens import preprocess_for_net
 from bpfree.data.transforms import Transform
 from bpfree.errors import UserError
-from bpfree.nets import NETS, TOKEN_NETS
+from bpfree.nets import NETS
 from bpfree.nets.acceptance import inner, refuse_meta
 from bpfree.noise import Noise
 from bpfree.rule import Rule
@@ -128,9 +128,9 @@ def assemble(
     """
     seed = config.train.seed
     if net is None and config.net["name"] in NETS:
-        # Shipped nets that take tokens look them up in a table; integers are quantities for all other nets.
-        of_tokens = config.net["name"] in TOKEN_NETS and len(preprocess.shape) == 1
-        preprocess = preprocess if of_tokens or takes_tokens(config.net) else preprocess.as_numbers()
+        # Integers are tokens in a text, or if the config says how many different ones there are. Else they are numbers.
+        is_text = TASKS[config.task["name"]].answers == "tokens"
+        preprocess = preprocess if is_text or config.net.get("vocabulary") is not None else preprocess.as_numbers()
     preprocess = preprocess_for_net(preprocess, net)
     task = build({name: task.of for name, task in TASKS.items()}, config.task, preprocess, section="task")
     task.use_loss(loss)

@@ -1,6 +1,5 @@
 """The section `data` of a config: which data set, how much of it, and how batches are made."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from bpfree.data.transforms import Transform, make_transform
 from bpfree.disk.paths import user_path
 from bpfree.errors import unknown
 from bpfree.noise import Noise
-from bpfree.spec import absolute_paths, check_options, move_old_keys
+from bpfree.spec import absolute_paths, check_options, move_old_keys, option_types
 
 
 class Section(BaseModel):
@@ -126,8 +125,8 @@ class DataConfig(BaseModel):
         options = self.model_extra or {}
         # Checked by hand, since options are keys of this section beside the fields: an error must list both. The first
         # parameter of a reader is the directory, which the program passes.
-        taken = {name for name, p in list(inspect.signature(reader).parameters.items())[1:] if p.kind != p.VAR_KEYWORD}
-        for key in options.keys() - taken:
+        taken = list(option_types(reader))[1:]
+        for key in options.keys() - set(taken):
             raise unknown("key", key, {*type(self).model_fields, *taken}, prefix="data.")
         return check_options(reader, options, "data", given=1)
 

@@ -6,7 +6,7 @@ The constructor's own signature is the schema. There is not a second description
 from bpfree.spec.described import Described
 from bpfree.spec.moved import move_old_keys, moved_keys
 from bpfree.spec.names import build, imported, lookup, refuse_untrusted, split_spec, without_foreign_code
-from bpfree.spec.options import Checked, OptionGroup, absolute_paths, check_options, shared_options
+from bpfree.spec.options import Checked, OptionGroup, absolute_paths, check_options, option_types, shared_options
 from bpfree.spec.reference import REQUIRED, Option, fields_of, options_of, summary
 from bpfree.spec.values import Spec, convert, describe
 
@@ -27,6 +27,7 @@ __all__ = [
     "lookup",
     "move_old_keys",
     "moved_keys",
+    "option_types",
     "options_of",
     "refuse_untrusted",
     "shared_options",

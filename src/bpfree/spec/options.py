@@ -138,14 +138,30 @@ def absolute_paths(constructor: Callable[..., Any], options: Mapping[str, Any], 
     Raises:
         UserError: see `bpfree.disk.paths.user_path`.
     """
-    hints = type_hints(constructor)
-    paths = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
+    paths = {name for name, hint in option_types(constructor).items() if Path in (hint, *typing.get_args(hint))}
     return {
         name: str(user_path(value, f"{section}.{name}").absolute())
         if name in paths and isinstance(value, str)
         else value
         for name, value in options.items()
     }
+
+
+def option_types(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotation of each argument of a constructor by name, in order.
+
+    The options of `**options: Unpack[SomeTypedDict]` stand there by their own names.
+
+    Args:
+        constructor: a class or a function.
+    """
+    hints, types = type_hints(constructor), dict[str, Any]()
+    for parameter in inspect.signature(constructor).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            types |= shared_options(hints.get(parameter.name)) or {}
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            types[parameter.name] = hints.get(parameter.name, Any)
+    return types
 
 
 def shared_options(annotation: Any) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ which gives the md5 of the texts. It gives no hash of the archives; those below 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -57,6 +58,14 @@ ENWIK8 = Source(
 )
 
 
+class TokenOptions(TypedDict, total=False):
+    """The options of every text; see `text` for their meaning and their defaults."""
+
+    context: int
+    vocabulary: int | None
+    cache: Path | None
+
+
 def text(
     data_dir: Path,
     *,
@@ -88,59 +97,28 @@ def text(
             with a vocabulary the text is not UTF-8.
     """
     content = b"\n\n".join(_content(file) for file in _files(path, pattern))
-    return _windows("text", path, content, data_dir, context, vocabulary, shares, cache)
+    tokens: TokenOptions = {"context": context, "vocabulary": vocabulary, "cache": cache}
+    return _windows("text", path, content, data_dir, shares=shares, **tokens)
 
 
-def tinyshakespeare(
-    data_dir: Path, *, context: int = 128, vocabulary: int | None = None, cache: Path | None = None
-) -> Dataset:
-    """Plays of Shakespeare, 1.1 MB, for the task `language`.
-
-    Args:
-        data_dir: the directory of all data sets.
-        context: T, the number of tokens in a window.
-        vocabulary: the number of tokens of byte-pair encoding. Default: tokens are the 256 bytes.
-        cache: the folder for the tokens. Default: "tokens" in the data directory.
-
-    Raises:
-        UserError: the file cannot be downloaded; see also `text`.
-    """
+def tinyshakespeare(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
+    """Plays of Shakespeare, 1.1 MB, for the task `language`; see `text` for the options."""
     file = existing_file(NAMED_SO.folders, "tinyshakespeare.txt", data_dir) or find(
         "tinyshakespeare", TINYSHAKESPEARE, "input.txt", data_dir
     )
-    return _windows("tinyshakespeare", file, _content(file), data_dir, context, vocabulary, SHARES, cache)
+    return _windows("tinyshakespeare", file, _content(file), data_dir, **tokens)
 
 
-def text8(data_dir: Path, *, context: int = 128, vocabulary: int | None = None, cache: Path | None = None) -> Dataset:
-    """English Wikipedia as letters and spaces alone, 100 MB, for the task `language`.
-
-    Args:
-        data_dir: the directory of all data sets.
-        context: T, the number of tokens in a window.
-        vocabulary: the number of tokens of byte-pair encoding. Default: tokens are the 256 bytes.
-        cache: the folder for the tokens. Default: "tokens" in the data directory.
-
-    Raises:
-        UserError: the file cannot be downloaded; see also `text`.
-    """
+def text8(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
+    """English Wikipedia as letters and spaces alone, 100 MB, for the task `language`; see `text` for the options."""
     file = find("text8", TEXT8, "text8", data_dir)
-    return _windows("text8", file, _content(file), data_dir, context, vocabulary, SHARES, cache)
+    return _windows("text8", file, _content(file), data_dir, **tokens)
 
 
-def enwik8(data_dir: Path, *, context: int = 128, vocabulary: int | None = None, cache: Path | None = None) -> Dataset:
-    """English Wikipedia with its marks, 100 MB, for the task `language`.
-
-    Args:
-        data_dir: the directory of all data sets.
-        context: T, the number of tokens in a window.
-        vocabulary: the number of tokens of byte-pair encoding. Default: tokens are the 256 bytes.
-        cache: the folder for the tokens. Default: "tokens" in the data directory.
-
-    Raises:
-        UserError: the file cannot be downloaded; see also `text`.
-    """
+def enwik8(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
+    """English Wikipedia with its marks, 100 MB, for the task `language`; see `text` for the options."""
     file = find("enwik8", ENWIK8, "enwik8", data_dir)
-    return _windows("enwik8", file, _content(file), data_dir, context, vocabulary, SHARES, cache)
+    return _windows("enwik8", file, _content(file), data_dir, **tokens)
 
 
 def _files(path: Path, pattern: str) -> list[Path]:
@@ -174,10 +152,11 @@ def _windows(
     path: Path,
     content: bytes,
     data_dir: Path,
-    context: int,
-    vocabulary: int | None,
-    shares: Sequence[float],
-    cache: Path | None,
+    *,
+    context: int = 128,
+    vocabulary: int | None = None,
+    shares: Sequence[float] = SHARES,
+    cache: Path | None = None,
 ) -> Dataset:
     """Return the windows of a text as a data set."""
     check_positive("data.context", context)

@@ -9,13 +9,11 @@ import hashlib
 import json
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from rich.progress import MofNCompleteColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from bpfree.data.files.bars import bar
 from bpfree.data.files.images import SUFFIXES
+from bpfree.data.files.kept import kept_or_made
 from bpfree.data.shards.member_labels import LARGEST, LabelsRead
 from bpfree.data.shards.tar_samples import Member, OpenTar, TarSample
 from bpfree.disk.atomic import write_atomically
@@ -87,19 +86,12 @@ def read_index(tars: Sequence[Path], wanted: Wanted, cache: Path, name: str) -> 
     _check(wanted)
     key = hashlib.blake2b(repr((_FORMAT, [*map(str, tars)], wanted)).encode("utf-8", "surrogateescape"), digest_size=8)
     kept, state = cache / f"{name}-{key.hexdigest()}.safetensors", _state(tars)
-    if found := _load(kept, state, tars):
-        return found
-    with ExitStack() as stack:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(kept.with_name(f".{kept.stem}.lock")))
-        except (OSError, NotImplementedError):
-            return scan(tars, wanted, name)  # nothing can be kept there, so each process reads the tars
-        if found := _load(kept, state, tars):
-            return found
-        index = scan(tars, wanted, name)
-        _save(index, kept, state)
-    return index
+    return kept_or_made(
+        kept,
+        load=lambda: _load(kept, state, tars),
+        make=lambda: scan(tars, wanted, name),
+        save=lambda index: _save(index, kept, state),
+    )
 
 
 def scan(tars: Sequence[Path], wanted: Wanted, name: str) -> TarIndex:
@@ -216,10 +208,7 @@ def _load(kept: Path, state: str, tars: Sequence[Path]) -> TarIndex | None:
 
 
 def _save(index: TarIndex, kept: Path, state: str) -> None:
-    """Write the index whole or not at all. If it cannot be written, the next process reads the tars again."""
+    """Write the index to its file, whole or not at all."""
     columns = {"shard": index.shard, "place": index.place, "size": index.size, "y": index.y}
     about = {"state": state, "names": json.dumps(index.names), "arrays": str(index.are_arrays)}
-    try:
-        write_atomically(kept, lambda file: save_file(columns, file, about))
-    except (UserError, OSError, SafetensorError):
-        return
+    write_atomically(kept, lambda file: save_file(columns, file, about))
