@@ -107,7 +107,7 @@ def _predictions(run: Run, samples: Tensor) -> Iterator[str]:
         samples: raw samples [N, ...].
     """
     if isinstance(run.task, Classify):
-        names = run.preprocess.class_names or range(run.preprocess.classes)
+        names = run.preprocess.class_texts
         for row in run.predict_proba(samples):
             yield f"{names[int(row.argmax())]}\t{float(row.max()):.4f}"
     elif isinstance(run.task, Multilabel | Segment):
@@ -129,7 +129,7 @@ def _labels(run: Run, samples: Tensor) -> Iterator[str]:
         run: a run with the task multilabel or segment.
         samples: raw samples [N, ...].
     """
-    names = [str(name) for name in run.preprocess.class_names or range(run.preprocess.classes)]
+    names = run.preprocess.class_texts
     if isinstance(run.task, Multilabel):
         shares = run.predict_proba(samples)
         shown = shares > 0.5

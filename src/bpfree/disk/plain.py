@@ -5,6 +5,7 @@ its aliases expand to.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,8 @@ def is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def is_number(value: Any) -> bool:
+    """Return True if a plain value is a finite number; True and False are not numbers here."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

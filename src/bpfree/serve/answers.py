@@ -14,11 +14,6 @@ from bpfree.tasks import Classify, Multilabel, Segment
 _LIKELY = 0.5  # a label with a larger probability is among the answers
 
 
-def class_names(run: Run) -> list[str]:
-    """Return the names of the classes of a run; numbers if they have no names, nothing if there are no classes."""
-    return [str(name) for name in run.preprocess.class_names or range(run.preprocess.classes)]
-
-
 def answers_of(run: Run, out: Tensor, x: Inputs) -> list[Answer]:
     """Return the answers for the outputs of a net.
 
@@ -37,7 +32,7 @@ def answers_of(run: Run, out: Tensor, x: Inputs) -> list[Answer]:
     if isinstance(run.task, Classify):
         return [of_probabilities(run, row) for row in run.task.probabilities(out)]
     if isinstance(run.task, Multilabel):
-        names = class_names(run)
+        names = run.preprocess.class_texts
         return [
             Answer(labels=[name for name, p in zip(names, row, strict=True) if p > _LIKELY], probabilities=row)
             for row in run.task.probabilities(out).tolist()
@@ -59,7 +54,7 @@ def of_probabilities(run: Run, probabilities: Tensor) -> Answer:
         probabilities: [C].
     """
     index = int(probabilities.argmax())
-    return Answer(label=class_names(run)[index], index=index, probabilities=probabilities.tolist())
+    return Answer(label=run.preprocess.class_texts[index], index=index, probabilities=probabilities.tolist())
 
 
 def _of_pixels(run: Run, pixels: Tensor) -> Answer:

@@ -48,7 +48,7 @@ def to_form(drawing: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cropped(drawing: Tensor) -> Tensor | None:
-    """Return the smallest part of a drawing [h, w] that has all ink; None if there is no ink."""
+    """Cut the empty edges off a drawing [h, w], and return the rest; None for a drawing without ink."""
     rows, columns = (drawing > _INK).nonzero(as_tuple=True)
     if not len(rows):
         return None

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from bpfree.lab.report.records import Recorded, is_number, numbers, read_run
+from bpfree.disk.plain import is_number
+from bpfree.lab.report.records import Recorded, numbers, read_run
 from bpfree.runs.folder import CONFIG, METRICS, RESULT
 from bpfree.serve.found import Found
 from bpfree.tasks.class_metrics import BY_CLASS

@@ -19,7 +19,6 @@ from bpfree.noise import Noise
 from bpfree.runs.config import Config
 from bpfree.runs.run import Run
 from bpfree.serve import samples
-from bpfree.serve.answers import class_names
 from bpfree.serve.forms import Column, Input, RunFacts, TestSample
 from bpfree.serve.found import Found
 from bpfree.serve.looks import Looks
@@ -91,7 +90,7 @@ class Served:
             data=run.config.data.name,
             metrics=metrics,
             parameters=result.get("parameters"),
-            classes=class_names(run),
+            classes=list(run.preprocess.class_texts),
             input=_input(run),
             inside=self.looks.kind,
             inside_why=self.looks.why,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
+from bpfree.disk.plain import is_number
 from bpfree.errors import DivergedError
 from bpfree.trackers.base import Tracker
 from bpfree.training.listener import Record
@@ -167,7 +168,7 @@ def scalars_of(record: Record) -> dict[str, float]:
     """
     if record["kind"] == "tracker":
         return {f"{record['tracker']}/{name}": value for name, value in record["values"].items()}
-    return flat({key: value for key, value in record.items() if key not in ("kind", "epoch", "step")}, "/", numbers)
+    return flat({key: value for key, value in record.items() if key not in ("kind", "epoch", "step")}, "/", is_number)
 
 
 def result_by_name(result: Record) -> Record:
@@ -180,9 +181,15 @@ def result_by_name(result: Record) -> Record:
     return {"test": result["test"] or {}, "result": rest}
 
 
-def numbers(value: Any) -> bool:
-    """Return True for a number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def run_name_of(trainer: Trainer, config: Record) -> str:
+    """Return a name for a run, such as "dfa on digits".
+
+    Args:
+        trainer: holds the rule.
+        config: names rule and data; may be empty.
+    """
+    rule = config["rule"]["name"] if config else type(trainer.rule).__name__
+    return f"{rule} on {config['data']['name']}" if config else str(rule)
 
 
 def flat(values: Mapping[str, Any], between: str, wanted: Callable[[Any], bool] = lambda value: True) -> dict[str, Any]:

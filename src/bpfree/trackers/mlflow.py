@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from bpfree.disk.plain import is_number
 from bpfree.spec import refuse_untrusted
 from bpfree.spec.extras import library
-from bpfree.trackers.logger import Logger, Point, Status, flat, numbers, result_by_name
+from bpfree.trackers.logger import Logger, Point, Status, flat, result_by_name, run_name_of
 from bpfree.training.listener import Record
 from bpfree.training.trainer import Trainer
 
@@ -74,20 +75,9 @@ class MLflow(Logger):
     def close(self, status: Status, result: Record | None) -> None:
         """Log the result, and end the MLflow run."""
         if result is not None and self._trainer is not None:
-            self.log([(self._trainer.progress.step, flat(result_by_name(result), "/", numbers))])
+            self.log([(self._trainer.progress.step, flat(result_by_name(result), "/", is_number))])
             self._client.log_dict(self._id, result, "result.json")
         self._client.set_terminated(self._id, _STATUS[status])
-
-
-def run_name_of(trainer: Trainer, config: Record) -> str:
-    """Return a name for a run, such as "dfa on digits".
-
-    Args:
-        trainer: holds the rule.
-        config: names rule and data; may be empty.
-    """
-    rule = config["rule"]["name"] if config else type(trainer.rule).__name__
-    return f"{rule} on {config['data']['name']}" if config else str(rule)
 
 
 def _key(name: str) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from bpfree.spec.extras import library
-from bpfree.trackers.logger import Logger, Point, Status, flat, result_by_name
-from bpfree.trackers.mlflow import run_name_of
+from bpfree.trackers.logger import Logger, Point, Status, flat, result_by_name, run_name_of
 from bpfree.training.listener import Record
 from bpfree.training.trainer import Trainer
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bpfree.lab.report.records import is_number
+from bpfree.disk.plain import is_number
 
 
 def number(value: Any) -> str:

@@ -1,12 +1,11 @@
 """A run folder as plain values. A damaged or older folder still gives the parts that can be read."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bpfree.disk.paths import open_regular
-from bpfree.disk.plain import LARGEST_JSON, parse_json
+from bpfree.disk.plain import LARGEST_JSON, is_number, parse_json
 from bpfree.errors import UserError
 from bpfree.runs import folder as layout
 from bpfree.tasks.class_metrics import BY_CLASS
@@ -140,8 +139,3 @@ def numbers(values: Any) -> dict[str, float]:
 def mapping(values: Any) -> dict[str, Any]:
     """Return a dict with its keys as text, and an empty dict in place of anything else."""
     return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
-
-
-def is_number(value: Any) -> bool:
-    """Return True if a value is a finite number; True and False are not numbers here."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 
 from bpfree.data import Split
 from bpfree.disk.paths import user_path
+from bpfree.disk.plain import is_number
 from bpfree.errors import UserError
 from bpfree.lab.report import html
 from bpfree.lab.report.charts import overlaid_curves
 from bpfree.lab.report.format import megabytes, number, seconds
 from bpfree.lab.report.html import Cell, Column, Section
-from bpfree.lab.report.records import Recorded, epochs, is_number, measurements, read_run
+from bpfree.lab.report.records import Recorded, epochs, measurements, read_run
 from bpfree.lab.report.sections import Subject, lead_of, sections_of, state_of
 from bpfree.pictures.draw import draw_figures
 from bpfree.runs.folder import CONFIG, PLOTS

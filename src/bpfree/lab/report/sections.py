@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from bpfree.data import Split
+from bpfree.disk.plain import is_number
 from bpfree.lab.report import html
 from bpfree.lab.report.charts import learning_curves, tracked_curves
 from bpfree.lab.report.format import megabytes, number, seconds
 from bpfree.lab.report.html import Cell, Column, Section
-from bpfree.lab.report.records import Recorded, is_number, mapping
+from bpfree.lab.report.records import Recorded, mapping
 from bpfree.pictures.confusion import MOST_CLASSES, ClassPredictions, confusion_figure, predict_classes
 from bpfree.pictures.numbers import predict_numbers, rollout
 from bpfree.runs.folder import CONFIG
