@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from bpfree.errors import UserError
 from bpfree.nets.acceptance import eager
 
-Taps = Sequence[str] | Literal["auto"] | None
-"""The places where a rule should cut: names of submodules; "auto" and None let the rule choose."""
+Taps = Sequence[str] | int | Literal["auto"] | None
+"""The places where a rule should cut: names of submodules, or how many; "auto" and None let the rule choose."""
 Visit = Callable[[int, Tensor], object]
 """A function that is called with each tapped output. If it returns a tensor, this goes on in place of the output."""
 

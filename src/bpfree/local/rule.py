@@ -13,6 +13,7 @@ from bpfree.local.autotaps import find_segments
 from bpfree.local.channels_last import keep_order
 from bpfree.local.cut import Taps
 from bpfree.local.cutting import CutsNet
+from bpfree.local.evenly import evenly, whole_stages
 from bpfree.local.layers import layers_of
 from bpfree.local.parts import SegmentTensors
 from bpfree.local.passes import learn_by_segments, learn_end_to_end
@@ -40,12 +41,14 @@ class LocalRule(CutsNet, Rule):
     same weights, to the bit.
 
     If the net answers at each of T steps (a task that is `per_step`), so does a segment, and a step counts as a sample:
-    losses, heads and signals see h as [B*T, ...] and the error or target of that step as [B*T, D]. How far a step's
-    loss is differentiated back in time is decided by the net (`detach` of the recurrent nets: not at all).
+    losses, heads and signals see h as [B*T, ...] and the error or target of that step as [B*T, D]. With `keeps_steps`
+    losses and heads see h as [B, T, ...], for heads that read several steps. How far a step's loss is differentiated
+    back in time is decided by the net (`detach` of the recurrent nets: not at all).
 
     Args:
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
-            another net (`bpfree.local.autotaps`).
+        taps: submodules after which the graph is cut; a number of taps, for segments of about as many stages each (3
+            taps make 4 segments); "auto", the default: the stages of a Sequential, the blocks of another net
+            (`bpfree.local.autotaps`).
 
     Attributes:
         needs_error: True if `local_loss` takes the output error as its signal, and not the target.
@@ -53,6 +56,7 @@ class LocalRule(CutsNet, Rule):
             reads, from the target. Then the sum of all losses has a gradient too, which `deep_supervision` follows.
         segments: the segments of the net; the last is the output segment, which learns from the task's loss.
         output_weight: the factor of the task's loss in the output segment.
+        keeps_steps: True if `local_loss` takes the features of all steps of a sequence together, [B, T, ...].
         per_step: True if the task has a target at each step; `segments` then have the shape of one step.
         pixels: (H, W) if the task has an answer for each pixel, else None.
         segment_done: called with the index of a segment when its gradients are complete; it may use them up and free
@@ -61,6 +65,7 @@ class LocalRule(CutsNet, Rule):
 
     needs_error: ClassVar[bool] = False
     has_heads: ClassVar[bool] = False
+    keeps_steps: ClassVar[bool] = False
     mesh_modes: ClassVar[tuple[str, ...]] = ("data", "blocks")
     looks_inside: ClassVar[bool] = False  # `cut` itself runs a compiled net as it was written
     takes_soft_labels: ClassVar[bool] = True
@@ -74,11 +79,11 @@ class LocalRule(CutsNet, Rule):
     def __init__(self, *, taps: Taps = None) -> None:
         super().__init__()
         if isinstance(taps, str) and taps != "auto":
-            raise UserError(f"taps: found {taps!r}, allowed: 'auto', or a list of names such as [{taps!r}]")
+            raise UserError(f"taps: found {taps!r}, allowed: 'auto', a number, or a list of names such as [{taps!r}]")
         self._task: Task | None = None
         self._step: Step | None = None  # that runs
-        self._asked_taps = None if taps is None or taps == "auto" else tuple(taps)
-        self.taps = self._asked_taps or ()
+        self._asked_taps = None if taps is None or taps == "auto" else taps if isinstance(taps, int) else tuple(taps)
+        self.taps = self._asked_taps if isinstance(self._asked_taps, tuple) else ()
         self.segments = []
         self._chose_taps = False
 
@@ -107,8 +112,11 @@ class LocalRule(CutsNet, Rule):
 
     def _find(self, net: nn.Module, x: Inputs) -> tuple[list[Segment], bool]:
         """The segments, and whether result.json should name their taps since nobody else knows them."""
-        if self._asked_taps is not None:
+        if isinstance(self._asked_taps, tuple):
             return owners(net, self._asked_taps, x), False
+        if self._asked_taps is not None:
+            # Without a tap the rule is backprop, by the user's wish.
+            return owners(net, evenly(whole_stages(net, x), self._asked_taps) if self._asked_taps else (), x), True
         taps = self.default_taps(net, x)
         if taps is not None:
             return owners(net, taps, x), True
@@ -228,8 +236,8 @@ class LocalRule(CutsNet, Rule):
         """Return h as [B*T, ...] and the signal as [B*T, D] or indices [B*T], if the task has a target at each step."""
         if not self.per_step:
             return h, signal
-        h = h.flatten(0, 1)
-        return h, signal if signal.dim() == 1 else signal.reshape(len(h), -1)
+        signal = signal if signal.dim() == 1 else signal.reshape(h.shape[0] * h.shape[1], -1)
+        return h if self.keeps_steps else h.flatten(0, 1), signal
 
     def learn_segment(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
         """Add the gradients of a hidden segment and of its head. Rules that run the net themselves call it at a tap.
