@@ -214,9 +214,9 @@ def test_auto_is_the_default_in_so_many_words(rule, batch):
     net = NETS["mlp"](IN_SHAPE, 10, hidden=[12, 11], activation="tanh").to(batch.x)
     found = [bound(RULES[rule](**options), net, batch).taps for options in ({}, {"taps": config.rule["taps"]})]
     assert found == [stages(net), stages(net)]
-    with pytest.raises(UserError, match=r"taps: found 'fc1', allowed: ('auto', or a list of names|a list of text or)"):
+    with pytest.raises(UserError, match=r"taps: found 'fc1', allowed: ('auto', a number, or a list|a list of text or)"):
         RULES[rule](taps="fc1")
-    with pytest.raises(UserError, match=r"rule.taps: found 'fc1', allowed: a list of text or auto or none"):
+    with pytest.raises(UserError, match=r"rule.taps: found 'fc1', allowed: a list of text or int or auto or none"):
         load_config("digits/dfa", [f"rule={rule}", "rule.taps=fc1"])
 
 
