@@ -1,4 +1,4 @@
-"""The way of features through processes, each of which trains some parts of a net. Nothing comes back.
+"""The way of features through processes, each of which trains some parts of a net. No error comes back.
 
 A process may be several batches ahead of the next one: it need not wait for anything that a later part does. It does
 not run further ahead than the messages that may be on their way.
@@ -136,6 +136,16 @@ class Lane:
         self.stop |= bool(flat[-1])
         placed = flat[:-1].view([shape[d] for d in order])
         return placed.permute([order.index(d) for d in range(dims)])
+
+    def share_last(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by that of the last process; nothing else ever comes back.
+
+        All processes call it in the same steps. It waits until the last process has come to that step.
+
+        Args:
+            tensor: of one shape and type on all processes.
+        """
+        return self.group.broadcast_(tensor, self.group.size - 1)
 
     def finish(self) -> None:
         """Wait until all messages have arrived."""

@@ -22,6 +22,7 @@ from bpfree.rules.pepita import Pepita
 from bpfree.rules.predsim import Pred, PredSim, Sim
 from bpfree.rules.recombine import Recombine
 from bpfree.rules.softhebb import SoftHebb
+from bpfree.rules.solo import Solo
 
 _TABLE: dict[str, type[Rule]] = {
     "backprop": Backprop,
@@ -38,6 +39,7 @@ _TABLE: dict[str, type[Rule]] = {
     "pred": Pred,
     "sim": Sim,
     "predsim": PredSim,
+    "solo": Solo,
     "forward_forward": ForwardForward,
     "cwcomp": CwComp,
     "pepita": Pepita,
@@ -88,6 +90,8 @@ class RuleTable(dict[str, type[Rule]]):
     def __getitem__(self, name: Literal["sim"], /) -> type[Sim]: ...
     @overload
     def __getitem__(self, name: Literal["predsim"], /) -> type[PredSim]: ...
+    @overload
+    def __getitem__(self, name: Literal["solo"], /) -> type[Solo]: ...
     @overload
     def __getitem__(self, name: Literal["forward_forward"], /) -> type[ForwardForward]: ...
     @overload
@@ -163,4 +167,5 @@ __all__ = [
     "Shallow",
     "Sim",
     "SoftHebb",
+    "Solo",
 ]
