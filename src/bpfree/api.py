@@ -67,7 +67,7 @@ def fit(
             standard error. False: show nothing. None: show a bar at a terminal or in a notebook, and elsewhere only
             what bpfree chose by itself.
         options: any other key of the config's `data` and `train` sections (batch_size, validation, fraction, skew,
-            label_noise, augment; precision, update, graph, deterministic, mesh, device, clip, freeze,
+            label_noise, augment; precision, update, graph, deterministic, mesh, device, clip, start_from, freeze,
             early_stopping), the sections `schedule` and `task`, and `classes`: how many there are in arrays, or a list
             of those to keep of any data. `augment` is a section, a function of a batch of images [B, C, H, W], or a
             list of a section and functions; see docs/callbacks.md.

@@ -35,11 +35,12 @@ VARIANTS = [
     Case("predsim", "blocks", "conv"),
     Case("mono_forward", "blocks", "resnet18"),
     Case("local", "blocks", "recurrent"),
+    Case("solo", "blocks", "refresh"),
     Case("noprop_dt", "blocks", "shared"),
     Case("noprop_dt", "blocks", "random"),
     Case("noprop_dt", "data", "adamw"),
 ]
-REPLICAS = [Case(rule, "blocks", "replicas") for rule in ("mono_forward", "sim", "noprop_dt")]
+REPLICAS = [Case(rule, "blocks", "replicas") for rule in ("mono_forward", "sim", "solo", "noprop_dt")]
 CASES = [*TABLE, *VARIANTS]
 
 
@@ -98,6 +99,8 @@ def new_rule(case: Case) -> Rule:
     }
     if case.variant == "recurrent":
         return kind(taps=["joint", "end"])
+    if case.variant == "refresh":
+        return kind(refresh=2)
     if case.variant == "random":
         return kind(order="random")
     return kind(**options.get((case.rule, case.mode), {}))

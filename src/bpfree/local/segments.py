@@ -260,7 +260,9 @@ def _refuse_shared(segments: Sequence[Segment]) -> None:
                 raise LeakError(
                     f"parameter '{name}' of segment '{first[name]}' is reached by the loss of segment "
                     f"'{segment.name}' too, by a connection around tap '{first[name]}' or by shared weights. "
-                    f"Drop that tap, or tap a module behind which the connection has joined."
+                    "Drop that tap, or tap a module behind which the connection has joined. Untie layers that share "
+                    "weights, such as a read-out and the embedding: net.tied=false, or tie_word_embeddings=False in a "
+                    "model of Hugging Face"
                 )
             first[name] = segment.name
 

@@ -12,6 +12,7 @@ from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
 from bpfree.rules.forward_gradient import ForwardGradient
 from bpfree.rules.local import Local
+from bpfree.rules.lopt import LoPT
 from bpfree.rules.mono_forward import MonoForward
 from bpfree.rules.natural import PGPE, SNES
 from bpfree.rules.noprop_ct import NoPropCT
@@ -40,6 +41,7 @@ _TABLE: dict[str, type[Rule]] = {
     "sim": Sim,
     "predsim": PredSim,
     "solo": Solo,
+    "lopt": LoPT,
     "forward_forward": ForwardForward,
     "cwcomp": CwComp,
     "pepita": Pepita,
@@ -92,6 +94,8 @@ class RuleTable(dict[str, type[Rule]]):
     def __getitem__(self, name: Literal["predsim"], /) -> type[PredSim]: ...
     @overload
     def __getitem__(self, name: Literal["solo"], /) -> type[Solo]: ...
+    @overload
+    def __getitem__(self, name: Literal["lopt"], /) -> type[LoPT]: ...
     @overload
     def __getitem__(self, name: Literal["forward_forward"], /) -> type[ForwardForward]: ...
     @overload
@@ -152,6 +156,7 @@ __all__ = [
     "Eggroll",
     "ForwardForward",
     "ForwardGradient",
+    "LoPT",
     "Local",
     "MonoForward",
     "NoPropCT",

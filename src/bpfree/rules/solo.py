@@ -15,8 +15,8 @@ weight decay shrinks it, and checkpoints hold it. All minibatches that are added
 
 Where we differ: the paper trains decoders for language. Here any net whose last layer is an nn.Linear can be trained,
 for any task but a class for each pixel; `bpfree.local.trunks` says what phi_k is. If the features of a segment have
-another width than W takes, phi_k ends by a linear layer in between. `every`, by which each segment learns in some of the
-steps only, is our addition.
+another width than W takes, phi_k ends by a linear layer in between. With `every`, which is our addition, each segment
+learns in some of the steps only.
 """
 
 from typing import ClassVar, Literal

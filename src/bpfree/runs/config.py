@@ -36,8 +36,9 @@ MACHINE_KEYS = (
     "train.device",
     "train.graph",
     "train.mesh",
+    "train.start_from",
 )
-"""Keys that may change when a run is resumed: they say where its data are and what computes."""
+"""Keys that may change when a run is resumed: they say where files are and what computes."""
 
 
 class EarlyStoppingConfig(Section):
@@ -77,6 +78,7 @@ class TrainConfig(Section):
         device: name of a device; "auto" takes a GPU if there is one.
         clip: largest gradient norm, for each of the rule's units by itself.
         early_stopping: when to stop before `epochs`; None: never.
+        start_from: a run folder whose weights the net starts with, to fine-tune it; None for new weights.
         freeze: patterns of parameters that are not trained; see `bpfree.training.freeze`.
         readout: "ridge" replaces the last layer after training; see `bpfree.training.ridge_readout`.
         ridge: factor of the penalty of that readout.
@@ -92,6 +94,7 @@ class TrainConfig(Section):
     device: str = "auto"
     clip: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStoppingConfig | None = None
+    start_from: str | None = None
     freeze: list[str] = []
     readout: Readout = "none"
     ridge: float = Field(default=1e-3, gt=0)

@@ -77,6 +77,7 @@ class FitOptions(TypedDict, total=False):
     device: str
     clip: float | None
     early_stopping: EarlyStoppingOptions | None
+    start_from: str | None
     freeze: Sequence[str]
     readout: Readout
     ridge: float

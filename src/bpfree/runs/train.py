@@ -19,6 +19,7 @@ from bpfree.runs.keeper import Keeper, keeping
 from bpfree.runs.progress_bar import progress_of
 from bpfree.runs.result import summarize
 from bpfree.runs.run import Run
+from bpfree.runs.start import start_from
 from bpfree.screen.live import Screen
 from bpfree.tasks import Loss
 from bpfree.trackers import Tracker, make_trackers
@@ -86,6 +87,8 @@ def train(
     from_python = [name for name, value in objects.items() if value is not None]
     setup = assemble(config, Preprocess.of(data.dataset, data.train), net, rule, loss, from_python)
     setup = replace(setup, transforms=tuple(changes))
+    if config.train.start_from is not None and not resume:  # a resumed run has weights of its own
+        start_from(setup.trainer.net, config.train.start_from)
     batches = setup.training_batches(data.train)
     make_first_optimizer()  # before the memory of the training is measured
     mesh = setup.trainer.mesh
