@@ -9,6 +9,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "Backprop and the control": ("backprop", "shallow"),
     "Feedback": ("fa", "usf", "brsf", "frsf", "dfa", "drtp"),
     "Local losses": ("local", "mono_forward", "pred", "sim", "predsim"),
+    "Block-local Transformers": ("solo", "lopt"),
     "Two forward passes, and competing channels": ("forward_forward", "pepita", "cwcomp"),
     "NoProp": ("noprop_dt", "noprop_ct", "noprop_fm", "noprop_hybrid", "noprop_linear"),
     "Black box and forward gradients": ("recombine", "es", "eggroll", "spsa", "snes", "pgpe", "forward_gradient"),
