@@ -44,7 +44,7 @@ def test_heads_are_those_of_the_rule(looks, runs, sample):
     steps = looks["mono_forward"](sample, noise=False)
     assert [step.name for step in steps] == [*rule.taps, "answer"]
     for index, (tap, step) in enumerate(zip(rule.taps, steps, strict=False)):
-        scores = rule.goodness(index, output_of(run, tap, sample)).softmax(1)[0]
+        scores = rule.scores(index, output_of(run, tap, sample)).softmax(1)[0]
         assert torch.allclose(torch.tensor(step.answer.probabilities), scores, atol=1e-5)
 
 

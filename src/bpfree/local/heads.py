@@ -98,6 +98,20 @@ class PixelLinear(nn.Module):
         return to_pixels(self.conv(h), self.pixels)
 
 
+def pooled_side(shape: Sequence[int], pooled: int) -> tuple[int, int]:
+    """Return the side of the windows over which a feature map is averaged, and the number of features after it.
+
+    Args:
+        shape: of the features of one sample; features that are not a map keep their number, with a side of 1.
+        pooled: features at most; both sides of a map shrink alike until there are no more.
+    """
+    side, sides = 1, list(shape[1:])
+    if len(shape) == 3:
+        while shape[0] * prod(-(-length // side) for length in sides) > pooled and side < max(sides):
+            side += 1
+    return side, shape[0] * prod(-(-length // side) for length in sides)
+
+
 class PooledLinear(nn.Module):
     """A linear layer behind a feature map averaged to at most `pooled` features; other features it takes as they are.
 
@@ -111,12 +125,9 @@ class PooledLinear(nn.Module):
 
     def __init__(self, shape: Sequence[int], outputs: int, pooled: int = 1024) -> None:
         super().__init__()
-        is_map, side = len(shape) == 3, 1
-        sides = list(shape[1:])
-        while is_map and shape[0] * prod(-(-length // side) for length in sides) > pooled and side < max(sides):
-            side += 1
-        self.side = side if is_map else None
-        self.linear = nn.Linear(shape[0] * prod(-(-length // side) for length in sides), outputs)
+        side, width = pooled_side(shape, pooled)
+        self.side = side if len(shape) == 3 else None
+        self.linear = nn.Linear(width, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

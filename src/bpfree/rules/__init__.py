@@ -4,13 +4,14 @@ from typing import Literal, overload
 
 from bpfree.rule import Rule
 from bpfree.rules.backprop import Backprop
-from bpfree.rules.cwcomp import CwComp
+from bpfree.rules.cwcomp import CwComp, DeeperForward
 from bpfree.rules.deep_supervision import DeepSupervision
 from bpfree.rules.dfa import DFA, DRTP, Shallow
 from bpfree.rules.es import ES, SPSA, Eggroll
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
 from bpfree.rules.forward_gradient import ForwardGradient
+from bpfree.rules.hff import HFF
 from bpfree.rules.local import Local
 from bpfree.rules.lopt import LoPT
 from bpfree.rules.mono_forward import MonoForward
@@ -44,6 +45,8 @@ _TABLE: dict[str, type[Rule]] = {
     "lopt": LoPT,
     "forward_forward": ForwardForward,
     "cwcomp": CwComp,
+    "deeper_forward": DeeperForward,
+    "hff": HFF,
     "pepita": Pepita,
     "softhebb": SoftHebb,
     "noprop_dt": NoPropDT,
@@ -101,6 +104,10 @@ class RuleTable(dict[str, type[Rule]]):
     @overload
     def __getitem__(self, name: Literal["cwcomp"], /) -> type[CwComp]: ...
     @overload
+    def __getitem__(self, name: Literal["deeper_forward"], /) -> type[DeeperForward]: ...
+    @overload
+    def __getitem__(self, name: Literal["hff"], /) -> type[HFF]: ...
+    @overload
     def __getitem__(self, name: Literal["pepita"], /) -> type[Pepita]: ...
     @overload
     def __getitem__(self, name: Literal["softhebb"], /) -> type[SoftHebb]: ...
@@ -145,6 +152,7 @@ __all__ = [
     "ES",
     "FA",
     "FRSF",
+    "HFF",
     "PGPE",
     "RULES",
     "SNES",
@@ -153,6 +161,7 @@ __all__ = [
     "Backprop",
     "CwComp",
     "DeepSupervision",
+    "DeeperForward",
     "Eggroll",
     "ForwardForward",
     "ForwardGradient",

@@ -16,21 +16,17 @@ a sample, numbers, and a class for each pixel, for which M_l is a 1x1 convolutio
 labels.
 """
 
-from typing import ClassVar, Literal
-
-import torch
 from torch import Tensor, nn
 
-from bpfree.errors import UserError, check_choice
+from bpfree.errors import UserError
 from bpfree.grad import first_trainable
-from bpfree.inputs import Inputs, forward
-from bpfree.local.cut import Taps, cut
+from bpfree.local.cut import Taps
 from bpfree.local.heads import head_shape, read_linear
-from bpfree.local.rule import LocalRule
+from bpfree.local.reading import Read, ReadingRule
 from bpfree.types import Batch, Task, classes_of
 
 
-class MonoForward(LocalRule):
+class MonoForward(ReadingRule):
     """The task's loss of each segment, through a learned projection.
 
     Args:
@@ -40,12 +36,8 @@ class MonoForward(LocalRule):
             another net.
     """
 
-    has_heads: ClassVar[bool] = True  # M_l, learned
-
-    def __init__(self, *, read: Literal["net", "last", "sum"] = "net", taps: Taps = None) -> None:
-        super().__init__(taps=taps)
-        check_choice("read", read, ("net", "last", "sum"))
-        self.read = read
+    def __init__(self, *, read: Read = "net", taps: Taps = None) -> None:
+        super().__init__(read=read, taps=taps)
         self.heads = nn.ModuleList()
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
@@ -61,10 +53,7 @@ class MonoForward(LocalRule):
                 "of your own says with an attribute `classes` how many it has"
             )
         like = first_trainable(net)
-        hidden = self.segments[:-1]
-        if self.read == "last" and not hidden:
-            raise UserError("read: found 'last', but the net has no hidden segment. Use read: net")
-        shapes = [head_shape(segment, task.dim, self.pixels) for segment in hidden]
+        shapes = [head_shape(segment, task.dim, self.pixels) for segment in self.segments[:-1]]
         heads = (nn.Linear(columns, rows, bias=False) for rows, columns in shapes)
         self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
 
@@ -72,8 +61,8 @@ class MonoForward(LocalRule):
         """Return M_l, which is trained together with its segment."""
         return self.heads[index] if index < len(self.heads) else None
 
-    def goodness(self, index: int, h: Tensor) -> Tensor:
-        """Return G_l = h M_l^T.
+    def scores(self, index: int, h: Tensor) -> Tensor:
+        """Return G_l = h M_l^T, the scores of each class.
 
         Args:
             index: number of the segment.
@@ -83,27 +72,3 @@ class MonoForward(LocalRule):
             [B, C], or [B, C, H, W] if each pixel has a class.
         """
         return read_linear(h, self.heads[index].get_parameter("weight"), self.pixels)
-
-    def scores(self, index: int, h: Tensor) -> Tensor | None:
-        """Return G_l, the scores of each class."""
-        return self.goodness(index, h)
-
-    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """Return the task's loss of G_l."""
-        return self.task_loss(self.goodness(index, h), signal)
-
-    @property
-    def predicts_with_net(self) -> bool:
-        """True with `read: net` only."""
-        return self.read == "net"
-
-    def predict(self, net: nn.Module, x: Inputs) -> Tensor:
-        """Return scores [B, C] from the place that `read` names."""
-        if self.read == "net":
-            return super().predict(net, x)
-        scores: list[Tensor] = []
-        with cut(net, self.taps, lambda index, h: scores.append(self.goodness(index, h))):
-            out = forward(net, x)
-        if self.read == "last":
-            return scores[-1]
-        return torch.stack([*scores, out.view_as(scores[-1]) if scores else out]).sum(0)
