@@ -122,21 +122,6 @@ class DeeperForward(CwComp):
 
     changes_features: ClassVar[bool] = True
 
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Check that each class has two values in every hidden segment, whose deviation can be taken.
-
-        Raises:
-            UserError: as in `CwComp.bind`; or a class has one value only.
-        """
-        super().bind(net, task, batch)
-        for segment, axis in zip(self.segments, self.axes, strict=False):
-            channels = (1, *segment.shape)[axis]
-            if channels // self.classes * (segment.shape.numel() // channels) < 2:
-                raise UserError(
-                    f"net: '{segment.name}' has {channels} values for {self.classes} classes, allowed: at least 2 for "
-                    "each class, since they are normalised class by class. Widen that layer"
-                )
-
     def goodness(self, index: int, h: Tensor) -> Tensor:
         """Return the mean of each class's channels; shapes as in `CwComp.goodness`."""
         wide = torch.float32 if h.itemsize < 4 else h.dtype
@@ -146,8 +131,13 @@ class DeeperForward(CwComp):
         return groups if self.pixels is None else to_pixels(groups, self.pixels)
 
     def pass_on(self, index: int, h: Tensor) -> Tensor:
-        """Return z_l: h with mean 0 and standard deviation 1 in each group of each sample."""
-        parts = even_groups(h.movedim(self.axes[index], 1), self.classes)
+        """Return z_l: h with mean 0 and standard deviation 1 in each group of each sample.
+
+        Nothing would be left of a group with a single value. Where there is one, a sample is normalised as a whole.
+        """
+        channels = h.movedim(self.axes[index], 1)  # [B, channels, ...]
+        least = channels.shape[1] // self.classes * channels[0, 0].numel()
+        parts = even_groups(channels, self.classes if least > 1 else 1)
         z = torch.cat([F.group_norm(part.flatten(1, 2), part.shape[1]) for part in parts], dim=1)
         return z.movedim(1, self.axes[index]).to(h.dtype)
 
