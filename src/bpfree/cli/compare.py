@@ -37,7 +37,10 @@ Target = Annotated[
 ]
 Controls = Annotated[
     bool,
-    typer.Option(help="Train control experiments beside the rules, such as a net whose hidden layers stay random."),
+    typer.Option(
+        help="Train control experiments beside the rules, such as a net whose hidden layers stay random, and backprop "
+        "with less memory. Plain backprop is always trained."
+    ),
 ]
 
 

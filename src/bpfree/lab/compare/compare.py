@@ -115,7 +115,8 @@ def compare(
         target: a value of the validation metric; the report shows the CPU seconds until it is reached. Default: 95 %
             of backprop's best.
         overrides: changes `section.key=value` of every config.
-        controls: False to leave out the control experiments; see `bpfree.lab.compare.controls`.
+        controls: False to train plain backprop alone beside the rules, without its forms that save memory and without
+            control experiments; see `bpfree.lab.compare.controls`.
         command: the command line that repeats the comparison, for the report.
         launcher: "local" starts processes on this machine, "slurm" makes each run a job of a cluster, and "submitit"
             starts processes as submitit does without a cluster; see docs/compare.md.

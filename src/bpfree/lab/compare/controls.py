@@ -28,7 +28,8 @@ def complete(recipes: Recipes, asked: Sequence[Entry], *, controls: bool) -> lis
     Args:
         recipes: makes the configs of the rows.
         asked: the rows that the user asked for.
-        controls: False to leave out the control experiments.
+        controls: False to leave out the control experiments, and the forms of backprop that save memory. Plain backprop
+            stays, since differences are from it.
 
     Returns:
         The rows of each net together: baselines, controls, rules. A row that the user asked for is not there twice.
@@ -50,7 +51,10 @@ def _of_net(recipes: Recipes, net: Net, asked: Sequence[Entry], *, controls: boo
             entry.kind = _KINDS.get(entry.config.rule["name"], "rule")
     rules = [entry for entry in asked if entry.kind == "rule" and not entry.refused]
     is_base = net == recipes.base.net
-    baselines = _baselines(recipes, asked, rules) if is_base else _baseline_of_special_net(recipes, net, rules)
+    if is_base:
+        baselines = _baselines(recipes, asked, rules, savers=controls)
+    else:
+        baselines = _baseline_of_special_net(recipes, net, rules)
     extra = list(_controls(recipes, baselines[0], rules)) if controls and rules and is_base and baselines else []
     rows = _without_doubles([*baselines, *extra], asked)
     if baselines:
@@ -72,10 +76,10 @@ def _without_doubles(added: Sequence[Entry], asked: Sequence[Entry]) -> list[Ent
     return rows
 
 
-def _baselines(recipes: Recipes, asked: Sequence[Entry], rules: Sequence[Entry]) -> list[Entry]:
+def _baselines(recipes: Recipes, asked: Sequence[Entry], rules: Sequence[Entry], *, savers: bool) -> list[Entry]:
     """Return backprop in three forms on the base's net: plain, and with the two usual ways to save its memory.
 
-    The plain form is enough for a net that no row of the user has, and for a net that some rules need.
+    The plain form is enough for a net that no row of the user has, for a net that some rules need, and without `savers`.
     """
     plain = next((entry.config for entry in asked if entry.config.rule == {"name": BASELINE}), None)
     if plain is None:  # the user did not give a config of backprop
@@ -85,7 +89,7 @@ def _baselines(recipes: Recipes, asked: Sequence[Entry], rules: Sequence[Entry])
     if plain is None:
         return []
     forms: dict[str, dict[str, Any]] = {BASELINE: {}}
-    if asked and recipes.base.net["name"] not in SPECIAL_NETS:
+    if savers and asked and recipes.base.net["name"] not in SPECIAL_NETS:
         forms |= {"backprop, checkpointed": {"checkpoint": True}, "backprop, accumulated": {"accumulate": 4}}
     configs = {name: recipes.changed(plain, rule={"name": BASELINE, **options}) for name, options in forms.items()}
     return [Entry(name, config, kind="baseline", added=True) for name, config in configs.items()]
