@@ -69,6 +69,18 @@ _ORDER: tuple[object, ...] = (
 )
 
 
+class Flops(NamedTuple):
+    """The floating-point operations of a training step, forward and backward.
+
+    Attributes:
+        net: those of the net.
+        heads: those that the rule's losses of hidden segments add.
+    """
+
+    net: float
+    heads: float
+
+
 def _rank(value: object) -> int:
     return _ORDER.index(value)
 
@@ -179,6 +191,17 @@ class Rule(Checked, Described, nn.Module, ABC):
             task: the task of the training.
         """
         return 1
+
+    def flops(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Flops | None:
+        """Return the operations of a step, if the rule has heads; default: None. Gradients are added, as in a step.
+
+        Args:
+            net: the net that the rule is bound to, in training mode.
+            task: gives target and loss.
+            batch: x [B, ...], y [B].
+            noise: the key of the step.
+        """
+        return None
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Return the output of the trained net. A rule that reads predictions elsewhere overrides it.

@@ -68,6 +68,10 @@ def test_a_run_folder_is_complete(tmp_path, undrawn):
     assert (result["rule"], result["net"], result["dataset"], result["epochs"]) == ("mono_forward", "mlp", "digits", 3)
     assert result["parameters"] == sum(p.numel() for p in done.net.parameters())
     assert result["rule_parameters"] == 2 * 256 * 10
+    # A matrix of n weights takes 2 n operations forward, 2 n for its gradient, and 2 n for the error of its input,
+    # which the first layer of a segment does not need. Heads need it.
+    assert result["net_flops"] == 4 * (64 * 256 + 256 * 256 + 256 * 10)
+    assert result["head_flops"] == 6 * 2 * 256 * 10
     lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == done.metrics
     assert [line["epoch"] for line in lines] == [1, 2, 3]

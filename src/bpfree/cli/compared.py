@@ -10,13 +10,14 @@ from rich.text import Text
 
 from bpfree.lab.compare import Comparison
 from bpfree.lab.compare.families import by_net
-from bpfree.lab.compare.page import MISSING, balanced, has_energy, has_growth, has_queries, is_skewed, score
+from bpfree.lab.compare.page import MISSING, balanced, has_energy, has_growth, has_heads, has_queries, is_skewed, score
+from bpfree.lab.report.format import of_heads
 from bpfree.lab.statistics import difference_text, footer, mark
 
 WIDTH = 100
 """The characters of a line where standard output is not a terminal."""
 _COLORS = {"better": "green", "worse": "red"}  # by the verdict of a row; others have no colour
-_SAVINGS = ("growth", "time to target", "queries", "energy", "std", "thousands", "CPU", "balanced", "memory")
+_SAVINGS = ("growth", "time to target", "queries", "heads", "energy", "std", "thousands", "CPU", "balanced", "memory")
 """What a table that is too wide leaves out, in this order; "thousands" are those of the parameters."""
 Row = dict[str, Any]
 
@@ -127,6 +128,10 @@ def _columns(rows: Sequence[Row], without: Sequence[str], group: Row) -> list[_C
         columns.append(_Column(("growth", "MB"), cells))
     if has_queries(group) and "queries" not in without:
         columns.append(_Column(("", "queries"), [_optional(row.get("queries"), ",.0f") for row in rows]))
+    if has_heads(group) and "heads" not in without:
+        added = [of_heads(row) for row in rows]
+        cells = [MISSING if each is None else f"{each[0]:.1f} / {each[1]:.1f}" for each in added]
+        columns.append(_Column(("heads: %", "par. / FLOPs"), cells))
     if has_energy(group) and "energy" not in without:
         columns.append(_Column(("energy", "J"), [_optional(row.get("energy_joules"), ",.1f") for row in rows]))
     return columns

@@ -15,6 +15,7 @@ from bpfree.local.cut import Taps
 from bpfree.local.cutting import CutsNet
 from bpfree.local.evenly import evenly, whole_stages
 from bpfree.local.layers import layers_of
+from bpfree.local.operations import flops_of_step
 from bpfree.local.parts import SegmentTensors
 from bpfree.local.passes import learn_by_segments, learn_end_to_end
 from bpfree.local.segments import Segment, at_each_step, owners
@@ -22,7 +23,7 @@ from bpfree.local.step import Step
 from bpfree.mesh import Part
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
-from bpfree.rule import LOCAL, Locality, Rule
+from bpfree.rule import LOCAL, Flops, Locality, Rule
 from bpfree.tasks.base import metrics_of
 from bpfree.types import Batch, Scalars, Task, is_per_step, pixels_of
 
@@ -288,6 +289,10 @@ class LocalRule(CutsNet, Rule):
         self.forget_inputs(index)
         if self.segment_done is not None:
             self.segment_done(index)
+
+    def flops(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Flops | None:
+        """Return the operations of a step, or None without heads; see `Rule.flops`."""
+        return flops_of_step(self, net, task, batch, noise) if self.has_heads else None
 
     def forward_passes(self, net: nn.Module, task: Task) -> float:
         """Return 1, or 2 if hidden segments learn in a second pass, in which the error is known."""

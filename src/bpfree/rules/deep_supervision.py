@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from bpfree.errors import UserError
 from bpfree.inputs import Inputs
+from bpfree.local.operations import flops_of_step
 from bpfree.local.rule import LocalRule
 from bpfree.noise import Noise
-from bpfree.rule import Rule
+from bpfree.rule import Flops, Rule
 from bpfree.spec import Spec, build
 from bpfree.types import Batch, Epochs, Scalars, Task
 
@@ -33,7 +34,7 @@ class DeepSupervision(Rule):
 
     Args:
         rule: the local rule, a name or `{name: mono_forward, read: sum}`. It needs read-outs: `mono_forward`, `local`,
-            `pred`, `sim`, `predsim`, `cwcomp`, or a rule of your own with `has_heads`.
+            `pred`, `sim`, `predsim`, `cwcomp`, `deeper_forward`, `hff`, or a rule of your own with `has_heads`.
 
     Attributes:
         table: the rules that a name can mean. `bpfree.rules` fills it in, since a rule's file cannot import the table
@@ -79,6 +80,10 @@ class DeepSupervision(Rule):
         """Add the gradient of the sum of all losses, by one backward pass through the whole net."""
         self.refuse_unbound()
         return self.rule.gradients_end_to_end(net, task, batch, noise)
+
+    def flops(self, net: nn.Module, task: Task, batch: Batch, noise: Noise) -> Flops | None:
+        """Return the operations of a step without cuts; see `Rule.flops`."""
+        return flops_of_step(self.rule, net, task, batch, noise, end_to_end=True)
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
         """Return the scores [B, D] that the local rule reads."""

@@ -183,6 +183,8 @@ class Result(_Open):
     best_epoch: Count = 0
     parameters: Count = 0
     rule_parameters: Count = 0
+    net_flops: Number | None = None
+    head_flops: Number | None = None
     queries: Number | None = None
     wall_seconds: Number
     cpu_seconds: Number = 0.0

@@ -161,12 +161,15 @@ def _measure(run: Run, data: _Data, batches: Batches, process_memory: Callable[[
     predict = trainer.mesh.shared(trainer.predict)
     test = run.test and evaluate_split(run.task, run.batches(run.test).epoch(), predict, trainer.net)
     controls = run.extra_metrics()
+    first = next(batches.epoch())
     # The process is measured first: to measure the memory of one step copies the weights, which training never did.
     process = process_memory()
     memory = {
         "peak_memory_bytes": process.peak,
         "memory_growth_bytes": process.growth,
-        "step_memory_bytes": trainer.step_memory(trainer.mesh.part(next(batches.epoch()))),
+        "step_memory_bytes": trainer.step_memory(trainer.mesh.part(first)),
     }
     summary = summarize(run, data.dataset.name, data.train.y, test)
-    return summary | ({"controls": controls} if controls else {}) | memory
+    flops = trainer.flops(first)
+    of_heads = {} if flops is None else {"net_flops": flops.net, "head_flops": flops.heads}
+    return summary | ({"controls": controls} if controls else {}) | of_heads | memory

@@ -14,12 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bpfree.data import Batches
 from bpfree.errors import UserError, check_positive
-from bpfree.grad import first_trainable, trainable
+from bpfree.grad import first_trainable
 from bpfree.inputs import Inputs
 from bpfree.local.channels_last import channels_last
-from bpfree.memory import peak_step_memory
 from bpfree.nets.acceptance import eager, materialize, refuse_meta, unwrapped
-from bpfree.nets.unchanged import same_modes, unchanged
+from bpfree.nets.unchanged import same_modes
 from bpfree.noise import Noise
 from bpfree.rule import Rule
 from bpfree.rules import RULES
@@ -279,37 +278,6 @@ class Stepper:
 
     def _batch_in_order(self, batch: Batch) -> Batch:
         return batch._replace(x=channels_last(batch.x)) if self.channels_last else batch
-
-    def step_memory(self, batch: Batch, *, with_gradients: bool = True) -> int:
-        """Return the peak of bytes that the rule takes for one batch, beyond parameters and optimiser state.
-
-        The net learns nothing: weights and buffers are afterwards as they were before. Gradients are cleared. See
-        `bpfree.memory` for how bytes are counted.
-
-        Args:
-            batch: the batch.
-            with_gradients: True to count gradients, as they come into being. False to allocate them before, so that
-                only activations and temporary tensors count.
-        """
-        self.bind(batch)
-        updater = self._after_bind("step_memory")
-        batch = self._batch_in_order(batch)
-        updater.zero_grad()
-        with self.arithmetic():
-            pass  # the first use checks the processor by products of its own, which are not part of a step
-        if not with_gradients:
-            for p in trainable(self.net, self.rule):
-                p.grad = torch.zeros_like(p)
-
-        def gradients() -> None:
-            with self.arithmetic(), updater.during_gradients(learn=False):
-                self.rule.gradients(self.net, self.task, batch, self.noise.fold("memory"))
-
-        with unchanged(self.net):
-            self.net.train()
-            peak = peak_step_memory(gradients, self.device)
-        updater.zero_grad()
-        return peak
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -15,9 +15,9 @@ from bpfree.training.energy import EnergyMeter, open_meter
 from bpfree.training.evaluation import evaluate_split
 from bpfree.training.interrupt import interrupt_between_steps
 from bpfree.training.listener import Listener, Record
+from bpfree.training.measured import MeasuredStepper
 from bpfree.training.progress import EarlyStopping
 from bpfree.training.state import load_state, state_of
-from bpfree.training.stepper import Stepper
 from bpfree.types import Batch, Scalars
 
 _CHECK_EVERY = 20  # steps between two looks at the losses; each look waits for the device
@@ -33,7 +33,7 @@ class _Fit(NamedTuple):
     interrupted: Callable[[], bool]
 
 
-class Trainer(Stepper):
+class Trainer(MeasuredStepper):
     """Trains a net by a rule. `fit` runs whole epochs; with a loop of your own, call `step` for each batch.
 
     Args:

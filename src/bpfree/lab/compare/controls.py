@@ -79,7 +79,7 @@ def _without_doubles(added: Sequence[Entry], asked: Sequence[Entry]) -> list[Ent
 def _baselines(recipes: Recipes, asked: Sequence[Entry], rules: Sequence[Entry], *, savers: bool) -> list[Entry]:
     """Return backprop in three forms on the base's net: plain, and with the two usual ways to save its memory.
 
-    The plain form is enough for a net that no row of the user has, for a net that some rules need, and without `savers`.
+    The plain form is enough for a net that no row of the user has, for one that some rules need, and without `savers`.
     """
     plain = next((entry.config for entry in asked if entry.config.rule == {"name": BASELINE}), None)
     if plain is None:  # the user did not give a config of backprop

@@ -22,7 +22,7 @@ _COLUMNS = (
     *("std", "difference", "interval_low", "interval_high", "p", "p_holm", "seeds_compared", "verdict"),
     *("cpu_seconds", "wall_seconds", "seconds_to_target", "step_memory_bytes", "peak_memory_bytes"),
     "memory_growth_bytes",
-    *("samples_per_second", "queries", "energy_joules"),
+    *("samples_per_second", "queries", "energy_joules", "net_flops", "head_flops"),
 )
 _LATEX = str.maketrans(
     {

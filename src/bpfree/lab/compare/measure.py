@@ -19,7 +19,8 @@ from bpfree.runs.config import Config
 Row = dict[str, Any]
 """A row of compare.json: an entry with its runs, means and differences."""
 
-_NEWER_COSTS = ("queries", "energy_joules", "memory_growth_bytes")  # runs of earlier versions do not have them
+# Runs of earlier versions do not have them.
+_NEWER_COSTS = ("queries", "energy_joules", "memory_growth_bytes", "net_flops", "head_flops")
 _COSTS = ("cpu_seconds", "wall_seconds", "step_memory_bytes", "peak_memory_bytes", "parameters", "rule_parameters")
 
 

@@ -13,6 +13,7 @@ from bpfree.lab import statistics
 from bpfree.lab.compare.charts import chapters
 from bpfree.lab.compare.families import by_net, is_black_box
 from bpfree.lab.compare.measure import Row
+from bpfree.lab.report.format import of_heads
 from bpfree.lab.report.html import (
     Cell,
     Column,
@@ -36,6 +37,8 @@ _CAUTION = (
     "A difference is the one from backprop on the same net, with its 95 % confidence interval: 95 % of such intervals "
     "contain the true difference. It has a colour and a * if p is below 0.05 after Holm's correction for the number of "
     "rows.",
+    "Heads are what a rule reads hidden layers with. Their column has the parameters that they add, and the operations "
+    "that they add to a training step, in % of those of the net.",
     "CPU seconds and wall seconds are those of training and validation. Each run has one thread; only nets and data "
     "that were passed from Python train with all threads of their process.",
     "Memory is the peak of one training step beyond parameters and optimizer state, counted at torch's allocator. "
@@ -137,6 +140,7 @@ def columns(group: dict[str, Any]) -> list[Column]:
     return [
         Column("rule", numeric=False),
         Column("parameters", "of net and rule"),
+        *([Column("heads", "% par. / FLOPs")] if has_heads(group) else []),
         Column(f"{split} {metric}", f"{unit}, mean ± std".strip(", ")),
         *([Column("balanced accuracy", "%")] if is_skewed(group) else []),
         Column("difference", f"from the baseline{', points' if unit else ''} [95 % interval]"),
@@ -158,6 +162,15 @@ def has_queries(group: dict[str, Any]) -> bool:
         group: a group of the record.
     """
     return any(row.get("queries") is not None and is_black_box(row) for row in group["rows"])
+
+
+def has_heads(group: dict[str, Any]) -> bool:
+    """Return True if some rule of a group reads the net's segments by heads whose operations were counted.
+
+    Args:
+        group: a group of the record.
+    """
+    return any(of_heads(row) is not None for row in group["rows"])
 
 
 def has_growth(group: dict[str, Any]) -> bool:
@@ -189,6 +202,7 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
     return [
         name,
         Cell(f"{parameters:,.0f}", sort=parameters),
+        *([_heads(row)] if has_heads(group) else []),
         Cell(score(row), sort=row["mean"]),
         *([Cell(balanced(row), sort=_balanced(row))] if is_skewed(group) else []),
         *_difference(row),
@@ -200,6 +214,12 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
         *([_number(row.get("energy_joules"), ",.1f")] if has_energy(group) else []),
         _number(row["samples_per_second"], ",.0f"),
     ]
+
+
+def _heads(row: Row) -> Cell:
+    """Return by how many % heads enlarge the parameters of the net, and the operations of a step."""
+    added = of_heads(row)
+    return Cell(MISSING) if added is None else Cell(f"{added[0]:.1f} / {added[1]:.1f}", sort=added[1])
 
 
 def _to_target(row: Row) -> Cell:

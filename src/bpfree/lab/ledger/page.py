@@ -4,13 +4,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from bpfree.lab.ledger.status import Status, Verdict
+from bpfree.lab.report.format import heads
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "Backprop and the control": ("backprop", "shallow"),
-    "Feedback": ("fa", "usf", "brsf", "frsf", "dfa", "drtp"),
+    "Feedback": ("fa", "usf", "brsf", "frsf", "dfa", "grape", "drtp"),
     "Local losses": ("local", "mono_forward", "pred", "sim", "predsim"),
+    "Auxiliary nets": ("greedy", "dgl", "infopro", "auglocal"),
     "Block-local Transformers": ("solo", "lopt"),
-    "Two forward passes, and competing channels": ("forward_forward", "pepita", "cwcomp"),
+    "Two forward passes, and competing channels": ("forward_forward", "pepita", "cwcomp", "deeper_forward", "hff"),
     "NoProp": ("noprop_dt", "noprop_ct", "noprop_fm", "noprop_hybrid", "noprop_linear"),
     "Black box and forward gradients": ("recombine", "es", "eggroll", "spsa", "snes", "pgpe", "forward_gradient"),
 }
@@ -168,5 +170,7 @@ def _measured(status: Status) -> list[str]:
         for run in runs
     ]
     first = runs[0]
-    parameters = f"{first.parameters + first.rule_parameters:,} parameters"
-    return [f"Runs: {scores}; {parameters}; {'; '.join(dict.fromkeys(kinds))}."]
+    size = f"{first.parameters + first.rule_parameters:,} parameters"
+    if (added := heads(first.model_dump())) != MISSING:
+        size += f" (heads: {added})"
+    return [f"Runs: {scores}; {size}; {'; '.join(dict.fromkeys(kinds))}."]

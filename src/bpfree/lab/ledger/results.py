@@ -56,6 +56,8 @@ class Measured(_Strict):
         step_memory_bytes: peak memory of one training step beyond parameters and optimizer state; None if unknown.
         parameters: the number of parameters of the net.
         rule_parameters: the number of parameters of the rule, such as heads.
+        net_flops: floating-point operations of the net in a training step, for a sample; None if not counted.
+        head_flops: those that the heads of the rule add; None if there are none, or if they were not counted.
         epochs: the number of epochs that were trained.
         precision: "float32" or "bfloat16".
         threads: the number of threads.
@@ -71,6 +73,8 @@ class Measured(_Strict):
     step_memory_bytes: int | None
     parameters: int
     rule_parameters: int
+    net_flops: float | None = None
+    head_flops: float | None = None
     epochs: int
     precision: str
     threads: int

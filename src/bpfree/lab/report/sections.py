@@ -16,7 +16,7 @@ from bpfree.data import Split
 from bpfree.disk.plain import is_number
 from bpfree.lab.report import html
 from bpfree.lab.report.charts import learning_curves, tracked_curves
-from bpfree.lab.report.format import megabytes, number, seconds
+from bpfree.lab.report.format import heads, megabytes, number, seconds
 from bpfree.lab.report.html import Cell, Column, Section
 from bpfree.lab.report.records import Recorded, mapping
 from bpfree.pictures.confusion import MOST_CLASSES, ClassPredictions, confusion_figure, predict_classes
@@ -295,6 +295,7 @@ def _cost(recorded: Recorded) -> list[Markup]:
         "Peak memory of the process": megabytes(result.get("peak_memory_bytes")),
         "Parameters of the net": number(result.get("parameters")),
         "Parameters of the rule": number(result.get("rule_parameters")),
+        "Heads": heads(result),
         "Device": _text(result.get("device")),
         "Threads": _text(result.get("threads")),
         "Precision": _text(result.get("precision", recorded.option("train", "precision"))),
