@@ -69,7 +69,7 @@ class AuxiliaryRule(LocalRule):
         """Return the auxiliary net of a hidden segment, which is trained together with it."""
         return self.heads[index] if index < len(self.heads) else None
 
-    def scores(self, index: int, h: Tensor) -> Tensor:
+    def scores(self, index: int, h: Tensor) -> Tensor | None:
         """Return the scores that the auxiliary net reads, in the shape of the net's output."""
         scores: Tensor = self.heads[index](h)
         return scores
@@ -77,4 +77,5 @@ class AuxiliaryRule(LocalRule):
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """Return the task's loss of the scores, 0-d."""
         scores = self.scores(index, h)
+        assert scores is not None, "a rule without scores has a loss of its own"
         return self.task_loss(scores.flatten(0, 1) if self.per_step else scores, signal)

@@ -77,21 +77,22 @@ def to_pixels(scores: Tensor, pixels: tuple[int, int]) -> Tensor:
 
 
 class PixelLinear(nn.Module):
-    """A linear layer on the channels of each pixel, [B, channels, h, w] -> [B, C, H, W]. It starts at zero.
+    """A linear layer on the channels of each pixel, [B, channels, h, w] -> [B, C, H, W].
 
     Args:
         channels: of the feature map.
         classes: C.
         pixels: (H, W), to which the scores are brought bilinearly.
+        zero: True to start at zero, False to start as torch draws the weights.
     """
 
-    def __init__(self, channels: int, classes: int, pixels: tuple[int, int]) -> None:
+    def __init__(self, channels: int, classes: int, pixels: tuple[int, int], *, zero: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, classes, 1)
         self.pixels = pixels
-        nn.init.zeros_(self.conv.weight)
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
+        if zero:
+            for p in self.conv.parameters():
+                nn.init.zeros_(p)
 
     def forward(self, h: Tensor) -> Tensor:
         """Compute the scores of each pixel [B, C, H, W] from features [B, C, h, w]."""

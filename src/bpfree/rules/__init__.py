@@ -3,15 +3,19 @@
 from typing import Literal, overload
 
 from bpfree.rule import Rule
+from bpfree.rules.auglocal import AugLocal
 from bpfree.rules.backprop import Backprop
 from bpfree.rules.cwcomp import CwComp, DeeperForward
 from bpfree.rules.deep_supervision import DeepSupervision
 from bpfree.rules.dfa import DFA, DRTP, Shallow
+from bpfree.rules.dgl import DGL
 from bpfree.rules.es import ES, SPSA, Eggroll
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
 from bpfree.rules.forward_gradient import ForwardGradient
 from bpfree.rules.hff import HFF
+from bpfree.rules.greedy import Greedy
+from bpfree.rules.infopro import InfoPro
 from bpfree.rules.local import Local
 from bpfree.rules.lopt import LoPT
 from bpfree.rules.mono_forward import MonoForward
@@ -43,6 +47,10 @@ _TABLE: dict[str, type[Rule]] = {
     "predsim": PredSim,
     "solo": Solo,
     "lopt": LoPT,
+    "greedy": Greedy,
+    "dgl": DGL,
+    "infopro": InfoPro,
+    "auglocal": AugLocal,
     "forward_forward": ForwardForward,
     "cwcomp": CwComp,
     "deeper_forward": DeeperForward,
@@ -99,6 +107,13 @@ class RuleTable(dict[str, type[Rule]]):
     def __getitem__(self, name: Literal["solo"], /) -> type[Solo]: ...
     @overload
     def __getitem__(self, name: Literal["lopt"], /) -> type[LoPT]: ...
+    def __getitem__(self, name: Literal["greedy"], /) -> type[Greedy]: ...
+    @overload
+    def __getitem__(self, name: Literal["dgl"], /) -> type[DGL]: ...
+    @overload
+    def __getitem__(self, name: Literal["infopro"], /) -> type[InfoPro]: ...
+    @overload
+    def __getitem__(self, name: Literal["auglocal"], /) -> type[AugLocal]: ...
     @overload
     def __getitem__(self, name: Literal["forward_forward"], /) -> type[ForwardForward]: ...
     @overload
@@ -148,6 +163,7 @@ DeepSupervision.table = RULES  # it trains by another rule's losses, and its fil
 __all__ = [
     "BRSF",
     "DFA",
+    "DGL",
     "DRTP",
     "ES",
     "FA",
@@ -158,6 +174,7 @@ __all__ = [
     "SNES",
     "SPSA",
     "USF",
+    "AugLocal",
     "Backprop",
     "CwComp",
     "DeepSupervision",
@@ -166,6 +183,8 @@ __all__ = [
     "ForwardForward",
     "ForwardGradient",
     "LoPT",
+    "Greedy",
+    "InfoPro",
     "Local",
     "MonoForward",
     "NoPropCT",
