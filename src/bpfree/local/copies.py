@@ -86,7 +86,7 @@ class Adapter(nn.Module):
         self.linear = nn.Identity() if same else nn.Linear(inputs, outputs, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Return [B, *wanted]."""
+        """Return features of the wanted shape, [B, ...]."""
         h = h.movedim(self.axis, 1)
         if not self.keeps_places:
             flat: Tensor = self.linear(h.flatten(2).mean(2) if h.dim() > 2 else h)

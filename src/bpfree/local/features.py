@@ -65,7 +65,7 @@ class MeanOverPlaces(nn.Module):
     """The mean of each channel over its places, [B, channels, ...] -> [B, channels]."""
 
     def forward(self, h: Tensor) -> Tensor:
-        """Return [B, channels]."""
+        """Return the mean over places, [B, channels]."""
         return h.mean(tuple(range(2, h.dim())))
 
 

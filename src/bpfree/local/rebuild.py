@@ -146,6 +146,6 @@ class Patchwork(nn.Module):
         self.side = side
 
     def forward(self, h: Tensor) -> Tensor:
-        """Return [B, H, side, side]."""
+        """Return the patches as a map, [B, H, side, side]."""
         patches = h[:, -self.side * self.side :].transpose(1, 2)
         return patches.reshape(len(h), -1, self.side, self.side)

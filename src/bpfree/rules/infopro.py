@@ -189,6 +189,6 @@ def contrast(z: Tensor, same: Tensor, temperature: float) -> Tensor:
 
 
 def _same_class(signal: Tensor) -> Tensor:
-    """Which samples of the whole batch have one class, [B, B], from one-hot labels [B, C]."""
+    """True where two samples of the whole batch have one class, [B, B], from one-hot labels [B, C]."""
     classes = whole(signal).argmax(1)
     return classes[:, None] == classes
