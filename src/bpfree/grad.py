@@ -89,10 +89,14 @@ def output_error(task: Task, out: Tensor, batch: Batch) -> Tensor:
 
 def loss_and_error(task: Task, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the loss of the output, 0-d and detached, and its error; see `output_error`."""
-    leaf = out.detach()
-    leaf = (leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf).requires_grad_()
+    leaf = wide(out.detach()).requires_grad_()
     loss = task.loss(leaf, batch)
     return loss.detach(), torch.autograd.grad(loss, leaf)[0].flatten(1)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 if it is in half precision, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def as_on_cpu(tensor: Tensor) -> bool:

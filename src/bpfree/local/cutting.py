@@ -36,6 +36,17 @@ class CutsNet(SeesInputs):
         """
         return h
 
+    def error_of(self, net: nn.Module) -> nn.Module | None:
+        """Return the module at whose input a rule that `needs_error` takes the error; None, the default: the output.
+
+        Args:
+            net: the net that the rule is bound to.
+
+        Returns:
+            A module of the output segment that runs once in a pass, or None.
+        """
+        return None
+
     def noted(self, scalars: Scalars) -> Scalars:
         """Return the scalars of a segment; they are kept if the pass ends before the output of the net."""
         if self.lane is not None:

@@ -1,13 +1,13 @@
 """The forward passes of a training step in which, or after which, the segments of a cut net learn."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.grad import backward, loss_and_error
+from bpfree.grad import backward, loss_and_error, runs_again, wide
 from bpfree.inputs import Inputs, forward
 from bpfree.local.channels_last import keep_order
 from bpfree.nets.unchanged import unchanged_buffers
@@ -28,6 +28,8 @@ class Learner(Protocol):
         self, net: nn.Module, x: Inputs, visit: Callable[[int, Tensor], object], *, attached: bool = False
     ) -> AbstractContextManager[None]: ...
 
+    def error_of(self, net: nn.Module) -> nn.Module | None: ...  # noqa: D102
+
     def target(self, task: Task, batch: Batch) -> Tensor: ...  # noqa: D102
 
     def segment_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor: ...  # noqa: D102
@@ -46,7 +48,7 @@ class Learned(NamedTuple):
 
     Attributes:
         scalars: losses and metrics.
-        error: [B, D], the output error dLoss/dout.
+        error: [B, D], the error dLoss/dout of the output, or that of the place which `error_of` names.
     """
 
     scalars: Scalars
@@ -179,7 +181,8 @@ def learn_afterwards(
             # them, so that they are updated once. Later segments do not run again, so their updates stay.
             rehearsal.close()
 
-    with rule.cut_net(net, batch.x, keep):  # until all have learned, see `learn_on_the_way`
+    place = rule.error_of(net)
+    with rule.cut_net(net, batch.x, keep), _errors_before(place) as errors:  # until all learned, see `learn_on_the_way`
         with rehearsal, noise.global_rng(batch.device):
             if keep_from > 0:
                 rehearsal.enter_context(unchanged_buffers(net))
@@ -191,6 +194,8 @@ def learn_afterwards(
             scalars = metrics_of(task, out.detach(), batch, loss)
         else:
             scalars = rule.learn_output(task, out, batch)
+        if place is not None:
+            (error,) = errors  # [B, d]
         return Learned(_learn_kept(rule, kept, error) | scalars, error)
 
 
@@ -202,6 +207,26 @@ def _learn_kept(rule: Learner, kept: list[tuple[int, Tensor]], error: Tensor) ->
         scalars = rule.learn_segment(index, h, error) | scalars
         del h  # or this name would hold the graph while the next segment learns
     return scalars
+
+
+@contextmanager
+def _errors_before(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """While active, note the error [B, d] that a backward pass brings to the input of a module, if one is given."""
+    errors: list[Tensor] = []
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if runs_again():  # activation checkpointing repeats forward passes
+            return None
+        h: Tensor = args[0] if args else kwargs["input"]
+        if not h.requires_grad:  # it comes straight from a tap, or everything before is frozen
+            h = h.detach().requires_grad_()
+        h.register_hook(lambda error: errors.append(wide(error).flatten(1)))  # type: ignore[no-untyped-call]
+        return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "input": h})
+
+    with ExitStack() as stack:
+        if module is not None:
+            stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
+        yield errors
 
 
 class _Enough(Exception):  # noqa: N818, it is not an error

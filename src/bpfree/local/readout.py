@@ -1,11 +1,15 @@
 """The read-out of a net: its last linear layer, which turns features into the scores of the output."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from bpfree.errors import UserError
-from bpfree.local.segments import Segment
+from bpfree.inputs import Inputs, forward
+from bpfree.local.segments import Segment, rehearsal
+from bpfree.nets.acceptance import eager
 
 
 class Readout(NamedTuple):
@@ -43,3 +47,55 @@ def readout_of(net: nn.Module, segment: Segment, outputs: int) -> Readout:
             "since the rule reads its weight. Choose earlier taps, or end the net by such a layer"
         )
     return found[-1]
+
+
+class Inlet:
+    """A context manager in which a layer shows its input.
+
+    Args:
+        layer: a layer that runs once in a pass; None for nothing to see.
+
+    Attributes:
+        h: the input [B, ...] of the last run; None before.
+        runs: how often the layer has run.
+    """
+
+    def __init__(self, layer: nn.Module | None) -> None:
+        self._layer = layer
+        self._handle: RemovableHandle | None = None
+        self.h: Tensor | None = None
+        self.runs = 0
+
+    def __enter__(self) -> Self:
+        if self._layer is not None:
+            self._handle = self._layer.register_forward_pre_hook(self._look, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _look(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        self.h = args[0] if args else kwargs["input"]
+        self.runs += 1
+
+
+def input_shape(net: nn.Module, layer: nn.Module, x: Inputs) -> torch.Size:
+    """Return the shape of one sample's features before a layer, such as [H], or [T, H] at each of T steps.
+
+    Args:
+        net: the net; it is left as it was.
+        layer: one of its layers, which runs once in a pass.
+        x: [B, ...], a few samples.
+
+    Raises:
+        UserError: the layer runs never, or several times.
+    """
+    with rehearsal(net, x), eager(), torch.no_grad(), Inlet(layer) as inlet:
+        forward(net, x)
+    if inlet.h is None or inlet.runs != 1:
+        raise UserError(
+            f"net: its read-out runs {inlet.runs} times in a forward pass, allowed: once, since the error is taken at "
+            "its input. Use error=output"
+        )
+    return inlet.h.shape[1:]

@@ -16,6 +16,7 @@ from bpfree.rules.forward_gradient import ForwardGradient
 from bpfree.rules.hff import HFF
 from bpfree.rules.greedy import Greedy
 from bpfree.rules.infopro import InfoPro
+from bpfree.rules.grape import GrAPE
 from bpfree.rules.local import Local
 from bpfree.rules.lopt import LoPT
 from bpfree.rules.mono_forward import MonoForward
@@ -39,6 +40,7 @@ _TABLE: dict[str, type[Rule]] = {
     "frsf": FRSF,
     "dfa": DFA,
     "drtp": DRTP,
+    "grape": GrAPE,
     "shallow": Shallow,
     "local": Local,
     "mono_forward": MonoForward,
@@ -91,6 +93,8 @@ class RuleTable(dict[str, type[Rule]]):
     def __getitem__(self, name: Literal["dfa"], /) -> type[DFA]: ...
     @overload
     def __getitem__(self, name: Literal["drtp"], /) -> type[DRTP]: ...
+    @overload
+    def __getitem__(self, name: Literal["grape"], /) -> type[GrAPE]: ...
     @overload
     def __getitem__(self, name: Literal["shallow"], /) -> type[Shallow]: ...
     @overload
@@ -185,6 +189,7 @@ __all__ = [
     "LoPT",
     "Greedy",
     "InfoPro",
+    "GrAPE",
     "Local",
     "MonoForward",
     "NoPropCT",

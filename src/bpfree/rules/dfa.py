@@ -35,168 +35,85 @@ one B_l for all steps. A recurrent layer then differentiates its own steps back 
 """
 
 import warnings
-from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice
-from bpfree.grad import first_trainable, product_type
 from bpfree.inputs import Inputs
-from bpfree.local.autotaps import taps_behind_dropout
-from bpfree.local.channels_last import from_rows
+from bpfree.local.autotaps import find_segments
 from bpfree.local.cut import Taps
-from bpfree.local.feedback import ALIGNED, AlignedFeedback, check_feedback, mean_jacobians, random_like
-from bpfree.local.fixed import FixedMatrices
+from bpfree.local.direct import Connection, DirectFeedback, ErrorFeedback, ErrorPlace
+from bpfree.local.feedback import AlignedFeedback
 from bpfree.local.rule import LocalRule
-from bpfree.local.segments import channel_axis
-from bpfree.noise import Noise
-from bpfree.rule import Locality
+from bpfree.local.within import Within
 from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
-
-Connection = Literal["dense", "channel"]
 
 UNBOUNDED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
 
 
-class DirectFeedback(LocalRule):
-    """The base class of DFA and DRTP: a signal at the output goes to each layer through its own matrix.
-
-    Args:
-        feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
-        connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
-        signal_scale: multiplies the hidden signal.
-        taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
-            another net.
-    """
-
-    def __init__(
-        self,
-        *,
-        feedback: AlignedFeedback = "uniform",
-        connection: Connection = "dense",
-        signal_scale: float = 1.0,
-        taps: Taps = None,
-    ) -> None:
-        super().__init__(taps=taps)
-        check_feedback(feedback)
-        check_choice("connection", connection, ("dense", "channel"))
-        self.feedback = feedback
-        self.connection = connection
-        self.signal_scale = signal_scale
-        self.axes: list[int] = []  # of the channels in each hidden segment's output
-        self._fixed = FixedMatrices()
-
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Make B_l [D, H_l] or [D, channels] for every hidden segment, as the buffer `B<l>`."""
-        super().bind(net, task, batch)
-        self._buffers.clear()  # of an earlier net
-        self.axes = []
-        if self.per_step and self.feedback == ALIGNED:
-            raise UserError("feedback: found 'aligned' with a target at each step, allowed: a random one, as 'uniform'")
-        aligned = mean_jacobians(net, self.taps, batch.x) if self.feedback == ALIGNED else None
-        like = first_trainable(net)
-        for index, segment in enumerate(self.segments[:-1]):
-            axis = channel_axis(net, segment) if self.connection == "channel" else 1
-            self.axes.append(axis)
-            columns = (1, *segment.shape)[axis] if self.connection == "channel" else segment.shape.numel()
-            space = segment.shape.numel() // columns
-            if aligned is None:
-                drawn = random_like(self.feedback, like.new_empty(()).expand(task.dim, columns)) / space**0.5
-            else:
-                drawn = aligned[index].movedim(axis, 1).reshape(task.dim, columns, space).mean(2)
-            self.register_buffer(f"B{index}", drawn)
-
-    @abstractmethod
-    def teach(self, signal: Tensor) -> Tensor:
-        """Return what goes through B_l.
-
-        Args:
-            signal: [B, D], the error or the target.
-
-        Returns:
-            [B, D].
-        """
-
-    def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """Return the signal [B, D] through B_l, in the shape of h."""
-        matrix = self.get_buffer(f"B{index}")  # [D, H], or [D, channels]
-        taught = self.once(self._taught, signal)
-        if self.connection == "dense":
-            return from_rows(taught @ self._fixed.laid(f"B{index}", matrix, h), h).to(h.dtype)
-        delivered = (taught @ self._fixed.laid(f"B{index}", matrix)).to(h.dtype)
-        return delivered.view(*delivered.shape, *[1] * (h.dim() - 2)).movedim(1, self.axes[index]).expand_as(h)
-
-    def _taught(self, signal: Tensor) -> Tensor:
-        """Return what goes through all B_l, scaled, in the type that products multiply."""
-        like = self.get_buffer("B0")
-        taught = self.teach(signal).to(like.dtype)
-        if self.signal_scale != 1:
-            taught = self.signal_scale * taught
-        return taught.to(product_type(like))
-
-    def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
-        """Return <h, signal B_l>, whose gradient in h is signal B_l. The value itself has no meaning."""
-        return (h * self.local_gradient(index, h.detach(), signal)).sum()
-
-    def locality(self) -> Locality:
-        """Return that of a local rule; aligned B_l are computed from the weights at the moment of `bind`."""
-        return super().locality()._replace(transports="initial" if self.feedback == ALIGNED else "none")
-
-    def feedback_paths(self, net: nn.Module, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return W_l beside B_l^T B_{l-1}, and the output layer's weight beside B_L.
-
-        Segments whose weights do not have this shape are left out: a convolution, or several layers.
-        """
-        matrices = list(self.buffers())  # [D, H_l]
-        paths = {}
-        for index, segment in enumerate(self.segments[1:]):
-            weights = {name: p.detach() for name in segment.parameters if (p := net.get_parameter(name)).dim() > 1}
-            is_output = index + 1 == len(matrices)
-            feedback = matrices[index] if is_output else matrices[index + 1].T @ matrices[index]
-            if [weight.shape for weight in weights.values()] == [feedback.shape]:
-                ((name, weight),) = weights.items()
-                paths[name.rpartition(".")[0]] = (weight, feedback)
-        return paths
-
-
-class DFA(DirectFeedback):
+class DFA(ErrorFeedback):
     """Direct feedback alignment: the output error goes to each hidden layer through its own matrix.
 
     Args:
         feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
         connection: of B_l to a feature map [B, channels, ...] or tokens [B, T, channels], "dense" or by "channel".
+        error: where e is taken: "output", or "features", the input of the last linear layer. With "features" B_l does
+            not grow with a vocabulary, and the read-out and the block before it learn from the true error.
+        places: "blocks" to cut behind each block only; "layers" to cut also within it, in a Transformer behind the
+            attention and behind the first matrix of the feed-forward net.
+        cut_embedding: true to cut behind the embedding, too. It then learns by a matrix of its own, and not through the
+            first block.
         signal_scale: multiplies the hidden signal.
         memory: "fast" keeps the activations of one forward pass; "flat" runs the net twice instead, in the memory of
             one segment, and comes to the same weights.
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, with the
             dropout behind them, or the blocks of another net.
-    """
 
-    needs_error: ClassVar[bool] = True
-    mesh_modes: ClassVar[tuple[str, ...]] = ("data",)  # all segments wait for the error of the output
+    Raises:
+        UserError: `places` or `cut_embedding` together with `taps`, which already say where the net is cut.
+    """
 
     def __init__(
         self,
         *,
         feedback: AlignedFeedback = "uniform",
         connection: Connection = "dense",
+        error: ErrorPlace = "output",
+        places: Literal["blocks", "layers"] = "blocks",
+        cut_embedding: bool = False,
         signal_scale: float = 1.0,
         memory: Literal["fast", "flat"] = "fast",
         taps: Taps = None,
     ) -> None:
-        super().__init__(feedback=feedback, connection=connection, signal_scale=signal_scale, taps=taps)
-        check_choice("memory", memory, ("fast", "flat"))
-        self.memory = memory
+        super().__init__(
+            feedback=feedback,
+            connection=connection,
+            error=error,
+            signal_scale=signal_scale,
+            memory=memory,
+            taps=taps,
+        )
+        check_choice("places", places, ("blocks", "layers"))
+        if self._asked_taps is not None and (places == "layers" or cut_embedding):
+            asked = "places: found 'layers'" if places == "layers" else "cut_embedding: found true"
+            raise UserError(f"{asked} together with taps, allowed: one of the two. Leave out taps, or list all of them")
+        self.places = places
+        self.cut_embedding = cut_embedding
 
-    def default_taps(self, net: nn.Module, x: Inputs) -> list[str] | None:
-        """Return the usual taps, behind dropout, so that dropped units get no signal; see `LocalRule`."""
-        return taps_behind_dropout(net, x)
-
-    def teach(self, signal: Tensor) -> Tensor:
-        """Return the error e itself."""
-        return signal
+    def default_taps(self, net: nn.Module, x: Inputs) -> Sequence[str] | None:
+        """Return the usual taps of `ErrorFeedback`, and those within blocks and behind the embedding if asked for."""
+        taps = super().default_taps(net, x)
+        if self.places == "blocks" and not self.cut_embedding:
+            return taps
+        found = Within(net, x, [s.name for s in find_segments(net, x).segments[:-1]] if taps is None else taps)
+        if self.cut_embedding:
+            found.add_embedding()
+        if self.places == "layers":
+            found.add_layers()
+        return found.taps
 
 
 class DRTP(DirectFeedback):

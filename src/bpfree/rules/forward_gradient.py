@@ -7,19 +7,16 @@ Baydin, Pearlmutter, Syme, Wood, Torr 2022, "Gradients without Backpropagation",
 The directional derivative grad L . v comes exactly from one forward pass in forward mode, which keeps no activations.
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bpfree.errors import UserError, check_choice, check_positive
+from bpfree.errors import check_choice, check_positive
 from bpfree.grad import add_gradients, trainable
 from bpfree.inputs import Inputs, scores_of, tensors_of
+from bpfree.local.forward_mode import dual_level, forward_derivatives
 from bpfree.mesh import own_members
 from bpfree.nets.acceptance import refuse_wrapped
 from bpfree.noise import Noise
@@ -72,12 +69,13 @@ class ForwardGradient(Rule):
         for member in self.members[first:end]:
             start.put_back()  # so that state such as running statistics is learned once, from the same start
             directions = [sample.dense()[0] for sample in generation.draw(member.key)]
-            with _dual_level(), noise.fold("dropout").global_rng(batch.device):
+            with dual_level(), noise.fold("dropout").global_rng(batch.device):
                 moved = {
                     name: forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
                     for name, p, v in zip(names, generation.parameters, directions, strict=True)
                 }
-                out = _pushed_through(net, moved, batch.x)
+                with forward_derivatives():
+                    out = scores_of(torch.func.functional_call(net, moved, *_arguments(batch.x)))
                 loss, slope = forward_ad.unpack_dual(task.loss(out, batch))  # type: ignore[no-untyped-call]
                 slopes.append(loss.new_zeros(()) if slope is None else slope)
                 if not scalars:
@@ -88,21 +86,6 @@ class ForwardGradient(Rule):
         return scalars
 
 
-def _pushed_through(net: nn.Module, parameters: dict[str, Tensor], x: Inputs) -> Tensor:
-    args, named = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
-    try:
-        with sdpa_kernel(SDPBackend.MATH):  # the only attention of torch that has a forward-mode derivative
-            return scores_of(torch.func.functional_call(net, parameters, args, named))
-    except NotImplementedError as error:
-        raise UserError(
-            "net: torch has no forward-mode derivative of one of its operations "
-            f"({' '.join(str(error).split('.')[0].split())}). Use another net (gru in place of lstm), or another rule"
-        ) from error
-
-
-@contextmanager
-def _dual_level() -> Iterator[None]:
-    """Forward mode; the first use of it compiles with what torch itself calls deprecated."""
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+def _arguments(x: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The arguments of a net by place and by name."""
+    return ((), x) if isinstance(x, dict) else (tensors_of(x), {})
