@@ -39,11 +39,13 @@ class CutsNet(SeesInputs):
     def error_of(self, net: nn.Module) -> nn.Module | None:
         """Return the module at whose input a rule that `needs_error` takes the error; None, the default: the output.
 
+        A rule with such a place has the `output_weight` 1.
+
         Args:
             net: the net that the rule is bound to.
 
         Returns:
-            A module of the output segment that runs once in a pass, or None.
+            A module of the output segment that runs once in a pass and takes one tensor, or None.
         """
         return None
 

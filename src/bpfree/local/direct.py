@@ -245,6 +245,9 @@ class ErrorFeedback(DirectFeedback):
         return signal
 
     def locality(self) -> Locality:
-        """Return that of direct feedback; the error of the features is sent through the weight of the read-out."""
+        """Return that of direct feedback.
+
+        The error of the features has gone through the read-out and its weight before it teaches other segments.
+        """
         found = super().locality()
-        return found._replace(transports="weights") if self.error == "features" else found
+        return found._replace(through="net", transports="weights") if self.error == "features" else found

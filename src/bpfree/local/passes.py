@@ -1,15 +1,16 @@
 """The forward passes of a training step in which, or after which, the segments of a cut net learn."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.grad import backward, loss_and_error, runs_again, wide
+from bpfree.grad import backward, loss_and_error, wide
 from bpfree.inputs import Inputs, forward
 from bpfree.local.channels_last import keep_order
+from bpfree.local.readout import Inlet
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.tasks.base import metrics_of
@@ -181,8 +182,8 @@ def learn_afterwards(
             # them, so that they are updated once. Later segments do not run again, so their updates stay.
             rehearsal.close()
 
-    place = rule.error_of(net)
-    with rule.cut_net(net, batch.x, keep), _errors_before(place) as errors:  # until all learned, see `learn_on_the_way`
+    # Until all have learned, see `learn_on_the_way`.
+    with rule.cut_net(net, batch.x, keep), Inlet(rule.error_of(net), cut=True) as inlet:
         with rehearsal, noise.global_rng(batch.device):
             if keep_from > 0:
                 rehearsal.enter_context(unchanged_buffers(net))
@@ -190,12 +191,13 @@ def learn_afterwards(
         loss, error = loss_and_error(task, out, batch)  # [B, D]
         if rule.output_weight == 1:  # the error is the gradient in the output, so the loss is not differentiated twice
             backward(out, error.view_as(out).to(out.dtype))
+            if inlet.h is not None and inlet.leaf is not None and inlet.leaf.grad is not None:
+                backward(inlet.h, inlet.leaf.grad)
+                error = wide(inlet.leaf.grad).flatten(1)  # [B, d]
             rule.finish_segment(len(rule.taps))
             scalars = metrics_of(task, out.detach(), batch, loss)
         else:
             scalars = rule.learn_output(task, out, batch)
-        if place is not None:
-            (error,) = errors  # [B, d]
         return Learned(_learn_kept(rule, kept, error) | scalars, error)
 
 
@@ -207,26 +209,6 @@ def _learn_kept(rule: Learner, kept: list[tuple[int, Tensor]], error: Tensor) ->
         scalars = rule.learn_segment(index, h, error) | scalars
         del h  # or this name would hold the graph while the next segment learns
     return scalars
-
-
-@contextmanager
-def _errors_before(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """While active, note the error [B, d] that a backward pass brings to the input of a module, if one is given."""
-    errors: list[Tensor] = []
-
-    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        if runs_again():  # activation checkpointing repeats forward passes
-            return None
-        h: Tensor = args[0] if args else kwargs["input"]
-        if not h.requires_grad:  # it comes straight from a tap, or everything before is frozen
-            h = h.detach().requires_grad_()
-        h.register_hook(lambda error: errors.append(wide(error).flatten(1)))  # type: ignore[no-untyped-call]
-        return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "input": h})
-
-    with ExitStack() as stack:
-        if module is not None:
-            stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
-        yield errors
 
 
 class _Enough(Exception):  # noqa: N818, it is not an error

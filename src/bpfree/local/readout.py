@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.errors import UserError
+from bpfree.grad import detach_input, runs_again
 from bpfree.inputs import Inputs, forward
 from bpfree.local.segments import Segment, rehearsal
 from bpfree.nets.acceptance import eager
@@ -50,20 +51,24 @@ def readout_of(net: nn.Module, segment: Segment, outputs: int) -> Readout:
 
 
 class Inlet:
-    """A context manager in which a layer shows its input.
+    """A context manager in which a layer shows its input, and can be cut from it.
 
     Args:
         layer: a layer that runs once in a pass; None for nothing to see.
+        cut: True to cut the graph before the layer, so that the error of its input is known by itself.
 
     Attributes:
-        h: the input [B, ...] of the last run; None before.
+        h: the input [B, ...] of the last run, attached to what is before the layer; None if it has not run.
+        leaf: with `cut` the input as the layer saw it; its `.grad` is the error after a backward pass.
         runs: how often the layer has run.
     """
 
-    def __init__(self, layer: nn.Module | None) -> None:
+    def __init__(self, layer: nn.Module | None, *, cut: bool = False) -> None:
         self._layer = layer
+        self._cut = cut
         self._handle: RemovableHandle | None = None
         self.h: Tensor | None = None
+        self.leaf: Tensor | None = None
         self.runs = 0
 
     def __enter__(self) -> Self:
@@ -75,9 +80,15 @@ class Inlet:
         if self._handle is not None:
             self._handle.remove()
 
-    def _look(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        self.h = args[0] if args else kwargs["input"]
+    def _look(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if runs_again():  # activation checkpointing repeats forward passes
+            return None
+        self.h, args, kwargs = detach_input(args, kwargs)
         self.runs += 1
+        if not self._cut:
+            return None
+        self.leaf = (args[0] if args else next(iter(kwargs.values()))).requires_grad_()
+        return args, kwargs
 
 
 def input_shape(net: nn.Module, layer: nn.Module, x: Inputs) -> torch.Size:

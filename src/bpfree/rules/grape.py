@@ -163,11 +163,10 @@ class GrAPE(ErrorFeedback):
         def add(index: int, h: Tensor) -> Tensor:
             if index not in group:
                 return h
-            primal, tangent = forward_ad.unpack_dual(h)  # type: ignore[no-untyped-call]
-            key = noise.fold("direction", index)
-            p = directions[index] = key.randn(*h.shape, device=h.device, dtype=h.dtype)
-            dual: Tensor = forward_ad.make_dual(primal, p if tangent is None else tangent + p)  # type: ignore[no-untyped-call]
-            return dual
+            p = noise.fold("direction", index).randn(*h.shape, device=h.device, dtype=h.dtype)
+            directions[index] = p
+            # Added to the direction that comes from segments before, if there is one.
+            return h + forward_ad.make_dual(torch.zeros_like(p), p)  # type: ignore[no-untyped-call, no-any-return]
 
         with (
             torch.no_grad(),
