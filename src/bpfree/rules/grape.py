@@ -22,6 +22,7 @@ checked, nor whether samples share a direction, nor which of the two sides of B_
 """
 
 import math
+from itertools import chain
 from typing import ClassVar, Literal
 
 import torch
@@ -109,6 +110,7 @@ class GrAPE(ErrorFeedback):
         self.together = together
         self.backprop_every = backprop_every
         self.matrices = nn.ModuleList()
+        self._found: dict[int, Tensor] = {}  # estimates of this step
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make B_l [D, H_l] or [D, channels] for every hidden segment, as a parameter.
@@ -141,13 +143,21 @@ class GrAPE(ErrorFeedback):
         """Align the matrices by passes in forward mode, then run a step of direct feedback or of backprop."""
         self.refuse_unbound()
         # Before the segments learn: with `update: fused` they are moved on the way.
+        self._found = {}
         for group in self._passes():
-            for index, jacobian in self.estimates(net, batch, noise, group).items():
-                loss = 1 - F.cosine_similarity(self.matrices[index]().flatten(), jacobian.flatten(), dim=0)
-                backward(loss)
+            self._found |= self.estimates(net, batch, noise, group)
         if self.backprop_every and (noise.step + 1) % self.backprop_every == 0:
             return self._backprop(net, task, batch, noise)
         return super().gradients(net, task, batch, noise)
+
+    def learn_segment(self, index: int, h: Tensor, signal: Tensor) -> Scalars:
+        """Add the gradients of B_l and of a hidden segment."""
+        self._align(index)
+        return super().learn_segment(index, h, signal)
+
+    def _align(self, index: int) -> None:
+        estimate = self._found.pop(index)
+        backward(1 - F.cosine_similarity(self.matrices[index]().flatten(), estimate.flatten(), dim=0))
 
     def estimates(self, net: nn.Module, batch: Batch, noise: Noise, group: list[int]) -> dict[int, Tensor]:
         """Return the estimates J'_l of some segments from one pass, [D, H_l] or [D, channels], by their index.
@@ -204,7 +214,15 @@ class GrAPE(ErrorFeedback):
             out = forward(net, batch.x)
         loss = task.loss(out, batch)
         backward(loss)
-        for index in range(len(self.segments)):
+        units = self.units(net)
+        written = [[(p, p.grad) for p in unit] for unit in units]
+        for p, _ in chain(*written):
+            p.grad = None  # who uses up the gradients of a segment when it is done must not see those of others
+        for index, gradients in enumerate(written):
+            for p, gradient in gradients:
+                p.grad = gradient
+            if index < len(self.taps):
+                self._align(index)
             self.finish_segment(index)
         return metrics_of(task, out.detach(), batch, loss.detach())
 
