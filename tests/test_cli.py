@@ -57,6 +57,7 @@ def test_the_commands_and_options_are_frozen():
         "eval": ["run", "overrides", "data_dir", "trust", "return"],
         "plots": ["run", "data_dir", "trust", "return"],
         "predict": ["run", "files", "trust", "return"],
+        "generate": ["run", "prompt", "tokens", "temperature", "top_k", "seed", "trust", "return"],
         "export": ["run", "overrides", "format_", "out", "trust", "return"],
         "report": ["runs", "out", "data_dir", "trust", "return"],
         "board": ["runs", "port", "return"],

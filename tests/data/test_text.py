@@ -298,9 +298,11 @@ def test_a_damaged_vocabulary_of_a_run_is_refused():
         bytes_of_tokens('{"model": 3}')
     with pytest.raises(ValueError, match="not numbered"):
         bytes_of_tokens('{"model": {"vocab": {"a": 5}}}')
-    for text in ("byte", '{"model": {"vocab": {"a": 0}}}'):
+    for text in ("byte", '{"model": {"vocab": {"日": 0}}}'):
         with pytest.raises(UserError, match="damaged"):
             Vocabulary(text).decode([0])
+    with pytest.raises(UserError, match="damaged"):
+        Vocabulary('{"model": {"vocab": {"a": 0}}}').encode(b"a")
 
 
 def test_bytes_need_no_package(poem, monkeypatch):

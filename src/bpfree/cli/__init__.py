@@ -16,6 +16,7 @@ from bpfree.cli.certify import certify
 from bpfree.cli.compare import compare_rules
 from bpfree.cli.data import data
 from bpfree.cli.export import export
+from bpfree.cli.generate import generate
 from bpfree.cli.ledger import ledger
 from bpfree.cli.names import list_names
 from bpfree.cli.report import board, report
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "plots": plots,
     "predict": predict,
+    "generate": generate,
     "export": export,
     "report": report,
     "board": board,

@@ -25,6 +25,11 @@ FEWEST, MOST = 257, 1 << 20
 
 _PIECE = 1 << 20  # bytes that are encoded at a time, about
 
+_SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_HIDDEN = [value for value in range(256) if value not in _SHOWN]
+_BYTES_OF = {chr(value): value for value in _SHOWN} | {chr(256 + i): value for i, value in enumerate(_HIDDEN)}
+"""The byte that each letter of a byte-level token stands for. Bytes without a sign of their own have a later letter."""
+
 
 @lru_cache(maxsize=8)
 def bytes_of_tokens(vocabulary: str) -> tuple[int, ...]:
@@ -120,10 +125,23 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of some tokens. Bytes that are not UTF-8 become the sign for an unknown letter."""
-        if self._tokenizer is None:
-            return bytes(tokens).decode("utf-8", "replace")
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
-        return text
+        return b"".join(self.pieces[token] for token in tokens).decode("utf-8", "replace")
+
+    @cached_property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes that each token stands for.
+
+        Raises:
+            UserError: a token has a letter that stands for no byte.
+        """
+        if self.text == BYTES:
+            return tuple(bytes([value]) for value in range(256))
+        tokens: dict[str, int] = json.loads(self.text)["model"]["vocab"]
+        in_order = sorted(tokens, key=tokens.__getitem__)
+        try:
+            return tuple(bytes(_BYTES_OF[letter] for letter in token) for token in in_order)
+        except KeyError as error:
+            raise UserError(f"vocabulary: it is damaged, since the letter {error} stands for no byte") from error
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -1,8 +1,9 @@
 """A trained net, how it was trained and what came of it: what `bpfree.fit` and `bpfree.load` return."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from bpfree.rule import Rule
 from bpfree.runs import checkpoint, folder, summary
 from bpfree.runs.assemble import Setup
 from bpfree.runs.config import Config
+from bpfree.runs.generate import Sampling, stream
 from bpfree.runs.keeper import RunWriter
 from bpfree.tasks import DataTask, label_options
 from bpfree.training.evaluation import evaluate_split, mean_metrics
@@ -187,6 +189,28 @@ class Run:
         if self.task.classes is None:
             self.task.probabilities(torch.zeros(0))  # raises the error before the net computes anything
         return self.task.probabilities(self.scores(x))
+
+    def generate(self, prompt: str, **options: Unpack[Sampling]) -> str:
+        """Return the text that follows a prompt, drawn token by token; the task is `language`.
+
+        Args:
+            prompt: the text before, at least one letter.
+            options: `tokens=200`, `temperature=0.8` (0 takes the likeliest token), `top_k=None` (so many of the
+                likeliest tokens) and `seed=0`; see `bpfree.runs.generate.stream`.
+
+        Raises:
+            UserError: the run does not predict a text, or an option is out of range.
+        """
+        return "".join(self.stream(prompt, **options))
+
+    def stream(self, prompt: str, **options: Unpack[Sampling]) -> Iterator[str]:
+        """Yield the text of `generate` piece by piece, as it is drawn.
+
+        Args:
+            prompt: see `generate`.
+            options: see `generate`.
+        """
+        return stream(self.trainer, self.preprocess, prompt, **options)
 
     def as_module(self) -> Predictor:
         """Return one `nn.Module` from raw samples to probabilities, or to numbers or rebuilt samples.
