@@ -145,7 +145,7 @@ class Window:
 def _drawn(
     window: Window, first: Sequence[int], count: int, temperature: float, top_k: int | None, noise: Noise
 ) -> Iterator[int]:
-    """Yield drawn tokens."""
+    """Yield the tokens one by one, each drawn by the scores behind those before."""
     scores = window.read(first)
     for i in range(count):
         token = draw(scores, temperature, top_k, noise.fold(i))
