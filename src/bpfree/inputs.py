@@ -58,6 +58,31 @@ def scores_of(out: Any) -> Tensor:
     )
 
 
+def features_of(out: Any) -> Tensor | None:
+    """Return the features that a module inside a net gives: its output, or the first of several in a tuple.
+
+    Blocks of Hugging Face and torch's recurrent layers give a tuple that begins with them.
+
+    Args:
+        out: the output of a module.
+
+    Returns:
+        The tensor; None if there is none.
+    """
+    first = out[0] if type(out) is tuple and out else out
+    return first if isinstance(first, Tensor) else None
+
+
+def with_features(out: Any, h: Tensor) -> Any:
+    """Return the output of a module with other features, see `features_of`; the rest of a tuple stays.
+
+    Args:
+        out: the output of the module.
+        h: the new features.
+    """
+    return (h, *out[1:]) if type(out) is tuple else h
+
+
 def tensors_of(x: Inputs) -> tuple[Tensor, ...]:
     """Return the tensors of an input, in order."""
     if isinstance(x, Tensor):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bpfree.errors import UserError
+from bpfree.local.autotaps import find_segments
 from bpfree.local.cut import cut
 from bpfree.local.segments import owners, stages
 from bpfree.nets import NETS
@@ -149,8 +150,42 @@ def test_a_tap_must_exist_run_once_and_give_a_tensor():
         owners(net, ["1"], torch.randn(2, 4))
     with pytest.raises(UserError, match=r"unknown tap 'act'"):
         owners(net, ["act"], torch.randn(2, 4))
-    with pytest.raises(UserError, match=r"tap '0' gives tuple"):
-        owners(nn.Sequential(nn.GRU(4, 4)), ["0"], torch.randn(2, 4, 4))
+    with pytest.raises(UserError, match=r"tap '0' gives dict, .* or a tuple that begins with it"):
+        owners(nn.Sequential(GivesMore("dict"), GivesMore("net")), ["0"], torch.randn(2, 4))
+
+
+class GivesMore(nn.Module):
+    """A layer that gives its features and something else."""
+
+    def __init__(self, kind, uses=False):
+        super().__init__()
+        self.a, self.kind, self.uses = nn.Linear(4, 4), kind, uses
+
+    def forward(self, x):
+        x, more = x if isinstance(x, tuple) else (x["h"] if isinstance(x, dict) else x, 0)
+        h = self.a(x + more if self.uses else x).tanh()
+        return {"tuple": (h, 2 * h), "dict": {"h": h}, "net": h}[self.kind]
+
+
+def test_a_tuple_is_cut_at_its_first_part_and_the_rest_must_not_be_used():
+    """So do blocks of Hugging Face, which give their features and what a cache would keep."""
+    torch.manual_seed(0)
+    net = nn.Sequential(GivesMore("tuple"), GivesMore("tuple"), GivesMore("net"))
+    x, seen = torch.randn(3, 4), []
+    with cut(net, ["0", "1"], lambda i, h: seen.append(h)):
+        out = net(x)
+    assert torch.equal(out, net(x))
+    seen[1].sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is not None] == ["1.a.weight", "1.a.bias"]
+    with cut(net, ["0", "1"], lambda i, h: h + 1):
+        moved = net(x)
+    assert not torch.equal(moved, out)
+    assert [segment.name for segment in owners(net, ["0", "1"], x)] == ["0", "1", "output"]
+    leaks = nn.Sequential(GivesMore("tuple"), GivesMore("tuple", uses=True), GivesMore("net"))
+    with pytest.raises(UserError, match="'0.a.weight' of segment '0' is reached by the loss of segment '1' too"):
+        owners(leaks, ["0", "1"], x)
+    wrapped = find_segments(nn.Sequential(leaks), x).segments
+    assert [segment.name for segment in wrapped] == ["0.0.a", "0.1", "output"]
 
 
 def test_shared_activations_are_named_by_every_place():

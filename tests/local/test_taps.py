@@ -119,10 +119,10 @@ def test_they_learn_real_digits(kind, rule, digits_data, device):
             "'conv.weight' of segment 'block2_1.body.0' .* by a connection around tap 'block2_1.body.0'",
         ),
         (Attention(), ["second.q"], "'embed.weight' of segment 'second.q' .* by a connection around tap 'second.q'"),
-        (Attention(), ["first.attend"], "tap 'first.attend' gives tuple, .* Tap a module inside or behind it"),
+        (Attention(), ["first.attend"], "'embed.weight' of segment 'first.attend' .* by a connection around tap"),
         (Reread(embedded=True), ["first"], "'embed.weight' of segment 'first' .* by a connection around tap 'first'"),
     ],
-    ids=["inside a residual block", "a query", "attention's tuple", "an input that has weights"],
+    ids=["inside a residual block", "a query", "attention", "an input that has weights"],
 )
 def test_a_cut_that_leaks_is_refused_and_says_why(net, names, message, batch):
     net = net.to(batch.x)

@@ -33,7 +33,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "two towers": dict.fromkeys(("forward_forward", "pepita"), "it takes 2 tensors"),
     "hugging face style": dict.fromkeys(("forward_forward", "pepita"), "it takes named tensors"),
     "spectral norm": {"forward_gradient": "no forward-mode derivative"},
-    "gru": {"pepita": "'gru.weight_ih_l0' would not learn"},
+    "gru": {"pepita": "segment 'gru': found no trainable Linear"},
 }
 """By net, rules that refuse it, each with a part of the reason; docs/own_net.md lists them for readers.
 

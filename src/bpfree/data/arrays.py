@@ -16,7 +16,7 @@ from bpfree.data.split import Split
 from bpfree.data.tensors import channels_first, to_inputs, to_tensor
 from bpfree.data.text_labels import number_text
 from bpfree.errors import UserError
-from bpfree.inputs import Inputs, apply
+from bpfree.inputs import Inputs, apply, main_input
 from bpfree.noise import Noise
 
 
@@ -75,7 +75,9 @@ def make_dataset(
         splits = [split.y for split in (train_split, test_split) if split is not None]
         classes, labels = count_classes(splits, answers, ignored)
         if answers == "tokens":  # a token may occur only as an input, and a vocabulary may have gaps
-            classes = max(classes, *(int(split.tensor.max()) + 1 for split in (train_split, test_split) if split))
+            classes = max(
+                classes, *(int(main_input(split.x).max()) + 1 for split in (train_split, test_split) if split)
+            )
         elif not without_labels:
             _check_gaps(labels, answers)
     fewest = 1 if answers == "several" else 2

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from bpfree.errors import UserError
-from bpfree.inputs import Inputs, count, forward
+from bpfree.inputs import Inputs, count, features_of, forward, with_features
 from bpfree.local.segments import Segment, begins_stage, joins_next_stage, owners, passes_on, rehearsal, stages
 from bpfree.nets.acceptance import eager, inner
 
@@ -199,7 +199,8 @@ class Blocks:
             return
         tied = [name for i, (name, _) in enumerate(self.net.named_parameters()) if self._always_shared >> i & 1]
         why = (
-            f"the parameter '{tied[0]}' is used before and behind each of them (freeze it, or do not share it)"
+            f"the parameter '{tied[0]}' is used before and behind each of them (freeze it, or do not share it; nets "
+            "of Hugging Face have the option tie_word_embeddings=False)"
             if tied
             else "a connection goes around each of them, or nothing that learns comes behind it"
         )
@@ -212,8 +213,11 @@ class Blocks:
     @cached_property
     def _always_shared(self) -> int:
         """Trained parameters that every possible cut would leave on both sides."""
-        once = [i for name, i in self.names.items() if self.times[name] == 1 and self.reached[i] & self.weights]
-        shared = [self.reached[i] & self._around(i) for i in once if i not in self._at_the_end]
+        once = [name for name, i in self.names.items() if self.times[name] == 1 and self.reached[i] & self.weights]
+        # Single layers may run beside each other, as two embeddings do, and then nothing is common to all of them.
+        once = [name for name in once if is_block(self.modules[name])] or once
+        places = {self.names[name] for name in once} - self._at_the_end
+        shared = [self.reached[i] & self._around(i) for i in places]
         return reduce(int.__and__, shared, self.trained) if shared else 0
 
     @cached_property
@@ -271,15 +275,16 @@ def _record(net: nn.Module, x: Inputs) -> tuple[list[_Run], Tensor, dict[str, in
     times: dict[str, int] = {}
 
     def hook(name: str):  # type: ignore[no-untyped-def]
-        def look(module: nn.Module, args: object, h: object) -> Tensor | None:
+        def look(module: nn.Module, args: object, given: object) -> Any:
             times[name] = times.get(name, 0) + 1
-            if not isinstance(h, Tensor) or not h.requires_grad:
+            h = features_of(given)
+            if h is None or not h.requires_grad:
                 return None
             with torch.enable_grad():
                 leaf = h.detach().requires_grad_()
                 passed = leaf.clone()  # later modules may change it in place, which a leaf does not allow
             runs.append(_Run(name, h, leaf, passed, passed._version))
-            return passed
+            return with_features(given, passed)  # the rest keeps its graph: if the net uses it, no cut is sound here
 
         return look
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import UserError
+from bpfree.inputs import features_of, with_features
 from bpfree.nets.acceptance import eager
 
 Taps = Sequence[str] | int | Literal["auto"] | None
@@ -49,18 +50,19 @@ def cut(
     ran = [False] * len(taps)
     visiting = False
 
-    def hook(index: int) -> Callable[[nn.Module, object, object], Tensor | None]:
-        def detach(module: nn.Module, args: object, h: object) -> Tensor | None:
+    def hook(index: int) -> Callable[[nn.Module, object, object], Any]:
+        def detach(module: nn.Module, args: object, out: object) -> Any:
             nonlocal visiting
             # A visit may start a backward pass, in which checkpointing runs tapped modules again. Then `visiting`
             # is True as well, and the second run must be detached like the first.
             is_again = _in_backward()
             if visiting and not is_again:
                 return None
-            if not isinstance(h, Tensor):
+            h = features_of(out)
+            if h is None:
                 raise UserError(
-                    f"tap '{taps[index]}' gives {type(h).__name__}, allowed: a module whose output is one tensor. "
-                    "Tap a module inside or behind it."
+                    f"tap '{taps[index]}' gives {type(out).__name__}, allowed: a module whose output is one tensor, or "
+                    "a tuple that begins with it. Tap a module inside or behind it."
                 )
             if ran[index] and not is_again:
                 raise UserError(_REPEATED.format(tap=taps[index], times=2, cure="Give each place a module of its own."))
@@ -72,7 +74,7 @@ def cut(
             finally:
                 visiting = before
             passed = instead if isinstance(instead, Tensor) else h
-            return passed if attached else passed.detach()
+            return with_features(out, passed if attached else passed.detach())
 
         return detach
 

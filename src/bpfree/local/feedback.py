@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bpfree.errors import check_choice
-from bpfree.inputs import Inputs, forward
+from bpfree.inputs import Inputs, features_of, forward, with_features
 from bpfree.local.segments import rehearsal
 from bpfree.nets.acceptance import eager
 from bpfree.noise import Noise, counts
@@ -125,11 +125,11 @@ def mean_jacobians(net: nn.Module, taps: Sequence[str], x: Inputs) -> list[Tenso
     """
     tapped: list[Tensor] = []
 
-    def keep(module: nn.Module, args: object, h: Tensor) -> Tensor:
-        if len(tapped) == len(taps):  # activation checkpointing runs it again
-            return h
-        tapped.append(h if h.requires_grad else h.detach().requires_grad_())
-        return tapped[-1]
+    def keep(module: nn.Module, args: object, out: object) -> Any:
+        if len(tapped) < len(taps) and (h := features_of(out)) is not None:  # else checkpointing runs it again
+            tapped.append(h if h.requires_grad else h.detach().requires_grad_())
+            return with_features(out, tapped[-1])
+        return None
 
     handles = [net.get_submodule(tap).register_forward_hook(keep) for tap in taps]
     try:

@@ -14,7 +14,7 @@ from torch import Tensor, UntypedStorage, nn
 
 from bpfree.errors import UserError
 from bpfree.grad import first_trainable
-from bpfree.inputs import Inputs, apply, count, forward, from_arrays, tensors_of
+from bpfree.inputs import Inputs, apply, count, features_of, forward, from_arrays, tensors_of
 from bpfree.local.autotaps import find_segments
 from bpfree.local.segments import OUTPUT, owners, reached_parameters, rehearsal
 from bpfree.nets.acceptance import eager, materialize, refuse_lazy, refuse_meta
@@ -170,8 +170,9 @@ def _forward(net: nn.Module, x: Inputs) -> list[_Run]:
 
     def look(name: str, h: object) -> None:
         times[name] += 1
-        if isinstance(h, Tensor):
-            runs.append(_Run(name, h, reached_parameters(net, h), sum(sizes_by_address.values())))
+        if (features := features_of(h)) is not None:
+            reached = reached_parameters(net, features)
+            runs.append(_Run(name, features, reached, sum(sizes_by_address.values())))
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         return lambda module, args, h: look(name, h)
