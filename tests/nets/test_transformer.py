@@ -291,3 +291,76 @@ def test_samples_that_it_refuses(tokens):
         net(tokens.fill_(VOCABULARY))
     with pytest.raises(UserError, match="net: found 8 steps, allowed: at most 7, the number of learned positions"):
         net.step(torch.zeros(1, 1, dtype=torch.long), net.step(torch.zeros(1, STEPS, dtype=torch.long))[1])
+
+
+# Padding
+
+PADDED = [
+    {"pool": pool, "norm": norm, "positions": positions}
+    for pool in ("last", "mean")
+    for norm, positions in (("rms", "rope"), ("layer", "learned"))
+]
+
+
+@pytest.mark.parametrize("options", PADDED, ids=lambda options: " ".join(options.values()))
+def test_padding_changes_nothing(options, tokens):
+    """A short sequence with padding has the output and the gradients that it has by itself."""
+    net = made(out=3, each_step=False, vocabulary=VOCABULARY, padding=0, **options)
+    text = tokens.clamp_min(1)
+    for length in (1, 4, STEPS):
+        padded = text.clone()
+        padded[:, length:] = 0
+        short, long = net(text[:, :length]), net(padded)
+        torch.testing.assert_close(long, short, rtol=1e-12, atol=1e-13)
+        grads = [torch.autograd.grad(out.square().sum(), list(net.parameters()), allow_unused=True) for out in (short, long)]
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+        for block in (net.embed, net.block1, net.block2):
+            seen = []
+            block.register_forward_hook(lambda module, args, h, seen=seen: seen.append(h))
+            net(padded)
+            assert not bool(seen[0][:, length:].any())
+            assert bool(seen[0][:, :length].any(-1).all())
+    assert net(torch.zeros_like(text)).isfinite().all(), "a text without a token"
+
+
+def test_without_padding_the_numbers_are_those_of_the_net_without_the_option(tokens):
+    nets = [made(out=3, each_step=False, vocabulary=VOCABULARY, padding=padding) for padding in (None, 0)]
+    text = tokens.clamp_min(1)
+    assert nets[0].state_dict().keys() == nets[1].state_dict().keys()
+    torch.testing.assert_close(nets[0](text), nets[1](text), rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", ["mono_forward", "dfa"])
+def test_local_rules_learn_the_same_with_more_padding(rule, tokens):
+    """Their heads read features of 0 there. A longer window only adds zeros to them."""
+    grads = []
+    for extra in (0, 3):
+        net = made((STEPS + extra,), out=3, each_step=False, vocabulary=VOCABULARY, padding=0, pool="mean")
+        padded = torch.cat([tokens.clamp_min(1), torch.zeros(4, extra, dtype=torch.int64)], 1)
+        padded[:, 4:] = 0
+        batch = Batch(padded, torch.tensor([0, 1, 2, 0]))
+        learner = bound(bpfree.rules.RULES[rule](), net, batch, Classify(3))
+        matrices = [p for p in [*learner.parameters(), *learner.buffers()] if p.dim() == 2]
+        for matrix in matrices:  # the columns of the first steps are the same
+            torch.manual_seed(1)
+            first = torch.randn(matrix.shape[0], 16 * STEPS, dtype=matrix.dtype)
+            columns = min(first.shape[1], matrix.shape[1])
+            matrix.data[:, :columns] = first[:, :columns]
+        learner.gradients(net, Classify(3), batch, Noise(0))
+        grads.append({name: p.grad for name, p in net.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((STEPS, 2), {"padding": 0}, "net.padding: found 0 for samples that are numbers, allowed: tokens"),
+        ((STEPS,), {"padding": 11}, "net.padding: found 11, allowed: a token, from 0 to 10"),
+        ((STEPS,), {"padding": -1}, "net.padding: found -1"),
+    ],
+)
+def test_bad_padding_is_refused(shape, options, message):
+    with pytest.raises(UserError, match=message):
+        made(shape, vocabulary=VOCABULARY, **options)

@@ -7,6 +7,9 @@ branch (Xiong et al. 2020, https://arxiv.org/abs/2002.04745). RMSNorm: Zhang & S
 https://arxiv.org/abs/1910.07467. Rotary positions: Su et al. 2021, https://arxiv.org/abs/2104.09864. SwiGLU: Shazeer
 2020, https://arxiv.org/abs/2002.05202. Initial weights: Nguyen & Salazar 2019, https://arxiv.org/abs/1910.05895, with
 the last layer of each branch divided by sqrt(2 L) for L blocks, as in GPT-2.
+
+Short sequences are filled at their end, and there all features are 0. So each layer, each head of a local rule and each
+process sees from its own input which steps do not count; no mask goes beside the features.
 """
 
 import math
@@ -42,6 +45,7 @@ class BlockForm:
         rotary: True if queries and keys are rotated by their positions.
         causal: True if a token sees only itself and the tokens before it.
         dropout: the probability that a feature is dropped at the end of each branch.
+        filled: True if steps at the end whose features are all 0 do not count, and stay 0.
 
     Raises:
         UserError: an unknown choice, a number that is not above 0, or heads that do not divide the width.
@@ -55,6 +59,7 @@ class BlockForm:
     rotary: bool = True
     causal: bool = True
     dropout: float = 0.0
+    filled: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError if values do not fit."""
@@ -82,7 +87,22 @@ class BlockForm:
 
     def make_norm(self) -> nn.Module:
         """Return a new normalisation of features [..., H]."""
-        return nn.RMSNorm(self.width, eps=1e-6) if self.norm == "rms" else nn.LayerNorm(self.width)
+        if self.norm == "rms":
+            return nn.RMSNorm(self.width, eps=1e-6)  # it leaves features of 0 at 0
+        return FilledLayerNorm(self.width) if self.filled else nn.LayerNorm(self.width)
+
+
+class FilledLayerNorm(nn.LayerNorm):
+    """A LayerNorm that leaves steps whose features are all 0 as they are."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return new features [B, T, H]."""
+        return super().forward(h) * counts(h)
+
+
+def counts(h: Tensor) -> Tensor:
+    """Return 1 for each step that counts, and 0 for steps whose features are all 0, [B, T, 1] for h [B, T, H]."""
+    return (h != 0).any(-1, keepdim=True).to(h.dtype)
 
 
 class Attention(nn.Module):
@@ -207,6 +227,7 @@ class Block(nn.Module):
 
     def __init__(self, form: BlockForm) -> None:
         super().__init__()
+        self.filled = form.filled
         self.norm1 = form.make_norm()
         self.attention = Attention(form)
         self.norm2 = form.make_norm()
@@ -215,16 +236,17 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return new features [B, T, H] for h [B, T, H]."""
-        return self._behind(h + self.attention(self.norm1(h)))
+        return self._behind(h, self.attention(self.norm1(h)))
 
     def step(self, h: Tensor, past: Cache | None) -> tuple[Tensor, Cache]:
         """Return new features of the newest tokens, and the cache that includes them; see `Attention.step`."""
         read, cache = self.attention.step(self.norm1(h), past)
-        return self._behind(h + read), cache
+        return self._behind(h, read), cache
 
-    def _behind(self, h: Tensor) -> Tensor:
+    def _behind(self, before: Tensor, read: Tensor) -> Tensor:
+        h = before + read
         out: Tensor = h + self.mlp(self.norm2(h))
-        return out
+        return out * counts(before) if self.filled else out
 
 
 class Pool(nn.Module):
@@ -234,15 +256,22 @@ class Pool(nn.Module):
 
     Args:
         kind: "first" for the first token, "last" for the last one, "mean" for the mean over tokens.
+        filled: True if tokens at the end whose features are all 0 do not count.
     """
 
-    def __init__(self, kind: Literal["first", "last", "mean"]) -> None:
+    def __init__(self, kind: Literal["first", "last", "mean"], filled: bool = False) -> None:
         super().__init__()
         check_choice("net.pool", kind, ("first", "last", "mean"))
         self.kind = kind
+        self.filled = filled
 
     def forward(self, h: Tensor) -> Tensor:
         """Return [B, H] for features h [B, T, H]."""
+        if self.filled and self.kind != "first":
+            share = counts(h)  # [B, T, 1]
+            if self.kind == "last":
+                share = share - F.pad(share[:, 1:], (0, 0, 0, 1))  # 1 where the step behind does not count
+            return (h * share).sum(1) / share.sum(1).clamp_min(1)
         return h.mean(1) if self.kind == "mean" else h[:, 0 if self.kind == "first" else -1]
 
 

@@ -25,12 +25,14 @@ class Embed(nn.Module):
         values: tokens [B, T] or numbers [B, T, F] -> features [B, T, H].
         positions: the number of learned positions; 0 for none.
         form: H and the dropout.
+        padding: the token that fills short sequences, whose features are 0; None if there is none.
     """
 
     joins_next_stage: ClassVar[bool] = True
 
-    def __init__(self, values: nn.Module, positions: int, form: BlockForm) -> None:
+    def __init__(self, values: nn.Module, positions: int, form: BlockForm, padding: int | None = None) -> None:
         super().__init__()
+        self.padding = padding
         self.values = values
         self.positions = nn.Embedding(positions, form.width) if positions else None
         self.drop = dropout_layer(form.dropout)
@@ -58,7 +60,7 @@ class Embed(nn.Module):
                 )
             h = h + self.positions.weight[start:end]
         out: Tensor = self.drop(h)
-        return out
+        return out if self.padding is None else out * (x != self.padding).unsqueeze(-1)
 
 
 def looked_up(table: nn.Embedding, x: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class Transformer(nn.Sequential):
         layers: OrderedDict[str, nn.Module] = OrderedDict(embed=embed)
         layers |= block_layers(form, depth)
         if pool is not None:
-            layers["pool"] = Pool(pool)
+            layers["pool"] = Pool(pool, form.filled)
         layers["fc"] = readout = nn.Linear(form.width, out_features, bias=False)
         small_init(readout, form.width)
         if tied and isinstance(embed.values, nn.Embedding):
@@ -171,6 +173,7 @@ def transformer(
     each_step: bool = False,
     pool: Literal["last", "mean"] = "last",
     dropout: float = 0.0,
+    padding: int | None = None,
 ) -> Transformer:
     """Return a Transformer decoder, a Sequential whose stages are its blocks.
 
@@ -191,6 +194,8 @@ def transformer(
         each_step: true for an output at each step, [B, T, D]; false for one output, [B, D].
         pool: without `each_step`, the output is read from the features of the "last" step or from their "mean".
         dropout: the probability that a feature is dropped behind the embedding and at the end of each branch.
+        padding: the token that fills short sequences at their end, 0 in the data set `sst2`. It does not count: its
+            features are 0, no other token sees it, and neither "last" nor "mean" reads it.
 
     Raises:
         UserError: samples of another shape, or options that do not fit together.
@@ -203,15 +208,27 @@ def transformer(
     """
     shape = (in_shape,) if isinstance(in_shape, int) else tuple(in_shape)
     check_choice("net.positions", positions, ("rope", "learned"))
-    form = BlockForm(width, heads, hidden, norm, mlp, rotary=positions == "rope", dropout=dropout)
+    form = BlockForm(
+        width, heads, hidden, norm, mlp, rotary=positions == "rope", dropout=dropout, filled=padding is not None
+    )
     steps, values = _values(shape, form, out_features if each_step and vocabulary is None else vocabulary)
     if tied and (not isinstance(values, nn.Embedding) or values.num_embeddings != out_features):
         raise UserError(
             f"net.tied: found true with {out_features} outputs, allowed: as many outputs as the vocabulary has tokens. "
             "Use net.tied=false"
         )
-    embed = Embed(values, 0 if form.rotary else steps, form)
+    _check_padding(padding, values)
+    embed = Embed(values, 0 if form.rotary else steps, form, padding)
     return Transformer(embed, form, depth, out_features, pool=None if each_step else pool, tied=tied)
+
+
+def _check_padding(padding: int | None, values: nn.Module) -> None:
+    if padding is None:
+        return
+    if not isinstance(values, nn.Embedding):
+        raise UserError(f"net.padding: found {padding} for samples that are numbers, allowed: tokens. Leave it out")
+    if not 0 <= padding < values.num_embeddings:
+        raise UserError(f"net.padding: found {padding}, allowed: a token, from 0 to {values.num_embeddings - 1}")
 
 
 def _values(shape: tuple[int, ...], form: BlockForm, vocabulary: int | None) -> tuple[int, nn.Module]:
