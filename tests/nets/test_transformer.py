@@ -312,7 +312,9 @@ def test_padding_changes_nothing(options, tokens):
         padded[:, length:] = 0
         short, long = net(text[:, :length]), net(padded)
         torch.testing.assert_close(long, short, rtol=1e-12, atol=1e-13)
-        grads = [torch.autograd.grad(out.square().sum(), list(net.parameters()), allow_unused=True) for out in (short, long)]
+        grads = [
+            torch.autograd.grad(out.square().sum(), list(net.parameters()), allow_unused=True) for out in (short, long)
+        ]
         for one, other in zip(*grads, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
         for block in (net.embed, net.block1, net.block2):

@@ -13,10 +13,10 @@ from bpfree.rules.es import ES, SPSA, Eggroll
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
 from bpfree.rules.forward_gradient import ForwardGradient
-from bpfree.rules.hff import HFF
-from bpfree.rules.greedy import Greedy
-from bpfree.rules.infopro import InfoPro
 from bpfree.rules.grape import GrAPE
+from bpfree.rules.greedy import Greedy
+from bpfree.rules.hff import HFF
+from bpfree.rules.infopro import InfoPro
 from bpfree.rules.local import Local
 from bpfree.rules.lopt import LoPT
 from bpfree.rules.mono_forward import MonoForward
@@ -39,24 +39,24 @@ _TABLE: dict[str, type[Rule]] = {
     "brsf": BRSF,
     "frsf": FRSF,
     "dfa": DFA,
-    "drtp": DRTP,
     "grape": GrAPE,
+    "drtp": DRTP,
     "shallow": Shallow,
     "local": Local,
     "mono_forward": MonoForward,
     "pred": Pred,
     "sim": Sim,
     "predsim": PredSim,
-    "solo": Solo,
-    "lopt": LoPT,
     "greedy": Greedy,
     "dgl": DGL,
     "infopro": InfoPro,
     "auglocal": AugLocal,
+    "solo": Solo,
+    "lopt": LoPT,
     "forward_forward": ForwardForward,
+    "hff": HFF,
     "cwcomp": CwComp,
     "deeper_forward": DeeperForward,
-    "hff": HFF,
     "pepita": Pepita,
     "softhebb": SoftHebb,
     "noprop_dt": NoPropDT,
@@ -92,9 +92,9 @@ class RuleTable(dict[str, type[Rule]]):
     @overload
     def __getitem__(self, name: Literal["dfa"], /) -> type[DFA]: ...
     @overload
-    def __getitem__(self, name: Literal["drtp"], /) -> type[DRTP]: ...
-    @overload
     def __getitem__(self, name: Literal["grape"], /) -> type[GrAPE]: ...
+    @overload
+    def __getitem__(self, name: Literal["drtp"], /) -> type[DRTP]: ...
     @overload
     def __getitem__(self, name: Literal["shallow"], /) -> type[Shallow]: ...
     @overload
@@ -108,9 +108,6 @@ class RuleTable(dict[str, type[Rule]]):
     @overload
     def __getitem__(self, name: Literal["predsim"], /) -> type[PredSim]: ...
     @overload
-    def __getitem__(self, name: Literal["solo"], /) -> type[Solo]: ...
-    @overload
-    def __getitem__(self, name: Literal["lopt"], /) -> type[LoPT]: ...
     def __getitem__(self, name: Literal["greedy"], /) -> type[Greedy]: ...
     @overload
     def __getitem__(self, name: Literal["dgl"], /) -> type[DGL]: ...
@@ -119,13 +116,17 @@ class RuleTable(dict[str, type[Rule]]):
     @overload
     def __getitem__(self, name: Literal["auglocal"], /) -> type[AugLocal]: ...
     @overload
+    def __getitem__(self, name: Literal["solo"], /) -> type[Solo]: ...
+    @overload
+    def __getitem__(self, name: Literal["lopt"], /) -> type[LoPT]: ...
+    @overload
     def __getitem__(self, name: Literal["forward_forward"], /) -> type[ForwardForward]: ...
+    @overload
+    def __getitem__(self, name: Literal["hff"], /) -> type[HFF]: ...
     @overload
     def __getitem__(self, name: Literal["cwcomp"], /) -> type[CwComp]: ...
     @overload
     def __getitem__(self, name: Literal["deeper_forward"], /) -> type[DeeperForward]: ...
-    @overload
-    def __getitem__(self, name: Literal["hff"], /) -> type[HFF]: ...
     @overload
     def __getitem__(self, name: Literal["pepita"], /) -> type[Pepita]: ...
     @overload
@@ -186,10 +187,10 @@ __all__ = [
     "Eggroll",
     "ForwardForward",
     "ForwardGradient",
-    "LoPT",
+    "GrAPE",
     "Greedy",
     "InfoPro",
-    "GrAPE",
+    "LoPT",
     "Local",
     "MonoForward",
     "NoPropCT",
