@@ -1,5 +1,6 @@
 """The reprs say what an object is in a line or a few; that of a rule, task or tracker is its constructor call."""
 
+import collections.abc
 import copy
 import inspect
 import pickle
@@ -46,6 +47,8 @@ def others(hint, default):
             yield from (0.25, 0.75, 3.0)
         elif each is str:
             yield from ("layer1", "orthogonal", "linear", "learned", "predsim")
+        elif get_origin(each) is collections.abc.Sequence and get_args(each) == (float,):
+            yield [0.25, 0.75]
         elif get_origin(each) is list or each is list:
             yield ["1", "3"]
 

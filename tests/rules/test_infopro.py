@@ -135,8 +135,11 @@ def test_tokens_are_rebuilt_by_their_cross_entropy():
     expected = 2.0 * F.cross_entropy(rule.heads[0].decoder.layers(h).flatten(0, 1), batch.x.flatten())
     torch.testing.assert_close(rule.gradients(net, task, batch, Noise())["loss/block1"], expected.detach())
     pooled = nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 10)).double()
-    with pytest.raises(UserError, match=r"found features of shape \[6\] for tokens \[8\]"):
-        InfoPro(taps=["3"]).bind(pooled, TASK, Batch(batch.x, torch.arange(4)))
+    rule = bound(InfoPro(taps=["3"], label=[0.0, 0.0]), pooled, Batch(batch.x, torch.arange(4)))
+    logits = rule.heads[0].decoder.layers(pooled[:4](batch.x)).log_softmax(1)  # of which tokens there are
+    expected = -5.0 * logits.gather(1, batch.x).mean()
+    scalars = rule.gradients(pooled, TASK, Batch(batch.x, torch.arange(4)), Noise())
+    torch.testing.assert_close(scalars["loss/3"], expected.detach())
 
 
 def test_numbers_are_rebuilt_by_their_squared_error():

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpfree.errors import UserError
 from bpfree.inputs import Inputs, main_input
 from bpfree.local.features import Features, norm_of
 from bpfree.tasks.base import widened
@@ -66,11 +65,17 @@ class NumberDecoder(Decoder):
 
 
 class TokenDecoder(Decoder):
-    """Rebuilds tokens; the loss is the mean cross-entropy of the token at each step."""
+    """Rebuilds tokens; the loss is the mean cross-entropy of the token at each step.
+
+    From one vector of a sample it rebuilds which tokens there are, without their order.
+    """
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """Return the mean cross-entropy of the tokens; see `Decoder`."""
-        return summed_cross_entropy(self.layers(h).flatten(0, 1), x.flatten(), _NOTHING) / x.numel()
+        logits = self.layers(h)
+        if logits.dim() == 2:
+            logits = logits[:, None].expand(-1, x.shape[1], -1)
+        return summed_cross_entropy(logits.flatten(0, 1), x.flatten(), _NOTHING) / x.numel()
 
 
 def decoder_for(net: nn.Module, features: Features, inputs: Inputs, channels: int) -> Decoder:
@@ -81,24 +86,22 @@ def decoder_for(net: nn.Module, features: Features, inputs: Inputs, channels: in
         features: the form of the segment's output.
         inputs: a first batch of samples.
         channels: the number of channels inside a decoder of images.
-
-    Raises:
-        UserError: samples are tokens, and the segment does not keep the tokens apart.
     """
     x = main_input(inputs)
     keeps_steps = features.kind == "steps" or (features.kind == "tokens" and features.shape[:1] == x.shape[1:2])
     if not x.is_floating_point():
-        if not keeps_steps:
-            raise UserError(
-                f"net: found features of shape {list(features.shape)} for tokens {list(x.shape[1:])}, allowed: "
-                "features of each token, from which they can be rebuilt. Choose other taps, or use another rule"
-            )
-        return TokenDecoder(_at_each_step(net, features, _vocabulary(net, x)))
+        values = _vocabulary(net, x)
+        return TokenDecoder(_at_each_step(net, features, values) if keeps_steps else _at_once(net, features, values))
     if x.dim() == 4 and features.kind != "steps":
         return ImageDecoder(_image_layers(net, features, x, channels), x)
     if keeps_steps:
         return NumberDecoder(_at_each_step(net, features, prod(x.shape[2:])))
-    return NumberDecoder(nn.Sequential(*features.to_vector(net), nn.Linear(features.channels, prod(x.shape[1:]))))
+    return NumberDecoder(_at_once(net, features, prod(x.shape[1:])))
+
+
+def _at_once(net: nn.Module, features: Features, values: int) -> nn.Module:
+    """Layers that read values of the whole sample, [B, ...] -> [B, values]."""
+    return nn.Sequential(*features.to_vector(net), nn.Linear(features.channels, values))
 
 
 def _at_each_step(net: nn.Module, features: Features, values: int) -> nn.Module:
@@ -120,7 +123,7 @@ def _image_layers(net: nn.Module, features: Features, x: Tensor, channels: int) 
         side = isqrt(features.shape[0])
         if side * side in (features.shape[0], features.shape[0] - 1):  # patches, perhaps behind a class token
             return nn.Sequential(Patchwork(side), _convolutions(features.channels, x, channels))
-    return nn.Sequential(*features.to_vector(net), nn.Linear(features.channels, prod(x.shape[1:])))
+    return _at_once(net, features, prod(x.shape[1:]))
 
 
 def _convolutions(inputs: int, x: Tensor, channels: int) -> nn.Module:

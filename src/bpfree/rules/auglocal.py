@@ -21,7 +21,7 @@ come first. Heads of one layer have batch norm before the classifier in the auth
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,12 @@ class AugLocal(AuxiliaryRule):
         pyramid: c, how much the depth of heads falls towards the output: 0 keeps it, 1 leaves one layer to the last.
         taps: submodules after which the graph is cut; a number of taps, for segments of about as many stages each; or
             "auto", the default: each stage is a segment, but the last d + 1 are the output segment.
+
+    Attributes:
+        copies_modules: True, since heads are made of the modules of the net, and so depend on how it is written.
     """
+
+    copies_modules: ClassVar[bool] = True
 
     def __init__(self, *, depth: int = 2, pyramid: float = 0.5, taps: Taps = None) -> None:
         super().__init__(taps=taps)

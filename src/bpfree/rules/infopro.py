@@ -83,8 +83,7 @@ class InfoPro(AuxiliaryRule):
         """Make a decoder and a small net for each hidden segment.
 
         Raises:
-            UserError: `contrast` on a task without one class for each sample; both weights of a segment are 0; tokens
-                cannot be rebuilt from a segment.
+            UserError: `contrast` on a task without one class for each sample; both weights of a segment are 0.
         """
         if self.loss == "contrast":
             name = "infopro with loss=contrast"
