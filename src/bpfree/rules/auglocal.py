@@ -37,6 +37,7 @@ from bpfree.local.features import Features
 from bpfree.local.heads import PixelLinear, head_shape
 from bpfree.local.segments import Segment, channel_axis
 from bpfree.local.stages import Stage, Stages, stages_of
+from bpfree.rule import Locality
 from bpfree.types import Batch, Task
 
 
@@ -74,6 +75,10 @@ class AugLocal(AuxiliaryRule):
         """Copy stages of the net for the head of each hidden segment; see `AuxiliaryRule`."""
         self._stages = None
         super().bind(net, task, batch)
+
+    def locality(self) -> Locality:
+        """Declare a local rule whose copies begin with the values that the weights had when the rule was bound."""
+        return super().locality()._replace(transports="initial")
 
     def depth_of(self, index: int) -> int:
         """Return d_k, the number of layers in the head of a hidden segment.
