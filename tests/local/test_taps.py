@@ -217,6 +217,8 @@ def test_auto_is_the_default_in_so_many_words(rule, batch):
     # An auxiliary net reads no segment that the read-out alone would follow.
     expected = stages(net)[:-1] if issubclass(RULES[rule], AuxiliaryRule) else stages(net)
     assert found == [expected, expected]
+    assert found[0] == found[1]
+    assert found[0] in (stages(net), stages(net)[:-1])  # rules with auxiliary nets keep the read-out with its stage
     with pytest.raises(UserError, match=r"taps: found 'fc1', allowed: ('auto', a number, or a list|a list of text or)"):
         RULES[rule](taps="fc1")
     with pytest.raises(UserError, match=r"rule.taps: found 'fc1', allowed: a list of text or int or auto or none"):

@@ -75,7 +75,7 @@ def test_some_rules_have_heads():
 @pytest.mark.parametrize("name", HEADED)
 def test_the_gradient_is_that_of_the_sum_of_all_losses(name, batch):
     net = small_net(batch.x)
-    rule = supervised(name, net, batch)
+    rule = supervised(RULES[name](taps=TAPS), net, batch)
     inner = rule.rule
     found = written(rule, net, batch, head=inner)
     h1 = net[:3](batch.x)

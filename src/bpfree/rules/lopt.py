@@ -79,8 +79,9 @@ class LoPT(LocalRule):
         self._entered: Tensor | None = None  # h_0 of the pass that runs
 
     def default_taps(self, net: nn.Module, x: Inputs) -> Sequence[str]:
-        """Return the one tap in the middle."""
-        return evenly(whole_stages(net, x), 1)
+        """Return the one tap in the middle; none for a net of one stage."""
+        taps = whole_stages(net, x)
+        return evenly(taps, min(1, len(taps)))
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make D_k of each hidden segment, and note the features from which the drift is measured.
