@@ -38,6 +38,7 @@ from bpfree.local.direct import Connection, ErrorFeedback, ErrorPlace
 from bpfree.local.feedback import AlignedFeedback
 from bpfree.local.forward_mode import dual_level, forward_derivatives
 from bpfree.local.readout import Inlet
+from bpfree.mesh import drawn_for_samples, share_of_batch
 from bpfree.nets.unchanged import unchanged_buffers
 from bpfree.noise import Noise
 from bpfree.rule import Locality
@@ -173,7 +174,8 @@ class GrAPE(ErrorFeedback):
         def add(index: int, h: Tensor) -> Tensor:
             if index not in group:
                 return h
-            p = noise.fold("direction", index).randn(*h.shape, device=h.device, dtype=h.dtype)
+            key = noise.fold("direction", index)
+            p = drawn_for_samples(lambda n: key.randn(n, *h.shape[1:], device=h.device, dtype=h.dtype), len(h))
             directions[index] = p
             # Added to the direction that comes from segments before, if there is one.
             return h + forward_ad.make_dual(torch.zeros_like(p), p)  # type: ignore[no-untyped-call, no-any-return]
@@ -201,7 +203,9 @@ class GrAPE(ErrorFeedback):
             p = p.movedim(self.axes[index], 1)
             p = p.flatten(2).mean(2) if p.dim() > 2 else p
         like = self.matrices[index].get_parameter("weight")
-        return moved.to(like.dtype).T @ p.flatten(1).to(like.dtype) / len(p)
+        mean = moved.to(like.dtype).T @ p.flatten(1).to(like.dtype) / len(p)
+        share = share_of_batch()
+        return mean if share is None else share.mean(mean)
 
     def _passes(self) -> list[list[int]]:
         """The segments of each pass in forward mode."""
@@ -231,7 +235,8 @@ class GrAPE(ErrorFeedback):
         return super().forward_passes(net, task) + len(self._passes())
 
     def locality(self) -> Locality:
-        """Declare that forward mode goes through the whole net; with `backprop_every` no more than backprop."""
-        if self.backprop_every:
-            return Locality()
-        return super().locality()._replace(through="net")
+        """Return that of direct feedback; with `backprop_every` no more than backprop.
+
+        Passes in forward mode do go through the whole net, but what they find teaches the matrices alone.
+        """
+        return Locality() if self.backprop_every else super().locality()

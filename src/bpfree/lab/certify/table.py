@@ -39,7 +39,7 @@ _POPULATION = 8  # of black-box rules: what their members depend on does not dep
 _Variant = tuple[str, dict[str, Any], dict[str, Any]]
 _TRUNK: _Variant = ("net.trunk: local", {}, {"trunk": "local"})
 _VARIANTS: dict[str, _Variant] = {
-    "dfa": ("memory: flat", {"memory": "flat"}, {}),
+    **dict.fromkeys(("dfa", "grape"), ("memory: flat", {"memory": "flat"}, {})),
     "forward_forward": ("negatives: even", {"negatives": "even"}, {}),
     **dict.fromkeys((name for name, rule in RULES.items() if issubclass(rule, DiffusionRule)), _TRUNK),
 }
