@@ -17,6 +17,8 @@ from bpfree.types import Batch
 
 TASK = Classify(10)
 IN_SHAPE = (1, 8, 8)
+VIT = {"width": 16, "heads": 2, "depth": 4}
+"""Options of a small net for rules that need a ViT."""
 
 
 def net_for(rule: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -24,6 +26,8 @@ def net_for(rule: str, device: torch.device | str = "cpu", dtype: torch.dtype = 
     torch.manual_seed(0)
     if issubclass(RULES[rule], DiffusionRule):
         net = NETS["denoiser"](IN_SHAPE, 10, **{"width": 16, **denoiser_for(rule)})
+    elif RULES[rule].needs_net == "vit":
+        net = NETS["vit"](IN_SHAPE, 10, **VIT, dropout=0.1)
     else:
         net = NETS["mlp"](IN_SHAPE, 10, hidden=[24, 16], activation="tanh", batch_norm=True, dropout=0.2)
     return net.to(device=device, dtype=dtype)
@@ -34,6 +38,13 @@ def denoiser_for(rule: str) -> dict[str, object]:
     kind = RULES[rule]
     head = {"timed": kind.timed, "predicts": kind.predicts}
     return {"blocks": 1, "head": head, "width": 32} if kind.timed else {"blocks": 3, "head": head}
+
+
+def own_net(rule: str) -> dict[str, object] | None:
+    """The section of a config for a rule that needs a net of its own kind; None for a rule that takes any net."""
+    if issubclass(RULES[rule], DiffusionRule):
+        return {"name": "denoiser", **denoiser_for(rule)}
+    return {"name": "vit", **VIT} if RULES[rule].needs_net == "vit" else None
 
 
 def gradients(*modules: nn.Module) -> dict[str, Tensor]:

@@ -97,6 +97,7 @@ class Rule(Checked, Described, nn.Module, ABC):
         uses_loss: True if every unit learns by `task.loss`. If not, class weights and custom losses are refused.
         needs_derivatives: True if the rule differentiates the net, or parts of it.
         needs_net: the only name in `bpfree.nets.NETS` that the rule can train. Default: None, any net.
+        also_takes: further names in NETS that a rule with `needs_net` can train, for other tasks.
         one_backward: True if all gradients come from backward passes through net(x). DistributedDataParallel needs it.
         looks_inside: True if the rule hooks modules, so that a compiled net must run as it was written.
         mean_over_samples: True if the gradient of a batch is the mean of the gradients of its samples. False where
@@ -115,6 +116,7 @@ class Rule(Checked, Described, nn.Module, ABC):
     uses_loss: ClassVar[bool] = True
     needs_derivatives: ClassVar[bool] = True
     needs_net: ClassVar[str | None] = None
+    also_takes: ClassVar[tuple[str, ...]] = ()
     one_backward: ClassVar[bool] = False
     looks_inside: ClassVar[bool] = True
     mean_over_samples: ClassVar[bool] = True

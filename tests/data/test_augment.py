@@ -14,14 +14,13 @@ from bpfree import Batch, Noise, UserError
 from bpfree.api import resume
 from bpfree.data import Augment, Batches, Preprocess, Split
 from bpfree.data.augment import PixelValues, _mixture
-from bpfree.diffusion import DiffusionRule
 from bpfree.noise import counting_everywhere
 from bpfree.rules import RULES
 from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
 from bpfree.runs.train import train
 from bpfree.tasks import Classify
-from tests.helpers import TASK, denoiser_for, net_for, same
+from tests.helpers import TASK, net_for, own_net, same
 from tests.runs.test_run import BLACK_BOX, power_cut, weights
 from tests.test_cli import refused
 
@@ -228,8 +227,7 @@ def test_shares_on_a_device_are_from_the_beta_distribution(alpha):
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_trains_with_mixup_or_says_that_it_does_not(name, digits_data, batch, tmp_path):
-    denoises = issubclass(RULES[name], DiffusionRule)
-    net = {"name": "denoiser", **denoiser_for(name)} if denoises else {"name": "mlp", "activation": "tanh"}
+    net = own_net(name) or {"name": "mlp", "activation": "tanh"}
     rule = {"name": name, **BLACK_BOX.get(name, {})}
     values = {"data": {"name": "digits", "augment": {"mixup": 0.4}}, "net": net, "rule": rule, "train": {"epochs": 1}}
     soft = Batch(batch.x, 0.5 * (TASK.target(batch) + TASK.target(batch).roll(1, 0)))

@@ -10,7 +10,7 @@ import bpfree
 from bpfree import Run
 from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
-from tests.helpers import denoiser_for, optimizer_for_any_task, repeatable_rule
+from tests.helpers import denoiser_for, optimizer_for_any_task, own_net, repeatable_rule
 
 TASKS = ("classify", "multilabel", "segment", "reconstruct", "regress", "sequence")
 ABLE = [(rule, task) for rule, kind in RULES.items() for task in TASKS if task in kind.tasks]
@@ -43,6 +43,8 @@ def net_of(rule: str, task: str, kind: str) -> dict[str, Any] | nn.Module:
         backbone = {"backbone": {"name": "conv", "norm": True}} if kind == "conv" else {}
         width = {"embedding_dim": 64} if task == "reconstruct" else {}
         return {"name": "denoiser", **denoiser_for(rule), **backbone, **width, "trunk": "shared"}
+    if net := own_net(rule):
+        return net
     if task == "sequence":
         return {"name": "gru", "hidden": [8, 6], "each_step": True}
     if kind == "conv":

@@ -10,7 +10,7 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.types import Batch
-from tests.helpers import IN_SHAPE, TASK, denoiser_for
+from tests.helpers import IN_SHAPE, TASK, VIT, denoiser_for
 
 HIDDEN = [14, 13, 12, 11]
 
@@ -22,6 +22,8 @@ def net_for(rule="backprop", **options):
         shape = {"width": 16, **denoiser_for(rule), **options}
         shape |= {} if shape["blocks"] == 1 else {"blocks": options.get("blocks", 4)}
         return NETS["denoiser"](IN_SHAPE, 10, **shape)
+    if RULES[rule].needs_net == "vit":
+        return NETS["vit"](IN_SHAPE, 10, **VIT)
     return NETS["mlp"](IN_SHAPE, 10, **{"hidden": HIDDEN, "activation": "tanh", "batch_norm": True, **options})
 
 

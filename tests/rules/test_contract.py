@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bpfree import Noise, Rule, Trainer, UserError, fit
-from bpfree.diffusion import DiffusionRule
 from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.types import Batch
@@ -87,8 +86,8 @@ class Tokens(nn.Sequential):
 
 
 def test_inputs_and_features_of_any_rank(name, batch):
-    if issubclass(RULES[name], DiffusionRule):
-        pytest.skip("its blocks bring their own trunk")
+    if RULES[name].needs_net is not None:
+        pytest.skip("it needs a net of its own kind")
     torch.manual_seed(0)
     net = Tokens().to(batch.x)
     with warnings.catch_warnings():
@@ -103,8 +102,8 @@ def test_inputs_and_features_of_any_rank(name, batch):
 
 def test_the_memory_order_of_weights_makes_no_difference(name, batch):
     """A fused optimiser walks gradients as they lie in memory, so they have to lie as the weights do."""
-    if issubclass(RULES[name], DiffusionRule):
-        pytest.skip("its blocks bring their own trunk")
+    if RULES[name].needs_net is not None:
+        pytest.skip("it needs a net of its own kind")
     if RULES[name].draws_in_memory_order:
         pytest.skip("its random numbers are drawn in the order of memory")
     learned = []

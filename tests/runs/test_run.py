@@ -19,7 +19,6 @@ from torch import nn
 import bpfree
 from bpfree import UserError
 from bpfree.api import resume
-from bpfree.diffusion import DiffusionRule
 from bpfree.disk import atomic
 from bpfree.rules import RULES
 from bpfree.runs import checkpoint, folder
@@ -27,7 +26,7 @@ from bpfree.runs.config import parse
 from bpfree.runs.config_file import load_config
 from bpfree.runs.train import train
 from bpfree.training.optim import SCHEDULES
-from tests.helpers import denoiser_for, same
+from tests.helpers import own_net, same
 
 pytestmark = pytest.mark.usefixtures("undrawn", "at_once")
 # Few members; and `auto` goes by the clock, so two separate runs may choose differently and differ in their last bits.
@@ -300,9 +299,8 @@ def test_a_fit_with_objects_from_python_resumes_by_the_same_call(tmp_path, digit
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_resumes_exactly(rule, tmp_path, monkeypatch):
     """The same as for kill -9, in one process and for every rule: the power fails in the second epoch of three."""
-    denoises = issubclass(RULES[rule], DiffusionRule)
     mlp = {"name": "mlp", "hidden": [24, 16], "activation": "tanh"}
-    net = {"name": "denoiser", **denoiser_for(rule)} if denoises else mlp
+    net = own_net(rule) or mlp
     spec = {"name": rule, **BLACK_BOX.get(rule, {})}
     values = {"data": {"name": "digits", "batch_size": 128}, "net": net, "rule": spec, "train": {"epochs": 3}}
     config = parse({**values, "schedule": "cosine"})
@@ -344,8 +342,7 @@ def test_early_stopping_gives_back_the_best_weights(tmp_path):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_loaded_run_predicts_the_same(rule, tmp_path, digits_data):
     conv = {"name": "conv", "activation": "tanh"}
-    denoises = issubclass(RULES[rule], DiffusionRule)
-    net = {"name": "denoiser", **denoiser_for(rule)} if denoises else conv
+    net = own_net(rule) or conv
     done = bpfree.fit(net, "digits", {"name": rule, **BLACK_BOX.get(rule, {})}, epochs=1, out=tmp_path / "run")
     loaded = bpfree.load(tmp_path / "run")
     x = digits_data.test.x

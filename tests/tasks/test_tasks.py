@@ -12,13 +12,12 @@ import bpfree
 from bpfree import UserError
 from bpfree.data import DATASETS
 from bpfree.data.sets.lorenz import lorenz
-from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
 from bpfree.rules.fa import FA
 from bpfree.runs.config_file import load_config
 from bpfree.tasks import TASKS, Regress, Sequence
 from bpfree.types import ALL_TASKS, Batch
-from tests.helpers import denoiser_for, optimizer_for_any_task, repeatable_rule
+from tests.helpers import optimizer_for_any_task, own_net, repeatable_rule
 
 DATA = {"regress": "diabetes"}
 
@@ -35,8 +34,8 @@ def windows():
 
 
 def net_for(rule, task):
-    if issubclass(RULES[rule], DiffusionRule):
-        return {"name": "denoiser", **denoiser_for(rule)}
+    if net := own_net(rule):
+        return net
     if task == "sequence":  # whose weights feedback alignment can see
         name = "liquid" if issubclass(RULES[rule], FA) else "gru"
         return {"name": name, "hidden": [12, 10], "each_step": True}

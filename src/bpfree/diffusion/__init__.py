@@ -1,7 +1,8 @@
-"""The shared parts of the NoProp rules: noise schedules, embeddings, solvers, the kind of net, and the base class."""
+"""The shared parts of the rules that denoise: noise, embeddings, solvers, the kinds of net, and NoProp's base class."""
 
 from bpfree.diffusion.embeddings import EMBEDDINGS, Embedding, Images, LabelEmbedding, Learned, OneHot, Prototype
 from bpfree.diffusion.net import DenoisingNet
+from bpfree.diffusion.noise_levels import NoiseLevels
 from bpfree.diffusion.rule import DiffusionRule, State
 from bpfree.diffusion.schedules import (
     SCHEDULES,
@@ -28,6 +29,7 @@ __all__ = [
     "LearnedSchedule",
     "Levels",
     "LinearSchedule",
+    "NoiseLevels",
     "OneHot",
     "Prototype",
     "Schedule",

@@ -9,6 +9,7 @@ from bpfree.rules.cwcomp import CwComp, DeeperForward
 from bpfree.rules.deep_supervision import DeepSupervision
 from bpfree.rules.dfa import DFA, DRTP, Shallow
 from bpfree.rules.dgl import DGL
+from bpfree.rules.diffusion_blocks import DiffusionBlocks
 from bpfree.rules.es import ES, SPSA, Eggroll
 from bpfree.rules.fa import BRSF, FA, FRSF, USF
 from bpfree.rules.forward_forward import ForwardForward
@@ -64,6 +65,7 @@ _TABLE: dict[str, type[Rule]] = {
     "noprop_fm": NoPropFM,
     "noprop_hybrid": NoPropHybrid,
     "noprop_linear": NoPropLinear,
+    "diffusion_blocks": DiffusionBlocks,
     "recombine": Recombine,
     "es": ES,
     "eggroll": Eggroll,
@@ -142,6 +144,8 @@ class RuleTable(dict[str, type[Rule]]):
     @overload
     def __getitem__(self, name: Literal["noprop_linear"], /) -> type[NoPropLinear]: ...
     @overload
+    def __getitem__(self, name: Literal["diffusion_blocks"], /) -> type[DiffusionBlocks]: ...
+    @overload
     def __getitem__(self, name: Literal["recombine"], /) -> type[Recombine]: ...
     @overload
     def __getitem__(self, name: Literal["es"], /) -> type[ES]: ...
@@ -184,6 +188,7 @@ __all__ = [
     "CwComp",
     "DeepSupervision",
     "DeeperForward",
+    "DiffusionBlocks",
     "Eggroll",
     "ForwardForward",
     "ForwardGradient",

@@ -120,6 +120,8 @@ def _net(name: str, options: Mapping[str, Any]) -> nn.Module:
         head = {"timed": rule.timed, "predicts": rule.predicts}
         blocks = 1 if rule.timed else _BLOCKS
         return NETS["denoiser"](_IN_SHAPE, _CLASSES, **{"blocks": blocks, "head": head, "width": 16, **options})
+    if rule.needs_net == "vit":
+        return NETS["vit"](_IN_SHAPE, _CLASSES, width=16, heads=2, depth=_BLOCKS)
     return NETS["mlp"](_IN_SHAPE, _CLASSES, hidden=list(_HIDDEN), activation="tanh", batch_norm=True)
 
 

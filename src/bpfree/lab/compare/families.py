@@ -11,6 +11,7 @@ from bpfree.pictures.plots import LINES
 from bpfree.population.rule import BlackBoxRule
 from bpfree.rule import Rule
 from bpfree.rules import RULES
+from bpfree.rules.diffusion_blocks import DiffusionBlocks
 
 BASELINE, CONTROL = "#000000", "#858a93"
 """Black for the baseline, so that it takes the colour of the text of a page, and grey for the controls."""
@@ -128,7 +129,7 @@ def family(row: Row) -> str:
         return "Rules of your own"
     if is_black_box(row):
         return "Rules that only query the loss"
-    if issubclass(kind, DiffusionRule):
+    if issubclass(kind, DiffusionRule | DiffusionBlocks):
         return "Denoising blocks"
     if kind.feedback_paths is not Rule.feedback_paths:
         return "Feedback alignment"

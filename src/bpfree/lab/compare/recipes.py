@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from copy import deepcopy
 from typing import Any, get_args
 
+from bpfree.diffusion import DiffusionRule
 from bpfree.errors import UserError
 from bpfree.lab.compare.entries import Entry, Net, backbone_of
 from bpfree.nets.denoiser import BackboneName
@@ -14,8 +15,8 @@ from bpfree.runs.config_file import load_config, shipped
 from bpfree.spec import Spec, lookup, split_spec
 
 BASELINE = "backprop"
-SPECIAL_NETS = {rule.needs_net for rule in RULES.values()} - {None}
-"""The names of nets that some rules need."""
+SPECIAL_NETS = {rule.needs_net for rule in RULES.values() if issubclass(rule, DiffusionRule)}
+"""The names of nets that only some rules train."""
 _SECTIONS = ("rule", "optimizer", "schedule")  # a rule brings them from its shipped config
 _STAND_INS = {"net": "mlp", "rule": BASELINE, "data": "digits"}  # their names are valid
 
@@ -66,8 +67,9 @@ class Recipes:
         if name == self.base.rule["name"]:
             return Entry(name, self.changed(self.base, rule=self.base.rule | changes))
         recipe = f"{self.base.data.name}/{name}"
-        needed = getattr(lookup(RULES, name, "rule", Rule), "needs_net", None)
-        needs_another = needed is not None and needed != self.base.net["name"]
+        kind = lookup(RULES, name, "rule", Rule)
+        needed = getattr(kind, "needs_net", None)
+        needs_another = needed is not None and self.base.net["name"] not in (needed, *getattr(kind, "also_takes", ()))
         if recipe not in shipped():
             if needs_another:
                 raise UserError(
