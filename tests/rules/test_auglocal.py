@@ -218,6 +218,20 @@ def test_training_it_leaves_the_copied_stages_of_the_net_to_the_output():
     assert len(gradients(net, rule)) == len(owned)
 
 
+def test_heads_do_not_draw():
+    """Then the net behind a head draws what it would draw without it."""
+    torch.manual_seed(0)
+    net = NETS["mlp"]((1, 8, 8), 10, hidden=[9, 8, 7], dropout=0.5)
+    batch = Batch(torch.randn(5, 1, 8, 8), torch.arange(5))
+    rule = bound(AugLocal(), net, batch)
+    layers = rule.heads[0].body.layers
+    assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0.0, 0.0]
+    assert net.drop2.p == 0.5
+    state = torch.get_rng_state()
+    rule.heads[0](torch.ones(5, 9))
+    assert torch.equal(state, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("options", [{"depth": 0}, {"pyramid": 1.5}])
 def test_wrong_options_are_refused(options):
     with pytest.raises(UserError, match=f"{next(iter(options))}: found"):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpfree.local.autotaps import DROPOUTS
 from bpfree.local.maps import average
 
 
@@ -41,7 +42,8 @@ def fresh(modules: Sequence[nn.Module]) -> list[nn.Module]:
     """Return copies with other weights of the same distribution, all of which learn.
 
     The values of each weight with several dimensions are permuted at random. So nobody must know how the net's author
-    drew them. Normalisations begin as they are, without the statistics that they have collected.
+    drew them. Normalisations begin as they are, without the statistics that they have collected. Copies do not drop
+    units: what they draw would change what the net behind them draws.
 
     Args:
         modules: they stay as they are.
@@ -59,6 +61,10 @@ def fresh(modules: Sequence[nn.Module]) -> list[nn.Module]:
         for part in module.modules():
             if callable(reset := getattr(part, "reset_running_stats", None)):
                 reset()
+            if isinstance(part, DROPOUTS):
+                part.p = 0.0
+            elif isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+                part.dropout = 0.0
         module.train()
     return copies
 

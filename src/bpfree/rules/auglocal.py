@@ -15,7 +15,8 @@ Where we differ: the authors' code, https://github.com/ChenxiangMA/AugLocal, kno
 new ones. Here a layer is a copy of a stage of any net, whose weights are permuted at random, so it starts as the net's
 author wanted it. Where the copy does not take the features, an earlier stage with the same output is copied, such as
 the first block of a level, which halves the map. If there is none, means over places and a linear map of the channels
-come first. Heads of one layer have batch norm before the classifier in the authors' code, and not here.
+come first. Copies do not drop units. Heads of one layer have batch norm before the classifier in the authors' code, and
+not here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
