@@ -16,7 +16,7 @@ transformers = pytest.importorskip(
 V, T, N, CLASSES = 40, 12, 16, 3
 SIZES = {"vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-RULES = ["backprop", "mono_forward", "dfa", "shallow", {"name": "eggroll", "population": 4}]
+RULES = ["backprop", "mono_forward", "solo", "lopt", "dfa", "shallow", {"name": "eggroll", "population": 4}]
 
 
 def gpt2(**options):

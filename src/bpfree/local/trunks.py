@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import nn
@@ -56,7 +55,7 @@ def _of_blocks(net: nn.Module, shape: Sequence[int], width: int, depth: int, per
     form = _form(net, own, causal=per_step)
     layers |= block_layers(form, depth) if depth else {"norm": form.make_norm()}
     if not per_step:
-        layers["pool"] = Pool(_pool_of(net))
+        layers["pool"] = next((Pool(m.kind, m.filled) for m in net.modules() if isinstance(m, Pool)), Pool("mean"))
     if own != width:
         layers["widen"] = nn.Linear(own, width, bias=False)
     return nn.Sequential(layers)
@@ -73,7 +72,3 @@ def _form(net: nn.Module, width: int, *, causal: bool) -> BlockForm:
     heads = next(n for n in sizes if width % (2 * n if pairs else n) == 0)
     # LayerNorm, which takes features in bfloat16 too; those between the blocks of bpfree's nets are float32.
     return BlockForm(width, heads, norm="layer", mlp="gelu", rotary=pairs, causal=causal)
-
-
-def _pool_of(net: nn.Module) -> Literal["first", "last", "mean"]:
-    return next((module.kind for module in net.modules() if isinstance(module, Pool)), "mean")
