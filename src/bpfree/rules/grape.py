@@ -47,7 +47,7 @@ from bpfree.types import Batch, Scalars, Task
 
 
 class FeedbackMatrix(nn.Module):
-    """B_l, which learns.
+    """The matrix B_l, which learns.
 
     Args:
         weight: [D, columns], its values at the start.
