@@ -2,11 +2,14 @@
 
 DFA: Nokland 2016, "Direct Feedback Alignment Provides Learning in Deep Neural Networks",
 https://arxiv.org/abs/1609.01596
+DFA of Transformers: Launay, Poli, Boniface, Krzakala 2020, "Direct Feedback Alignment Scales to Modern Deep Learning
+Tasks and Architectures", https://arxiv.org/abs/2006.12878
 DRTP: Frenkel, Lefebvre, Bol 2021, "Learning without feedback: fixed random learning signals allow for feedforward
 training of deep neural networks", https://arxiv.org/abs/1909.01311
 
     DFA      d_l = (e B_l) * f'(a_l),    e = dLoss/dlogits [B, C],    B_l [C, H_l] fixed and random
     DRTP     d_l = (-Y B_l) * f'(a_l),   Y one-hot [B, C]
+    error: features    e = dLoss/d(input of the read-out) [B, d],    B_l [d, H_l]
     shallow  d_l = 0: the hidden layers stay as they were drawn, the control that every comparison needs
 
 The signal enters at the tap, behind the activation and before any pooling; what lies within the segment (f', batch
@@ -32,6 +35,10 @@ has the task's loss. They send Y B_l in place of -Y B_l. A random B_l is as like
 On sequences with a target at each step, a step counts as a sample: e_t reaches each layer's output at step t, through
 one B_l for all steps. A recurrent layer then differentiates its own steps back through time, or not at all with
 `net.detach=true`. DRTP is for classes alone: a one-hot target tells the sign of the error, a number does not.
+
+In the code of Launay et al., https://github.com/lightonai/dfa-scales-to-modern-deep-learning, all blocks share one matrix
+from U(-1, 1) / sqrt(d), and the last block learns by it, too. Here each segment has its own matrix, and with
+`error: features` the last block learns from the true error.
 """
 
 import warnings
