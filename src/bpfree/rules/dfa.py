@@ -36,8 +36,8 @@ On sequences with a target at each step, a step counts as a sample: e_t reaches 
 one B_l for all steps. A recurrent layer then differentiates its own steps back through time, or not at all with
 `net.detach=true`. DRTP is for classes alone: a one-hot target tells the sign of the error, a number does not.
 
-In the code of Launay et al., https://github.com/lightonai/dfa-scales-to-modern-deep-learning, all blocks share one matrix
-from U(-1, 1) / sqrt(d), and the last block learns by it, too. Here each segment has its own matrix, and with
+In the code of Launay et al., https://github.com/lightonai/dfa-scales-to-modern-deep-learning, all blocks share one
+matrix from U(-1, 1) / sqrt(d), and the last block learns by it, too. Here each segment has its own matrix, and with
 `error: features` the last block learns from the true error.
 """
 
