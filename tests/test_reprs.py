@@ -13,6 +13,7 @@ from torch import nn
 
 import bpfree
 from bpfree.data.labels import Labels
+from bpfree.diffusion import NoiseLevels
 from bpfree.population.rule import Running
 from bpfree.rules import RULES
 from bpfree.spec import check_options, shared_options
@@ -49,6 +50,8 @@ def others(hint, default):
             yield from ("layer1", "orthogonal", "linear", "learned", "predsim")
         elif get_origin(each) is collections.abc.Sequence and get_args(each) == (float,):
             yield [0.25, 0.75]
+        elif isinstance(each, type) and issubclass(each, NoiseLevels):
+            yield {"sigma_max": 10.0}
         elif get_origin(each) is list or each is list:
             yield ["1", "3"]
 

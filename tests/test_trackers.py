@@ -232,7 +232,7 @@ def admitted(rule):
     refused = {"bp_cosine"} if not reads_net else set()
     refused |= {"weight_alignment"} if not has_feedback else set()
     refused |= {"local_loss"} if has_no_losses else set()
-    refused |= {"segment_accuracy"} if rule.startswith("noprop") else set()
+    refused |= {"segment_accuracy"} if RULES[rule].needs_net is not None else set()
     return [tracker for name, tracker in trackers.items() if name not in refused]
 
 

@@ -12,6 +12,7 @@ from bpfree.api import resume
 from bpfree.diffusion import DiffusionRule
 from bpfree.inputs import count
 from bpfree.nets import NETS
+from bpfree.nets.blocks import Block
 from bpfree.rules import RULES
 from bpfree.training.trainer import Trainer
 from tests.helpers import IN_SHAPE, TASK, bound, net_for, repeatable_rule, zero_grad
@@ -27,6 +28,7 @@ VARIANTS = {
     "es, slices": ("es", {"population": 4, "evaluator": "loop", "max_memory": 1e-3}),
     "noprop_dt, random": ("noprop_dt", {"order": "random"}),
     "noprop_dt, chain": ("noprop_dt", {"readout_from": "chain"}),
+    "diffusion_blocks, random": ("diffusion_blocks", {"order": "random", "blocks": 4}),
     "noprop_ct, 3 draws": ("noprop_ct", {"draws": 3}),
 }
 
@@ -34,6 +36,8 @@ VARIANTS = {
 def passes(net: nn.Module, rule: Rule, batch, step: int) -> float:
     """Samples that a step sends through the net, or through each block of a denoising net, by samples of the batch."""
     parts = list(net.heads) if isinstance(rule, DiffusionRule) else [net]
+    if rule.needs_net == "vit":  # it runs the layers of a block by themselves
+        parts = [layer.mlp for layer in net if isinstance(layer, Block)]
     samples: list[int] = []
 
     def look(module: nn.Module, args: tuple, named: dict) -> None:
@@ -66,7 +70,7 @@ def test_a_rule_declares_the_passes_that_it_makes(name, batch):
 def test_options_change_what_is_declared(variant, batch):
     """Without batch norm members can be split into slices, and there is no state to learn."""
     name, options = VARIANTS[variant]
-    if issubclass(RULES[name], DiffusionRule):
+    if RULES[name].needs_net is not None:
         net = net_for(name, batch.x.device)
     else:
         torch.manual_seed(0)

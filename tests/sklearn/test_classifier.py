@@ -223,8 +223,9 @@ def test_partial_fit_refuses_a_schedule_and_weights_that_explode(wine):
         wild.partial_fit(x, y)
 
 
+# The wines are no images.
 @pytest.mark.parametrize(
-    "rule", [name for name, rule in RULES.items() if "classify" in rule.tasks and rule.needs_net != "vit"]
+    "rule", [n for n, rule in RULES.items() if "classify" in rule.tasks and rule.needs_net != "vit"]
 )
 def test_every_rule_is_an_estimator(wine, rule):
     x, y = (part[::3] for part in wine)

@@ -24,6 +24,7 @@ from tests.helpers import optimizer_for_any_task, repeatable_rule
 
 V, B, T = 7, 5, 6
 NET = {"name": "gru", "hidden": [12, 10], "each_step": True, "vocabulary": V}
+DECODER = {"name": "transformer", "width": 16, "depth": 3, "heads": 2, "each_step": True, "vocabulary": V}
 
 
 @pytest.fixture
@@ -195,7 +196,10 @@ def test_a_rule_learns_language_or_refuses_it(name):
         return
     net = {**NET, "name": "liquid" if issubclass(RULES[name], FA) else "gru"}
     options = {"optimizer": optimizer_for_any_task(name, lr=1e-2), "task": "language", "batch_size": 16}
-    run = bpfree.fit(net, counted(), repeatable_rule(name), epochs=6, **options)
+    rule = repeatable_rule(name)
+    if RULES[name].needs_net is not None:
+        net, rule = DECODER, {"name": name, "experimental": True}
+    run = bpfree.fit(net, counted(), rule, epochs=6, **options)
     losses = [record["train"]["loss"] for record in run.metrics]
     assert losses[-1] < losses[0]
     assert all(map(math.isfinite, losses))

@@ -26,7 +26,7 @@ class Host(NamedTuple):
     layers: list[Block]
     norm: nn.Module
     readout: nn.Linear
-    table: nn.Parameter | None
+    table: Tensor | None
 
     def place(self, tokens: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the features that the blocks change, and the clean tokens beside them if there are any.
@@ -44,10 +44,9 @@ class Host(NamedTuple):
         """Return the features [B, H] or [B, T, H] from which the embedding is predicted.
 
         Args:
-            h: features behind the blocks, [B, T, H].
+            h: normalised features behind the blocks, [B, T, H].
         """
-        out: Tensor = self.norm(h)
-        return out if self.table is not None else out[:, 0]
+        return h if self.table is not None else h[:, 0]
 
 
 def host_of(net: nn.Module, outputs: int, *, tokens: bool) -> Host:
@@ -73,12 +72,21 @@ def host_of(net: nn.Module, outputs: int, *, tokens: bool) -> Host:
     if not fits or norm is None or not isinstance(readout, nn.Linear):
         wanted = "net.name=transformer net.each_step=true" if tokens else "net.name=vit net.pool=class"
         raise UserError(
-            f"net: found {type(net).__name__}, but DiffusionBlocks puts noisy embeddings of the "
-            f"{'next tokens beside the tokens of a decoder' if tokens else 'labels on the class token of a ViT'}. Use "
-            + wanted
+            f"net: found {type(net).__name__}, but DiffusionBlocks denoises embeddings of "
+            f"{'the next tokens beside the tokens of a decoder' if tokens else 'labels on the class token of a ViT'}. "
+            f"Use {wanted}"
         )
     if readout.out_features != outputs:
         raise UserError(f"net: it has {readout.out_features} outputs, allowed: {outputs}, as the task has")
-    assert entry is not None
-    table = entry.values.weight if isinstance(entry, Embed) and isinstance(entry.values, nn.Embedding) else None
-    return Host(entry, layers, norm, readout, table)
+    assert isinstance(entry, Embed | PlacedPatches)
+    return Host(entry, layers, norm, readout, table_of(entry) if isinstance(entry, Embed) else None)
+
+
+def table_of(entry: Embed) -> Tensor:
+    """Return the embeddings of tokens, [V, H].
+
+    Args:
+        entry: the first layer of a decoder for tokens.
+    """
+    assert isinstance(entry.values, nn.Embedding)
+    return entry.values.weight

@@ -13,18 +13,22 @@ same net. The rule itself has what the net lacks: the conditioning of each block
 the embeddings of classes. In a ViT the noisy embedding stands on the class token. In a decoder it stands beside the
 clean tokens: position t reads the clean tokens up to t and its own noisy embedding of token t + 1, and no other one.
 
-What all blocks need (patches or embeddings of tokens, the last normalisation, the read-out, the embeddings of classes)
-learns from each block's loss, as in the authors' code. Nothing else is shared.
+Blocks share the embeddings of classes and nothing else. Block 1 owns the patches, or the embeddings of tokens; the
+others read them detached. The last block owns the net's last normalisation and read-out; the rule has one of each for
+the other blocks.
 
-Where we differ from the authors' code. The weight w is one number for each sample, as in the paper; the code multiplies
+Where we differ from the authors' code. There one entry, one normalisation and one read-out learn from all blocks; then
+no block is independent, and the blocks with little noise, whose weights are large, decide what the patches learn. The
+weight w is one number for each sample, as in the paper; the code multiplies
 losses [B] by weights [B, 1], which makes [B, B], so that each loss is weighted by the mean weight. Inference uses the
 normalised embeddings, as training does; the code uses the rows as they are. The conditioning belongs to each block, has
 fewer frequencies, and is linear behind the features of the level. With `order: all`, the default, every block learns
-from every batch. Inference starts from z = 0 by default, since noise at the start only costs accuracy. Clean tokens of a
-decoder do not know the level of noise.
+from every batch. Inference starts from z = 0 by default, since noise at the start only costs accuracy. Clean tokens of
+a decoder do not know the level of noise.
 """
 
-from typing import Any, ClassVar, Literal
+from copy import deepcopy
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +44,14 @@ from bpfree.errors import UserError, check_choice
 from bpfree.grad import backward, first_trainable, trainable
 from bpfree.inputs import Inputs, one_tensor
 from bpfree.mesh import drawn_for_samples
+from bpfree.nets.blocks import Block, small_init
 from bpfree.noise import Noise
 from bpfree.rule import LOCAL, Locality, Rule
 from bpfree.spec import Spec
 from bpfree.types import Batch, Scalars, Task, kind_of
 
 _START = Noise().fold("diffusion_blocks")
+_LEVELS = NoiseLevels()  # those of the paper
 
 
 class DiffusionBlocks(Rule):
@@ -74,7 +80,7 @@ class DiffusionBlocks(Rule):
         self,
         *,
         blocks: int = 3,
-        noise: NoiseLevels | Spec = NoiseLevels(),
+        noise: NoiseLevels | Spec = _LEVELS,
         weighting: Literal["edm", "equal"] = "edm",
         order: Literal["all", "random"] = "all",
         steps: int | None = None,
@@ -97,7 +103,9 @@ class DiffusionBlocks(Rule):
         self.start = start
         self.experimental = experimental
         self.levels = nn.ModuleList()
-        self.table: nn.Parameter | None = None
+        self.norms = nn.ModuleList()
+        self.readouts = nn.ModuleList()
+        self.classes: nn.Embedding | None = None
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make the conditioning of each block and the embeddings of classes.
@@ -125,7 +133,10 @@ class DiffusionBlocks(Rule):
         self.levels = nn.ModuleList(
             Level(width, len(self._layers(host, block)), max(8, width // 6)) for block in range(1, self.blocks + 1)
         ).to(like)
-        self.table = None if host.table is not None else nn.Parameter(torch.randn(task.dim, width).to(like))
+        others = range(self.blocks - 1)
+        self.norms = nn.ModuleList(deepcopy(host.norm) for _ in others)
+        self.readouts = nn.ModuleList(_new_readout(width, task.dim) for _ in others).to(like)
+        self.classes = None if host.table is not None else nn.Embedding(task.dim, width).to(like)
         first = (
             (1 + self.noise.sigma_max**2) ** 0.5 * _START.randn(width) if self.start == "noise" else torch.zeros(width)
         )
@@ -140,17 +151,18 @@ class DiffusionBlocks(Rule):
         """Add the gradients of the blocks that learn from this batch, and return their losses.
 
         Each block runs forward and backward before the next one starts, so only one block's activations are in memory.
-        The scalars `loss/block1`, ... are cross-entropies without weights, and `loss` is their mean over the blocks that
-        learned. `accuracy` is that of block 1, whose input tells least of the label.
+        The scalars `loss/block1`, ... are cross-entropies without weights, and `loss` is their mean over the blocks
+        that learned. `accuracy` is that of block 1, whose input tells least of the label.
         """
         self.refuse_unbound()
         host, scalars = self._host(net), Scalars()
         turns = self._turns(noise)
-        factor = self.blocks / len(turns)
+        factor, tokens = self.blocks / len(turns), None
         for block in turns:
             key = noise.fold("block", block)
             with key.global_rng(batch.device):
-                sigma, scores, nats = self._learned(host, block, batch, key)
+                tokens = self._entered(host, block, batch.tensor) if tokens is None else tokens.detach()
+                sigma, scores, nats = self._learned(host, block, batch, tokens, key)
             backward(factor * self.weighted(nats, sigma))  # inside the loop: it frees this block's activations
             scalars[f"loss/block{block}"] = nats.detach().mean()
             if block == 1:
@@ -168,15 +180,27 @@ class DiffusionBlocks(Rule):
         """
         return (nats * self.noise.weight(sigma)).mean() if self.weighting == "edm" else nats.mean()
 
-    def _learned(self, host: Host, block: int, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def _entered(host: Host, block: int, x: Tensor) -> Tensor:
+        """The tokens that a block reads; only block 1 learns through them."""
+        with torch.set_grad_enabled(block == 1 and torch.is_grad_enabled()):
+            tokens: Tensor = host.entry(x)
+            return tokens
+
+    def _learned(
+        self, host: Host, block: int, batch: Batch, tokens: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The levels [B], the scores [B, D] or [B, T, D], and the losses [B] of a block."""
         counted = batch.y != IGNORED
         e = self._embeddings(host)[batch.y.where(counted, 0)]  # [B, H] or [B, T, H]
+        if block > 1 and self.classes is None:
+            e = e.detach()  # block 1 owns the embeddings of tokens
         uniform = drawn_for_samples(lambda n: stratified(n, e, noise.fold("sigma")), len(e))
         sigma = self.noise.draw(block, self.blocks, uniform)
         z = e + _wide(sigma, e) * eps_like(e, noise.fold("z"))
-        scores = self._scores(host, block, host.entry(batch.tensor), z, sigma)
-        nats = F.cross_entropy(scores.movedim(-1, 1).float(), batch.y, ignore_index=IGNORED, reduction="none")
+        scores = self._scores(host, block, tokens, z, sigma)
+        exact = scores if scores.dtype == torch.float64 else scores.float()
+        nats = F.cross_entropy(exact.movedim(-1, 1), batch.y, ignore_index=IGNORED, reduction="none")
         if nats.dim() > 1:
             nats = nats.sum(1) / counted.sum(1).clamp_min(1)
         return sigma, scores, nats.to(sigma.dtype)
@@ -186,10 +210,13 @@ class DiffusionBlocks(Rule):
         c = self.noise.scalings(sigma)
         changes, end = self.levels[block - 1](c.noise)
         h, context = host.place(tokens, _wide(c.into, z) * z)
-        f = host.taken(run(self._layers(host, block), changes, h, context))
+        last = block == self.blocks
+        norm = host.norm if last else self.norms[block - 1]
+        f = host.taken(norm(run(self._layers(host, block), changes, h, context)))
         shift, scale = (end if z.dim() > 2 else end[:, 0]).chunk(2, -1)
         denoised = _wide(c.skip, z) * z + _wide(c.out, z) * f
-        scores: Tensor = host.readout(changed(denoised, shift, scale))
+        readout = host.readout if last else self.readouts[block - 1]
+        scores: Tensor = readout(changed(denoised, shift, scale))
         return scores
 
     def predict(self, net: nn.Module, x: Inputs) -> Tensor:
@@ -235,16 +262,17 @@ class DiffusionBlocks(Rule):
     def _host(self, net: nn.Module) -> Host:
         return host_of(net, self._outputs, tokens=self._text)
 
-    def _layers(self, host: Host, block: int) -> list[Any]:
+    def _layers(self, host: Host, block: int) -> list[Block]:
         """The layers of the net that are a block, from 1 to T."""
         depth = len(host.layers)
         return host.layers[depth * (block - 1) // self.blocks : depth * block // self.blocks]
 
     def _embeddings(self, host: Host) -> Tensor:
         """The embeddings e of classes or tokens, rows of length 1, [D, H]."""
-        table = host.table if self.table is None else self.table
+        table = host.table if self.classes is None else self.classes.weight
         assert table is not None
-        return F.normalize(table, dim=-1)
+        e: Tensor = F.normalize(table, dim=-1)
+        return e
 
     def forward_passes(self, net: nn.Module, task: Task) -> float:
         """Return 1 if every block learns from a batch, or 1/T if one of T blocks does."""
@@ -255,15 +283,27 @@ class DiffusionBlocks(Rule):
         return LOCAL
 
     def units(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        """Return the blocks with their conditioning, and last what they share.
+        """Return the blocks with all that they own, and last the embeddings of classes, which they share.
 
         Args:
             net: the net.
         """
         host = self._host(net)
-        own = [trainable(*self._layers(host, block), level) for block, level in enumerate(self.levels, start=1)]
-        taken = {id(p) for unit in own for p in unit}
-        return [*own, [p for p in trainable(net, self) if id(p) not in taken]]
+        norms, readouts = [*self.norms, host.norm], [*self.readouts, host.readout]
+        entry: list[nn.Module] = [host.entry]
+        own = [
+            trainable(*entry[block - 1 :], *self._layers(host, block), level, norm, readout)
+            for block, (level, norm, readout) in enumerate(zip(self.levels, norms, readouts, strict=True), start=1)
+        ]
+        shared = [] if self.classes is None else trainable(self.classes)
+        return [unit for unit in (*own, shared) if unit]
+
+
+def _new_readout(width: int, outputs: int) -> nn.Linear:
+    """A read-out with the initial weights that those of nets have."""
+    readout = nn.Linear(width, outputs)
+    small_init(readout, width)
+    return readout
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def check_task(rule: str, able: Sequence[str], task: str) -> None:
     """
     if task in able:
         return
-    from_labels = set(able) <= set(ANY_LABELS) and (task not in ANY_LABELS or tuple(able) == LABELS_ONLY)
+    from_labels = set(able) <= {*ANY_LABELS, "language"} and (task not in ANY_LABELS or tuple(able) == LABELS_ONLY)
     why = "learns from class labels" if from_labels else f"is for the tasks {', '.join(able)}"
     raise UserError(
         f"rule '{rule}' {why}, so it cannot {_VERBS.get(task, task)}. Allowed: rules that learn from the output's "
