@@ -64,7 +64,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if reason := self._watch._forbidden(func, args, kwargs):
             raise NotCapturable(reason)
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        # Attention has a dropout, which is 0 in all nets here.
+        if torch.Tag.nondeterministic_seeded in func.tags and "scaled_dot_product" not in str(func):
             raise NotCapturable(f"{func} draws from a generator")
         # The same memory under other objects: the operations of a graph know addresses, and not requires_grad.
         args, kwargs = tree_map_only(Tensor, self._found, (args, kwargs))

@@ -241,7 +241,8 @@ class DiffusionBlocks(Rule):
         """The scores at the last of some falling levels, after an Euler step from each level to the next."""
         self.refuse_unbound()
         host = self._host(net)
-        tokens, e = host.entry(x), self._embeddings(host)
+        tokens: Tensor = host.entry(x)
+        e = self._embeddings(host)
         shape = x.shape if self._text else x.shape[:1]
         z = self._first.expand(*shape, -1)
         scores = tokens
