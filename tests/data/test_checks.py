@@ -48,7 +48,7 @@ def test_every_fact_is_of_a_data_set_and_its_sources_are_whole():
         assert bool(facts.published.megabytes) == bool(facts.published.sources), name
         for source in facts.published.sources + facts.published.further:
             assert all(mirror.startswith("http") and mirror.endswith("/") for mirror in source.mirrors)
-            lengths = {"md5": 32, "sha256": 64}
+            lengths = {"md5": 32, "sha1": 40, "sha256": 64}
             for kind, _, value in (h.partition(":") for h in {**source.hashes, **source.contents}.values()):
                 assert len(value) == lengths[kind]
             assert source.archive is None or (source.archive in source.hashes and source.members)

@@ -65,7 +65,7 @@ def test_windows_are_the_text_and_labels_are_the_next_tokens(poem, vocabulary):
 def test_splits_are_by_position_and_do_not_divide_a_letter(poem):
     cuts = {}
     for shares in ((0.9, 0.05, 0.05), (0.5, 0.25, 0.25), (0.8003, 0.1997, 0.0)):
-        made = module.encoded(POEM, shares, None, poem.args[0], "poem").splits
+        made = module.encoded(module.divided(POEM, shares), None, poem.args[0], "poem").splits
         cuts[shares] = [len(part) for part in made.values()]
         assert b"".join(part.tobytes() for part in made.values()) == POEM
         for part in made.values():
@@ -230,19 +230,23 @@ def test_published_texts_come_from_a_server(tmp_path, monkeypatch):
     (served / "input.txt").write_bytes(POEM)
     with zipfile.ZipFile(served / "text8.zip", "w") as archive:
         archive.writestr("text8", POEM)
+    with zipfile.ZipFile(served / "wikitext-103-raw-v1.zip", "w") as archive:
+        for split, text in (("train", POEM), ("valid", POEM[:2000]), ("test", POEM[:1000])):
+            archive.writestr(f"wikitext-103-raw/wiki.{split}.raw", text)
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=served)) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         mirror = (f"http://127.0.0.1:{server.server_port}/",)
-        for name in ("TINYSHAKESPEARE", "TEXT8"):
+        for name in ("TINYSHAKESPEARE", "TEXT8", "WIKITEXT103"):
             source = getattr(sets, name)
             here = [file for file in source.hashes if (served / file).is_file()]
             hashes = {file: f"sha256:{hashlib.sha256((served / file).read_bytes()).hexdigest()}" for file in here}
             monkeypatch.setattr(sets, name, source._replace(mirrors=mirror, hashes=hashes))
-        for name in ("tinyshakespeare", "text8"):
+        for name in ("tinyshakespeare", "text8", "wikitext103"):
             dataset = DATASETS[name](tmp_path / "data", context=16)
             assert POEM.startswith(bytes(tokens_of(dataset.train).tolist()))
         server.shutdown()
+    assert [len(split.y) for split in splits_of(dataset).values()] == [(n - 1) // 16 for n in (len(POEM), 2000, 1000)]
     assert (tmp_path / "data" / "text8" / "text8").read_bytes() == POEM
     assert not (tmp_path / "data" / "text8" / "text8.zip").exists()
 
@@ -258,6 +262,8 @@ def test_the_facts_are_those_of_the_sizes():
         train, test = (round(share * size) - 1 for share in (0.9, 0.05))
         assert FACTS[name].train == train // 128
         assert abs(FACTS[name].test - test // 128) <= 1
+    for found, size in ((FACTS["wikitext103"].train, 540_568_191), (FACTS["wikitext103"].test, 1_290_590)):
+        assert found == (size - 1) // 128
 
 
 # Training

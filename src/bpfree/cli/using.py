@@ -19,6 +19,7 @@ from bpfree.data.files.images import bits_of, decode
 from bpfree.data.preprocess import Preprocess
 from bpfree.data.sets.table import read_features
 from bpfree.data.tensors import in_shape, to_tensor
+from bpfree.data.vocabulary import Vocabulary
 from bpfree.disk.paths import check_regular, open_regular
 from bpfree.errors import UserError
 from bpfree.runs.data_config import DataConfig
@@ -71,14 +72,14 @@ def plots(run: RunArgument, data_dir: DataDir = None, trust: Trust = False) -> N
 def predict(
     run: RunArgument,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Images, .npy files of raw samples, or .csv files.")
+        list[Path], typer.Argument(metavar="FILE...", help="Images, .npy files of raw samples, .csv or .txt files.")
     ],
     trust: Trust = False,
 ) -> None:
     """Print the predictions of a run for files, one sample on each line.
 
     A classifier prints the class and its probability, a run that reconstructs its mean squared error, and a regression
-    the predicted numbers.
+    the predicted numbers. In a .txt file each line is a sample, for a run that was trained on texts with a class each.
 
     \b
     Examples:
@@ -90,7 +91,9 @@ def predict(
         scaled = _scales(loaded.config.data)
         reader = loaded.config.data.model_extra or {}
         if missing := [str(file) for file in files if not file.exists()]:
-            raise UserError(f"FILE: found {missing[0]}, which does not exist, allowed: an image, a .npy or a .csv file")
+            raise UserError(
+                f"FILE: found {missing[0]}, which does not exist, allowed: an image, a .npy, .csv or .txt file"
+            )
         # All files are read before the first line is printed: a file that cannot be read leaves no half output.
         batches = [(file, _read_samples(file, loaded.preprocess, scaled, reader)) for file in files]
         for file, samples in batches:
@@ -173,6 +176,8 @@ def _read_samples(file: Path, preprocess: Preprocess, scaled: bool, reader: Mapp
                 f"{['N', *shape]}".replace("'", "")
             )
         return values
+    if preprocess.vocabulary is not None:
+        return _read_lines(file, preprocess.vocabulary, preprocess)
     if preprocess.columns is not None:
         # A table is read with the columns and categories of training, whatever else the file holds.
         return read_features(file, preprocess.columns, reader.get("decimal", "."), reader.get("delimiter"))
@@ -181,6 +186,21 @@ def _read_samples(file: Path, preprocess: Preprocess, scaled: bool, reader: Mapp
         bits = reader.get("bits")
         return decode(file, channels=channels, size=(height, width), what=str(file), bits=bits).unsqueeze(0)
     return _read_image(file, preprocess, reader.get("bits"))
+
+
+def _read_lines(file: Path, vocabulary: str, preprocess: Preprocess) -> Tensor:
+    """Return each line of a text as a sample of tokens [N, T].
+
+    Raises:
+        UserError: the run was not trained on texts with a class each, or the file has no line.
+    """
+    if preprocess.labels.answer_shape:
+        raise UserError(f"{file}: the run predicts the next token of a text. Use `bpfree generate`, or give .npy files")
+    with open_regular(file) as opened:
+        lines = [line.strip() for line in opened.read().splitlines()]
+    if not lines:
+        raise UserError(f"{file}: found no line, allowed: a text in each line")
+    return Vocabulary(vocabulary).padded(lines, preprocess.shape[0])
 
 
 def _read_npy(file: Path) -> Any:

@@ -146,7 +146,8 @@ class Preprocess:
         """Raise ValueError for values that no data set has; they come from files that may be damaged."""
         self.scaling.check()
         self.labels.check()
-        if self.vocabulary is not None and len(bytes_of_tokens(self.vocabulary)) != self.classes:
+        size = None if self.vocabulary is None else len(bytes_of_tokens(self.vocabulary))
+        if self.labels.answer_shape and size not in (None, self.classes):  # else its tokens are not the labels
             raise ValueError("vocabulary cannot be so")
 
     def __call__(self, x: Inputs, dtype: torch.dtype = torch.float32) -> Inputs:

@@ -7,6 +7,7 @@ hash is that of the text and of the options. So a changed text or option gives a
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from bpfree.data.files.rows import Blocks
 from bpfree.data.vocabulary import BYTES, Vocabulary, letter_at
 from bpfree.disk.atomic import write_atomically
 
-_FORMAT = 1  # to be raised when the file or the encoding changes, so that old files are not read
+_FORMAT = 2  # to be raised when the file or the encoding changes, so that old files are not read
 SPLITS = ("train", "validation", "test")
 
 
@@ -61,12 +62,22 @@ class Windows:
         return torch.from_numpy(self._tokens[places].astype(np.int64))
 
 
-def encoded(content: bytes, shares: tuple[float, ...], vocabulary: int | None, cache: Path, name: str) -> Encoded:
-    """Return a text as tokens. Of several processes, one encodes it, and the others wait for its file.
+def divided(content: bytes, shares: Sequence[float]) -> list[bytes]:
+    """Return the parts of a text for training, validation and test. A cut never divides a letter of UTF-8.
 
     Args:
         content: the text.
-        shares: the parts of the text that are for training, validation and test, in this order; their sum is 1.
+        shares: the parts, in this order; their sum is 1.
+    """
+    cuts = [letter_at(content, round(len(content) * sum(shares[:i]))) for i in range(1, len(shares))]
+    return [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]
+
+
+def encoded(parts: Sequence[bytes], vocabulary: int | None, cache: Path, name: str) -> Encoded:
+    """Return a text as tokens. Of several processes, one encodes it, and the others wait for its file.
+
+    Args:
+        parts: the text for training, for validation and for the test; each may be empty.
         vocabulary: the number of tokens of BPE, which learns from the training part; None for bytes.
         cache: the folder of all texts.
         name: the beginning of the name of the file.
@@ -74,21 +85,20 @@ def encoded(content: bytes, shares: tuple[float, ...], vocabulary: int | None, c
     Raises:
         UserError: see `bpfree.data.vocabulary.Vocabulary.train`.
     """
-    key = hashlib.blake2b(repr((_FORMAT, shares, vocabulary)).encode(), digest_size=16)
-    key.update(content)
+    key = hashlib.blake2b(repr((_FORMAT, *map(len, parts), vocabulary)).encode(), digest_size=16)
+    for part in parts:
+        key.update(part)
     kept = cache / f"{name}-{key.hexdigest()}.safetensors"
     return kept_or_made(
         kept,
         load=lambda: _load(kept),
-        make=lambda: _encode(content, shares, vocabulary, name),
+        make=lambda: _encode(parts, vocabulary, name),
         save=lambda made: _save(made, kept),
     )
 
 
-def _encode(content: bytes, shares: tuple[float, ...], size: int | None, name: str) -> Encoded:
-    """Cut a text between letters, and encode each part by itself."""
-    cuts = [letter_at(content, round(len(content) * sum(shares[:i]))) for i in range(1, len(shares))]
-    parts = [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]
+def _encode(parts: Sequence[bytes], size: int | None, name: str) -> Encoded:
+    """Encode each part by itself."""
     vocabulary = Vocabulary(BYTES) if size is None else Vocabulary.train(parts[0], size, name)
     tokens = {split: vocabulary.encode(part, name) for split, part in zip(SPLITS, parts, strict=True) if part}
     return Encoded(tokens, vocabulary.text)

@@ -13,6 +13,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bpfree.errors import UserError
 from bpfree.spec.extras import library
@@ -122,6 +124,23 @@ class Vocabulary:
             return np.frombuffer(content, np.uint8)
         parts = [np.array(self._tokenizer.encode(text).ids, self.dtype) for text in _texts(content, what)]
         return np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def padded(self, texts: Sequence[bytes], context: int) -> Tensor:
+        """Return texts as samples of one length, int64 [N, T]: token k of the vocabulary is k + 1, and 0 fills the end.
+
+        Args:
+            texts: N texts; for BPE in UTF-8.
+            context: T. Tokens beyond it are cut off.
+
+        Example:
+            >>> Vocabulary("bytes").padded([b"ab", b""], 3).tolist()
+            [[98, 99, 0], [0, 0, 0]]
+        """
+        samples = np.zeros((len(texts), context), np.int64)
+        for sample, text in zip(samples, texts, strict=True):
+            tokens = self.encode(text)[:context]
+            sample[: len(tokens)] = tokens.astype(np.int64) + 1
+        return torch.from_numpy(samples)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of some tokens. Bytes that are not UTF-8 become the sign for an unknown letter."""

@@ -6,9 +6,10 @@ from bpfree.data.files.download import Source
 from bpfree.data.sets.cifar import LAYOUTS
 from bpfree.data.sets.mnist import EMNIST, FASHION_MNIST, KMNIST, MNIST
 from bpfree.data.sets.photographs import CALTECH256, EUROSAT
+from bpfree.data.sets.sentences import SST2
 from bpfree.data.sets.stl10 import STL10
 from bpfree.data.sets.svhn import EXTRA, SVHN
-from bpfree.data.sets.text import ENWIK8, NAMED_SO, TEXT8, TINYSHAKESPEARE
+from bpfree.data.sets.text import ENWIK8, NAMED_SO, TEXT8, TINYSHAKESPEARE, WIKITEXT103
 
 
 class Published(NamedTuple):
@@ -61,6 +62,7 @@ _CALTECH256 = "https://data.caltech.edu/records/nyy15-4j048"
 _STL10 = "https://cs.stanford.edu/~acoates/stl10/"
 _TINYSHAKESPEARE = "https://github.com/karpathy/char-rnn"
 _MAHONEY = "http://mattmahoney.net/dc/textdata.html"
+_WIKITEXT = "https://huggingface.co/datasets/Salesforce/wikitext"
 _NONE = "none stated"
 
 
@@ -92,5 +94,7 @@ FACTS: dict[str, Facts] = {
     ),
     "text8": Facts(703_124, 39_062, 256, (128,), Published(31, "GFDL", _MAHONEY, (TEXT8,))),
     "enwik8": Facts(703_124, 39_062, 256, (128,), Published(36, "GFDL", _MAHONEY, (ENWIK8,))),
+    "wikitext103": Facts(4_223_188, 10_082, 256, (128,), Published(192, "CC BY-SA 3.0", _WIKITEXT, (WIKITEXT103,))),
+    "sst2": Facts(67_349, 872, 2, (256,), Published(7, _NONE, "https://nlp.stanford.edu/sentiment/", (SST2,))),
 }
 """Facts by name: the data sets of `DATASETS` that are not the user's own files."""

@@ -15,11 +15,12 @@ from bpfree.data.sets.lorenz import lorenz
 from bpfree.data.sets.mnist import emnist, fashion_mnist, kmnist, mnist
 from bpfree.data.sets.parquet_shards import parquet
 from bpfree.data.sets.photographs import caltech256, eurosat
+from bpfree.data.sets.sentences import sst2
 from bpfree.data.sets.stl10 import stl10
 from bpfree.data.sets.svhn import svhn
 from bpfree.data.sets.table import table
 from bpfree.data.sets.tar_shards import webdataset
-from bpfree.data.sets.text import enwik8, text, text8, tinyshakespeare
+from bpfree.data.sets.text import enwik8, text, text8, tinyshakespeare, wikitext103
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
@@ -38,6 +39,8 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "tinyshakespeare": tinyshakespeare,
     "text8": text8,
     "enwik8": enwik8,
+    "wikitext103": wikitext103,
+    "sst2": sst2,
     "folder": folder,
     "arrays": arrays,
     "table": table,

@@ -1,8 +1,13 @@
-"""Texts, as tokens: the user's own files, and three published texts.
+"""Texts, as tokens: the user's own files, and four published texts.
 
 tinyshakespeare: 1.1 MB of Shakespeare, from https://github.com/karpathy/char-rnn. text8 and enwik8: 100 million bytes
 of the English Wikipedia of 2006, text8 as letters and spaces alone. They are from http://mattmahoney.net/dc/textdata.html,
 which gives the md5 of the texts. It gives no hash of the archives; those below are in many public repositories.
+
+wikitext103: 541 million bytes of good and featured articles of the English Wikipedia, with spaces around each mark
+(Merity et al. 2017, "Pointer Sentinel Mixture Models", https://arxiv.org/abs/1609.07843). The address in the paper is
+gone. The first mirror is the first author's. The hash of the archive is that of several libraries, those of the files
+are GluonNLP's (gluonnlp/data/corpora/wikitext.py, Apache).
 """
 
 import math
@@ -17,7 +22,7 @@ from bpfree.data.files.download import Source, existing_file, find
 from bpfree.data.files.rows import Rows
 from bpfree.data.labels import Labels
 from bpfree.data.split import Split
-from bpfree.data.texts import SPLITS, Windows, encoded
+from bpfree.data.texts import SPLITS, Windows, divided, encoded
 from bpfree.data.vocabulary import Vocabulary
 from bpfree.disk.paths import open_regular, user_path
 from bpfree.errors import UserError, check_positive
@@ -55,6 +60,21 @@ ENWIK8 = Source(
     },
     archive="enwik8.zip",
     members=("enwik8",),
+)
+WIKITEXT103 = Source(
+    folders=("wikitext103", "wikitext-103-raw"),
+    mirrors=(
+        "https://wikitext.smerity.com/",
+        "https://huggingface.co/datasets/mattdangerw/wikitext-103-raw/resolve/3555105b17ae31cc619a136fac72dbe2865c3738/",
+    ),
+    hashes={
+        "wikitext-103-raw-v1.zip": "sha256:91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+        "wiki.train.raw": "sha1:3d06627c15e834408cfee91293f862c11c1cc9ef",
+        "wiki.valid.raw": "sha1:db78d4db83700cba1b1bf4a9381087043db2876d",
+        "wiki.test.raw": "sha1:6f1fe2054a940eebfc76b284b09680763b37f5ea",
+    },
+    archive="wikitext-103-raw-v1.zip",
+    members=tuple(f"wikitext-103-raw/wiki.{split}.raw" for split in ("train", "valid", "test")),
 )
 
 
@@ -98,7 +118,8 @@ def text(
     """
     content = b"\n\n".join(_content(file) for file in _files(path, pattern))
     tokens: TokenOptions = {"context": context, "vocabulary": vocabulary, "cache": cache}
-    return _windows("text", path, content, data_dir, shares=shares, **tokens)
+    _check_shares(shares)
+    return _windows("text", path, divided(content, shares), data_dir, **tokens)
 
 
 def tinyshakespeare(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
@@ -106,19 +127,28 @@ def tinyshakespeare(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
     file = existing_file(NAMED_SO.folders, "tinyshakespeare.txt", data_dir) or find(
         "tinyshakespeare", TINYSHAKESPEARE, "input.txt", data_dir
     )
-    return _windows("tinyshakespeare", file, _content(file), data_dir, **tokens)
+    return _windows("tinyshakespeare", file, divided(_content(file), SHARES), data_dir, **tokens)
 
 
 def text8(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
     """English Wikipedia as letters and spaces alone, 100 MB, for the task `language`; see `text` for the options."""
     file = find("text8", TEXT8, "text8", data_dir)
-    return _windows("text8", file, _content(file), data_dir, **tokens)
+    return _windows("text8", file, divided(_content(file), SHARES), data_dir, **tokens)
 
 
 def enwik8(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
     """English Wikipedia with its marks, 100 MB, for the task `language`; see `text` for the options."""
     file = find("enwik8", ENWIK8, "enwik8", data_dir)
-    return _windows("enwik8", file, _content(file), data_dir, **tokens)
+    return _windows("enwik8", file, divided(_content(file), SHARES), data_dir, **tokens)
+
+
+def wikitext103(data_dir: Path, **tokens: Unpack[TokenOptions]) -> Dataset:
+    """Good articles of Wikipedia, 541 MB, for the task `language`; see `text` for the options. Its splits are its own.
+
+    The files are those with all words ("raw"). Whole articles are in one split only.
+    """
+    files = [find("wikitext103", WIKITEXT103, Path(member).name, data_dir) for member in WIKITEXT103.members]
+    return _windows("wikitext103", files[0], [_content(file) for file in files], data_dir, **tokens)
 
 
 def _files(path: Path, pattern: str) -> list[Path]:
@@ -150,19 +180,17 @@ def _content(file: Path) -> bytes:
 def _windows(
     name: str,
     path: Path,
-    content: bytes,
+    parts: Sequence[bytes],
     data_dir: Path,
     *,
     context: int = 128,
     vocabulary: int | None = None,
-    shares: Sequence[float] = SHARES,
     cache: Path | None = None,
 ) -> Dataset:
-    """Return the windows of a text as a data set."""
+    """Return the windows of a text, whose parts are for training, validation and test, as a data set."""
     check_positive("data.context", context)
-    _check_shares(shares)
     kept = data_dir / "tokens" if cache is None else user_path(cache, "data.cache")
-    made = encoded(content, tuple(shares), vocabulary, kept, name)
+    made = encoded(parts, vocabulary, kept, name)
     if "train" not in made.splits:
         raise UserError(f"{path}: found no text for training, allowed: a text that is not empty, and a share above 0")
     splits = {}
