@@ -43,7 +43,7 @@ def others(hint, default):
         elif each is bool:
             yield not default
         elif each is int:
-            yield from (4, 1, 64)
+            yield from (number for number in (4, 1, 64) if number != default)
         elif each is float:
             yield from (0.25, 0.75, 3.0)
         elif each is str:

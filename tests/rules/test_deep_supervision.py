@@ -81,11 +81,11 @@ def test_the_gradient_is_that_of_the_sum_of_all_losses(name, batch):
     inner = rule.rule
     found = written(rule, net, batch, head=inner)
     h1 = net[:3](batch.x)
-    h2 = net[3:6](h1)
+    h2 = net[3:6](inner.pass_on(0, h1))
     target = TASK.target(batch)
     inner._task, inner._step = TASK, Step(TASK, batch)
     total = inner.local_loss(0, h1, target) + inner.local_loss(1, h2, target)
-    total = total + inner.output_weight * TASK.loss(net[6:](h2), batch)
+    total = total + inner.output_weight * TASK.loss(net[6:](inner.pass_on(1, h2)), batch)
     zero_grad(net, rule)
     total.backward()
     close(

@@ -22,7 +22,7 @@ class ReadingRule(LocalRule):
 
     Args:
         read: where a prediction is read: "net" (its output), "last" (scores of the last hidden segment) or "sum" (of
-            all hidden segments, and of the output if the rule `sums_output`).
+            all hidden segments, and of the output if the rule `sums_output` or there is no hidden segment).
         taps: submodules after which the graph is cut, as in `LocalRule`.
 
     Attributes:
@@ -43,11 +43,11 @@ class ReadingRule(LocalRule):
         """Find the segments; see `LocalRule.bind`.
 
         Raises:
-            UserError: `read` asks for the scores of hidden segments, and the net has none.
+            UserError: `read` asks for the scores of the last hidden segment, and the net has none.
         """
         super().bind(net, task, batch)
-        if len(self.segments) < 2 and (self.read == "last" or (self.read == "sum" and not self.sums_output)):
-            raise UserError(f"read: found '{self.read}', but the net has no hidden segment. Use read: net")
+        if len(self.segments) < 2 and self.read == "last":
+            raise UserError("read: found 'last', but the net has no hidden segment. Use read: net")
 
     def local_loss(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
         """Return the task's loss of the scores, 0-d."""
@@ -75,6 +75,6 @@ class ReadingRule(LocalRule):
             out = forward(net, x)
         if self.read == "last":
             return read[-1]
-        if self.read == "net" or self.sums_output:
+        if self.read == "net" or self.sums_output or not read:
             read.append(out.view_as(read[-1]) if read else out)
         return torch.stack(read).sum(0)

@@ -13,7 +13,7 @@ the groups are the classifier. Two rules differ in how they measure a group:
                   Better Performance", ICLR, https://openreview.net/forum?id=kOYnXVQCtA
 
     G_l [B, C]: mean of h_l over the c-th group and over space
-    z_l = (h_l - G_l) / sd_l, group by group;    the next segment sees z_l and not h_l
+    z_l = (h_l - G_l) / sd_l, group by group;    the next hidden segment sees z_l and not h_l
 
 The mean sends an error to channels that are off, too; the square does not. The mean of z_l is 0 in every group, so the
 next layer cannot just read the goodness of this one.
@@ -21,12 +21,12 @@ next layer cannot just read the goodness of this one.
 If each pixel has a class, G_l is taken at each pixel, without the mean over space, and interpolated to the labels.
 
 Where we differ: in the papers the number of channels is a multiple of C; here groups are as even as they can be,
-neighbours differing by one channel at most. The net's output layer learns from the last features, detached, and is the
-softmax predictor of `cwcomp`; `read: last` and `read: sum` predict by goodness. In `cwcomp` all layers learn from the
-first step to the last, where the authors let a layer begin and end at epochs of its own; their normalisation, pooling
-and grouped convolutions belong to the net and not to the rule. In `deeper_forward` the sum is over all hidden segments,
-where the authors choose the first and the last of them on a validation set, which gained 0.06 points (table 3). Their
-parameter-free shortcuts and average pooling belong to the net.
+neighbours differing by one channel at most. The net's output layer learns from h of the last hidden segment, detached;
+in `cwcomp` it is the softmax predictor, and `read: last` and `read: sum` predict by goodness. In `cwcomp` all layers
+learn from the first step to the last, where the authors let a layer begin and end at epochs of its own; their
+normalisation, pooling and grouped convolutions belong to the net and not to the rule. In `deeper_forward` the sum is
+over all hidden segments, where the authors choose the first and the last of them on a validation set, which gained 0.06
+points (table 3). Their parameter-free shortcuts and average pooling belong to the net.
 """
 
 from typing import Any, ClassVar
@@ -122,6 +122,9 @@ class DeeperForward(CwComp):
 
     changes_features: ClassVar[bool] = True
 
+    def __init__(self, *, read: Read = "sum", taps: Taps = None) -> None:
+        super().__init__(read=read, taps=taps)
+
     def goodness(self, index: int, h: Tensor) -> Tensor:
         """Return the mean of each class's channels; shapes as in `CwComp.goodness`."""
         wide = torch.float32 if h.itemsize < 4 else h.dtype
@@ -131,10 +134,12 @@ class DeeperForward(CwComp):
         return groups if self.pixels is None else to_pixels(groups, self.pixels)
 
     def pass_on(self, index: int, h: Tensor) -> Tensor:
-        """Return z_l: h with mean 0 and standard deviation 1 in each group of each sample.
+        """Return z_l: h with mean 0 and standard deviation 1 in each group of each sample; for the output h itself.
 
         Nothing would be left of a group with a single value. Where there is one, a sample is normalised as a whole.
         """
+        if index == len(self.taps) - 1:
+            return h
         channels = h.movedim(self.axes[index], 1)  # [B, channels, ...]
         least = channels.shape[1] // self.classes * channels[0, 0].numel()
         parts = even_groups(channels, self.classes if least > 1 else 1)

@@ -1,4 +1,4 @@
-"""What a training step takes: memory and floating-point operations, measured without learning."""
+"""Memory and floating-point operations of a training step, measured without learning."""
 
 import logging
 
