@@ -1,6 +1,7 @@
 """Decoders: auxiliary nets that rebuild the samples of a batch from the features of a segment."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from math import isqrt, prod
 
 import torch
@@ -118,19 +119,21 @@ def _vocabulary(net: nn.Module, x: Tensor) -> int:
 def _image_layers(net: nn.Module, features: Features, x: Tensor, channels: int) -> nn.Module:
     """Layers from features to the logits of images."""
     if features.kind == "map":
-        return _convolutions(features.channels, x, channels)
+        return _convolutions(features.shape, x, channels)
     if features.kind == "tokens":
         side = isqrt(features.shape[0])
         if side * side in (features.shape[0], features.shape[0] - 1):  # patches, perhaps behind a class token
-            return nn.Sequential(Patchwork(side), _convolutions(features.channels, x, channels))
+            return nn.Sequential(Patchwork(side), _convolutions((features.channels, side, side), x, channels))
     return _at_once(net, features, prod(x.shape[1:]))
 
 
-def _convolutions(inputs: int, x: Tensor, channels: int) -> nn.Module:
-    """The decoder of InfoPro, without the sigmoid, which is in the loss."""
+def _convolutions(shape: Sequence[int], x: Tensor, channels: int) -> nn.Module:
+    """The decoder of InfoPro for maps, without the sigmoid, which is in the loss."""
+    size = (x.shape[2], x.shape[3])
+    has_size = tuple(shape[1:]) == size
     return nn.Sequential(
-        nn.Upsample(size=(x.shape[2], x.shape[3]), mode="bilinear", align_corners=True),
-        nn.Conv2d(inputs, channels, 3, padding=1),
+        nn.Identity() if has_size else nn.Upsample(size=size, mode="bilinear", align_corners=True),
+        nn.Conv2d(shape[0], channels, 3, padding=1),
         nn.BatchNorm2d(channels),
         nn.ReLU(),
         nn.Conv2d(channels, x.shape[1], 3, padding=1),
