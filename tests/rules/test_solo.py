@@ -72,6 +72,18 @@ def test_without_hidden_segments_it_is_backprop(tokens):
     assert same(learned(net, rule, tokens), learned(net, bound(net, tokens, taps=0), tokens))
 
 
+def test_before_the_readout_itself_the_copy_gives_the_gradient_of_backprop(tokens):
+    """The last segment is the read-out alone, and H is 0: then W~ norm(h) is the output of the net, to the bit."""
+    net, backprop = language_net(), RULES["backprop"]()
+    backprop.bind(net, TASK, tokens)
+    true = learned(net, backprop, tokens)
+    found = learned(net, bound(net, tokens, taps=["block3"], depth=0), tokens)
+    for name, gradient in true.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-15)
+    private = learned(net, bound(net, tokens, taps=["block3"], depth=0, readout="private"), tokens)
+    assert not torch.allclose(private["Transformer.block3.mlp.up.weight"], true["Transformer.block3.mlp.up.weight"])
+
+
 def test_no_gradient_crosses_a_boundary_and_the_readout_learns_from_the_last_loss_alone(tokens):
     """Other heads behind the first tap change nothing before it, and no head changes the last segment."""
     net = language_net()
