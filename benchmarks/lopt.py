@@ -36,12 +36,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--only", nargs="*", help="rows of the table, by their names; default: all")
     asked = parser.parse_args()
     first = bpfree.load(asked.run)
     old, new = DataConfig(name="tinyshakespeare", context=64).load(), text(asked.second).load()
     print("| rule | first text | second text | CPU s |\n|---|---:|---:|---:|")
     print(f"| before | {loss(first, old.test):.3f} | {loss(first, new.test):.3f} | |")
-    for name in RULES:
+    for name in asked.only or RULES:
         found = [fine_tuned(name, asked, len(new.train.y), seed) for seed in range(asked.seeds)]
         before, after = (statistics.fmean(loss(run, data.test) for run in found) for data in (old, new))
         seconds = statistics.fmean(run.result["cpu_seconds"] for run in found)
