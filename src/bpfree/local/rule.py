@@ -32,7 +32,7 @@ class LocalRule(CutsNet, Rule):
     """A rule that says what each segment of a net minimises.
 
     A subclass defines `local_loss`. Where that is not enough, it can also override `local_gradient`, `head`, `scores`,
-    `pass_on`, `error_of`, `default_taps` and `bind`, and it can call `task_loss`, `input_of` and `layers_of` in its loss.
+    `pass_on`, `error_of`, `default_taps` and `bind`. In its loss it can call `task_loss`, `input_of` and `layers_of`.
 
     Without `needs_error` a segment learns while the forward pass goes by: its loss is differentiated at its tap, within
     the segment, and its activations are freed. Peak activation memory is that of the largest segment.
