@@ -14,6 +14,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "Block-local Transformers": ("solo", "lopt"),
     "Two forward passes, and competing channels": ("forward_forward", "pepita", "cwcomp", "deeper_forward", "hff"),
     "NoProp": ("noprop_dt", "noprop_ct", "noprop_fm", "noprop_hybrid", "noprop_linear"),
+    "DiffusionBlocks": ("diffusion_blocks",),
     "Black box and forward gradients": ("recombine", "es", "eggroll", "spsa", "snes", "pgpe", "forward_gradient"),
 }
 _OTHERS = "Others"
