@@ -25,6 +25,7 @@ CLOSE = 1e-5
 FEW = [  # rules whose inference differs, and tasks whose decoding does
     ("noprop_dt", "classify", "mlp"),
     ("backprop", "regress", "mlp"),
+    ("mono_forward", "language", "mlp"),
 ]
 ALL = [
     *((rule, "classify", kind) for rule in RULES for kind in ("mlp", "conv")),
@@ -67,6 +68,17 @@ def compare(run, x, path):
 @pytest.mark.parametrize(("rule", "task", "kind"), FEW)
 def test_onnx(rule, task, kind, tmp_path):
     compare(trained(rule, task, kind), samples(task)[0], tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
+def test_texts_of_several_lengths(file, tmp_path):
+    """Their ends are filled by a token that does not count."""
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (64, 1), generator=random)
+    x = torch.randint(1, 20, (64, 8), generator=random) * (torch.arange(8) < lengths)
+    net = {"name": "transformer", "width": 8, "depth": 2, "heads": 2, "vocabulary": 20, "padding": 0, "pool": "mean"}
+    run = bpfree.fit(net, (x, x[:, 0] % 2), "mono_forward", epochs=1, batch_size=16)
+    compare(run, x, tmp_path / file)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from bpfree.diffusion import DiffusionRule
 from bpfree.rules import RULES
 from tests.helpers import denoiser_for, optimizer_for_any_task, own_net, repeatable_rule
 
-TASKS = ("classify", "multilabel", "segment", "reconstruct", "regress", "sequence")
+TASKS = ("classify", "multilabel", "segment", "reconstruct", "regress", "sequence", "language")
 ABLE = [(rule, task) for rule, kind in RULES.items() for task in TASKS if task in kind.tasks]
 _N = 96
 
@@ -21,6 +21,9 @@ def samples(task: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw samples and labels of a task, which are not standardised."""
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(_N, 6, generator=draws)
+    if task == "language":
+        text = torch.randint(0, 11, (_N, 9), generator=draws)
+        return text[:, :-1], text[:, 1:]
     if task == "sequence":
         walk = torch.randn(_N, 9, 2, generator=draws).cumsum(1)
         return walk[:, :-1], walk[:, 1:]
@@ -45,6 +48,8 @@ def net_of(rule: str, task: str, kind: str) -> dict[str, Any] | nn.Module:
         return {"name": "denoiser", **denoiser_for(rule), **backbone, **width, "trunk": "shared"}
     if net := own_net(rule):
         return net
+    if task == "language":
+        return {"name": "transformer", "width": 12, "depth": 2, "heads": 2, "each_step": True, "vocabulary": 11}
     if task == "sequence":
         return {"name": "gru", "hidden": [8, 6], "each_step": True}
     if kind == "conv":

@@ -16,6 +16,7 @@ from torch import distributed, nn
 import bpfree
 from bpfree import Batch, Noise
 from bpfree.data.sets.digits import digits
+from bpfree.nets import NETS
 from bpfree.rules import RULES
 from bpfree.runs.run import Run
 from bpfree.tasks import Classify
@@ -93,6 +94,37 @@ def loop(folder: Path) -> dict[str, Any]:
         bpfree.mesh.average_gradients(plain, rule)
         optimizer.step()
     return {"weights": {**plain.state_dict(), **rule.state_dict()}}
+
+
+def transformer(outputs: int, **options: Any) -> nn.Module:
+    """In float64, for 8 tokens below 20."""
+    torch.manual_seed(0)
+    return NETS["transformer"]((8,), outputs, width=16, depth=3, heads=2, vocabulary=20, **options).double()
+
+
+def tokens() -> torch.Tensor:
+    """Texts of 1 to 8 tokens from 1 on, which zeros fill."""
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (90, 1), generator=random)
+    return torch.randint(1, 20, (90, 8), generator=random) * (torch.arange(8) < lengths)
+
+
+def language(folder: Path) -> Run:
+    """The processes have other numbers of labels that count."""
+    x = tokens()
+    y = torch.where(x > 0, x * 3 % 20, -100)
+    net = transformer(20, each_step=True, dropout=0.1)
+    options: Any = {"task": "language", "epochs": 2, "batch_size": 15, "optimizer": {"name": "adam", "lr": 1e-2}}
+    return bpfree.fit(net, (x, y), "mono_forward", mesh="data", test=(x, y), verbose=False, **options)
+
+
+def texts(folder: Path) -> Run:
+    """Texts with a class each, and blocks in other processes, which see only the features of the padding."""
+    x = tokens()
+    data = x, x[:, 0] % 2
+    net = transformer(2, pool="mean", padding=0)
+    options: Any = {"epochs": 2, "batch_size": 15, "optimizer": {"name": "adam", "lr": 1e-2}}
+    return bpfree.fit(net, data, "mono_forward", mesh="blocks", test=data, verbose=False, **options)
 
 
 class Press(bpfree.Tracker):
@@ -180,6 +212,8 @@ FITS: dict[str, Callable[[Path], Run | dict[str, Any]]] = {
         population,
         on_disk,
         own_norms,
+        language,
+        texts,
         loop,
         interrupted,
         stopped,
