@@ -19,7 +19,7 @@ from bpfree.rule import Rule
 from bpfree.rules import RULES, Backprop
 from bpfree.tasks import Classify
 from bpfree.training.trainer import Trainer
-from bpfree.types import Batch
+from bpfree.types import Batch, Task
 
 CLASSES = 10
 
@@ -41,10 +41,15 @@ class BioTorch(Rule):
 
 
 def trainers(
-    names: Sequence[str], make_net: Callable[[], nn.Module], precision: str = "float32", optimizer: str = "adam"
+    names: Sequence[str],
+    make_net: Callable[[], nn.Module],
+    precision: str = "float32",
+    optimizer: str = "adam",
+    task: Task | None = None,
 ) -> dict[str, Trainer]:
     """Return a trainer for each name: a rule, `rule option=value`, `checkpointed`, or `biotorch <mode>`."""
     made = {}
+    task = task or Classify(CLASSES)
     for name in names:
         word, _, rest = name.partition(" ")
         net = make_net()
@@ -63,9 +68,9 @@ def trainers(
             pairs = dict(part.split("=") for part in rest.split())
             rule = RULES[word](**{k: int(v) if v.isdigit() else v for k, v in pairs.items() if k != "update"})
             compute = {"precision": precision, "update": pairs.get("update", "together")}
-            made[name] = Trainer(net, rule, Classify(CLASSES), optimizer, compute=compute)
+            made[name] = Trainer(net, rule, task, optimizer, compute=compute)
             continue
-        made[name] = Trainer(net, rule, Classify(CLASSES), optimizer, compute=precision)
+        made[name] = Trainer(net, rule, task, optimizer, compute=precision)
     return made
 
 
