@@ -28,6 +28,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "forward_forward": "samples are torch.int64",
         "pepita": "samples are of type torch.int64",
         "cwcomp": "'embed' has 8 channels",
+        "deeper_forward": "'embed' has 8 channels",
     },
     "u-net": {n: "cannot predict the class of each pixel" for n, rule in RULES.items() if "segment" not in rule.tasks},
     "two towers": dict.fromkeys(("forward_forward", "pepita"), "it takes 2 tensors"),

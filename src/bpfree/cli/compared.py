@@ -130,8 +130,8 @@ def _columns(rows: Sequence[Row], without: Sequence[str], group: Row) -> list[_C
         columns.append(_Column(("", "queries"), [_optional(row.get("queries"), ",.0f") for row in rows]))
     if has_heads(group) and "heads" not in without:
         added = [of_heads(row) for row in rows]
-        cells = [MISSING if each is None else f"{each[0]:.1f} / {each[1]:.1f}" for each in added]
-        columns.append(_Column(("heads: %", "par. / FLOPs"), cells))
+        cells = [MISSING if each is None else f"{each[0]:.0f} / {each[1]:.0f}" for each in added]
+        columns.append(_Column(("heads, %", "par. / FLOPs"), cells))
     if has_energy(group) and "energy" not in without:
         columns.append(_Column(("energy", "J"), [_optional(row.get("energy_joules"), ",.1f") for row in rows]))
     return columns

@@ -37,8 +37,8 @@ _CAUTION = (
     "A difference is the one from backprop on the same net, with its 95 % confidence interval: 95 % of such intervals "
     "contain the true difference. It has a colour and a * if p is below 0.05 after Holm's correction for the number of "
     "rows.",
-    "Heads are what a rule reads hidden layers with. Their column has the parameters that they add, and the operations "
-    "that they add to a training step, in % of those of the net.",
+    "Heads are what a rule reads hidden layers with. Below the parameters stands by how much heads enlarge the "
+    "parameters of the net, and the floating-point operations of a training step.",
     "CPU seconds and wall seconds are those of training and validation. Each run has one thread; only nets and data "
     "that were passed from Python train with all threads of their process.",
     "Memory is the peak of one training step beyond parameters and optimizer state, counted at torch's allocator. "
@@ -140,7 +140,6 @@ def columns(group: dict[str, Any]) -> list[Column]:
     return [
         Column("rule", numeric=False),
         Column("parameters", "of net and rule"),
-        *([Column("heads", "% par. / FLOPs")] if has_heads(group) else []),
         Column(f"{split} {metric}", f"{unit}, mean ± std".strip(", ")),
         *([Column("balanced accuracy", "%")] if is_skewed(group) else []),
         Column("difference", f"from the baseline{', points' if unit else ''} [95 % interval]"),
@@ -201,8 +200,7 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
     parameters = row["parameters"] + row["rule_parameters"]
     return [
         name,
-        Cell(f"{parameters:,.0f}", sort=parameters),
-        *([_heads(row)] if has_heads(group) else []),
+        Cell(f"{parameters:,.0f}", sort=parameters, note=_heads(row)),
         Cell(score(row), sort=row["mean"]),
         *([Cell(balanced(row), sort=_balanced(row))] if is_skewed(group) else []),
         *_difference(row),
@@ -216,10 +214,11 @@ def _cells(row: Row, group: dict[str, Any]) -> list[Cell]:
     ]
 
 
-def _heads(row: Row) -> Cell:
-    """Return by how many % heads enlarge the parameters of the net, and the operations of a step."""
+def _heads(row: Row) -> str:
+    """Return by how many % heads enlarge the parameters of the net, and the operations of a step; "" without heads."""
+    # Not a column of its own, with which the table would not fit into 1280 pixels.
     added = of_heads(row)
-    return Cell(MISSING) if added is None else Cell(f"{added[0]:.1f} / {added[1]:.1f}", sort=added[1])
+    return "" if added is None else f"heads {added[0]:.0f} / {added[1]:.0f} %"
 
 
 def _to_target(row: Row) -> Cell:
