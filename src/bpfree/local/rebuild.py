@@ -62,7 +62,8 @@ class NumberDecoder(Decoder):
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """Return the mean squared error; see `Decoder`."""
-        return F.mse_loss(widened(self.layers(h)).view_as(x), x)
+        rebuilt = widened(self.layers(h)).view_as(x)
+        return F.mse_loss(rebuilt, x.to(rebuilt.dtype))
 
 
 class TokenDecoder(Decoder):
@@ -90,7 +91,7 @@ def decoder_for(net: nn.Module, features: Features, inputs: Inputs, channels: in
     """
     x = main_input(inputs)
     keeps_steps = features.kind == "steps" or (features.kind == "tokens" and features.shape[:1] == x.shape[1:2])
-    if not x.is_floating_point():
+    if not x.is_floating_point() and x.dim() == 2:
         values = _vocabulary(net, x)
         return TokenDecoder(_at_each_step(net, features, values) if keeps_steps else _at_once(net, features, values))
     if x.dim() == 4 and features.kind != "steps":
