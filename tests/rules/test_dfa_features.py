@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bpfree import Noise, Trainer, UserError
@@ -69,7 +70,7 @@ def test_with_the_identity_right_before_the_read_out_it_is_backprop(memory, toke
 
 
 def test_the_equation(tokens):
-    """The gradient in the output of block l is e B_l at each step, for e = dLoss/d(input of the read-out)."""
+    """The gradient in the features of block l over their rms is e B_l, for e = dLoss/d(input of the read-out)."""
     net = decoder()
     rule = bound(DFA(error="features", signal_scale=0.5), net, tokens)
     found = written(rule, net, tokens)
@@ -82,11 +83,36 @@ def test_the_equation(tokens):
         (e,) = torch.autograd.grad(LANGUAGE.loss(net.fc(inputs), tokens), inputs)
         assert e.shape == (4, 6, features)
         signal = 0.5 * e @ rule.get_buffer(f"B{index}")
-        expected |= dict(zip(rule.segments[index].parameters, torch.autograd.grad(end, ends, signal), strict=True))
+        unit = F.rms_norm(end, (16,), eps=1e-6)
+        expected |= dict(zip(rule.segments[index].parameters, torch.autograd.grad(unit, ends, signal), strict=True))
         h = end.detach()
     assert len(expected) > 10
     for name, gradient in expected.items():
         torch.testing.assert_close(found[f"Transformer.{name}"], gradient, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("options", [{}, {"places": "layers", "cut_embedding": True}])
+def test_a_signal_does_not_change_the_length_of_features(options, tokens):
+    """Nothing after a block that normalises feels their length, so they would grow without end."""
+    net = decoder(mlp="gelu")
+    rule = bound(DFA(error="features", **options), net, tokens)
+    signal = torch.randn(24, 16, dtype=torch.float64)
+    for index, segment in enumerate(rule.segments[:-1]):
+        h = torch.randn(24, *segment.shape, dtype=torch.float64)
+        along = (rule.local_gradient(index, h, signal) * h).sum(1)
+        torch.testing.assert_close(along, torch.zeros(24).double(), rtol=0, atol=1e-5)
+
+
+def test_maps_are_divided_by_the_size_of_their_channels():
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(4, 1, 6, 6), torch.arange(4))
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    rule = bound(DFA(error="features", taps=["1", "4"]), net, batch, Classify(4))
+    h, signal = torch.randn(4, 3, 4, 4).requires_grad_(), torch.randn(4, 8)
+    unit = h / (h.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    (expected,) = torch.autograd.grad(unit, h, (signal @ rule.B0).view_as(h))
+    torch.testing.assert_close(rule.local_gradient(0, h.detach(), signal), expected)
+    torch.testing.assert_close(rule.local_gradient(1, torch.randn(4, 8), signal), signal @ rule.B1)
 
 
 def test_the_matrices_do_not_grow_with_the_vocabulary(tokens):

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from bpfree.errors import UserError, check_choice
-from bpfree.grad import first_trainable, product_type
+from bpfree.grad import first_trainable, product_type, wide
 from bpfree.inputs import Inputs
 from bpfree.local.autotaps import find_segments, taps_behind_dropout
 from bpfree.local.channels_last import from_rows
@@ -23,7 +23,7 @@ from bpfree.local.feedback import ALIGNED, AlignedFeedback, check_feedback, mean
 from bpfree.local.fixed import FixedMatrices
 from bpfree.local.readout import input_shape, readout_of
 from bpfree.local.rule import LocalRule
-from bpfree.local.segments import channel_axis, owners
+from bpfree.local.segments import channel_axis, is_normalisation, owners
 from bpfree.noise import Noise
 from bpfree.rule import Locality
 from bpfree.types import Batch, Task
@@ -169,7 +169,9 @@ class ErrorFeedback(DirectFeedback):
 
     With "features" the width of B_l does not grow with the number of outputs, such as a vocabulary. The read-out and
     the stage before it are the last segment, which learns from the true error. So a net of one stage learns by
-    backprop.
+    backprop. The signal then meets features that are divided by their root mean square, unless the tap is a
+    normalisation: it cannot make them longer. Without this, the features of a Transformer that normalises before each
+    branch grow without end, since nothing after them feels their length.
 
     Args:
         feedback: how B_l is drawn, a name in `bpfree.local.feedback.FEEDBACKS`, or "aligned".
@@ -203,10 +205,15 @@ class ErrorFeedback(DirectFeedback):
         self.error = error
         self.memory = memory
         self._readout: str | None = None
+        self._normalised: list[int | None] = []  # the axis on which features of a segment are divided by their size
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make B_l for every hidden segment, and warn if there is none, so that the whole net learns by backprop."""
         super().bind(net, task, batch)
+        self._normalised = [
+            None if self.error == "output" or is_normalisation(net.get_submodule(tap)) else channel_axis(net, segment)
+            for tap, segment in zip(self.taps, self.segments, strict=False)
+        ]
         if not self.taps and self._asked_taps is None and self.error == "features":
             warnings.warn(
                 f"{type(self).__name__}: the net has one stage before its read-out, so all of it learns from the true "
@@ -240,6 +247,11 @@ class ErrorFeedback(DirectFeedback):
         """Return the read-out with `error: features`, else None."""
         return None if self._readout is None else net.get_submodule(self._readout)
 
+    def local_gradient(self, index: int, h: Tensor, signal: Tensor) -> Tensor:
+        """Return the error through B_l, and with `error: features` through a normalisation of h."""
+        gradient, axis = super().local_gradient(index, h, signal), self._normalised[index]
+        return gradient if axis is None else through_rms(gradient, h, axis)
+
     def teach(self, signal: Tensor) -> Tensor:
         """Return the error e itself."""
         return signal
@@ -251,3 +263,17 @@ class ErrorFeedback(DirectFeedback):
         """
         found = super().locality()
         return found._replace(through="net", transports="weights") if self.error == "features" else found
+
+
+def through_rms(gradient: Tensor, h: Tensor, axis: int) -> Tensor:
+    """Return the gradient in h for a gradient in h / sqrt(mean(h^2) + 1e-6). It does not change the length of h.
+
+    Args:
+        gradient: of the shape of h.
+        h: features, detached.
+        axis: the axis of the mean.
+    """
+    g, h = wide(gradient), wide(h)
+    size = (h.square().mean(axis, keepdim=True) + 1e-6).sqrt()
+    unit = h / size
+    return ((g - unit * (g * unit).mean(axis, keepdim=True)) / size).to(gradient.dtype)

@@ -107,8 +107,17 @@ def begins_stage(module: nn.Module, *, recurse: bool = True) -> bool:
         module: any module.
         recurse: count the parameters of its submodules too.
     """
-    is_extra = type(module).__module__ in _NORMS or isinstance(module, nn.PReLU)
+    is_extra = is_normalisation(module) or isinstance(module, nn.PReLU)
     return not is_extra and any(True for _ in module.parameters(recurse))
+
+
+def is_normalisation(module: nn.Module) -> bool:
+    """Return True if a module is a normalisation of torch.
+
+    Args:
+        module: any module.
+    """
+    return type(module).__module__ in _NORMS
 
 
 def passes_on(module: nn.Module) -> bool:
