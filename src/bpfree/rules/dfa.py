@@ -38,7 +38,8 @@ one B_l for all steps. A recurrent layer then differentiates its own steps back 
 
 In the code of Launay et al., https://github.com/lightonai/dfa-scales-to-modern-deep-learning, all blocks share one
 matrix from U(-1, 1) / sqrt(d), and the last block learns by it, too. Here each segment has its own matrix, and with
-`error: features` the last block learns from the true error.
+`error: features` the last block learns from the true error. Their blocks end with a normalisation. Here e B_l is the
+gradient in h_l / rms(h_l), unless the tap is a normalisation, so that blocks without one do not grow without end.
 """
 
 import warnings
