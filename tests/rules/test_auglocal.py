@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bpfree import Noise, UserError
-from bpfree.local.copies import Adapter, fresh
-from bpfree.local.stages import stages_of
+from bpfree.local.heads.copies import Adapter, fresh
+from bpfree.local.heads.stages import stages_of
 from bpfree.nets import NETS
 from bpfree.nets.resnet import Residual
 from bpfree.rules import AugLocal

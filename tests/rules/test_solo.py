@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bpfree import Noise, Trainer, UserError
 from bpfree.lab.certify import certify
-from bpfree.local.trunks import small_trunk
+from bpfree.local.heads.trunks import small_trunk
 from bpfree.nets import NETS
 from bpfree.nets.blocks import Block
 from bpfree.rules import RULES

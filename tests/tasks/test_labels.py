@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import bpfree
 from bpfree import Batch, Noise, Trainer, UserError
 from bpfree.cli import app
-from bpfree.local.heads import PixelLinear, read_linear
+from bpfree.local.heads.linear import PixelLinear, read_linear
 from bpfree.rules import RULES
 from bpfree.tasks import Multilabel, Segment
 from bpfree.training.evaluation import evaluate_split

@@ -15,7 +15,7 @@ from bpfree.grad import backward, first_trainable, trainable
 from bpfree.inputs import Inputs, one_tensor
 from bpfree.local.channels_last import keep_order
 from bpfree.local.cut import cut
-from bpfree.local.heads import PooledLinear
+from bpfree.local.heads.linear import PooledLinear
 from bpfree.local.segments import Segment, owners, stages
 from bpfree.mesh import drawn_for_samples
 from bpfree.nets.unchanged import unchanged_buffers

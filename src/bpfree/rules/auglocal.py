@@ -32,12 +32,12 @@ from bpfree.grad import detach_input
 from bpfree.inputs import Inputs
 from bpfree.local.autotaps import find_segments
 from bpfree.local.auxiliary import AuxiliaryRule
-from bpfree.local.copies import Adapter, Copies, fresh
 from bpfree.local.cut import Taps
-from bpfree.local.features import Features
-from bpfree.local.heads import PixelLinear, head_shape
+from bpfree.local.heads.copies import Adapter, Copies, fresh
+from bpfree.local.heads.features import Features
+from bpfree.local.heads.linear import PixelLinear, head_shape
+from bpfree.local.heads.stages import Stage, Stages, stages_of
 from bpfree.local.segments import Segment, channel_axis
-from bpfree.local.stages import Stage, Stages, stages_of
 from bpfree.rule import Locality
 from bpfree.types import Batch, Task
 

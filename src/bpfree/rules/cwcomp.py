@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from bpfree.errors import UserError
 from bpfree.local.cut import Taps
-from bpfree.local.heads import head_shape, to_pixels
+from bpfree.local.heads.linear import head_shape, to_pixels
 from bpfree.local.maps import mean_square
 from bpfree.local.reading import Read, ReadingRule
 from bpfree.local.segments import channel_axis

@@ -23,8 +23,8 @@ from torch import nn
 from bpfree.errors import check_positive
 from bpfree.local.auxiliary import AuxiliaryRule
 from bpfree.local.cut import Taps
-from bpfree.local.features import Features
-from bpfree.local.heads import PixelLinear, head_shape
+from bpfree.local.heads.features import Features
+from bpfree.local.heads.linear import PixelLinear, head_shape
 from bpfree.types import Batch, Task
 
 _MAP_LAYERS, _OTHER_LAYERS = 3, 1

@@ -17,8 +17,8 @@ tokens unless each has an answer. A vector has a linear layer, and pixels a 1x1 
 from torch import nn
 
 from bpfree.local.auxiliary import AuxiliaryRule
-from bpfree.local.features import Features
-from bpfree.local.heads import PixelLinear, head_shape
+from bpfree.local.heads.features import Features
+from bpfree.local.heads.linear import PixelLinear, head_shape
 from bpfree.types import Batch, Task
 
 

@@ -13,8 +13,8 @@ one forward pass in a step and one for a prediction, however many classes there 
 
 The loss is that of the task; so the smoothing of labels is that of the task, too (`task.label_smoothing`).
 
-Where we differ: we could read the paper's abstract and its equations, but not the values of M, s and a; ours were found
-on digits. Maps are averaged to `pooled` features before they are compared with prototypes, where the paper has an
+Where we differ: we could read the paper's abstract. The equations are those of reports about it, and the values of M, s
+and a were found on digits. Maps are averaged to `pooled` features before they are compared with prototypes, where the paper has an
 auxiliary convolution. The net keeps the output layer it came with, which learns from the features below it, detached.
 The next segment sees h_l and not h^.
 """
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from bpfree.errors import UserError, check_positive
 from bpfree.grad import first_trainable
 from bpfree.local.cut import Taps
-from bpfree.local.heads import Pixels, head_shape, pooled_side, to_pixels
+from bpfree.local.heads.linear import Pixels, head_shape, pooled_side, to_pixels
 from bpfree.local.maps import average
 from bpfree.local.reading import Read, ReadingRule
 from bpfree.tasks.abilities import ANY_LABELS

@@ -33,9 +33,9 @@ from bpfree.errors import UserError, check_choice, check_positive, no_soft_label
 from bpfree.inputs import main_input
 from bpfree.local.auxiliary import AuxiliaryRule
 from bpfree.local.cut import Taps
-from bpfree.local.features import Features
-from bpfree.local.heads import PixelLinear, head_shape
-from bpfree.local.rebuild import Decoder, decoder_for
+from bpfree.local.heads.features import Features
+from bpfree.local.heads.linear import PixelLinear, head_shape
+from bpfree.local.heads.rebuild import Decoder, decoder_for
 from bpfree.mesh import whole
 from bpfree.tasks.abilities import LABELS_ONLY, check_loss, check_task
 from bpfree.tasks.base import widened

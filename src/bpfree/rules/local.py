@@ -25,7 +25,7 @@ from bpfree.local.channels_last import rows
 from bpfree.local.cut import Taps
 from bpfree.local.feedback import FEEDBACKS, Feedback, random_like
 from bpfree.local.fixed import FixedMatrices
-from bpfree.local.heads import head_shape, read_pixels
+from bpfree.local.heads.linear import head_shape, read_pixels
 from bpfree.local.rule import LocalRule
 from bpfree.types import Batch, Task
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bpfree.errors import UserError
 from bpfree.grad import first_trainable
 from bpfree.local.cut import Taps
-from bpfree.local.heads import head_shape, read_linear
+from bpfree.local.heads.linear import head_shape, read_linear
 from bpfree.local.reading import Read, ReadingRule
 from bpfree.types import Batch, Task, classes_of
 

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from bpfree.errors import UserError, check_positive
 from bpfree.grad import first_trainable, inner
 from bpfree.local.cut import Taps
-from bpfree.local.heads import PixelLinear, Pixels, PooledLinear, head_shape
+from bpfree.local.heads.linear import PixelLinear, Pixels, PooledLinear, head_shape
 from bpfree.local.maps import std_over_space
 from bpfree.local.rule import LocalRule
 from bpfree.local.segments import Segment

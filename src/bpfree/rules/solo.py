@@ -14,9 +14,9 @@ The copy is made at the start of a step, so it is W as the steps before left it.
 weight decay shrinks it, and checkpoints hold it. All minibatches that are added up to one step use the same copy.
 
 Where we differ: the paper trains decoders for language. Here any net whose last layer is an nn.Linear can be trained,
-for any task but a class for each pixel; `bpfree.local.trunks` says what phi_k is. If the features of a segment have
-another width than W takes, phi_k ends by a linear layer in between. With `every`, which is our addition, each segment
-learns in some of the steps only.
+for any task but a class for each pixel; `bpfree.local.heads.trunks` says what phi_k is. If the features of a segment
+have another width than W takes, phi_k ends by a linear layer in between. With `every`, which is our addition, each
+segment learns in some of the steps only.
 """
 
 from typing import ClassVar, Literal
@@ -29,8 +29,8 @@ from bpfree.errors import UserError, check_choice, check_positive
 from bpfree.grad import weight_of
 from bpfree.local.auxiliary import AuxiliaryRule
 from bpfree.local.cut import Taps
+from bpfree.local.heads.trunks import small_trunk
 from bpfree.local.readout import readout_of
-from bpfree.local.trunks import small_trunk
 from bpfree.nets.blocks import small_init
 from bpfree.noise import Noise
 from bpfree.rule import Locality, Rule

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from bpfree.local.heads import PooledLinear
+from bpfree.local.heads.linear import PooledLinear
 from bpfree.local.segments import Segment, channel_axis
 from bpfree.nets.blocks import Attention, BlockForm, Pool, block_layers
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.inputs import Inputs, main_input
-from bpfree.local.features import Features, norm_of
+from bpfree.local.heads.features import Features, norm_of
 from bpfree.tasks.base import widened
 from bpfree.tasks.cross_entropy import summed_cross_entropy
 
