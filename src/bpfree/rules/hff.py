@@ -14,9 +14,9 @@ one forward pass in a step and one for a prediction, however many classes there 
 The loss is that of the task; so the smoothing of labels is that of the task, too (`task.label_smoothing`).
 
 Where we differ: we could read the paper's abstract. The equations are those of reports about it, and the values of M, s
-and a were found on digits. Maps are averaged to `pooled` features before they are compared with prototypes, where the paper has an
-auxiliary convolution. The net keeps the output layer it came with, which learns from the features below it, detached.
-The next segment sees h_l and not h^.
+and a were found on digits. Maps are averaged to `pooled` features before they are compared with prototypes, where the
+paper has an auxiliary convolution. The net keeps the output layer it came with, which learns from the features below
+it, detached. The next segment sees h_l and not h^.
 """
 
 from typing import ClassVar
