@@ -73,9 +73,19 @@ def norm_of(net: nn.Module, width: int) -> nn.Module:
     """Return a new normalisation of features [..., width]: that of the net's own blocks, else LayerNorm.
 
     Args:
-        net: bpfree's Transformers say how their blocks are made.
+        net: the net that was cut.
+        width: H.
+    """
+    form = form_of(net, width)
+    return nn.LayerNorm(width) if form is None else form.make_norm()
+
+
+def form_of(net: nn.Module, width: int) -> BlockForm | None:
+    """Return the form of the net's Transformer blocks; None if it has no such blocks of bpfree's with this width.
+
+    Args:
+        net: the net that was cut.
         width: H.
     """
     forms = (getattr(module, "form", None) for module in net.modules())
-    form = next((form for form in forms if isinstance(form, BlockForm) and form.width == width), None)
-    return nn.LayerNorm(width) if form is None else form.make_norm()
+    return next((form for form in forms if isinstance(form, BlockForm) and form.width == width), None)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from bpfree.local.heads.features import form_of
 from bpfree.local.heads.linear import PooledLinear
 from bpfree.local.segments import Segment, channel_axis
-from bpfree.nets.blocks import Attention, BlockForm, Pool, block_layers
+from bpfree.nets.blocks import BlockForm, Pool, block_layers
 
 _WIDTH_OF_A_HEAD = 32  # of attention, where the net does not tell
 
@@ -63,8 +64,7 @@ def _of_blocks(net: nn.Module, shape: Sequence[int], width: int, depth: int, per
 
 def _form(net: nn.Module, width: int, *, causal: bool) -> BlockForm:
     """The form of the first block in the net if it has that width, else one for features of that width."""
-    forms = (module.form for module in net.modules() if isinstance(module, Attention))
-    form = next((form for form in forms if form.width == width), None)
+    form = form_of(net, width)
     if form is not None:
         return replace(form, dropout=0.0)
     pairs = width % 2 == 0
