@@ -4,9 +4,10 @@
 
 The script replaces the text between `<!-- options -->` and `<!-- /options -->`, and between `<!-- figures -->` and
 `<!-- /figures -->`, in the pages of the rules. In config.md it replaces what is between `<!-- net -->` and
-`<!-- /net -->`, and so on for each part of a config. In README.md and results/README.md it writes what `bpfree compare`
-printed for the comparisons whose compare.json is in results/. In choose.md it writes tables of rules that trained one
-net, from results.md. The rest of a page is written by hand.
+`<!-- /net -->`, and so on for each part of a config. In rules/README.md it writes which rules can do a task. In
+README.md and results/README.md it writes what `bpfree compare` printed for the comparisons whose compare.json is in
+results/. In choose.md it writes tables of rules that trained one net, from results.md. The rest of a page is written by
+hand.
 """
 
 import json
@@ -17,6 +18,7 @@ from bpfree.cli.catalog import KINDS, SECTIONS, Kind, describe_in_a_line, keys, 
 from bpfree.cli.compared import WIDTH, lines
 from bpfree.rules import RULES
 from bpfree.spec import REQUIRED, Option
+from bpfree.types import ALL_TASKS
 
 DOCS = Path(__file__).parent
 _NONE = "This rule has no options."
@@ -49,6 +51,8 @@ def main() -> None:
         page.write_text(filled(page.read_text(encoding="utf-8"), name, rows), encoding="utf-8")
     page = DOCS / "config.md"
     page.write_text(reference(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page = DOCS / "rules" / "README.md"
+    page.write_text(_between(page.read_text(encoding="utf-8"), "tasks", _by_task()), encoding="utf-8")
     for name, page in COMPARISONS.items():
         page.write_text(with_comparison(page.read_text(encoding="utf-8"), name), encoding="utf-8")
     page = DOCS / "choose.md"
@@ -99,6 +103,13 @@ def _by_depth(results: str) -> str:
     return _table(
         heads, [[row[0], *(cell.partition(" / ")[2] for cell in row[1:])] for row in rows if row[0] in BY_DEPTH]
     )
+
+
+def _by_task() -> str:
+    """Return the rules that can do each task."""
+    able = {task: [f"`{name}`" for name, rule in RULES.items() if task in rule.tasks] for task in ALL_TASKS}
+    rows = [[f"`{task}`", "all" if len(names) == len(RULES) else ", ".join(names)] for task, names in able.items()]
+    return _table(["task", "rules that can do it"], rows)
 
 
 def filled(text: str, name: str, rows: list[Row]) -> str:
