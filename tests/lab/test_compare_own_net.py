@@ -65,7 +65,7 @@ def test_each_rule_starts_from_the_same_weights_and_each_seed_from_others(digits
     call = {"rules": rules, "seeds": 2, "epochs": 1, "controls": False, "out": tmp_path / "c"}
     done = bpfree.compare(make, digits, **call)
     rows = {row["name"]: row for row in done.record["groups"][0]["rows"]}
-    assert set(rows) == {"backprop", "backprop, checkpointed", "backprop, accumulated", "mono_forward", "dfa"}
+    assert set(rows) == {"backprop", "mono_forward", "dfa"}
     first, other = made[0], next(weights for weights in made if not same(weights, made[0]))
     assert all(same(weights, first) or same(weights, other) for weights in made)
 
@@ -73,7 +73,7 @@ def test_each_rule_starts_from_the_same_weights_and_each_seed_from_others(digits
         return {file: file.stat().st_mtime_ns for file in (tmp_path / "c").glob("runs/*/result.json")}
 
     finished = times()
-    assert len(finished) == 10
+    assert len(finished) == 6
     again = bpfree.compare(make, digits, **call)
     assert times() == finished
     assert [row["mean"] for row in again.record["groups"][0]["rows"]] == [row["mean"] for row in rows.values()]

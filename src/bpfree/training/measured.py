@@ -57,11 +57,11 @@ class MeasuredStepper(Stepper):
             batch: a batch of the training.
 
         Returns:
-            None if the rule has no heads, if several processes share the training, or if the net cannot be counted.
+            None if the rule has no heads, if several processes train different parts, or if the net cannot be counted.
         """
         self.bind(batch)
         updater = self._after_bind("flops")
-        if self.mesh.world is not None:
+        if self.mesh.apart is not None:
             return None
         updater.zero_grad()
         try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpfree.inputs import features_of
 from bpfree.local.autotaps import DROPOUTS
 from bpfree.local.maps import average
 
@@ -34,7 +35,9 @@ class Copies(nn.Module):
             kwargs: further arguments by name.
         """
         for layer, takes_more in zip(self.layers, self.more, strict=True):
-            h = layer(h, *args, **kwargs) if takes_more else layer(h)
+            out = features_of(layer(h, *args, **kwargs) if takes_more else layer(h))
+            assert out is not None, "the net was cut behind the original"
+            h = out
         return h
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bpfree.grad import detach_input
-from bpfree.inputs import Inputs, forward
+from bpfree.inputs import Inputs, features_of, forward
 from bpfree.local.segments import rehearsal
 from bpfree.nets.acceptance import eager
 
@@ -66,8 +66,10 @@ def stages_of(net: nn.Module, names: Sequence[str], taps: Sequence[str], x: Inpu
 
         return note
 
-    def behind(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def note(module: nn.Module, args: object, h: Tensor) -> None:
+    def behind(name: str) -> Callable[[nn.Module, object, object], None]:
+        def note(module: nn.Module, args: object, out: object) -> None:
+            h = features_of(out)
+            assert h is not None, "the net was cut here"
             gives[name] = h.shape[1:]
 
         return note
