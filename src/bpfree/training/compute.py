@@ -27,10 +27,11 @@ class Compute:
     Args:
         precision: number type of the forward passes. "bfloat16" runs them under autocast; parameters keep their type.
             "float32" may use another library for matrix products where this is as accurate and faster (see
-            `bpfree.training.precision`); "float32_torch" leaves the choice to torch. On CUDA both are as torch is set,
-            which by default rounds only the operands of convolutions to TF32. "tf32" rounds those of matrix products,
-            too; a device without TF32 computes in float32. "auto" is bfloat16 where the device multiplies it in
-            hardware, else float32. "float16" is refused, since its gradients would need scaled losses.
+            `bpfree.training.precision`); "float32_torch" leaves the choice to torch, and is taken for nets with
+            attention on a CPU. On CUDA both are as torch is set, which by default rounds only the operands of
+            convolutions to TF32. "tf32" rounds those of matrix products, too; a device without TF32 computes in
+            float32. "auto" is bfloat16 where the device multiplies it in hardware, else float32. "float16" is refused,
+            since its gradients would need scaled losses.
         update: "together" steps all parameters when all gradients are there. "fused" steps the parameters of a segment
             as soon as their gradients are there, and then frees these gradients. The weights are the same, and only one
             segment's gradients are in memory at a time. For local rules.

@@ -4,6 +4,9 @@ On AMD processors torch gives float32 products to MKL, which is half as fast the
 core on an EPYC, at a relative error of 2.5e-7 against 4.0e-7. torch has only one switch from MKL to oneDNN, and this
 switch also permits oneDNN to round to bfloat16. oneDNN does so on processors with AMX. So we use the switch only on an
 AMD processor, only after a check has found float32 accuracy, and only while a trainer computes.
+
+A net with attention is left to torch. Its kernel of attention on a CPU multiplies many small matrices, for which oneDNN
+prepares itself each time: with 64 steps and 32 features in a head it took 33 ms by the switch and 6 ms without.
 """
 
 import logging
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from bpfree.errors import UserError
 from bpfree.training.processor import has_tf32, multiplies_bfloat16
@@ -28,8 +32,10 @@ _TOLERANCE = 2e-6  # relative; bfloat16 would give 3e-3
 _SHAPES = ((128, 1000, 1000), (256, 784, 64), (33, 77, 129))
 
 
-def resolve(precision: Precision, device: torch.device) -> Precision:
+def resolve(precision: Precision, device: torch.device, net: nn.Module | None = None) -> Precision:
     """Return the precision to compute in; "auto" becomes "bfloat16" or "float32".
+
+    On a CPU "float32" becomes "float32_torch" for a net with attention, whose kernel is slow with the other library.
 
     "auto" is bfloat16 where the device multiplies it in hardware. A line in the log names this choice. A warning is
     logged if the user asks for bfloat16 and the device only emulates it, or for TF32 and the device does not have it;
@@ -38,12 +44,13 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
     Args:
         precision: the user's choice.
         device: the device of the net.
+        net: the net; None to take "float32" as it is.
     """
     fast = precision in ("auto", "bfloat16") and multiplies_bfloat16(device)
     if precision == "auto":
         chosen: Precision = "bfloat16" if fast else "float32"
         log.info("precision: %s, since %s bfloat16 in hardware", chosen, _ability(device, fast))
-        return chosen
+        return resolve(chosen, device, net) if chosen == "float32" else chosen
     if precision == "bfloat16" and not fast:
         log.warning(
             "precision: bfloat16, but %s it in hardware; a step took 11 times as long as in float32 where this was "
@@ -55,7 +62,18 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
             "precision: float32, since this %s does not have TF32. NVIDIA's GPUs have it from Ampere on", _name(device)
         )
         return "float32"
+    if precision == "float32" and device.type == "cpu" and net is not None and has_attention(net):
+        return "float32_torch"
     return precision
+
+
+def has_attention(net: nn.Module) -> bool:
+    """Return True if a class of the net's modules has "Attention" in its name, as in torch, bpfree and Hugging Face.
+
+    Args:
+        net: any module.
+    """
+    return any("Attention" in type(module).__name__ for module in net.modules())
 
 
 def refuse_float16(argument: str, found: object) -> None:

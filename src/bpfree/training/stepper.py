@@ -86,7 +86,7 @@ class Stepper:
         self.device = self._like.device
         self.dtype = self._like.dtype
         self.clip = clip
-        self.precision: Precision = resolve(compute.precision, self.device)
+        self.precision: Precision = resolve(compute.precision, self.device, net)
         self.update = compute.update
         self.mesh = Mesh(MeshSpec.of(compute.mesh, "compute.mesh"), self.rule, self.net)
         self.deterministic = compute.deterministic
