@@ -1,20 +1,16 @@
 """AuxiliaryRule: the base class of local rules whose segments learn from the task's loss through auxiliary nets."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from bpfree.grad import first_trainable
 from bpfree.inputs import Inputs
-from bpfree.local.cut import Taps
 from bpfree.local.evenly import whole_stages
-from bpfree.local.rule import LocalRule
-from bpfree.types import Batch, Task
+from bpfree.local.headed import HeadedRule
 
 
-class AuxiliaryRule(LocalRule):
+class AuxiliaryRule(HeadedRule):
     """A local rule that reads each hidden segment by a learned auxiliary net, its head.
 
         loss_k = task loss(head_k(h_k), y),    the gradient stops at the input of segment k
@@ -22,52 +18,20 @@ class AuxiliaryRule(LocalRule):
     A subclass defines `make_head`. The usual taps keep the read-out of the net together with its last stage, as the
     papers on auxiliary nets do. With `taps: 0` there is one segment, and the rule is backprop.
 
-    If the task has a target at each step, a head takes the features of all steps, [B, T, ...], and returns [B, T, D].
+    A head turns features [B, ...] into scores [B, D]; with an answer for each pixel, into [B, C, H, W]. If the task
+    has a target at each step, it takes the features of all steps, [B, T, ...], and returns [B, T, D].
 
     Args:
         taps: submodules after which the graph is cut; a number of taps, for segments of about as many stages each; or
             "auto", the default: each stage of a Sequential or block of another net is a segment.
-
-    Attributes:
-        heads: the auxiliary net of each hidden segment.
     """
 
     has_heads: ClassVar[bool] = True
     keeps_steps: ClassVar[bool] = True
 
-    def __init__(self, *, taps: Taps = None) -> None:
-        super().__init__(taps=taps)
-        self.heads = nn.ModuleList()
-
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Make the head of each hidden segment; see `LocalRule.bind`."""
-        super().bind(net, task, batch)
-        like = first_trainable(net)
-        heads = [self.make_head(index, net, task, batch) for index in range(len(self.taps))]
-        self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
-
-    @abstractmethod
-    def make_head(self, index: int, net: nn.Module, task: Task, batch: Batch) -> nn.Module:
-        """Return a new auxiliary net for a hidden segment, whose `self.segments[index].shape` is that of its input.
-
-        Args:
-            index: number of the segment.
-            net: the net that was cut.
-            task: gives the width D of the output.
-            batch: a first batch, for its shapes.
-
-        Returns:
-            A module that turns h [B, ...] into scores [B, D]; with a target at each step, h [B, T, ...] into [B, T, D];
-            with an answer for each pixel, into [B, C, H, W].
-        """
-
     def default_taps(self, net: nn.Module, x: Inputs) -> Sequence[str]:
         """Return the usual taps, with the read-out left at the last stage; see `LocalRule`."""
         return whole_stages(net, x)
-
-    def head(self, index: int) -> nn.Module | None:
-        """Return the auxiliary net of a hidden segment, which is trained together with it."""
-        return self.heads[index] if index < len(self.heads) else None
 
     def scores(self, index: int, h: Tensor) -> Tensor | None:
         """Return the scores that the auxiliary net reads, in the shape of the net's output."""

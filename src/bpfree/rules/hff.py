@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.errors import UserError, check_positive
-from bpfree.grad import first_trainable
 from bpfree.local.cut import Taps
+from bpfree.local.headed import HeadedRule
 from bpfree.local.heads.linear import Pixels, head_shape, pooled_side, to_pixels
 from bpfree.local.maps import average
 from bpfree.local.reading import Read, ReadingRule
@@ -37,7 +37,7 @@ from bpfree.types import Batch, Task, classes_of
 _SHORTEST = 1e-6  # features of no greater length have no direction
 
 
-class HFF(ReadingRule):
+class HFF(ReadingRule, HeadedRule):
     """The task's loss of each segment, by the angles between its features and prototypes of the classes.
 
     Args:
@@ -72,26 +72,13 @@ class HFF(ReadingRule):
         self.scale = scale
         self.margin = margin
         self.pooled = pooled
-        self.heads = nn.ModuleList()
 
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Draw the prototypes of every hidden segment.
-
-        Raises:
-            UserError: `read: last` on a net without a hidden segment.
-        """
-        super().bind(net, task, batch)
+    def make_head(self, index: int, net: nn.Module, task: Task, batch: Batch) -> nn.Module:
+        """Return the prototypes of a hidden segment, drawn at random; see `HeadedRule`."""
+        segment = self.segments[index]
+        head_shape(segment, task.dim, self.pixels)  # refuses what has no pixels where they are needed
         outputs = classes_of(task) or task.dim
-        heads = []
-        for segment in self.segments[:-1]:
-            head_shape(segment, task.dim, self.pixels)  # refuses what has no pixels where they are needed
-            heads.append(Prototypes(tuple(segment.shape), (outputs, self.prototypes), self.pooled, self.pixels))
-        like = first_trainable(net)
-        self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
-
-    def head(self, index: int) -> nn.Module | None:
-        """Return the prototypes, which are trained together with their segment."""
-        return self.heads[index] if index < len(self.heads) else None
+        return Prototypes(tuple(segment.shape), (outputs, self.prototypes), self.pooled, self.pixels)
 
     def scores(self, index: int, h: Tensor) -> Tensor:
         """Return z, the scores of each class without a margin.

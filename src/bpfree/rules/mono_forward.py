@@ -19,14 +19,13 @@ labels.
 from torch import Tensor, nn
 
 from bpfree.errors import UserError
-from bpfree.grad import first_trainable
-from bpfree.local.cut import Taps
+from bpfree.local.headed import HeadedRule
 from bpfree.local.heads.linear import head_shape, read_linear
-from bpfree.local.reading import Read, ReadingRule
+from bpfree.local.reading import ReadingRule
 from bpfree.types import Batch, Task, classes_of
 
 
-class MonoForward(ReadingRule):
+class MonoForward(ReadingRule, HeadedRule):
     """The task's loss of each segment, through a learned projection.
 
     Args:
@@ -35,10 +34,6 @@ class MonoForward(ReadingRule):
         taps: submodules after which the graph is cut; "auto", the default: the stages of a Sequential, the blocks of
             another net.
     """
-
-    def __init__(self, *, read: Read = "net", taps: Taps = None) -> None:
-        super().__init__(read=read, taps=taps)
-        self.heads = nn.ModuleList()
 
     def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
         """Make M_l [C, H_l] for every hidden segment.
@@ -52,14 +47,11 @@ class MonoForward(ReadingRule):
                 f"read: found '{self.read}', but the task {type(task).__name__} has no classes, allowed: net. A task "
                 "of your own says with an attribute `classes` how many it has"
             )
-        like = first_trainable(net)
-        shapes = [head_shape(segment, task.dim, self.pixels) for segment in self.segments[:-1]]
-        heads = (nn.Linear(columns, rows, bias=False) for rows, columns in shapes)
-        self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
 
-    def head(self, index: int) -> nn.Module | None:
-        """Return M_l, which is trained together with its segment."""
-        return self.heads[index] if index < len(self.heads) else None
+    def make_head(self, index: int, net: nn.Module, task: Task, batch: Batch) -> nn.Module:
+        """Return M_l [C, H_l] for a hidden segment, as a linear layer; see `HeadedRule`."""
+        rows, columns = head_shape(self.segments[index], task.dim, self.pixels)
+        return nn.Linear(columns, rows, bias=False)
 
     def scores(self, index: int, h: Tensor) -> Tensor:
         """Return G_l = h M_l^T, the scores of each class.

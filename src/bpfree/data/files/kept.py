@@ -16,8 +16,9 @@ _Made = TypeVar("_Made")
 def kept_or_made(
     path: Path, load: Callable[[], _Made | None], make: Callable[[], _Made], save: Callable[[_Made], object]
 ) -> _Made:
-    """Return what a file keeps. If there is no such file, make it: of several processes one does, and the others wait.
+    """Load the content of a file; if the file is missing or out of date, make the content and save it there.
 
+    If several processes ask at the same time, one makes the content, and the others wait and load it.
     A folder that cannot be written raises nothing: then each process makes the content for itself.
 
     Args:
