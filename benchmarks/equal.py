@@ -5,10 +5,10 @@
     python benchmarks/equal.py --show lm400.json
 
 The first config is the reference. Each row trains for `--steps` steps. With `--cpu` it trains once more, for as many
-steps as fit into the CPU time that the reference took; the schedule ends with that number. CPU time is that of the
-steps alone, without evaluation. One thread. Metrics are those of the validation split, and of the test split where the
-config has no validation. Rows are interleaved, seed by seed, and written to the file as they end; a row that is in the
-file already is not trained again.
+steps as take the CPU time of the reference; the schedule ends with that number. What a step costs is measured first:
+the reference and the row take turns, step by step, so that other work on the machine slows both. One thread. Metrics
+are those of the validation split, and of the test split where the config has no validation. Rows are interleaved, seed
+by seed, and written to the file as they end; a row that is in the file already is not trained again.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from bpfree.data import Preprocess
 from bpfree.runs.assemble import assemble
 from bpfree.runs.config_file import load_config
 from bpfree.training.evaluation import evaluate_split
+from bpfree.types import Batch
+
+WARM, PAIRS = 3, 30  # steps that do not count, and steps that do
 
 
 def main() -> None:
@@ -44,14 +48,16 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     record = _read(options.out)
+    for row in options.rows:
+        if row not in record["costs"]:
+            record["costs"][row] = cost(options.rows[0], row, options.data_dir)
+            _write(options.out, record)
+            print(f"{row}: a step takes {record['costs'][row]:.2f} of the reference's CPU time", flush=True)
     for seed in range(options.seeds):
-        budget = None
         for row in options.rows:
-            found = _trained(record, options, row, seed, options.steps, "steps")
-            budget = budget or found["cpu_seconds"]
+            _trained(record, options, row, seed, options.steps, "steps")
             if options.cpu and row != options.rows[0]:
-                steps = round(options.steps * budget / found["cpu_seconds"])
-                _trained(record, options, row, seed, steps, "cpu")
+                _trained(record, options, row, seed, round(options.steps / record["costs"][row]), "cpu")
     print(table(record))
 
 
@@ -59,29 +65,42 @@ def _read(path: Path | None) -> dict[str, Any]:
     if path is not None and path.exists():
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
-    return {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "runs": []}
+    machine = platform.processor() or platform.machine()
+    return {"machine": machine, "torch": torch.__version__, "costs": {}, "runs": []}
 
 
-def _trained(
-    record: dict[str, Any], options: argparse.Namespace, row: str, seed: int, steps: int, equal: str
-) -> dict[str, Any]:
-    """Return a run of the record; it is trained and written if it is not there."""
-    key = {"row": row, "seed": seed, "equal": equal}
-    for run in record["runs"]:
-        if key.items() <= run.items() and (equal == "cpu" or run["steps"] == steps):
-            return dict(run)
-    run = {**key, **train(row, steps, seed, options.data_dir)}
-    record["runs"].append(run)
-    if options.out is not None:
-        part = options.out.with_suffix(".part")
+def _write(path: Path | None, record: dict[str, Any]) -> None:
+    if path is not None:
+        part = path.with_suffix(".part")
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(part, options.out)
-    print(f"{row}, seed {seed}: {run['steps']} steps, {run['cpu_seconds']:.0f} CPU s, {run['metrics']}", flush=True)
-    return run
+        os.replace(part, path)
 
 
-def train(row: str, steps: int, seed: int, data_dir: str | None) -> dict[str, Any]:
-    """Train a config for a number of steps, and evaluate once at the end.
+def _trained(record: dict[str, Any], options: argparse.Namespace, row: str, seed: int, steps: int, equal: str) -> None:
+    """Train and write a run, unless it is in the record."""
+    key = {"row": row, "seed": seed, "equal": equal, "steps": steps}
+    if any(key.items() <= run.items() for run in record["runs"]):
+        return
+    training = Training(row, steps, seed, options.data_dir)
+    seconds = sum(training.step() for _ in range(steps))
+    run = {**key, "cpu_seconds": seconds, **training.judged()}
+    record["runs"].append(run)
+    _write(options.out, record)
+    print(f"{row}, seed {seed}: {steps} steps, {seconds:.0f} CPU s, {run['metrics']}", flush=True)
+
+
+def cost(reference: str, row: str, data_dir: str | None) -> float:
+    """Return the CPU time of a step of a row, divided by that of the reference; they take turns."""
+    if row == reference:
+        return 1.0
+    pair = [Training(name, WARM + PAIRS, 0, data_dir) for name in (reference, row)]
+    seconds = [[training.step() for training in pair] for _ in range(WARM + PAIRS)]
+    of_reference, of_row = (sum(column) for column in zip(*seconds[WARM:], strict=True))
+    return of_row / of_reference
+
+
+class Training:
+    """The training of a config for a number of steps, step by step.
 
     Args:
         row: a config with overrides.
@@ -89,59 +108,69 @@ def train(row: str, steps: int, seed: int, data_dir: str | None) -> dict[str, An
         seed: of the net, the rule and the order of samples.
         data_dir: where data sets are.
     """
-    name, *overrides = row.split()
-    place = [f"data.dir={data_dir}"] if data_dir else []
-    config = load_config(name, [*overrides, *place, f"train.seed={seed}"])
-    config = config.model_copy(update={"schedule": {**config.schedule, "total_steps": steps}})
-    if config.schedule["name"] == "constant":
-        config = config.model_copy(update={"schedule": {"name": "constant"}})
-    dataset = config.data.load()
-    training, validation = config.data.split(dataset, seed)
-    setup = assemble(config, Preprocess.of(dataset, training))
-    trainer, batches = setup.trainer, setup.training_batches(training)
-    trainer.bind(next(batches.epoch()))
-    trainer.rule.begin(batches, steps=steps, resumed=False)
-    seconds = done = epoch = 0
-    while done < steps:
+
+    def __init__(self, row: str, steps: int, seed: int, data_dir: str | None) -> None:
+        name, *overrides = row.split()
+        place = [f"data.dir={data_dir}"] if data_dir else []
+        config = load_config(name, [*overrides, *place, f"train.seed={seed}"])
+        constant = config.schedule["name"] == "constant"
+        schedule = {"name": "constant"} if constant else {**config.schedule, "total_steps": steps}
+        config = config.model_copy(update={"schedule": schedule})
+        dataset = config.data.load()
+        training, validation = config.data.split(dataset, seed)
+        self.setup = assemble(config, Preprocess.of(dataset, training))
+        self.split = dataset.test if validation is None else validation
+        batches = self.setup.training_batches(training)
+        self.trainer = self.setup.trainer
+        self.trainer.bind(next(batches.epoch()))
+        self.trainer.rule.begin(batches, steps=steps, resumed=False)
+        self.batches = _all_epochs(batches)
+
+    def step(self) -> float:
+        """Take a step, and return its CPU seconds; those of its batch are included."""
         started = time.process_time()
-        for batch in batches.epoch(epoch):
-            trainer.step(batch)
-            done += 1
-            if done == steps:
-                break
-        seconds += time.process_time() - started
+        self.trainer.step(next(self.batches))
+        return time.process_time() - started
+
+    def judged(self) -> dict[str, Any]:
+        """Return metrics, and the numbers of parameters of the net and of the rule."""
+        trainer = self.trainer
+        assert self.split is not None
+        batches = self.setup.batches(self.split).epoch()
+        found = evaluate_split(trainer.task, batches, trainer.predict, trainer.net)
+        return {
+            "metrics": {name: round(float(value), 6) for name, value in found.metrics.items()},
+            "parameters": sum(p.numel() for p in trainer.net.parameters()),
+            "rule_parameters": sum(p.numel() for p in trainer.rule.parameters()),
+        }
+
+
+def _all_epochs(batches: Any) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
         epoch += 1
-    split = dataset.test if validation is None else validation
-    assert split is not None
-    found = evaluate_split(trainer.task, setup.batches(split).epoch(), trainer.predict, trainer.net)
-    own = sum(p.numel() for p in trainer.net.parameters())
-    heads = sum(p.numel() for p in trainer.rule.parameters())
-    metrics = {name: round(float(value), 6) for name, value in found.metrics.items()}
-    return {"steps": steps, "cpu_seconds": seconds, "metrics": metrics, "parameters": own, "rule_parameters": heads}
 
 
 def table(record: dict[str, Any]) -> str:
     """Return the rows of a record as a Markdown table: mean ± standard deviation over seeds."""
-    rows = list(dict.fromkeys(run["row"] for run in record["runs"]))
+    rows = list(record["costs"])
     metric = "accuracy" if "balanced_accuracy" in record["runs"][0]["metrics"] else "loss"
     lines = [
-        f"| config | {metric} | steps | CPU s | heads, % | {metric} at equal CPU time | steps |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| config | {metric} | CPU time of a step | heads, % of the parameters | {metric} at equal CPU time | steps |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        cells = [row]
-        for equal in ("steps", "cpu"):
-            runs = [run for run in record["runs"] if run["row"] == row and run["equal"] == equal]
-            if not runs:
-                cells += [""] * 2
-                continue
-            cells += [
-                spread([run["metrics"][metric] for run in runs]),
-                f"{statistics.mean(r['steps'] for r in runs):.0f}",
-            ]
-            if equal == "steps":
-                cells.append(f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}")
-                cells.append(f"{100 * runs[0]['rule_parameters'] / runs[0]['parameters']:.0f}")
+        runs = {
+            equal: [r for r in record["runs"] if (r["row"], r["equal"]) == (row, equal)] for equal in ("steps", "cpu")
+        }
+        cells = [row, "", f"{record['costs'][row]:.2f}", "", "", ""]
+        if runs["steps"]:
+            cells[1] = spread([run["metrics"][metric] for run in runs["steps"]])
+            cells[3] = f"{100 * runs['steps'][0]['rule_parameters'] / runs['steps'][0]['parameters']:.0f}"
+        if runs["cpu"]:
+            cells[4] = spread([run["metrics"][metric] for run in runs["cpu"]])
+            cells[5] = f"{runs['cpu'][0]['steps']}"
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -39,30 +39,36 @@ sys.argv = ["bpfree", "train", "digits/mlp", "train.epochs=1"]
 try:
     bpfree.cli.main()
 finally:
-    further = {name.partition(".")[0] for name in set(sys.modules) - before} - {"sklearn"}  # a module when it reads
-    print(json.dumps([sorted(start), sorted(further)]))
+    further = {name.partition(".")[0] for name in set(sys.modules) - before}
+    slow = {"torch._dynamo", "torch._inductor", "sklearn", "scipy", "pandas"} & set(sys.modules)
+    print(json.dumps([sorted(start), sorted(further), sorted(slow)]))
 """
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory) -> tuple[set[str], set[str]]:
-    """Packages that the command line imports at its start, and packages that a training in a fork imports later."""
+def imported(tmp_path_factory) -> tuple[set[str], set[str], set[str]]:
+    """What the command line imports at its start, what a training in a fork imports later, and what is slow of both."""
     command = [sys.executable, "-c", WATCHED]
     done = subprocess.run(command, cwd=tmp_path_factory.mktemp("cwd"), capture_output=True, text=True)
-    start, further = json.loads(done.stdout.splitlines()[-1])
+    start, further, slow = json.loads(done.stdout.splitlines()[-1])
     assert "test accuracy" in done.stdout
-    return set(start), set(further)
+    return set(start), set(further), set(slow)
 
 
 def test_the_command_line_starts_without_packages_that_only_some_commands_need(imported):
-    start, _ = imported
+    start, _, _ = imported
     assert {"bpfree", "torch", "typer"} <= start
     assert not start & HEAVY
 
 
 def test_a_training_in_a_fork_finds_everything_imported(imported):
-    _, further = imported
+    _, further, _ = imported
     assert not further & (HEAVY | {"bpfree"}), "import it in lab/jobs/fork_server.py, once for all"
+
+
+def test_a_training_does_without_the_slowest_imports(imported):
+    """Each of them takes seconds: torch's compiler, and what only scikit-learn needs."""
+    assert imported[2] == set()
 
 
 def test_every_name_is_there_when_asked_for():

@@ -37,11 +37,11 @@ def peak_step_memory(step: Callable[[], Any], device: torch.device | str = "cpu"
     if device.type != "cpu":
         step()
         return 0
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _quiet_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+    # torch.profiler would do the same, but imports torch's compilers, which takes seconds.
+    with _quiet_stderr(), torch.autograd.profiler.profile(profile_memory=True) as profiler:
         step()
     in_use = peak = 0
-    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    events = (e for e in profiler.kineto_results.events() if e.name() == "[memory]")
     for event in sorted(events, key=lambda e: e.start_ns()):
         in_use += event.nbytes()  # negative for memory that is freed
         peak = max(peak, in_use)

@@ -76,7 +76,7 @@ def follow(run: TrainedRun, split: Split, count: int, *, stochastic: bool) -> Tr
         The trail at no more than 12 steps, in memory of the CPU.
     """
     rule = diffusion_rule(run)
-    first = split.take(torch.arange(min(count, len(split.y))))
+    first = split.slice(0, min(count, len(split.y)))
     batch = next(run.batches(first).epoch())
     with run.trainer.evaluating():
         states = list(rule.walk(run.trainer.net, batch.tensor, stochastic=stochastic))

@@ -24,7 +24,6 @@ from bpfree.screen.live import Screen
 from bpfree.tasks import Loss
 from bpfree.trackers import Tracker, make_trackers
 from bpfree.training.evaluation import evaluate_split
-from bpfree.training.optim import make_first_optimizer
 from bpfree.training.ridge_readout import Ridge
 
 
@@ -90,7 +89,6 @@ def train(
     if config.train.start_from is not None and not resume:  # a resumed run has weights of its own
         start_from(setup.trainer.net, config.train.start_from)
     batches = setup.training_batches(data.train)
-    make_first_optimizer()  # before the memory of the training is measured
     mesh = setup.trainer.mesh
     for tracker in watching:
         tracker.on_config(config.plain())

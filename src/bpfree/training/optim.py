@@ -10,14 +10,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from bpfree.errors import UserError
 from bpfree.spec import Spec, build, lookup, split_spec
+from bpfree.training.uncompiled import Uncompiled, uncompiled
+
+SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad = (
+    uncompiled(kind, __name__)
+    for kind in (optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad)
+)
 
 
-def make_first_optimizer() -> None:
-    """Make an optimiser and drop it. With the first one of a process torch imports torch._dynamo, which takes 70 MB."""
-    optim.Adam([nn.Parameter(torch.zeros(1))])
-
-
-class ClipUp(optim.Optimizer):
+class ClipUp(Uncompiled):
     """An optimiser whose steps have one length, with momentum and a limit of the velocity.
 
     A length is the Euclidean norm over all parameters of a group.
@@ -105,13 +106,13 @@ def _start_late(optimizer: optim.Optimizer, *_: object) -> None:
 
 
 OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
-    "sgd": optim.SGD,
-    "adam": optim.Adam,
-    "adamw": optim.AdamW,
-    "nadam": optim.NAdam,
-    "radam": optim.RAdam,
-    "rmsprop": optim.RMSprop,
-    "adagrad": optim.Adagrad,
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "nadam": NAdam,
+    "radam": RAdam,
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
     "clipup": ClipUp,
 }
 

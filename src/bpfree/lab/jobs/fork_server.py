@@ -129,7 +129,6 @@ def serve() -> None:
 
 def import_everything() -> None:
     """Import every module that a training imports sooner or later, so that no child has to."""
-    import sklearn.datasets  # noqa: F401
     from tensorboard.compat.proto import event_pb2  # noqa: F401
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
@@ -137,9 +136,6 @@ def import_everything() -> None:
     import bpfree.pictures.confusion
     import bpfree.pictures.noprop
     import bpfree.pictures.numbers  # noqa: F401
-    from bpfree.training.optim import make_first_optimizer
-
-    make_first_optimizer()
 
 
 def _train(config_file: Path, run: Path, log: Path) -> NoReturn:
