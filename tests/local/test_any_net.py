@@ -403,7 +403,7 @@ def test_trackers_and_the_certificate_see_them(kind):
 def test_what_was_chosen_is_said_and_kept(batch, capsys, tmp_path, undrawn):
     x, y = batch.x.float().cpu().numpy(), batch.y.cpu().numpy()
     run = bpfree.fit(ResNet(), (x, y), "dfa", epochs=1, trackers=["segment_accuracy"], out=tmp_path / "run")
-    assert "DFA: no taps were given, so the net is cut behind relu, layer1, layer2\n" in capsys.readouterr().err
+    assert "DFA cuts the net behind relu, layer1, layer2 (`taps` chooses other places)\n" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "result.json").read_text())["taps"] == "relu, layer1, layer2"
     assert list(run.tracked[0]["values"]) == ["relu", "layer1", "layer2", "output"]
     run = bpfree.fit(ResNet(), (x, y), "backprop", epochs=1, trackers=["segment_accuracy"])

@@ -42,7 +42,7 @@ class EpochLines(Listener[Trainer]):
         """Say where the rule cuts the net if it chose the taps, and where a resumed training goes on."""
         if "taps" in (notes := trainer.rule.metadata()):
             name = type(trainer.rule).__name__
-            self.screen.note(f"{name}: no taps were given, so the net is cut behind {notes['taps']}")
+            self.screen.note(f"{name} cuts the net behind {notes['taps']} (`taps` chooses other places)")
         if trainer.progress.step:
             done = len(trainer.progress.history)
             self.screen.say(f"the run goes on after epoch {done}, step {trainer.progress.step}")
