@@ -71,7 +71,7 @@ def options(kind: Kind, name: str) -> list[Option]:
     thing = kind.table[name]
     # A task is made for a data set by `of`. Two defaults are chosen by the library.
     found = options_of(thing.of if kind.name == "task" else thing, kind.given)
-    if thing.__module__.startswith("torch."):
+    if is_of_torch(thing):
         return [_shorter(option) for option in found if option.name not in _SWITCHES]
     defaults = {"taps": "auto", "total_steps": "those of the training"}
     return [
@@ -79,6 +79,11 @@ def options(kind: Kind, name: str) -> list[Option]:
         for option in found
         if option.meaning != "not used."
     ]
+
+
+def is_of_torch(thing: Callable[..., Any]) -> bool:
+    """Return True for one of torch's optimisers, whose options torch's documentation explains."""
+    return isinstance(thing, type) and thing.__init__.__module__.startswith("torch.")  # type: ignore[misc]
 
 
 def _shorter(option: Option) -> Option:

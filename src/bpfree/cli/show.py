@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bpfree.cli import completion
-from bpfree.cli.catalog import KINDS, SECTIONS, Kind, describe_in_a_line, keys, options, tasks_of
+from bpfree.cli.catalog import KINDS, SECTIONS, Kind, describe_in_a_line, is_of_torch, keys, options, tasks_of
 from bpfree.cli.shell import errors_in_one_line
 from bpfree.data import FACTS
 from bpfree.disk.plain import parse_yaml
@@ -92,7 +92,7 @@ def _print_thing(kind: Kind, name: str, console: Console) -> None:
             )
         )
     _print_options(options(kind, name), console)
-    if thing.__module__.startswith("torch."):
+    if is_of_torch(thing):
         console.print(Text(f"More: https://docs.pytorch.org/docs/stable/generated/torch.optim.{thing.__name__}.html"))
     if kind.name == "rule":
         _print_rule(name, thing, console)
