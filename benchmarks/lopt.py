@@ -4,7 +4,8 @@
     python benchmarks/lopt.py runs/first second.txt --steps 200
 
 Each rule starts with the weights of the run, and trains on the second text for the same number of steps. The text is a
-file of 1 MB or more. "frozen half" is backprop with a first half that does not move.
+file of 1 MB or more. "frozen half" is backprop with a first half that does not move; "a tenth" is the learning rate of
+the first half, divided by that of the last.
 """
 
 import argparse
@@ -24,6 +25,8 @@ RULES: Mapping[str, tuple[dict[str, Any], list[str]]] = {
     "backprop": ({"name": "backprop"}, []),
     "frozen half": ({"name": "backprop"}, ["embed*", "block1*", "block2*"]),
     "lopt": ({"name": "lopt", "drift": 10}, []),
+    "lopt, a tenth": ({"name": "lopt", "drift": 10, "hidden_lr": 0.1}, []),
+    "lopt, a hundredth": ({"name": "lopt", "drift": 10, "hidden_lr": 0.01}, []),
     "mono_forward, K = 2": ({"name": "mono_forward", "taps": 1}, []),
 }
 
@@ -62,7 +65,9 @@ def fine_tuned(name: str, asked: argparse.Namespace, windows: int, seed: int) ->
     values = load_config("tinyshakespeare/transformer_backprop").plain()
     values["data"] |= {"name": "text", "path": asked.second}
     values["data"]["fraction"] = min(1.0, asked.steps * values["data"]["batch_size"] / windows)
-    values["rule"], freeze = RULES[name]
+    rule, freeze = RULES[name]
+    share = {"hidden_lr": rule["hidden_lr"] * asked.lr} if "hidden_lr" in rule else {}
+    values["rule"] = rule | share
     values["optimizer"]["lr"] = asked.lr
     values["train"] |= {"start_from": asked.run, "freeze": freeze, "seed": seed}
     return train(parse(values), verbose=False)

@@ -123,6 +123,25 @@ def test_the_drift_is_that_of_the_features(tokens):
     assert float(found[2][0]) > 0
 
 
+@pytest.mark.parametrize("update", ["together", "fused"])
+def test_the_first_half_and_its_heads_have_their_own_learning_rate(tokens, update):
+    """By SGD: a tenth of the rate moves them a tenth as far."""
+    moved = []
+    for options in ({}, {"hidden_lr": 0.02}, {"hidden_lr": 0.2}):
+        net = language_net()
+        torch.manual_seed(1)
+        rule = RULES["lopt"](**options)
+        trainer = Trainer(net, rule, TASK, {"name": "sgd", "lr": 0.2}, compute={"update": update})
+        trainer.bind(tokens)
+        units = [nn.utils.parameters_to_vector(unit).detach().clone() for unit in rule.units(net)]
+        trainer.step(tokens)
+        now = [nn.utils.parameters_to_vector(unit).detach() for unit in rule.units(net)]
+        moved.append([after - before for before, after in zip(units, now, strict=True)])
+    for usual, slow, given in zip(*moved, strict=True):
+        assert torch.equal(usual, given)
+        torch.testing.assert_close(slow, usual if usual is moved[0][-1] else usual / 10, rtol=1e-9, atol=1e-15)
+
+
 def test_what_it_cannot_do_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     x, y = torch.randn(4, 2, 2), torch.arange(4) % 3
@@ -139,8 +158,9 @@ def test_what_it_cannot_do_is_refused():
         bound(Words(), Batch(torch.randint(5, (4, 2)), y), Classify(3), taps=["fc1"])
     with pytest.raises(UserError, match="drift: found -1"):
         RULES["lopt"](drift=-1)
-    with pytest.raises(UserError, match="weight: found 0"):
-        RULES["lopt"](weight=0)
+    for option in ("weight", "hidden_lr"):
+        with pytest.raises(UserError, match=f"{option}: found 0"):
+            RULES["lopt"](**{option: 0})
     rule = bound(net, Batch(x, y), Classify(3), drift=5)
     with pytest.raises(UserError, match="mesh: found 'blocks' with drift: 5"):
         rule.refuse_mesh("blocks", net)

@@ -24,7 +24,7 @@ pixel by pixel, with its input averaged to the same size.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,9 @@ class LoPT(LocalRule):
     """Reconstruction of its input for each hidden segment, and the task's loss for the last one.
 
     Args:
-        weight: lambda, the factor of the reconstruction losses.
+        weight: lambda, the factor of the reconstruction losses. Adam and AdamW divide it out again.
+        hidden_lr: the highest learning rate of hidden segments and their D_k, `lr_k1` of the authors; None for that of
+            the optimiser. The smaller it is, the less the features move.
         drift: the number of steps from one measurement of the drift to the next; 0 for none. The scalar `drift/<tap>`
             is |h - h'| / |h'| for the features h of four samples now and h' before the first step.
         taps: submodules after which the graph is cut; a number of taps, for segments of about as many stages each; or
@@ -67,12 +69,16 @@ class LoPT(LocalRule):
     keeps_steps: ClassVar[bool] = True
     sees_inputs: ClassVar[bool] = True
 
-    def __init__(self, *, weight: float = 10.0, drift: int = 0, taps: Taps = None) -> None:
+    def __init__(
+        self, *, weight: float = 10.0, hidden_lr: float | None = None, drift: int = 0, taps: Taps = None
+    ) -> None:
         super().__init__(taps=taps)
         check_positive("weight", weight)
+        if hidden_lr is not None:
+            check_positive("hidden_lr", hidden_lr)
         if drift < 0:
             raise UserError(f"drift: found {drift}, allowed: 0 for no measurement, or a number of steps")
-        self.weight, self.drift = weight, drift
+        self.weight, self.hidden_lr, self.drift = weight, hidden_lr, drift
         self.heads = nn.ModuleList()
         self.start: Start | None = None
         self._entrance = ""  # the module whose output is h_0; "" if that is x
@@ -113,6 +119,19 @@ class LoPT(LocalRule):
     def head(self, index: int) -> nn.Module | None:
         """Return D_k of a hidden segment, which is trained together with it."""
         return self.heads[index] if index < len(self.heads) else None
+
+    def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """Return a group of the last segment and one of the others, which has `hidden_lr`; one group without it.
+
+        Args:
+            net: the net that the rule is bound to.
+        """
+        groups = super().optimizer_groups(net)
+        if self.hidden_lr is None or not self.taps:
+            return groups
+        last = {id(p) for p in self.unit(net, len(self.segments) - 1)}
+        parts = [[p for p in groups[0]["params"] if (id(p) in last) == chosen] for chosen in (True, False)]
+        return [{"params": parts[0]}, {"params": parts[1], "lr": self.hidden_lr}]
 
     @contextmanager
     def cut_net(
