@@ -36,6 +36,7 @@ VARIANTS = [
     Case("mono_forward", "blocks", "resnet18"),
     Case("local", "blocks", "recurrent"),
     Case("solo", "blocks", "refresh"),
+    Case("lopt", "blocks", "hidden_lr"),  # two groups of parameters, and each process has those of one
     Case("noprop_dt", "blocks", "shared"),
     Case("noprop_dt", "blocks", "random"),
     Case("noprop_dt", "data", "adamw"),
@@ -101,6 +102,8 @@ def new_rule(case: Case) -> Rule:
         return kind(taps=["joint", "end"])
     if case.variant == "refresh":
         return kind(refresh=2)
+    if case.variant == "hidden_lr":
+        return kind(hidden_lr=0.01)
     if case.variant == "random":
         return kind(order="random")
     return kind(**options.get((case.rule, case.mode), {}))

@@ -71,7 +71,7 @@ class Updater:
         optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         self._not_optimized = [p for p in (*net.parameters(), *rule.parameters()) if id(p) not in optimized]
         self._distributed = isinstance(net, DistributedDataParallel)
-        device = self.optimizer.param_groups[0]["params"][0].device
+        device = next(p for group in self.optimizer.param_groups for p in group["params"]).device
         # Eager steps need them, too, to have the bits of captured ones: the rates are rounded to float32.
         self._rates = DeviceRates(self.optimizer, device) if device.type in RECORDERS else None
 
