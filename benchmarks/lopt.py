@@ -4,8 +4,8 @@
     python benchmarks/lopt.py runs/first second.txt --steps 200
 
 Each rule starts with the weights of the run, and trains on the second text for the same number of steps. The text is a
-file of 1 MB or more. "frozen half" is backprop with a first half that does not move; "a tenth" is the learning rate of
-the first half, divided by that of the last.
+file of at least 2.3 kB for each step. "frozen half" is backprop with a first half that does not move. With "a tenth"
+and "a hundredth" the learning rate of the first half is this share of `--lr`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RULES: Mapping[str, tuple[dict[str, Any], list[str]]] = {
     "backprop": ({"name": "backprop"}, []),
     "frozen half": ({"name": "backprop"}, ["embed*", "block1*", "block2*"]),
     "lopt": ({"name": "lopt", "drift": 10}, []),
-    "lopt, a tenth": ({"name": "lopt", "drift": 10, "hidden_lr": 0.1}, []),
+    "lopt, a tenth": ({"name": "lopt", "drift": 10, "hidden_lr": 0.1}, []),  # here a share of --lr
     "lopt, a hundredth": ({"name": "lopt", "drift": 10, "hidden_lr": 0.01}, []),
     "mono_forward, K = 2": ({"name": "mono_forward", "taps": 1}, []),
 }

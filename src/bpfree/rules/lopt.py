@@ -50,7 +50,7 @@ class LoPT(LocalRule):
     """Reconstruction of its input for each hidden segment, and the task's loss for the last one.
 
     Args:
-        weight: lambda, the factor of the reconstruction losses. Adam and AdamW divide it out again.
+        weight: lambda, the factor of the reconstruction losses.
         hidden_lr: the highest learning rate of hidden segments and their D_k, `lr_k1` of the authors; None for that of
             the optimiser. The smaller it is, the less the features move.
         drift: the number of steps from one measurement of the drift to the next; 0 for none. The scalar `drift/<tap>`
