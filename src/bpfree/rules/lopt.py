@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.errors import UserError, check_positive
-from bpfree.grad import first_trainable, runs_again
+from bpfree.grad import runs_again
 from bpfree.inputs import Inputs, forward, main_input
 from bpfree.local.cut import Taps
 from bpfree.local.evenly import evenly, whole_stages
-from bpfree.local.rule import LocalRule
+from bpfree.local.headed import HeadedRule
 from bpfree.local.segments import joins_next_stage, rehearsal
 from bpfree.nets.unchanged import same_modes
 from bpfree.noise import Noise
@@ -46,7 +46,7 @@ _BOTTLENECK = 4  # features of D's input for each in its middle
 _PROBES = 4  # samples by which the drift is measured
 
 
-class LoPT(LocalRule):
+class LoPT(HeadedRule):
     """Reconstruction of its input for each hidden segment, and the task's loss for the last one.
 
     Args:
@@ -79,7 +79,6 @@ class LoPT(LocalRule):
         if drift < 0:
             raise UserError(f"drift: found {drift}, allowed: 0 for no measurement, or a number of steps")
         self.weight, self.hidden_lr, self.drift = weight, hidden_lr, drift
-        self.heads = nn.ModuleList()
         self.start: Start | None = None
         self._entrance = ""  # the module whose output is h_0; "" if that is x
         self._entered: Tensor | None = None  # h_0 of the pass that runs
@@ -96,29 +95,23 @@ class LoPT(LocalRule):
             UserError: the net takes tokens and has no nn.Embedding, it cannot be cut, or the drift is to be measured of
                 a net with several inputs.
         """
-        super().bind(net, task, batch)
         self._entrance, self.start = _entrance(net), None
-        self.heads = nn.ModuleList()
-        if not self.taps:
-            return
-        for before, h in self._pairs(net, batch.first(2).x):
-            if not before.is_floating_point():
-                raise UserError(
-                    "net: found tokens as its input and no nn.Embedding that gives them features, allowed: a net with "
-                    "an nn.Embedding, since LoPT reconstructs its output. Use another rule, such as solo"
-                )
-            self.heads.append(Reconstruction(h.shape[1:], before.shape[1:]))
-        like = first_trainable(net)
-        self.heads.to(device=like.device, dtype=like.dtype)
-        if self.drift:
+        super().bind(net, task, batch)
+        if self.drift and self.taps:
             if not isinstance(batch.x, Tensor):
                 raise UserError(f"drift: found {self.drift}, allowed: 0 for a net with several inputs")
             x = batch.x[:_PROBES].clone()
             self.start = Start(x, [h for _, h in self._pairs(net, x)])
 
-    def head(self, index: int) -> nn.Module | None:
-        """Return D_k of a hidden segment, which is trained together with it."""
-        return self.heads[index] if index < len(self.heads) else None
+    def make_head(self, index: int, net: nn.Module, task: Task, batch: Batch) -> nn.Module:
+        """Return D_k of a hidden segment; see `HeadedRule`."""
+        before, h = self._pairs(net, batch.first(2).x)[index]
+        if not before.is_floating_point():
+            raise UserError(
+                "net: found tokens as its input and no nn.Embedding that gives them features, allowed: a net with "
+                "an nn.Embedding, since LoPT reconstructs its output. Use another rule, such as solo"
+            )
+        return Reconstruction(h.shape[1:], before.shape[1:])
 
     def optimizer_groups(self, net: nn.Module) -> list[dict[str, Any]]:
         """Return a group of the last segment and one of the others, which has `hidden_lr`; one group without it.

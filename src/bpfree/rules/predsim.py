@@ -29,12 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpfree.errors import UserError, check_positive
-from bpfree.grad import first_trainable, inner
+from bpfree.grad import inner
 from bpfree.local.cut import Taps
+from bpfree.local.headed import HeadedRule
 from bpfree.local.heads.linear import PixelLinear, Pixels, PooledLinear, head_shape
 from bpfree.local.maps import std_over_space
-from bpfree.local.rule import LocalRule
-from bpfree.local.segments import Segment
 from bpfree.mesh import whole
 from bpfree.tasks.abilities import ANY_LABELS
 from bpfree.types import Batch, Task
@@ -43,7 +42,7 @@ _TINY = 1e-12  # below which the length of a sample counts as this
 _FEW_CHANNELS = 3  # maps with no more of them are compared value by value
 
 
-class PredSim(LocalRule):
+class PredSim(HeadedRule):
     """Prediction and similarity matching together.
 
     Args:
@@ -65,23 +64,13 @@ class PredSim(LocalRule):
         self.beta = beta
         self.pooled = pooled
         self.output_weight = 1 - beta
-        self.heads = nn.ModuleList()
 
-    def bind(self, net: nn.Module, task: Task, batch: Batch) -> None:
-        """Make g_l and D_l, as far as beta asks for them, for every hidden segment."""
-        super().bind(net, task, batch)
-        like = first_trainable(net)
-        heads = [self._new_head(segment, task.dim) for segment in self.segments[:-1]]
-        self.heads = nn.ModuleList(heads).to(device=like.device, dtype=like.dtype)
-
-    def _new_head(self, segment: Segment, outputs: int) -> nn.Module:
+    def make_head(self, index: int, net: nn.Module, task: Task, batch: Batch) -> nn.Module:
+        """Return g_l and D_l, as far as beta asks for them; see `HeadedRule`."""
+        segment, outputs = self.segments[index], task.dim
         if self.pixels is not None:
             outputs, _ = head_shape(segment, outputs, self.pixels)
         return _Head(tuple(segment.shape), outputs, self.beta, self.pooled, self.pixels)
-
-    def head(self, index: int) -> nn.Module | None:
-        """g_l and D_l, trained together with their segment."""
-        return self.heads[index] if index < len(self.heads) else None
 
     def scores(self, index: int, h: Tensor) -> Tensor | None:
         """D pool(h), unless beta leaves no prediction loss."""
